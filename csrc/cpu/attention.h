@@ -1,0 +1,18 @@
+// The CPU attention driver: packs K and V once per call and key/value head, plans work items, runs them on threads.
+#pragma once
+
+#include "core/params.h"
+#include "core/pattern.h"
+#include "cpu/kernels.h"
+
+namespace sparsed::cpu {
+
+void attention(const AttentionKernels& kernels, const AttentionParams& params);
+
+BlockPattern attention_and_select(const AttentionKernels& kernels, const AttentionParams& params,
+                                  const SelectParams& select);
+
+// Whether the kernels' key groups line up with the place where the generation's own softmax begins.
+bool can_select(const AttentionKernels& kernels, const AttentionParams& params, const SelectParams& select);
+
+}  // namespace sparsed::cpu

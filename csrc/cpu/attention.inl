@@ -1,0 +1,363 @@
+// Attention of one work item: online softmax over the item's key groups, dense and block-sparse alike, with the block
+// sums of the fused selection. One algorithm over Vec and Tile; included by isa_*.cpp only.
+//
+// Scores live transposed (S^T = K Q^T, O^T = V^T P^T): a lane is a query, so max, sum, rescaling and block sums need no
+// horizontal step. Scores are in units of log2: exp2(s * scale - m), with log2(e) inside scale.
+
+namespace sparsed {
+namespace {
+
+using cpu::AttentionItem;
+using cpu::AttentionKernels;
+using cpu::PackRows;
+using cpu::SelectItem;
+
+constexpr float kLowest = -3.0e38f;  // in place of -inf, so that a masked score minus it is -inf and not NaN
+constexpr float kLn2 = 0.693147180559945309f;
+
+constexpr int kTiles = Tile::kItemQueries / Tile::kQueries;
+
+inline size_t align64(size_t bytes) { return (bytes + 63) / 64 * 64; }
+
+// One query tile's softmax state; arrays of kQueries.
+struct State {
+  float max[Tile::kQueries];    // running maximum, scaled
+  float sum[Tile::kQueries];    // of probabilities relative to max
+  float alpha[Tile::kQueries];  // what the last chunk scaled the sums by
+};
+
+// Addresses inside an item's scratch.
+struct Scratch {
+  std::byte* q;        // [kTiles] packed query tiles
+  float* o;            // [kTiles][out_rows][kQueries]
+  State* state;        // [kTiles]
+  float* s;            // [kChunk][kQueries]
+  Tile::Prob* p;       // [kChunk][kQueries]
+  float* cells;        // [kTiles][cells][kQueries] block sums
+  float* chunk_max;    // [kTiles][chunks][kQueries] what the cells of a chunk are relative to
+  float* weight;       // [chunks][kQueries]
+  size_t bytes;
+
+  // At most cells + 1 chunks: a cell is no longer than a chunk, and one chunk may end early at the generation.
+  Scratch(std::byte* base, int head_dim, int64_t cell_count) {
+    const size_t per_query = sizeof(float) * Tile::kQueries;
+    const size_t rows = static_cast<size_t>(cell_count);
+    size_t at = 0;
+    const auto take = [&](size_t size) {
+      std::byte* p = base + at;
+      at += align64(size);
+      return p;
+    };
+    q = take(kTiles * Tile::q_bytes(head_dim));
+    o = reinterpret_cast<float*>(take(kTiles * per_query * Tile::out_rows(head_dim)));
+    state = reinterpret_cast<State*>(take(kTiles * sizeof(State)));
+    s = reinterpret_cast<float*>(take(per_query * Tile::kChunk));
+    p = reinterpret_cast<Tile::Prob*>(take(sizeof(Tile::Prob) * Tile::kQueries * Tile::kChunk));
+    cells = reinterpret_cast<float*>(take(kTiles * per_query * rows));
+    chunk_max = reinterpret_cast<float*>(take(kTiles * per_query * (rows ? rows + 1 : 0)));
+    weight = reinterpret_cast<float*>(take(per_query * (rows ? rows + 1 : 0)));
+    bytes = at;
+  }
+};
+
+inline size_t scratch_bytes(int head_dim, int64_t cells) { return Scratch(nullptr, head_dim, cells).bytes; }
+
+// Where the cells of a selection come from.
+enum class Sums {
+  kNone,
+  kShared,    // the attention's own probabilities, relative to the running maximum
+  kChunkMax,  // relative to the chunk's own maximum; the attention's follow by one factor per query
+  kTwice,     // other scale: a second exponential, relative to the chunk's own maximum
+};
+
+struct Chunk {
+  int keys;
+  float scale;
+  float select_scale;
+  int cell_keys;
+  float* cells;      // first cell of the chunk
+  float* chunk_max;
+};
+
+// Softmax of one chunk of S^T: updates max and sum, writes P^T, the cell sums, and alpha. False: alpha is 1 everywhere.
+template <int NV, Sums kSums>
+bool softmax(const Chunk& chunk, const float* s, State& state, Tile::Prob* p) {
+  constexpr int kQ = Tile::kQueries, kL = Vec::kLanes;
+  const Vec scale = Vec::set(chunk.scale), select_scale = Vec::set(chunk.select_scale);
+  const Vec lowest = Vec::set(kLowest);
+  Vec base[NV], factor[NV], select_base[NV], total[NV];
+  Vec highest[NV];
+  for (int v = 0; v < NV; ++v) highest[v] = lowest;
+  // max(a, b) keeps b where a is NaN: a NaN score reaches the output through the exponential, not the maximum.
+  for (int key = 0; key < chunk.keys; ++key) {
+    for (int v = 0; v < NV; ++v) highest[v] = max(Vec::load(s + key * kQ + v * kL), highest[v]);
+  }
+  bool changed = false;
+  for (int v = 0; v < NV; ++v) {
+    const Vec before = Vec::load(state.max + v * kL);
+    const Vec own = max(highest[v] * scale, lowest);
+    const Vec after = max(own, before);
+    changed = any_greater(after, before) || changed;
+    after.store(state.max + v * kL);
+    exp2(before - after).store(state.alpha + v * kL);
+    base[v] = kSums == Sums::kChunkMax ? own : after;
+    factor[v] = exp2(own - after);
+    select_base[v] = max(highest[v] * select_scale, lowest);
+    total[v] = Vec::zero();
+    if constexpr (kSums == Sums::kShared || kSums == Sums::kChunkMax) base[v].store(chunk.chunk_max + v * kL);
+    if constexpr (kSums == Sums::kTwice) select_base[v].store(chunk.chunk_max + v * kL);
+  }
+  for (int first = 0, cell = 0; first < chunk.keys; first += chunk.cell_keys, ++cell) {
+    const int end = first + chunk.cell_keys < chunk.keys ? first + chunk.cell_keys : chunk.keys;
+    Vec sum[NV], select_sum[NV];
+    for (int v = 0; v < NV; ++v) sum[v] = select_sum[v] = Vec::zero();
+    for (int key = first; key < end; key += 2) {
+      for (int v = 0; v < NV; ++v) {
+        const Vec s0 = Vec::load(s + key * kQ + v * kL), s1 = Vec::load(s + (key + 1) * kQ + v * kL);
+        Vec e0 = exp2(fma(s0, scale, Vec::zero() - base[v])), e1 = exp2(fma(s1, scale, Vec::zero() - base[v]));
+        sum[v] = sum[v] + (e0 + e1);
+        if constexpr (kSums == Sums::kTwice) {
+          select_sum[v] = select_sum[v] + (exp2(fma(s0, select_scale, Vec::zero() - select_base[v])) +
+                                           exp2(fma(s1, select_scale, Vec::zero() - select_base[v])));
+        }
+        if constexpr (kSums == Sums::kChunkMax) {
+          e0 = e0 * factor[v];
+          e1 = e1 * factor[v];
+        }
+        Tile::store_pair(p, key, v, e0, e1);
+      }
+    }
+    for (int v = 0; v < NV; ++v) {
+      total[v] = total[v] + sum[v];
+      if constexpr (kSums != Sums::kNone) {
+        (kSums == Sums::kTwice ? select_sum[v] : sum[v]).store(chunk.cells + cell * kQ + v * kL);
+      }
+    }
+  }
+  for (int v = 0; v < NV; ++v) {
+    if constexpr (kSums == Sums::kChunkMax) total[v] = total[v] * factor[v];
+    fma(Vec::load(state.sum + v * kL), Vec::load(state.alpha + v * kL), total[v]).store(state.sum + v * kL);
+  }
+  return changed;
+}
+
+// Scores, softmax and output of one chunk of groups for one query tile.
+template <int NV, Sums kSums>
+void attend_chunk(const AttentionItem& item, const Scratch& scratch, const Chunk& chunk, int tile, int64_t group,
+                  int groups, bool fresh) {
+  Scratch at = scratch;
+  const std::byte* q = at.q + tile * Tile::q_bytes(item.head_dim);
+  Tile::template scores<NV>(item.k, item.groups.index + group, groups, q, item.head_dim, at.s);
+  for (int g = 0; g < groups; ++g) {
+    const uint32_t live = item.groups.live[group + g];
+    if (live == (Tile::kGroup == 32 ? ~0u : (1u << Tile::kGroup % 32) - 1u)) continue;
+    for (int key = 0; key < Tile::kGroup; ++key) {
+      if (live >> key & 1u) continue;
+      float* row = at.s + (g * Tile::kGroup + key) * Tile::kQueries;
+      for (int v = 0; v < NV; ++v) Vec::set(-__builtin_inff()).store(row + v * Vec::kLanes);
+    }
+  }
+  State& state = at.state[tile];
+  const bool changed = softmax<NV, kSums>(chunk, at.s, state, at.p);
+  if (!item.v) return;
+  float* o = at.o + static_cast<size_t>(tile) * Tile::out_rows(item.head_dim) * Tile::kQueries;
+  Tile::template accumulate<NV>(item.v, item.groups.index + group, groups, at.p, item.head_dim, fresh,
+                                changed ? state.alpha : nullptr, o);
+}
+
+template <Sums kSums>
+void attend_chunk(const AttentionItem& item, const Scratch& scratch, const Chunk& chunk, int tile, int64_t group,
+                  int groups, bool fresh) {
+  if (item.queries - tile * Tile::kQueries > Vec::kLanes) {
+    attend_chunk<2, kSums>(item, scratch, chunk, tile, group, groups, fresh);
+  } else {
+    attend_chunk<1, kSums>(item, scratch, chunk, tile, group, groups, fresh);
+  }
+}
+
+inline Sums sums_of(const SelectItem* select, int64_t group) {
+  if (!select) return Sums::kNone;
+  if (select->own_scale) return Sums::kTwice;
+  return select->generation_apart && group >= select->generation_group ? Sums::kChunkMax : Sums::kShared;
+}
+
+// The item's chunks of groups, in order; a chunk does not cross into the generation when that has a softmax of its own.
+// visit(first group, groups, first cell, chunk number).
+template <class Visit>
+void for_each_chunk(const AttentionItem& item, const Visit& visit) {
+  const SelectItem* select = item.select;
+  int64_t group = 0, chunk = 0;
+  while (group < item.groups.count) {
+    int64_t end = group + Tile::kChunk / Tile::kGroup;
+    if (end > item.groups.count) end = item.groups.count;
+    if (select && group < select->generation_group && end > select->generation_group) end = select->generation_group;
+    visit(group, static_cast<int>(end - group), select ? group * Tile::kGroup / select->cell_keys : 0, chunk);
+    group = end;
+    ++chunk;
+  }
+}
+
+// Weights of the chunks that turn cell sums into probabilities, for the cells from first_cell on.
+inline void chunk_weights(const AttentionItem& item, const float* cells, const float* chunk_max, int64_t first_cell,
+                          int queries, float* weight) {
+  constexpr int kQ = Tile::kQueries, kL = Vec::kLanes;
+  for (int v = 0; v < Tile::kVecs && v * kL < queries; ++v) {
+    Vec highest = Vec::set(kLowest), total = Vec::zero();
+    for_each_chunk(item, [&](int64_t, int, int64_t cell, int64_t chunk) {
+      if (cell >= first_cell) highest = max(Vec::load(chunk_max + chunk * kQ + v * kL), highest);
+    });
+    for_each_chunk(item, [&](int64_t, int groups, int64_t cell, int64_t chunk) {
+      if (cell < first_cell) return;
+      const int64_t end = cell + (groups * Tile::kGroup + item.select->cell_keys - 1) / item.select->cell_keys;
+      const Vec w = exp2(Vec::load(chunk_max + chunk * kQ + v * kL) - highest);
+      w.store(weight + chunk * kQ + v * kL);
+      for (int64_t c = cell; c < end; ++c) total = fma(Vec::load(cells + c * kQ + v * kL), w, total);
+    });
+    float inverse[kL];
+    total.store(inverse);
+    // Lanes beyond the item's queries and rows that see no key weigh nothing.
+    for (int i = 0; i < kL; ++i) inverse[i] = v * kL + i < queries && inverse[i] != 0.f ? 1.f / inverse[i] : 0.f;
+    const Vec scale = Vec::load(inverse);
+    for_each_chunk(item, [&](int64_t, int, int64_t cell, int64_t chunk) {
+      if (cell < first_cell) return;
+      (Vec::load(weight + chunk * kQ + v * kL) * scale).store(weight + chunk * kQ + v * kL);
+    });
+  }
+}
+
+// Adds one query tile's probability mass to the scores of its query blocks. A vector of queries lies in one query
+// block, because block sizes are multiples of 16.
+inline void add_block_scores(const AttentionItem& item, const Scratch& scratch, int tile, int64_t first_cell,
+                             float* scores) {
+  constexpr int kQ = Tile::kQueries, kL = Vec::kLanes;
+  const SelectItem& select = *item.select;
+  const float* cells = scratch.cells + static_cast<size_t>(tile) * select.cells * kQ;
+  const float* chunk_max = scratch.chunk_max + static_cast<size_t>(tile) * (select.cells + 1) * kQ;
+  const int queries = item.queries - tile * kQ;
+  chunk_weights(item, cells, chunk_max, first_cell, queries, scratch.weight);
+  for (int v = 0; v < Tile::kVecs && v * kL < queries; ++v) {
+    float* row = scores + (tile * kQ + v * kL) / select.block_size * select.kv_blocks;
+    for_each_chunk(item, [&](int64_t, int groups, int64_t cell, int64_t chunk) {
+      if (cell < first_cell) return;
+      const int64_t end = cell + (groups * Tile::kGroup + select.cell_keys - 1) / select.cell_keys;
+      const Vec w = Vec::load(scratch.weight + chunk * kQ + v * kL);
+      for (int64_t c = cell; c < end && c / select.block_cells < select.kv_blocks; ++c) {
+        row[c / select.block_cells] += reduce_add(Vec::load(cells + c * kQ + v * kL) * w);
+      }
+    });
+  }
+}
+
+inline void finish_selection(const AttentionItem& item, const Scratch& scratch) {
+  const SelectItem& select = *item.select;
+  const int64_t size = (item.queries + select.block_size - 1) / select.block_size * select.kv_blocks;
+  for (int64_t i = 0; i < size; ++i) select.scores[i] = 0.f;
+  if (select.generation) {
+    for (int64_t i = 0; i < size; ++i) select.generation[i] = 0.f;
+  }
+  for (int tile = 0; tile * Tile::kQueries < item.queries; ++tile) {
+    add_block_scores(item, scratch, tile, 0, select.scores);
+    if (select.generation) add_block_scores(item, scratch, tile, select.generation_cell, select.generation);
+  }
+}
+
+template <class T>
+void write_output(const AttentionItem& item, const Scratch& scratch) {
+  constexpr int kL = Vec::kLanes;
+  float row[256 + kL];
+  for (int i = 0; i < item.queries; ++i) {
+    const State& state = scratch.state[i / Tile::kQueries];
+    const int lane = i % Tile::kQueries;
+    const float sum = state.sum[lane];
+    if (item.lse) item.lse[i] = sum == 0.f ? -__builtin_inff() : (state.max[lane] + __builtin_log2f(sum)) * kLn2;
+    if (!item.out) continue;
+    T* out = static_cast<T*>(item.out) + i * item.out_stride;
+    const float inverse = sum == 0.f ? 0.f : 1.f / sum;
+    const float* o = scratch.o + static_cast<size_t>(i / Tile::kQueries) * Tile::out_rows(item.head_dim) * Tile::kQueries;
+    for (int d = 0; d < item.head_dim; ++d) row[d] = sum == 0.f ? 0.f : o[d * Tile::kQueries + lane] * inverse;
+    for (int d = 0; d < item.head_dim; d += kL) {
+      Vec::load(row + d).store_n(out + d, item.head_dim - d < kL ? item.head_dim - d : kL);
+    }
+  }
+}
+
+template <class T>
+void run_typed(const AttentionItem& item) {
+  const SelectItem* select = item.select;
+  const Scratch scratch(item.scratch, item.head_dim, select ? select->cells : 0);
+  const int tiles = (item.queries + Tile::kQueries - 1) / Tile::kQueries;
+  for (int tile = 0; tile < tiles; ++tile) {
+    const int first = tile * Tile::kQueries;
+    const int count = item.queries - first < Tile::kQueries ? item.queries - first : Tile::kQueries;
+    Tile::pack_q(static_cast<const T*>(item.q) + first * item.q_stride, item.q_stride, count, item.head_dim,
+                 scratch.q + tile * Tile::q_bytes(item.head_dim));
+    State& state = scratch.state[tile];
+    for (int i = 0; i < Tile::kQueries; ++i) {
+      state.max[i] = kLowest;
+      state.sum[i] = 0.f;
+    }
+  }
+  for_each_chunk(item, [&](int64_t group, int groups, int64_t cell, int64_t number) {
+    Chunk chunk{groups * Tile::kGroup, item.scale, 0.f, Tile::kChunk, nullptr, nullptr};
+    const Sums sums = sums_of(select, group);
+    for (int tile = 0; tile < tiles; ++tile) {
+      if (select) {
+        chunk.select_scale = select->scale;
+        chunk.cell_keys = select->cell_keys;
+        chunk.cells = scratch.cells + (static_cast<size_t>(tile) * select->cells + cell) * Tile::kQueries;
+        chunk.chunk_max = scratch.chunk_max + (static_cast<size_t>(tile) * (select->cells + 1) + number) * Tile::kQueries;
+      }
+      const bool fresh = group == 0;
+      switch (sums) {
+        case Sums::kNone: attend_chunk<Sums::kNone>(item, scratch, chunk, tile, group, groups, fresh); break;
+        case Sums::kShared: attend_chunk<Sums::kShared>(item, scratch, chunk, tile, group, groups, fresh); break;
+        case Sums::kChunkMax: attend_chunk<Sums::kChunkMax>(item, scratch, chunk, tile, group, groups, fresh); break;
+        case Sums::kTwice: attend_chunk<Sums::kTwice>(item, scratch, chunk, tile, group, groups, fresh); break;
+      }
+    }
+  });
+  if (select) finish_selection(item, scratch);
+  write_output<T>(item, scratch);
+}
+
+// Packing and output exist per element type that the tile takes.
+template <class F>
+void for_dtype(DType dtype, const F& f) {
+  if constexpr (Tile::kBf16Only) {
+    f(Bf16{});
+  } else {
+    switch (dtype) {
+      case DType::kFloat32: f(float{}); break;
+      case DType::kFloat16: f(F16{}); break;
+      case DType::kBFloat16: f(Bf16{}); break;
+    }
+  }
+}
+
+inline void run_item(const AttentionItem& item) {
+  Tile::begin();
+  for_dtype(item.dtype, [&](auto element) { run_typed<decltype(element)>(item); });
+  Tile::end();
+}
+
+inline void pack_k(const PackRows& r, std::byte* group) {
+  for_dtype(r.dtype, [&](auto element) {
+    const auto* rows = static_cast<const decltype(element)*>(r.rows) + r.first * r.stride;
+    Tile::pack_k(rows, r.stride, static_cast<int>(r.count), r.head_dim, group);
+  });
+}
+
+inline void pack_v(const PackRows& r, std::byte* group) {
+  for_dtype(r.dtype, [&](auto element) {
+    const auto* rows = static_cast<const decltype(element)*>(r.rows) + r.first * r.stride;
+    Tile::pack_v(rows, r.stride, static_cast<int>(r.count), r.head_dim, group);
+  });
+}
+
+inline AttentionKernels attention_kernels() {
+  return {Tile::kGroup,  Tile::kItemQueries, Tile::kChunk, Tile::k_bytes, Tile::v_bytes,
+          scratch_bytes, pack_k,             pack_v,       run_item};
+}
+
+}  // namespace
+}  // namespace sparsed

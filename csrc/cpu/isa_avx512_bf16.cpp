@@ -1,0 +1,17 @@
+// Compiled with AVX-512 F, BW, VL, DQ and BF16.
+#include "cpu/kernels.h"
+#include "cpu/vec_avx512.h"
+// Vec first: the following are written over it.
+#include "cpu/mul_bf16.h"
+#include "cpu/tile_vector.h"
+#include "cpu/attention.inl"
+#include "cpu/ops.inl"
+
+namespace sparsed::cpu {
+
+const IsaKernels& kernels_avx512_bf16() {
+  static const IsaKernels table{attention_kernels(), &ops_kernels()};
+  return table;
+}
+
+}  // namespace sparsed::cpu

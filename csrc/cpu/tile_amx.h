@@ -1,0 +1,166 @@
+// The AMX-bf16 tile: K Q^T and V^T P^T on tile registers, softmax on AVX-512 vectors. Needs Vec (AVX-512) and amx.h.
+// A operand: 16 rows of 32 bfloat16. B operand: 16 pairs of rows, 16 columns, pairs side by side. Each is 1 KB, contiguous.
+//
+//   packed Q   [D/32][kVecs]      B operands: 32 d-rows x 16 queries
+//   packed K   [D/32][2]          A operands: 16 keys x 32 d           (one group of 32 keys)
+//   packed V   [D/16]             A operands: 16 d-rows x 32 keys      (one group; D padded to 32)
+//   S^T        [keys][kQueries]   float32
+//   P^T        [keys/32][kVecs]   B operands: 32 keys x 16 queries
+//   O^T        [D][kQueries]      float32
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "cpu/amx.h"
+#include "cpu/bf16_pairs.h"
+#include "cpu/half.h"
+
+namespace sparsed {
+namespace {
+
+struct Tile {
+  using Prob = Bf16;
+  static constexpr bool kBf16Only = true;
+  static constexpr int kGroup = 32;
+  static constexpr int kVecs = 2;
+  static constexpr int kQueries = kVecs * Vec::kLanes;
+  static constexpr int kItemQueries = 256;
+  static constexpr int kChunk = 256;
+
+  static constexpr int kTile = 512;  // elements of an operand
+  static int k_steps(int head_dim) { return (head_dim + 31) / 32; }
+
+  static size_t k_bytes(int head_dim) { return sizeof(Bf16) * 2 * kTile * k_steps(head_dim); }
+  static size_t v_bytes(int head_dim) { return k_bytes(head_dim); }
+  static size_t q_bytes(int head_dim) { return k_bytes(head_dim); }
+  static int out_rows(int head_dim) { return 32 * k_steps(head_dim); }
+  static void begin() { tile_configure(); }
+  static void end() { tile_release(); }
+
+  static void pack_k(const Bf16* rows, int64_t stride, int count, int head_dim, std::byte* group) {
+    Bf16* out = reinterpret_cast<Bf16*>(group);
+    for (int step = 0; step < k_steps(head_dim); ++step) {
+      const int n = head_dim - 32 * step < 32 ? head_dim - 32 * step : 32;
+      for (int key = 0; key < kGroup; ++key) {
+        Bf16* to = out + (static_cast<size_t>(step) * kGroup + key) * 32;
+        for (int i = 0; i < 32; ++i) to[i] = key < count && i < n ? rows[key * stride + 32 * step + i] : Bf16{0};
+      }
+    }
+  }
+
+  static void pack_q(const Bf16* rows, int64_t stride, int count, int head_dim, std::byte* q) {
+    Bf16* out = reinterpret_cast<Bf16*>(q);
+    for (int d = 0; d < 32 * k_steps(head_dim); ++d) {
+      for (int i = 0; i < kQueries; ++i) {
+        const size_t tile = static_cast<size_t>(d / 32) * kVecs + i / 16;
+        out[tile * kTile + (d % 32 / 2 * 16 + i % 16) * 2 + d % 2] =
+            i < count && d < head_dim ? rows[i * stride + d] : Bf16{0};
+      }
+    }
+  }
+
+  static void pack_v(const Bf16* rows, int64_t stride, int count, int head_dim, std::byte* group) {
+    Bf16* out = reinterpret_cast<Bf16*>(group);
+    for (int d = 0; d < out_rows(head_dim); ++d) {
+      for (int key = 0; key < kGroup; ++key) {
+        out[static_cast<size_t>(d) * 32 + key] = key < count && d < head_dim ? rows[key * stride + d] : Bf16{0};
+      }
+    }
+  }
+
+  // S^T of `count` groups: s[key][query] = sum over d of K[key][d] Q[query][d].
+  template <int NV>
+  static void scores(const std::byte* k, const int32_t* index, int count, const std::byte* q, int head_dim, float* s) {
+    const Bf16* queries = reinterpret_cast<const Bf16*>(q);
+    const int steps = k_steps(head_dim);
+    for (int g = 0; g < count; ++g) {
+      const Bf16* keys = reinterpret_cast<const Bf16*>(k + static_cast<size_t>(index[g]) * k_bytes(head_dim));
+      clear<NV>();
+      for (int step = 0; step < steps; ++step) multiply<NV>(keys + step * 2 * kTile, queries + step * kVecs * kTile);
+      store<NV>(s + static_cast<size_t>(g) * kGroup * kQueries);
+    }
+  }
+
+  // Probabilities of keys key and key + 1 for the query vector v: interleaved, as the B operand wants them.
+  static void store_pair(Prob* p, int key, int v, Vec first, Vec second) {
+    store_bf16_pairs(p + (static_cast<size_t>(key / 32) * kVecs + v) * kTile + key % 32 * 16, first, second);
+  }
+
+  // O^T = O^T * alpha + V^T P^T over `count` groups. fresh: O^T starts at 0; alpha: nullptr where nothing changes.
+  template <int NV>
+  static void accumulate(const std::byte* v_packed, const int32_t* index, int count, const Prob* p, int head_dim,
+                         bool fresh, const float* alpha, float* o) {
+    for (int d = 0; d < out_rows(head_dim); d += 32) {
+      float* out = o + d * kQueries;
+      if (fresh) {
+        clear<NV>();
+      } else {
+        if (alpha) rescale<NV>(out, alpha);
+        load<NV>(out);
+      }
+      for (int g = 0; g < count; ++g) {
+        const Bf16* values = reinterpret_cast<const Bf16*>(v_packed + static_cast<size_t>(index[g]) * v_bytes(head_dim));
+        multiply<NV>(values + static_cast<size_t>(d) * 32, p + static_cast<size_t>(g) * kVecs * kTile);
+      }
+      store<NV>(out);
+    }
+  }
+
+ private:
+  static constexpr size_t kStride = kQueries * sizeof(float);
+
+  // Tiles 0-3: a 32 x 16*NV block of float32; 4, 5: A; 6, 7: B.
+  template <int NV>
+  static void clear() {
+    tile_zero<0>();
+    tile_zero<2>();
+    if constexpr (NV == 2) {
+      tile_zero<1>();
+      tile_zero<3>();
+    }
+  }
+  template <int NV>
+  static void multiply(const Bf16* a, const Bf16* b) {
+    tile_load<4>(a, 64);
+    tile_load<6>(b, 64);
+    tile_dp<0, 4, 6>();
+    tile_load<5>(a + kTile, 64);
+    tile_dp<2, 5, 6>();
+    if constexpr (NV == 2) {
+      tile_load<7>(b + kTile, 64);
+      tile_dp<1, 4, 7>();
+      tile_dp<3, 5, 7>();
+    }
+  }
+  template <int NV>
+  static void load(const float* c) {
+    tile_load<0>(c, kStride);
+    tile_load<2>(c + 16 * kQueries, kStride);
+    if constexpr (NV == 2) {
+      tile_load<1>(c + 16, kStride);
+      tile_load<3>(c + 16 * kQueries + 16, kStride);
+    }
+  }
+  template <int NV>
+  static void store(float* c) {
+    tile_store<0>(c, kStride);
+    tile_store<2>(c + 16 * kQueries, kStride);
+    if constexpr (NV == 2) {
+      tile_store<1>(c + 16, kStride);
+      tile_store<3>(c + 16 * kQueries + 16, kStride);
+    }
+  }
+  template <int NV>
+  static void rescale(float* o, const float* alpha) {
+    for (int r = 0; r < 32; ++r) {
+      for (int v = 0; v < NV; ++v) {
+        float* at = o + r * kQueries + v * Vec::kLanes;
+        (Vec::load(at) * Vec::load(alpha + v * Vec::kLanes)).store(at);
+      }
+    }
+  }
+};
+
+}  // namespace
+}  // namespace sparsed

@@ -1,0 +1,158 @@
+// The tile of the vector instruction sets, one query per lane, over a multiply-add step: float32 products one by one
+// (mul_float.h), or bfloat16 products in pairs (mul_bf16.h). Needs Vec and Mul. A step covers kDepth inputs.
+//
+//   packed Q   [D/kDepth][kQueries]             one query tile, transposed
+//   packed K   [D/kDepth][kGroup]               one group: a row holds the group's keys, to be broadcast one by one
+//   packed V   [D/kRows][kGroup/kDepth][kRows]  one group: for each panel of d-rows, the keys in order
+//   S^T        [keys][kQueries]                 float32
+//   P^T        [keys/kDepth][kQueries]
+//   O^T        [D][kQueries]                    float32
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "cpu/half.h"
+
+namespace sparsed {
+namespace {
+
+struct Tile {
+  using Elem = Mul::Elem;
+  using Prob = Mul::Prob;
+  static constexpr bool kBf16Only = sizeof(Prob) == 2;
+  static constexpr int kDepth = Mul::kDepth;
+  static constexpr int kGroup = 16;
+  static constexpr int kVecs = 2;
+  static constexpr int kQueries = kVecs * Vec::kLanes;
+  static constexpr int kRows = Vec::kLanes == 16 ? 8 : 4;  // kRows x kVecs accumulators fill the register file
+  static constexpr int kItemQueries = 256;
+  static constexpr int kChunk = Vec::kLanes == 16 ? 128 : 256;  // its scores and probabilities stay in L1
+
+  static size_t k_bytes(int head_dim) { return sizeof(Prob) * kGroup * head_dim; }
+  static size_t v_bytes(int head_dim) { return sizeof(Prob) * kGroup * head_dim; }
+  static size_t q_bytes(int head_dim) { return sizeof(Prob) * kQueries * head_dim; }
+  static int out_rows(int head_dim) { return head_dim; }
+  static void begin() {}
+  static void end() {}
+
+  template <class T>
+  static void pack_k(const T* rows, int64_t stride, int count, int head_dim, std::byte* group) {
+    transpose(rows, stride, count, head_dim, kGroup, reinterpret_cast<Prob*>(group));
+  }
+
+  template <class T>
+  static void pack_q(const T* rows, int64_t stride, int count, int head_dim, std::byte* q) {
+    transpose(rows, stride, count, head_dim, kQueries, reinterpret_cast<Prob*>(q));
+  }
+
+  template <class T>
+  static void pack_v(const T* rows, int64_t stride, int count, int head_dim, std::byte* group) {
+    Prob* out = reinterpret_cast<Prob*>(group);
+    Prob row[kRows];
+    for (int key = 0; key < kGroup; ++key) {
+      for (int d = 0; d < head_dim; d += kRows) {
+        load_row(rows + key * stride + d, key < count ? kRows : 0, kRows, row);
+        Prob* panel = out + d * kGroup + key / kDepth * kRows * kDepth + key % kDepth;
+        for (int i = 0; i < kRows; ++i) panel[i * kDepth] = row[i];
+      }
+    }
+  }
+
+  // S^T of `count` groups: s[key][query] = sum over d of K[key][d] Q[query][d].
+  template <int NV>
+  static void scores(const std::byte* k, const int32_t* index, int count, const std::byte* q, int head_dim, float* s) {
+    const Elem* queries = reinterpret_cast<const Elem*>(q);
+    for (int g = 0; g < count; ++g) {
+      const Elem* keys = reinterpret_cast<const Elem*>(k + static_cast<size_t>(index[g]) * k_bytes(head_dim));
+      for (int first = 0; first < kGroup; first += kRows) {
+        Vec acc[kRows][NV];
+        clear(acc);
+        for (int d = 0; d < head_dim / kDepth; ++d) step(acc, keys + d * kGroup + first, queries + d * kQueries);
+        float* out = s + (static_cast<size_t>(g) * kGroup + first) * kQueries;
+        for (int r = 0; r < kRows; ++r) {
+          for (int v = 0; v < NV; ++v) acc[r][v].store(out + r * kQueries + v * Vec::kLanes);
+        }
+      }
+    }
+  }
+
+  // Probabilities of keys key and key + 1 (key even) for the query vector v.
+  static void store_pair(Prob* p, int key, int v, Vec first, Vec second) {
+    Mul::store_pair(p + key * kQueries + v * Vec::kLanes * kDepth, kQueries, first, second);
+  }
+
+  // O^T = O^T * alpha + V^T P^T over `count` groups. fresh: O^T starts at 0; alpha: nullptr where nothing changes.
+  template <int NV>
+  static void accumulate(const std::byte* v_packed, const int32_t* index, int count, const Prob* p, int head_dim,
+                         bool fresh, const float* alpha, float* o) {
+    for (int d = 0; d < head_dim; d += kRows) {
+      Vec acc[kRows][NV];
+      float* out = o + d * kQueries;
+      if (fresh) {
+        clear(acc);
+      } else {
+        for (int r = 0; r < kRows; ++r) {
+          for (int v = 0; v < NV; ++v) {
+            acc[r][v] = Vec::load(out + r * kQueries + v * Vec::kLanes);
+            if (alpha) acc[r][v] = acc[r][v] * Vec::load(alpha + v * Vec::kLanes);
+          }
+        }
+      }
+      for (int g = 0; g < count; ++g) {
+        const Elem* values =
+            reinterpret_cast<const Elem*>(v_packed + static_cast<size_t>(index[g]) * v_bytes(head_dim)) +
+            d * kGroup / kDepth;
+        const Elem* probs = reinterpret_cast<const Elem*>(p + static_cast<size_t>(g) * kGroup * kQueries);
+        for (int i = 0; i < kGroup / kDepth; ++i) step(acc, values + i * kRows, probs + i * kQueries);
+      }
+      for (int r = 0; r < kRows; ++r) {
+        for (int v = 0; v < NV; ++v) acc[r][v].store(out + r * kQueries + v * Vec::kLanes);
+      }
+    }
+  }
+
+ private:
+  template <int NV>
+  static void clear(Vec (&acc)[kRows][NV]) {
+    for (int r = 0; r < kRows; ++r) {
+      for (int v = 0; v < NV; ++v) acc[r][v] = Vec::zero();
+    }
+  }
+
+  // acc[r][v] += column[r] * row[v].
+  template <int NV>
+  static void step(Vec (&acc)[kRows][NV], const Elem* column, const Elem* row) {
+    typename Mul::Operand x[NV];
+    for (int v = 0; v < NV; ++v) x[v] = Mul::load(row + v * Vec::kLanes);
+    for (int r = 0; r < kRows; ++r) {
+      const typename Mul::Operand c = Mul::broadcast(column + r);
+      for (int v = 0; v < NV; ++v) acc[r][v] = Mul::multiply_add(c, x[v], acc[r][v]);
+    }
+  }
+
+  // `width` values from a row of which `count` exist, the others 0.
+  template <class T>
+  static void load_row(const T* from, int count, int width, Prob* row) {
+    for (int i = 0; i < width; i += Vec::kLanes) {
+      const int n = width - i < Vec::kLanes ? width - i : Vec::kLanes;
+      (i < count ? Vec::load_n(from + i, n) : Vec::zero()).store_n(row + i, n);
+    }
+  }
+
+  // out[d][i] = rows[i][d], `width` columns, zeros from `count` on.
+  template <class T>
+  static void transpose(const T* rows, int64_t stride, int count, int head_dim, int width, Prob* out) {
+    Prob row[8];
+    for (int i = 0; i < width; ++i) {
+      for (int d = 0; d < head_dim; d += 8) {
+        load_row(rows + i * stride + d, i < count ? 8 : 0, 8, row);
+        Prob* to = out + (static_cast<size_t>(d) * width + i * kDepth);
+        for (int j = 0; j < 8; ++j) to[static_cast<size_t>(j / kDepth) * width * kDepth + j % kDepth] = row[j];
+      }
+    }
+  }
+};
+
+}  // namespace
+}  // namespace sparsed

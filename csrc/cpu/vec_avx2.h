@@ -1,0 +1,111 @@
+// 8 floats in an AVX2 register (with FMA and F16C). Included only by isa_avx2.cpp.
+#pragma once
+
+#include <immintrin.h>
+
+#include "cpu/half.h"
+
+namespace sparsed {
+namespace {
+
+struct Vec {
+  static constexpr int kLanes = 8;
+  __m256 v;
+
+  static Vec zero() { return {_mm256_setzero_ps()}; }
+  static Vec set(float x) { return {_mm256_set1_ps(x)}; }
+
+  static Vec load(const float* p) { return {_mm256_loadu_ps(p)}; }
+  static Vec load(const Bf16* p) { return widen_bf16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+  static Vec load(const F16* p) { return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))}; }
+  // The first n lanes; the others are 0.
+  static Vec load_n(const float* p, int n) { return {_mm256_maskload_ps(p, mask(n))}; }
+  template <class Half>
+  static Vec load_n(const Half* p, int n) {
+    Half full[kLanes] = {};
+    for (int i = 0; i < n; ++i) full[i] = p[i];
+    return load(full);
+  }
+
+  void store(float* p) const { _mm256_storeu_ps(p, v); }
+  void store(Bf16* p) const { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), narrow_bf16(v)); }
+  void store(F16* p) const {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                     _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  }
+  void store_n(float* p, int n) const { _mm256_maskstore_ps(p, mask(n), v); }
+  template <class Half>
+  void store_n(Half* p, int n) const {
+    Half full[kLanes];
+    store(full);
+    for (int i = 0; i < n; ++i) p[i] = full[i];
+  }
+
+  // 8 pairs of bfloat16 (32 bytes): the first and the second of each pair.
+  static void load_pairs(const Bf16* p, Vec& even, Vec& odd) {
+    const __m256i pairs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    even.v = _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16));
+    odd.v = _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
+  }
+
+ private:
+  static __m256i mask(int n) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  }
+  static Vec widen_bf16(__m128i x) {
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16))};
+  }
+  static __m128i narrow_bf16(__m256 x) {
+    const __m256i bits = _mm256_castps_si256(x);
+    const __m256i high = _mm256_srli_epi32(bits, 16);
+    const __m256i lsb = _mm256_and_si256(high, _mm256_set1_epi32(1));
+    const __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(bits, _mm256_add_epi32(lsb, _mm256_set1_epi32(0x7fff))), 16);
+    const __m256i quiet = _mm256_or_si256(high, _mm256_set1_epi32(0x40));
+    const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+    const __m256i words = _mm256_blendv_epi8(rounded, quiet, nan);
+    const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(words, words), 0x08);
+    return _mm256_castsi256_si128(packed);
+  }
+};
+
+inline Vec operator+(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
+inline Vec operator-(Vec a, Vec b) { return {_mm256_sub_ps(a.v, b.v)}; }
+inline Vec operator*(Vec a, Vec b) { return {_mm256_mul_ps(a.v, b.v)}; }
+inline Vec operator/(Vec a, Vec b) { return {_mm256_div_ps(a.v, b.v)}; }
+inline Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+inline Vec max(Vec a, Vec b) { return {_mm256_max_ps(a.v, b.v)}; }
+// Any lane with a > b; NaN compares false.
+inline bool any_greater(Vec a, Vec b) { return _mm256_movemask_ps(_mm256_cmp_ps(a.v, b.v, _CMP_GT_OQ)) != 0; }
+// a where cond > 0, else b.
+inline Vec select_positive(Vec cond, Vec a, Vec b) {
+  return {_mm256_blendv_ps(b.v, a.v, _mm256_cmp_ps(cond.v, _mm256_setzero_ps(), _CMP_GT_OQ))};
+}
+inline float reduce_add(Vec a) {
+  __m128 x = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+  x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+  return _mm_cvtss_f32(_mm_add_ss(x, _mm_shuffle_ps(x, x, 1)));
+}
+inline float reduce_max(Vec a) {
+  __m128 x = _mm_max_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+  x = _mm_max_ps(x, _mm_movehl_ps(x, x));
+  return _mm_cvtss_f32(_mm_max_ss(x, _mm_shuffle_ps(x, x, 1)));
+}
+
+// 2^x for x <= 127, relative error 2e-9 before rounding; below 2^-126 it is 0, NaN gives NaN.
+inline Vec exp2(Vec x) {
+  const __m256 clamped = _mm256_max_ps(_mm256_set1_ps(-127.f), x.v);  // this operand order keeps NaN
+  const __m256 n = _mm256_round_ps(clamped, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const __m256 f = _mm256_sub_ps(clamped, n);
+  __m256 p = _mm256_set1_ps(0x1.41fbbcp-13f);
+  p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(0x1.5f3e52p-10f));
+  p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(0x1.3b2d4cp-7f));
+  p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(0x1.c6aee8p-5f));
+  p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(0x1.ebfbdcp-3f));
+  p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(0x1.62e430p-1f));
+  p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(1.f));
+  const __m256i power = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
+  return {_mm256_mul_ps(p, _mm256_castsi256_ps(power))};
+}
+
+}  // namespace
+}  // namespace sparsed

@@ -1,0 +1,90 @@
+// 16 floats in an AVX-512 register. Included only by isa_avx512.cpp and isa_amx.cpp; the anonymous namespace keeps
+// what is compiled with ISA flags out of every other unit.
+#pragma once
+
+#include <immintrin.h>
+
+#include "cpu/half.h"
+
+namespace sparsed {
+namespace {
+
+struct Vec {
+  static constexpr int kLanes = 16;
+  __m512 v;
+
+  static Vec zero() { return {_mm512_setzero_ps()}; }
+  static Vec set(float x) { return {_mm512_set1_ps(x)}; }
+
+  static Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
+  static Vec load(const Bf16* p) { return widen_bf16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+  static Vec load(const F16* p) {
+    return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+  }
+  // The first n lanes; the others are 0.
+  static Vec load_n(const float* p, int n) { return {_mm512_maskz_loadu_ps(mask(n), p)}; }
+  static Vec load_n(const Bf16* p, int n) { return widen_bf16(_mm256_maskz_loadu_epi16(mask(n), p)); }
+  static Vec load_n(const F16* p, int n) { return {_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask(n), p))}; }
+
+  void store(float* p) const { _mm512_storeu_ps(p, v); }
+  void store(Bf16* p) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow_bf16(v)); }
+  void store(F16* p) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow_f16(v)); }
+  void store_n(float* p, int n) const { _mm512_mask_storeu_ps(p, mask(n), v); }
+  void store_n(Bf16* p, int n) const { _mm256_mask_storeu_epi16(p, mask(n), narrow_bf16(v)); }
+  void store_n(F16* p, int n) const { _mm256_mask_storeu_epi16(p, mask(n), narrow_f16(v)); }
+
+  // 16 pairs of bfloat16 (64 bytes): the first and the second of each pair.
+  static void load_pairs(const Bf16* p, Vec& even, Vec& odd) {
+    const __m512i pairs = _mm512_loadu_si512(p);
+    even.v = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
+    odd.v = _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
+  }
+
+ private:
+  static __mmask16 mask(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
+  static Vec widen_bf16(__m256i x) {
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16))};
+  }
+  static __m256i narrow_f16(__m512 x) { return _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  static __m256i narrow_bf16(__m512 x) {
+    const __m512i bits = _mm512_castps_si512(x);
+    const __m512i lsb = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_add_epi32(lsb, _mm512_set1_epi32(0x7fff))), 16);
+    const __m512i quiet = _mm512_or_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(0x40));
+    const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+    return _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(rounded, nan, quiet));
+  }
+};
+
+inline Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
+inline Vec operator-(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
+inline Vec operator*(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
+inline Vec operator/(Vec a, Vec b) { return {_mm512_div_ps(a.v, b.v)}; }
+inline Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+inline Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
+// Any lane with a > b; NaN compares false.
+inline bool any_greater(Vec a, Vec b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ) != 0; }
+// a where cond > 0, else b.
+inline Vec select_positive(Vec cond, Vec a, Vec b) {
+  return {_mm512_mask_mov_ps(b.v, _mm512_cmp_ps_mask(cond.v, _mm512_setzero_ps(), _CMP_GT_OQ), a.v)};
+}
+inline float reduce_add(Vec a) { return _mm512_reduce_add_ps(a.v); }
+inline float reduce_max(Vec a) { return _mm512_reduce_max_ps(a.v); }
+
+// 2^x, relative error 2e-9 before rounding; -inf gives 0, NaN gives NaN.
+inline Vec exp2(Vec x) {
+  const __m512 n = _mm512_roundscale_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  // x - n is NaN for infinities: scalef by +-inf then decides, so give it a finite polynomial.
+  const __m512 f = _mm512_maskz_sub_ps(_mm512_cmp_ps_mask(n, x.v, _CMP_NEQ_UQ), x.v, n);
+  __m512 p = _mm512_set1_ps(0x1.41fbbcp-13f);
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0x1.5f3e52p-10f));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0x1.3b2d4cp-7f));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0x1.c6aee8p-5f));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0x1.ebfbdcp-3f));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0x1.62e430p-1f));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.f));
+  return {_mm512_scalef_ps(p, n)};
+}
+
+}  // namespace
+}  // namespace sparsed

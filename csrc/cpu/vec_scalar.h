@@ -1,0 +1,114 @@
+// 4 floats in plain C++: any machine, no flags. Included only by isa_scalar.cpp. The loops are written so that a
+// compiler can turn them into the baseline's vectors.
+#pragma once
+
+#include <cmath>
+
+#include "core/float16.h"
+#include "cpu/half.h"
+
+namespace sparsed {
+namespace {
+
+struct Vec {
+  static constexpr int kLanes = 4;
+  float v[kLanes];
+
+  static Vec zero() { return set(0.f); }
+  static Vec set(float x) { return {{x, x, x, x}}; }
+
+  template <class T>
+  static Vec load(const T* p) {
+    return {{to_float(p[0]), to_float(p[1]), to_float(p[2]), to_float(p[3])}};
+  }
+  // The first n lanes; the others are 0.
+  template <class T>
+  static Vec load_n(const T* p, int n) {
+    Vec r = zero();
+    for (int i = 0; i < n; ++i) r.v[i] = to_float(p[i]);
+    return r;
+  }
+  template <class T>
+  void store(T* p) const {
+    store_n(p, kLanes);
+  }
+  template <class T>
+  void store_n(T* p, int n) const {
+    for (int i = 0; i < n; ++i) from_float(v[i], p[i]);
+  }
+
+  // 4 pairs of bfloat16: the first and the second of each pair.
+  static void load_pairs(const Bf16* p, Vec& even, Vec& odd) {
+    for (int i = 0; i < kLanes; ++i) {
+      even.v[i] = to_float(p[2 * i]);
+      odd.v[i] = to_float(p[2 * i + 1]);
+    }
+  }
+
+ private:
+  static float to_float(float x) { return x; }
+  static float to_float(Bf16 x) { return bf16_to_float(x.bits); }
+  static float to_float(F16 x) { return f16_to_float(x.bits); }
+  static void from_float(float x, float& out) { out = x; }
+  static void from_float(float x, Bf16& out) { out.bits = float_to_bf16(x); }
+  static void from_float(float x, F16& out) { out.bits = float_to_f16(x); }
+};
+
+template <class F>
+inline Vec lanes(F f) {
+  return {{f(0), f(1), f(2), f(3)}};
+}
+
+inline Vec operator+(Vec a, Vec b) {
+  return lanes([&](int i) { return a.v[i] + b.v[i]; });
+}
+inline Vec operator-(Vec a, Vec b) {
+  return lanes([&](int i) { return a.v[i] - b.v[i]; });
+}
+inline Vec operator*(Vec a, Vec b) {
+  return lanes([&](int i) { return a.v[i] * b.v[i]; });
+}
+inline Vec operator/(Vec a, Vec b) {
+  return lanes([&](int i) { return a.v[i] / b.v[i]; });
+}
+inline Vec fma(Vec a, Vec b, Vec c) {
+  return lanes([&](int i) { return a.v[i] * b.v[i] + c.v[i]; });
+}
+inline Vec max(Vec a, Vec b) {
+  return lanes([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
+}
+// Any lane with a > b; NaN compares false.
+inline bool any_greater(Vec a, Vec b) {
+  return a.v[0] > b.v[0] || a.v[1] > b.v[1] || a.v[2] > b.v[2] || a.v[3] > b.v[3];
+}
+// a where cond > 0, else b.
+inline Vec select_positive(Vec cond, Vec a, Vec b) {
+  return lanes([&](int i) { return cond.v[i] > 0.f ? a.v[i] : b.v[i]; });
+}
+inline float reduce_add(Vec a) { return (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]); }
+inline float reduce_max(Vec a) {
+  const float x = a.v[0] > a.v[2] ? a.v[0] : a.v[2];
+  const float y = a.v[1] > a.v[3] ? a.v[1] : a.v[3];
+  return x > y ? x : y;
+}
+
+// 2^x for x <= 127, relative error 2e-9 before rounding; below 2^-126 it is 0, NaN gives NaN.
+inline Vec exp2(Vec x) {
+  return lanes([&](int i) {
+    const float clamped = x.v[i] < -127.f ? -127.f : x.v[i];
+    const float n = (clamped + 0x1.8p23f) - 0x1.8p23f;  // round to nearest without a library call
+    const float f = clamped - n;
+    float p = 0x1.41fbbcp-13f;
+    p = p * f + 0x1.5f3e52p-10f;
+    p = p * f + 0x1.3b2d4cp-7f;
+    p = p * f + 0x1.c6aee8p-5f;
+    p = p * f + 0x1.ebfbdcp-3f;
+    p = p * f + 0x1.62e430p-1f;
+    p = p * f + 1.f;
+    const int32_t exponent = n == n ? static_cast<int32_t>(n) : 0;
+    return p * bits_to_float(static_cast<uint32_t>(exponent + 127) << 23);
+  });
+}
+
+}  // namespace
+}  // namespace sparsed

@@ -1,0 +1,19 @@
+// The one ordered table of backends, best first, and the choice among them.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "core/backend.h"
+
+namespace sparsed {
+
+const std::vector<Backend>& backends();
+// The best backend that can run here, or the one that SPARSED_ISA names (read at each call); an unknown name or one
+// that cannot run is a ValueError that lists the names and reasons.
+const Backend& active_backend();
+
+int num_threads();
+void set_num_threads(int threads);  // >= 1
+
+}  // namespace sparsed

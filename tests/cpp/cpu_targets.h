@@ -1,0 +1,36 @@
+// The kernel tables that this machine can run, for parametrised tests.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "cpu/isa.h"
+#include "cpu/kernels.h"
+
+namespace sparsed::cpu {
+
+const IsaKernels& kernels_amx_emulated();  // amx_emulated.cpp
+
+struct Target {
+  std::string name;
+  const IsaKernels* kernels;
+  bool bf16_only;
+};
+
+inline std::vector<Target> targets() {
+  std::vector<Target> all{{"scalar", &kernels_scalar(), false}};
+#ifndef SPARSED_SCALAR_ONLY
+  if (missing_features(Isa::kAvx2).empty()) all.push_back({"avx2", &kernels_avx2(), false});
+  if (missing_features(Isa::kAvx512).empty()) all.push_back({"avx512", &kernels_avx512(), false});
+  if (missing_features(Isa::kAmx).empty()) all.push_back({"amx", &kernels_amx(), true});
+  const bool bf16_pairs = __builtin_cpu_supports("avx512bf16");
+  if (bf16_pairs) all.push_back({"avx512_bf16", &kernels_avx512_bf16(), true});
+  // The emulation replaces the tile instructions alone: the softmax around them is AVX-512 with BF16.
+  if (bf16_pairs) all.push_back({"amx_emulated", &kernels_amx_emulated(), true});
+#endif
+  return all;
+}
+
+inline std::string target_name(const Target& target) { return target.name; }
+
+}  // namespace sparsed::cpu

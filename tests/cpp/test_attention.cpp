@@ -1,0 +1,323 @@
+// Every instruction set against the float64 reference: dense, block-sparse and fused selection.
+#include "cpu/attention.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <random>
+#include <set>
+
+#include "core/error.h"
+#include "core/reference.h"
+#include "core/selection.h"
+#include "cpu/parallel.h"
+#include "cpu_targets.h"
+#include "random_array.h"
+
+namespace sparsed {
+namespace {
+
+constexpr DType kDTypes[] = {DType::kFloat32, DType::kFloat16, DType::kBFloat16};
+
+struct Case {
+  int64_t batch, kv_heads, group, q_len, kv_len, head_dim;
+  bool masked, transposed;
+  unsigned seed;
+};
+
+// Inputs, output and parameters of one call.
+struct Call {
+  RandomArray q, k, v, out;
+  std::vector<float> lse;
+  std::vector<uint8_t> mask;
+  AttentionParams params;
+
+  Call(const Case& c, DType dtype)
+      : q({c.batch, c.kv_heads * c.group, c.q_len, c.head_dim}, dtype, c.seed, c.transposed),
+        k({c.batch, c.kv_heads, c.kv_len, c.head_dim}, dtype, c.seed + 1, c.transposed),
+        v({c.batch, c.kv_heads, c.kv_len, c.head_dim}, dtype, c.seed + 2, c.transposed),
+        out({c.batch, c.kv_heads * c.group, c.q_len, c.head_dim}, dtype, c.seed + 3),
+        lse(static_cast<size_t>(c.batch * c.kv_heads * c.group * c.q_len)),
+        mask(static_cast<size_t>(c.batch * c.kv_len)) {
+    std::mt19937 generator(c.seed + 4);
+    for (uint8_t& m : mask) m = generator() % 4 != 0;
+    params.q = q.view;
+    params.k = k.view;
+    params.v = v.view;
+    params.out = out.view;
+    params.lse = lse.data();
+    params.key_mask = c.masked ? mask.data() : nullptr;
+    params.scale = 1.f / std::sqrt(static_cast<float>(c.head_dim));
+  }
+};
+
+std::vector<Case> random_cases(int count) {
+  std::vector<Case> cases;
+  std::mt19937 generator(7);
+  const auto draw = [&](int64_t n) { return static_cast<int64_t>(generator() % static_cast<uint64_t>(n)); };
+  for (int i = 0; i < count; ++i) {
+    cases.push_back({1 + draw(2), 1 + draw(2), 1 + draw(3), 1 + draw(300), 1 + draw(600), 8 * (2 + draw(15)), i % 2 == 1,
+                     i % 4 >= 2, 100u * static_cast<unsigned>(i)});
+  }
+  cases.push_back({1, 1, 1, 1, 1, 256, false, false, 1});
+  cases.push_back({1, 1, 7, 33, 257, 128, true, true, 2});
+  return cases;
+}
+
+// Inputs round the same way in both; the allowance is the output's own rounding, and for AMX that of the probabilities.
+double tolerance(DType dtype) {
+  return dtype == DType::kFloat32 ? 2e-6 : dtype == DType::kFloat16 ? 2e-3 : 1.6e-2;
+}
+
+void expect_matches_reference(const Call& call, const std::string& what) {
+  const AttentionParams& p = call.params;
+  std::vector<double> out(call.lse.size() * static_cast<size_t>(p.head_dim())), lse(call.lse.size());
+  reference::attention(p, out.data(), lse.data());
+  double worst = 0, worst_lse = 0;
+  for (size_t row = 0; row < lse.size(); ++row) {
+    const double got = call.lse[row];
+    if (std::isinf(lse[row]) || std::isinf(got)) {
+      ASSERT_EQ(lse[row], got) << what << " lse of row " << row;
+    } else {
+      worst_lse = std::max(worst_lse, std::abs(lse[row] - got));
+    }
+    for (int64_t d = 0; d < p.head_dim(); ++d) {
+      const int64_t at = static_cast<int64_t>(row) * p.head_dim() + d;
+      const double error = std::abs(out[static_cast<size_t>(at)] - load_float(p.out.data, p.out.dtype, at));
+      worst = std::max(worst, std::isnan(error) ? INFINITY : error);
+    }
+  }
+  EXPECT_LE(worst, tolerance(p.q.dtype)) << what;
+  EXPECT_LE(worst_lse, 1e-5) << what;
+}
+
+BlockPattern random_pattern(const Case& c, int block_size, unsigned percent) {
+  BlockPattern pattern({c.batch, c.kv_heads * c.group, block_size, c.q_len, c.kv_len, 0}, "test");
+  std::mt19937 generator(c.seed + 5);
+  for (int64_t row = 0; row < pattern.rows(); ++row) {
+    for (int64_t block = 0; block < pattern.geometry().kv_blocks(); ++block) {
+      if (generator() % 100 < percent) pattern.set(row, block);
+    }
+  }
+  return pattern;
+}
+
+class CpuAttention : public testing::TestWithParam<cpu::Target> {
+ protected:
+  const cpu::AttentionKernels& kernels() const { return GetParam().kernels->attention; }
+  std::vector<DType> dtypes() const {
+    return GetParam().bf16_only ? std::vector<DType>{DType::kBFloat16}
+                                : std::vector<DType>(std::begin(kDTypes), std::end(kDTypes));
+  }
+};
+
+TEST_P(CpuAttention, DenseMatchesReference) {
+  for (DType dtype : dtypes()) {
+    for (const Case& c : random_cases(16)) {
+      Call call(c, dtype);
+      cpu::attention(kernels(), call.params);
+      expect_matches_reference(call, message(dtype_name(dtype), " seed ", c.seed));
+    }
+  }
+}
+
+TEST_P(CpuAttention, SparseMatchesReference) {
+  for (DType dtype : dtypes()) {
+    for (int block_size : {16, 32, 64, 128, 256}) {
+      for (const Case& c : random_cases(6)) {
+        Call call(c, dtype);
+        const BlockPattern pattern = random_pattern(c, block_size, 35);
+        const BlockLists lists = pattern.expand();
+        call.params.lists = &lists;
+        cpu::attention(kernels(), call.params);
+        expect_matches_reference(call, message(dtype_name(dtype), " seed ", c.seed, " block ", block_size));
+      }
+    }
+  }
+}
+
+TEST_P(CpuAttention, EmptyRowsGiveZero) {
+  const Case c{1, 1, 2, 70, 130, 64, false, false, 11};
+  for (DType dtype : dtypes()) {
+    Call call(c, dtype);
+    const BlockLists lists = random_pattern(c, 32, 0).expand();
+    call.params.lists = &lists;
+    cpu::attention(kernels(), call.params);
+    for (float lse : call.lse) EXPECT_EQ(lse, -INFINITY);
+    for (int64_t i = 0; i < 2 * 70 * 64; ++i) EXPECT_EQ(load_float(call.out.view.data, dtype, i), 0.f);
+  }
+}
+
+TEST_P(CpuAttention, FullPatternHasTheBitsOfDense) {
+  const Case c{1, 1, 2, 300, 300, 64, true, false, 12};
+  for (DType dtype : dtypes()) {
+    Call dense(c, dtype), sparse(c, dtype);
+    const BlockLists lists = random_pattern(c, 64, 100).expand();
+    sparse.params.lists = &lists;
+    cpu::attention(kernels(), dense.params);
+    cpu::attention(kernels(), sparse.params);
+    EXPECT_EQ(dense.out.storage, sparse.out.storage);
+    EXPECT_EQ(dense.lse, sparse.lse);
+  }
+}
+
+TEST_P(CpuAttention, LargeScoresDoNotOverflow) {
+  const Case c{1, 1, 1, 40, 200, 32, false, false, 13};
+  for (DType dtype : dtypes()) {
+    Call call(c, dtype);
+    call.params.scale = 40.f;  // scores of several hundred
+    cpu::attention(kernels(), call.params);
+    std::vector<double> out(40 * 32), lse(40);
+    reference::attention(call.params, out.data(), lse.data());
+    for (size_t i = 0; i < out.size(); ++i) {
+      EXPECT_NEAR(out[i], load_float(call.out.view.data, dtype, static_cast<int64_t>(i)), 4e-2);
+    }
+  }
+}
+
+TEST_P(CpuAttention, NanReachesOnlyTheRowsThatSeeIt) {
+  const Case c{1, 1, 1, 64, 128, 32, false, false, 14};
+  Call call(c, DType::kBFloat16);
+  store_float(call.q.view.row(0, 0, 5), DType::kBFloat16, 3, std::numeric_limits<float>::quiet_NaN());
+  cpu::attention(kernels(), call.params);
+  for (int64_t i = 0; i < 64; ++i) {
+    for (int64_t d = 0; d < 32; ++d) EXPECT_EQ(std::isnan(call.out.at(0, 0, i, d)), i == 5) << i;
+  }
+}
+
+// Row of `scores`: the k largest of the candidates are selected, up to rounding of nearly equal scores.
+void expect_top_k(const double* scores, const std::vector<int64_t>& candidates, double rho,
+                  const std::set<int64_t>& selected, int64_t dropped_from, const std::string& what) {
+  std::vector<double> sorted;
+  for (int64_t j : candidates) sorted.push_back(scores[j]);
+  std::sort(sorted.rbegin(), sorted.rend());
+  const int64_t k = keep_count(static_cast<int64_t>(candidates.size()), rho);
+  if (k == 0) return;
+  const double last_in = sorted[static_cast<size_t>(k - 1)];
+  const double first_out = static_cast<size_t>(k) < sorted.size() ? sorted[static_cast<size_t>(k)] : -1.;
+  const double slack = 2e-5 * last_in + 1e-12;
+  for (int64_t j : candidates) {
+    if (j >= dropped_from) continue;
+    if (scores[j] > first_out + slack) {
+      EXPECT_TRUE(selected.count(j)) << what << " block " << j;
+    } else if (scores[j] < last_in - slack) {
+      EXPECT_FALSE(selected.count(j)) << what << " block " << j;
+    }
+  }
+}
+
+void expect_selects(const AttentionParams& params, const SelectParams& select, const BlockPattern& pattern,
+                    const std::string& what) {
+  const int64_t blocks = num_blocks(params.kv_len(), select.block_size);
+  const int64_t generation = first_generation_block(params.kv_len(), select.prompt_length, select.block_size);
+  const std::vector<double> all = reference::block_scores(params, select.block_size, select.scale, 0);
+  const std::vector<double> own =
+      reference::block_scores(params, select.block_size, select.scale, generation * select.block_size);
+  for (int64_t row = 0; row < pattern.rows(); ++row) {
+    const int64_t b = row / (params.heads() * blocks);
+    std::vector<int64_t> live, prompt, gen;
+    std::set<int64_t> selected;
+    for (int64_t j = 0; j < blocks; ++j) {
+      bool alive = false;
+      for (int64_t key = j * select.block_size; key < std::min((j + 1) * select.block_size, params.kv_len()); ++key) {
+        alive = alive || !params.key_mask || params.key_mask[b * params.kv_len() + key];
+      }
+      if (pattern.test(row, j)) {
+        selected.insert(j);
+        EXPECT_TRUE(alive) << what;
+      }
+      if (!alive) continue;
+      live.push_back(j);
+      (j < generation ? prompt : gen).push_back(j);
+    }
+    const std::string where = message(what, " row ", row);
+    const double* scores = all.data() + row * blocks;
+    const double* own_scores = own.data() + row * blocks;
+    if (!select.isolate) {
+      expect_top_k(scores, live, select.rho, selected, blocks, where);
+    } else if (select.rule == SelectionRule::kPaper) {
+      expect_top_k(scores, prompt, select.rho, selected, blocks, where + " prompt");
+      expect_top_k(scores, gen, select.rho, selected, blocks, where + " generation");
+    } else {
+      expect_top_k(scores, live, select.rho, selected, generation, where + " prompt");
+      expect_top_k(own_scores, gen, select.rho, selected, blocks, where + " generation");
+    }
+  }
+}
+
+TEST_P(CpuAttention, FusedSelectionMatchesReference) {
+  int number = 0;
+  for (DType dtype : dtypes()) {
+    for (int block_size : {16, 32, 64, 128, 256}) {
+      for (SelectionRule rule : {SelectionRule::kPaper, SelectionRule::kReference}) {
+        for (bool isolate : {true, false}) {
+          const unsigned seed = static_cast<unsigned>(++number) * 31;
+          const int64_t length = 150 + (number * 97) % 500;
+          const Case c{1 + number % 2, 1, 1 + number % 2, length, length, 32 + 8 * (number % 5), number % 3 == 0, false, seed};
+          Call call(c, dtype), plain(c, dtype);
+          SelectParams select{length - 60 - number % 40, block_size, 0.3, rule, isolate, call.params.scale};
+          if (number % 4 == 1) select.scale = 0.5f;
+          if (!cpu::can_select(kernels(), call.params, select)) continue;
+          const BlockPattern pattern = cpu::attention_and_select(kernels(), call.params, select);
+          const std::string what = message(dtype_name(dtype), " block ", block_size, " rule ", static_cast<int>(rule),
+                                           " isolate ", isolate, " length ", length);
+          expect_matches_reference(call, what);
+          expect_selects(call.params, select, pattern, what);
+
+          AttentionParams alone = plain.params;
+          alone.v.data = nullptr;
+          alone.out.data = nullptr;
+          alone.lse = nullptr;
+          EXPECT_EQ(cpu::attention_and_select(kernels(), alone, select), pattern) << what;
+        }
+      }
+    }
+  }
+}
+
+// A generation that gets e^-200 of the mass still ranks its own blocks.
+TEST_P(CpuAttention, GenerationSoftmaxDoesNotUnderflow) {
+  const DType dtype = DType::kBFloat16;
+  const Case c{1, 1, 1, 256, 256, 16, false, false, 15};
+  Call call(c, dtype);
+  for (int64_t key = 0; key < 256; ++key) {
+    for (int64_t d = 0; d < 16; ++d) {
+      const float value = d > 0 ? 0.f : key < 128 ? 300.f : static_cast<float>(key / 32);
+      store_float(call.k.view.row(0, 0, key), dtype, d, value);
+    }
+  }
+  for (int64_t i = 0; i < 256; ++i) store_float(call.q.view.row(0, 0, i), dtype, 0, 4.f);
+  const SelectParams select{128, 32, 0.3, SelectionRule::kReference, true, call.params.scale};
+  const BlockPattern pattern = cpu::attention_and_select(kernels(), call.params, select);
+  for (int64_t row = 0; row < pattern.rows(); ++row) {
+    for (int64_t block = 4; block < 8; ++block) EXPECT_EQ(pattern.test(row, block), block >= 6) << block;
+  }
+}
+
+TEST_P(CpuAttention, SameBitsForEveryThreadCount) {
+  const Case c{2, 1, 3, 333, 333, 64, true, false, 16};
+  const SelectParams select{200, 32, 0.3, SelectionRule::kPaper, true, 0.125f};
+  const int before = cpu::num_threads();
+  std::vector<float> bits;
+  BlockPattern pattern;
+  for (int threads : {1, 2, 3, 8}) {
+    cpu::set_num_threads(threads);
+    Call call(c, DType::kBFloat16);
+    const BlockPattern found = cpu::attention_and_select(kernels(), call.params, select);
+    if (bits.empty()) {
+      bits = call.out.storage;
+      pattern = found;
+    }
+    EXPECT_EQ(bits, call.out.storage) << threads;
+    EXPECT_EQ(pattern, found) << threads;
+  }
+  cpu::set_num_threads(before);
+}
+
+INSTANTIATE_TEST_SUITE_P(Targets, CpuAttention, testing::ValuesIn(cpu::targets()),
+                         [](const auto& info) { return cpu::target_name(info.param); });
+
+}  // namespace
+}  // namespace sparsed
