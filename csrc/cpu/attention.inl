@@ -263,20 +263,31 @@ inline void finish_selection(const AttentionItem& item, const Scratch& scratch) 
 
 template <class T>
 void write_output(const AttentionItem& item, const Scratch& scratch) {
-  constexpr int kL = Vec::kLanes;
-  float row[256 + kL];
-  for (int i = 0; i < item.queries; ++i) {
-    const State& state = scratch.state[i / Tile::kQueries];
-    const int lane = i % Tile::kQueries;
-    const float sum = state.sum[lane];
-    if (item.lse) item.lse[i] = sum == 0.f ? -__builtin_inff() : (state.max[lane] + __builtin_log2f(sum)) * kLn2;
+  constexpr int kQ = Tile::kQueries, kL = Vec::kLanes;
+  for (int first = 0; first < item.queries; first += kL) {
+    const State& state = scratch.state[first / kQ];
+    const int lane = first % kQ, count = item.queries - first < kL ? item.queries - first : kL;
+    float inverse[kL] = {};
+    for (int i = 0; i < count; ++i) {
+      const float sum = state.sum[lane + i];
+      inverse[i] = 1.f / sum;
+      if (item.lse) {
+        const bool empty = sum == 0.f;
+        item.lse[first + i] = empty ? -__builtin_inff() : (state.max[lane + i] + __builtin_log2f(sum)) * kLn2;
+      }
+    }
     if (!item.out) continue;
-    T* out = static_cast<T*>(item.out) + i * item.out_stride;
-    const float inverse = sum == 0.f ? 0.f : 1.f / sum;
-    const float* o = scratch.o + static_cast<size_t>(i / Tile::kQueries) * Tile::out_rows(item.head_dim) * Tile::kQueries;
-    for (int d = 0; d < item.head_dim; ++d) row[d] = sum == 0.f ? 0.f : o[d * Tile::kQueries + lane] * inverse;
+    const float* o = scratch.o + static_cast<size_t>(first / kQ) * Tile::out_rows(item.head_dim) * kQ + lane;
+    const Vec scale = Vec::load(inverse);
     for (int d = 0; d < item.head_dim; d += kL) {
-      Vec::load(row + d).store_n(out + d, item.head_dim - d < kL ? item.head_dim - d : kL);
+      const int n = item.head_dim - d < kL ? item.head_dim - d : kL;
+      Vec block[kL];
+      for (int i = 0; i < kL; ++i) block[i] = i < n ? Vec::load(o + (d + i) * kQ) * scale : Vec::zero();
+      transpose(block);
+      for (int i = 0; i < count; ++i) {
+        const bool empty = state.sum[lane + i] == 0.f;  // 0 * infinity above
+        (empty ? Vec::zero() : block[i]).store_n(static_cast<T*>(item.out) + (first + i) * item.out_stride + d, n);
+      }
     }
   }
 }

@@ -4,6 +4,7 @@
 // Vec first: the following are written over it.
 #include "cpu/tile_amx.h"
 #include "cpu/attention.inl"
+#include "cpu/linear_amx.inl"
 #include "cpu/ops.inl"
 
 namespace sparsed::cpu {

@@ -5,6 +5,7 @@
 #include "cpu/mul_float.h"
 #include "cpu/tile_vector.h"
 #include "cpu/attention.inl"
+#include "cpu/linear_vector.inl"
 #include "cpu/ops.inl"
 
 namespace sparsed::cpu {

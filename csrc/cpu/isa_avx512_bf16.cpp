@@ -5,6 +5,7 @@
 #include "cpu/mul_bf16.h"
 #include "cpu/tile_vector.h"
 #include "cpu/attention.inl"
+#include "cpu/linear_vector.inl"
 #include "cpu/ops.inl"
 
 namespace sparsed::cpu {

@@ -22,6 +22,19 @@ struct Mul {
     return (__m512bh)_mm512_set1_epi32(pair);
   }
   static Vec multiply_add(Operand a, Operand b, Vec c) { return {_mm512_dpbf16_ps(c.v, a, b)}; }
+  // n <= kLanes pairs of a row, as they are.
+  static Vec load_elems(const Bf16* row, int n) { return Vec::load_n(reinterpret_cast<const float*>(row), n); }
+  // kRows columns of two keys side by side, as a panel of packed V holds them.
+  template <int kRows>
+  static void pack_column(const Bf16* const (&keys)[kDepth], Prob* out) {
+    static_assert(kRows == 8);
+    __m128i row[kDepth];
+    for (int i = 0; i < kDepth; ++i) {
+      row[i] = keys[i] ? _mm_loadu_si128(reinterpret_cast<const __m128i*>(keys[i])) : _mm_setzero_si128();
+    }
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm_unpacklo_epi16(row[0], row[1]));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out + 8), _mm_unpackhi_epi16(row[0], row[1]));
+  }
   static void store_pair(Prob* p, int, Vec first, Vec second) { store_bf16_pairs(p, first, second); }
 };
 

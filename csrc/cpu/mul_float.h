@@ -13,6 +13,17 @@ struct Mul {
   static Operand load(const Elem* p) { return Vec::load(p); }
   static Operand broadcast(const Elem* p) { return Vec::set(*p); }
   static Vec multiply_add(Operand a, Operand b, Vec c) { return fma(a, b, c); }
+  // n <= kLanes elements of a row of any dtype.
+  template <class T>
+  static Vec load_elems(const T* row, int n) {
+    return Vec::load_n(row, n);
+  }
+  // kRows columns of one key, as a panel of packed V holds them.
+  template <int kRows, class T>
+  static void pack_column(const T* const (&keys)[kDepth], Prob* out) {
+    static_assert(kRows <= Vec::kLanes);
+    (keys[0] ? Vec::load_n(keys[0], kRows) : Vec::zero()).store_n(out, kRows);
+  }
   static void store_pair(Prob* p, int row, Vec first, Vec second) {
     first.store(p);
     second.store(p + row);

@@ -38,23 +38,22 @@ struct Tile {
 
   template <class T>
   static void pack_k(const T* rows, int64_t stride, int count, int head_dim, std::byte* group) {
-    transpose(rows, stride, count, head_dim, kGroup, reinterpret_cast<Prob*>(group));
+    transpose_rows(rows, stride, count, head_dim, kGroup, group);
   }
 
   template <class T>
   static void pack_q(const T* rows, int64_t stride, int count, int head_dim, std::byte* q) {
-    transpose(rows, stride, count, head_dim, kQueries, reinterpret_cast<Prob*>(q));
+    transpose_rows(rows, stride, count, head_dim, kQueries, q);
   }
 
   template <class T>
   static void pack_v(const T* rows, int64_t stride, int count, int head_dim, std::byte* group) {
     Prob* out = reinterpret_cast<Prob*>(group);
-    Prob row[kRows];
-    for (int key = 0; key < kGroup; ++key) {
-      for (int d = 0; d < head_dim; d += kRows) {
-        load_row(rows + key * stride + d, key < count ? kRows : 0, kRows, row);
-        Prob* panel = out + d * kGroup + key / kDepth * kRows * kDepth + key % kDepth;
-        for (int i = 0; i < kRows; ++i) panel[i * kDepth] = row[i];
+    for (int d = 0; d < head_dim; d += kRows) {
+      for (int key = 0; key < kGroup; key += kDepth, out += kRows * kDepth) {
+        const T* keys[kDepth];
+        for (int i = 0; i < kDepth; ++i) keys[i] = key + i < count ? rows + (key + i) * stride + d : nullptr;
+        Mul::template pack_column<kRows>(keys, out);
       }
     }
   }
@@ -131,24 +130,21 @@ struct Tile {
     }
   }
 
-  // `width` values from a row of which `count` exist, the others 0.
-  template <class T>
-  static void load_row(const T* from, int count, int width, Prob* row) {
-    for (int i = 0; i < width; i += Vec::kLanes) {
-      const int n = width - i < Vec::kLanes ? width - i : Vec::kLanes;
-      (i < count ? Vec::load_n(from + i, n) : Vec::zero()).store_n(row + i, n);
-    }
-  }
-
   // out[d][i] = rows[i][d], `width` columns, zeros from `count` on.
   template <class T>
-  static void transpose(const T* rows, int64_t stride, int count, int head_dim, int width, Prob* out) {
-    Prob row[8];
-    for (int i = 0; i < width; ++i) {
-      for (int d = 0; d < head_dim; d += 8) {
-        load_row(rows + i * stride + d, i < count ? 8 : 0, 8, row);
-        Prob* to = out + (static_cast<size_t>(d) * width + i * kDepth);
-        for (int j = 0; j < 8; ++j) to[static_cast<size_t>(j / kDepth) * width * kDepth + j % kDepth] = row[j];
+  static void transpose_rows(const T* rows, int64_t stride, int count, int head_dim, int width, std::byte* packed) {
+    Elem* out = reinterpret_cast<Elem*>(packed);
+    const int depth = head_dim / kDepth;
+    for (int first = 0; first < width; first += Vec::kLanes) {
+      for (int d = 0; d < depth; d += Vec::kLanes) {
+        const int n = depth - d < Vec::kLanes ? depth - d : Vec::kLanes;
+        Vec block[Vec::kLanes];
+        for (int i = 0; i < Vec::kLanes; ++i) {
+          const bool real = first + i < count;
+          block[i] = real ? Mul::load_elems(rows + (first + i) * stride + d * kDepth, n) : Vec::zero();
+        }
+        transpose(block);
+        for (int i = 0; i < n; ++i) block[i].store(reinterpret_cast<float*>(out + (d + i) * width + first));
       }
     }
   }

@@ -91,6 +91,33 @@ inline float reduce_max(Vec a) {
   return _mm_cvtss_f32(_mm_max_ss(x, _mm_shuffle_ps(x, x, 1)));
 }
 
+// x = mantissa * 2^exponent with the mantissa in [sqrt(1/2), sqrt(2)), for normal x > 0.
+inline void split(Vec x, Vec& exponent, Vec& mantissa) {
+  const __m256i bits = _mm256_castps_si256(x.v);
+  const __m256i n = _mm256_srai_epi32(_mm256_sub_epi32(bits, _mm256_set1_epi32(0x3f3504f3)), 23);  // sqrt(1/2)
+  exponent.v = _mm256_cvtepi32_ps(n);
+  mantissa.v = _mm256_castsi256_ps(_mm256_sub_epi32(bits, _mm256_slli_epi32(n, 23)));
+}
+
+// Rows to columns, 8 x 8.
+inline void transpose(Vec (&m)[8]) {
+  __m256 t[8], u[8];
+  for (int i = 0; i < 8; i += 2) {
+    t[i] = _mm256_unpacklo_ps(m[i].v, m[i + 1].v);
+    t[i + 1] = _mm256_unpackhi_ps(m[i].v, m[i + 1].v);
+  }
+  for (int i = 0; i < 8; i += 4) {
+    for (int j = 0; j < 2; ++j) {
+      u[i + 2 * j] = _mm256_shuffle_ps(t[i + j], t[i + j + 2], 0x44);
+      u[i + 2 * j + 1] = _mm256_shuffle_ps(t[i + j], t[i + j + 2], 0xee);
+    }
+  }
+  for (int j = 0; j < 4; ++j) {
+    m[j].v = _mm256_permute2f128_ps(u[j], u[4 + j], 0x20);
+    m[4 + j].v = _mm256_permute2f128_ps(u[j], u[4 + j], 0x31);
+  }
+}
+
 // 2^x for x <= 127, relative error 2e-9 before rounding; below 2^-126 it is 0, NaN gives NaN.
 inline Vec exp2(Vec x) {
   const __m256 clamped = _mm256_max_ps(_mm256_set1_ps(-127.f), x.v);  // this operand order keeps NaN

@@ -71,6 +71,41 @@ inline Vec select_positive(Vec cond, Vec a, Vec b) {
 inline float reduce_add(Vec a) { return _mm512_reduce_add_ps(a.v); }
 inline float reduce_max(Vec a) { return _mm512_reduce_max_ps(a.v); }
 
+// x = mantissa * 2^exponent with the mantissa in [sqrt(1/2), sqrt(2)), for normal x > 0.
+inline void split(Vec x, Vec& exponent, Vec& mantissa) {
+  const __m512i bits = _mm512_castps_si512(x.v);
+  const __m512i n = _mm512_srai_epi32(_mm512_sub_epi32(bits, _mm512_set1_epi32(0x3f3504f3)), 23);  // sqrt(1/2)
+  exponent.v = _mm512_cvtepi32_ps(n);
+  mantissa.v = _mm512_castsi512_ps(_mm512_sub_epi32(bits, _mm512_slli_epi32(n, 23)));
+}
+
+// Rows to columns, 16 x 16.
+inline void transpose(Vec (&m)[16]) {
+  __m512 t[16], u[16];
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_ps(m[i].v, m[i + 1].v);
+    t[i + 1] = _mm512_unpackhi_ps(m[i].v, m[i + 1].v);
+  }
+  for (int i = 0; i < 16; i += 4) {
+    for (int j = 0; j < 2; ++j) {
+      const __m512d a = _mm512_castps_pd(t[i + j]), b = _mm512_castps_pd(t[i + j + 2]);
+      u[i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
+      u[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
+    }
+  }
+  // u[4 i + j]: column j of each 4 x 4 block of the rows 4 i ... 4 i + 3.
+  for (int j = 0; j < 4; ++j) {
+    const __m512 even_low = _mm512_shuffle_f32x4(u[j], u[4 + j], 0x88);
+    const __m512 even_high = _mm512_shuffle_f32x4(u[8 + j], u[12 + j], 0x88);
+    const __m512 odd_low = _mm512_shuffle_f32x4(u[j], u[4 + j], 0xdd);
+    const __m512 odd_high = _mm512_shuffle_f32x4(u[8 + j], u[12 + j], 0xdd);
+    m[j].v = _mm512_shuffle_f32x4(even_low, even_high, 0x88);
+    m[4 + j].v = _mm512_shuffle_f32x4(odd_low, odd_high, 0x88);
+    m[8 + j].v = _mm512_shuffle_f32x4(even_low, even_high, 0xdd);
+    m[12 + j].v = _mm512_shuffle_f32x4(odd_low, odd_high, 0xdd);
+  }
+}
+
 // 2^x, relative error 2e-9 before rounding; -inf gives 0, NaN gives NaN.
 inline Vec exp2(Vec x) {
   const __m512 n = _mm512_roundscale_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);

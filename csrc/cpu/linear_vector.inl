@@ -1,0 +1,217 @@
+// Linear layers on vectors: out = x W^T + bias + residual for one block of rows x outputs. Needs Vec and Mul.
+//
+// mul_float.h: any x and W, all in float32. Every output is one chain of fused multiply-adds over k ascending.
+// mul_bf16.h: x and W in bfloat16; the same chain, two inputs at a time.
+// The chain starts at 0; then come + bias, + residual and one rounding. Tiles at the edge run the same chain, so a
+// row's bits do not depend on its block.
+//
+// Loops, from the outside: kDepth inputs (their x rows are copied to the scratch), a group of panels (its part of W
+// stays in L1), row tiles. Sums that are not complete wait in the scratch as float32: the chain goes on unchanged.
+
+#include "cpu/linear.h"
+
+namespace sparsed {
+namespace {
+namespace linear {
+
+constexpr int kPanelVecs = kPanel / Vec::kLanes;
+// The micro-kernel: kTileRows x kTilePanels * kPanelVecs accumulators nearly fill the register file.
+constexpr int kTileRows = Vec::kLanes == 16 ? 12 : Vec::kLanes == 8 ? 6 : 2;
+constexpr int kTilePanels = Vec::kLanes == 16 ? 2 : 1;
+constexpr int kTileCols = kTilePanels * kPanel;
+
+using Elem = Mul::Elem;                      // Mul::kDepth inputs of a row, or of an output
+constexpr int kDepth = 256 * Mul::kDepth;    // inputs
+constexpr int kXStride = 256 + kPanel;       // Elems between x rows: not a power of two, so that rows spread over L1
+constexpr int64_t kBlockRows = 192;
+constexpr int64_t kBlockPanels = 32;
+
+// Addresses inside a block's scratch.
+struct Scratch {
+  Elem* x;      // [row tiles][kTileRows][kXStride]
+  float* wide;  // [kTilePanels][kDepth][kPanel] bfloat16 weights, widened
+  float* sums;  // [column tiles][row tiles][kTileRows][kTileCols]; one tile where no sum has to wait
+  size_t bytes;
+
+  explicit Scratch(const LinearBlock& b) {
+    const int64_t row_tiles = tiles_of(b.rows, kTileRows);
+    const int64_t waiting = b.k_padded > kDepth ? row_tiles * tiles_of(b.cols, kTileCols) : 1;
+    size_t at = 0;
+    const auto take = [&](int64_t elements) {  // of 4 bytes
+      std::byte* p = b.scratch + at;
+      at += static_cast<size_t>(elements) * 4;
+      return p;
+    };
+    x = reinterpret_cast<Elem*>(take(row_tiles * kTileRows * kXStride));
+    wide = reinterpret_cast<float*>(take(kTilePanels * kDepth * kPanel));
+    sums = reinterpret_cast<float*>(take(waiting * kTileRows * kTileCols));
+    bytes = at;
+  }
+};
+
+// --- x rows and wide panels --------------------------------------------------------------------------------------------
+
+// n values as float32, then zeros up to `padded`, a multiple of 16.
+template <class X>
+inline void copy_row(const X* x, int64_t n, int64_t padded, float* to) {
+  int64_t i = 0;
+  for (; i + Vec::kLanes <= n; i += Vec::kLanes) Vec::load(x + i).store(to + i);
+  if (i < n) {
+    Vec::load_n(x + i, static_cast<int>(n - i)).store(to + i);
+    i += Vec::kLanes;
+  }
+  for (; i < padded; i += Vec::kLanes) Vec::zero().store(to + i);
+}
+
+// The same in bfloat16 pairs.
+template <class Pair>
+inline void copy_pairs(const Bf16* x, int64_t n, int64_t padded, Pair* to) {
+  __builtin_memcpy(to, x, static_cast<size_t>(n) * sizeof(Bf16));
+  __builtin_memset(reinterpret_cast<Bf16*>(to) + n, 0, static_cast<size_t>(padded - n) * sizeof(Bf16));
+}
+
+// Inputs [first, first + depth) of all rows.
+template <class M>
+inline void copy_rows(const LinearBlock& b, int64_t first, int64_t depth, typename M::Elem* to) {
+  const int64_t n = min_of(depth, b.k - first);
+  for (int64_t r = 0; r < b.rows; ++r, to += kXStride) {
+    const int64_t at = r * b.x_stride + first;
+    if constexpr (M::kDepth == 2) {
+      copy_pairs(static_cast<const Bf16*>(b.x) + at, n, depth, to);
+    } else if (b.x_dtype == DType::kFloat32) {
+      copy_row(static_cast<const float*>(b.x) + at, n, depth, to);
+    } else {
+      copy_row(static_cast<const Bf16*>(b.x) + at, n, depth, to);
+    }
+  }
+}
+
+// Part of `panels` bfloat16 panels as float32 panels [panels][depth][kPanel].
+inline void widen_panels(const Bf16* w, int64_t panel, int64_t panels, int64_t depth, float* to) {
+  for (int64_t p = 0; p < panels; ++p) {
+    for (int64_t k = 0; k < depth; k += 2, to += 2 * kPanel) {
+      for (int v = 0; v < kPanelVecs; ++v) {
+        Vec even, odd;
+        Vec::load_pairs(w + p * panel + k * kPanel + 2 * v * Vec::kLanes, even, odd);
+        even.store(to + v * Vec::kLanes);
+        odd.store(to + kPanel + v * Vec::kLanes);
+      }
+    }
+  }
+}
+
+// --- micro-kernel ------------------------------------------------------------------------------------------------------
+
+// Two inputs of a panel are 32 elements of W in both packed layouts: one step of pairs, or two of single inputs.
+constexpr int kSteps = 2 / Mul::kDepth;
+
+// Vector v of step kStep.
+template <class M, int kStep, class W>
+inline typename M::Operand load_weights(const W* w, int v) {
+  using Packed = typename M::Elem;
+  if constexpr (sizeof(Packed) == sizeof(W) * M::kDepth) {  // packed as they are multiplied
+    return M::load(reinterpret_cast<const Packed*>(w) + kStep * kPanel + v * Vec::kLanes);
+  } else {
+    Vec even, odd;
+    Vec::load_pairs(w + 2 * v * Vec::kLanes, even, odd);
+    return kStep ? odd : even;
+  }
+}
+
+template <int kStep, int R, int P, class W>
+inline void multiply_step(const Elem* x, const W* w, int64_t panel, Vec (&sum)[R][P * kPanelVecs]) {
+  Mul::Operand weights[P * kPanelVecs];
+#pragma GCC unroll 8
+  for (int i = 0; i < P * kPanelVecs; ++i) weights[i] = load_weights<Mul, kStep>(w + i / kPanelVecs * panel, i % kPanelVecs);
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) {
+    const Mul::Operand value = Mul::broadcast(x + r * kXStride + kStep);
+#pragma GCC unroll 8
+    for (int i = 0; i < P * kPanelVecs; ++i) sum[r][i] = Mul::multiply_add(value, weights[i], sum[r][i]);
+  }
+}
+
+// sums [R][kTileCols] += x [R][kXStride] times P panels, over `depth` inputs. fresh: the sums start at 0.
+template <int R, int P, class W>
+void multiply_tile(const Elem* x, const W* w, int64_t panel, int64_t depth, bool fresh, float* sums) {
+  Vec sum[R][P * kPanelVecs];
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+    for (int i = 0; i < P * kPanelVecs; ++i) {
+      sum[r][i] = fresh ? Vec::zero() : Vec::load(sums + r * kTileCols + i * Vec::kLanes);
+    }
+  }
+  for (int64_t k = 0; k < depth; k += 2, x += kSteps, w += 2 * kPanel) {
+    multiply_step<0, R, P>(x, w, panel, sum);
+    if constexpr (kSteps == 2) multiply_step<1, R, P>(x, w, panel, sum);
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+    for (int i = 0; i < P * kPanelVecs; ++i) sum[r][i].store(sums + r * kTileCols + i * Vec::kLanes);
+  }
+}
+
+// The instance for 1 ... R rows and 1 ... P panels.
+template <int R, int P, class W>
+inline void multiply_any(int64_t rows, int64_t panels, const Elem* x, const W* w, int64_t panel, int64_t depth,
+                         bool fresh, float* sums) {
+  if constexpr (P > 1) {
+    if (panels < P) return multiply_any<R, P - 1>(rows, panels, x, w, panel, depth, fresh, sums);
+  }
+  if constexpr (R > 1) {
+    if (rows < R) return multiply_any<R - 1, P>(rows, panels, x, w, panel, depth, fresh, sums);
+  }
+  multiply_tile<R, P>(x, w, panel, depth, fresh, sums);
+}
+
+// --- block -------------------------------------------------------------------------------------------------------------
+
+// Inputs [first, first + depth) of all rows times the part w of the panels of outputs [col, col + cols).
+template <class W>
+inline void multiply_rows(const LinearBlock& b, const Scratch& scratch, const W* w, int64_t panel, int64_t first,
+                          int64_t depth, int64_t col, int64_t cols) {
+  const int64_t row_tiles = tiles_of(b.rows, kTileRows);
+  for (int64_t tile = 0; tile < row_tiles; ++tile) {
+    const int64_t row = tile * kTileRows, rows = min_of(kTileRows, b.rows - row);
+    const int64_t place = b.k_padded > kDepth ? col / kTileCols * row_tiles + tile : 0;
+    float* sums = scratch.sums + place * kTileRows * kTileCols;
+    multiply_any<kTileRows, kTilePanels>(rows, tiles_of(cols, kPanel), scratch.x + row * kXStride, w, panel, depth,
+                                         first == 0, sums);
+    if (first + depth == b.k_padded) finish(b, row, col, rows, cols, sums, kTileCols);
+  }
+}
+
+template <class M>
+inline void multiply_block(const LinearBlock& b) {
+  const Scratch scratch(b);
+  const int64_t panel = b.k_padded * kPanel;
+  for (int64_t first = 0; first < b.k_padded; first += kDepth) {
+    const int64_t depth = min_of(kDepth, b.k_padded - first);
+    copy_rows<M>(b, first, depth, scratch.x);
+    for (int64_t col = 0; col < b.cols; col += kTileCols) {
+      const int64_t cols = min_of(kTileCols, b.cols - col), at = col * b.k_padded + first * kPanel;
+      if constexpr (M::kDepth == 1) {
+        if (b.w_dtype == DType::kFloat32) {
+          multiply_rows(b, scratch, static_cast<const float*>(b.w) + at, panel, first, depth, col, cols);
+          continue;
+        }
+        if (b.rows > kTileRows) {  // widened once for all row tiles; a tile alone widens as it goes
+          widen_panels(static_cast<const Bf16*>(b.w) + at, panel, tiles_of(cols, kPanel), depth, scratch.wide);
+          multiply_rows(b, scratch, scratch.wide, depth * kPanel, first, depth, col, cols);
+          continue;
+        }
+      }
+      multiply_rows(b, scratch, static_cast<const Bf16*>(b.w) + at, panel, first, depth, col, cols);
+    }
+  }
+}
+
+inline void run_block(const LinearBlock& b) { multiply_block<Mul>(b); }
+inline LinearPlan plan() { return {kTileRows, kTilePanels, kBlockRows, kBlockPanels}; }
+inline size_t scratch_bytes(const LinearBlock& b) { return Scratch(b).bytes; }
+
+}  // namespace linear
+}  // namespace
+}  // namespace sparsed

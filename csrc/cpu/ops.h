@@ -1,0 +1,18 @@
+// Drivers of the model operations: checks, threads and scratch around an instruction set's leaf kernels. The entries of
+// ModelOps (core/ops.h), with the kernels first.
+#pragma once
+
+#include "core/ops.h"
+#include "cpu/ops_kernels.h"
+
+namespace sparsed::cpu {
+
+void linear(const OpsKernels& kernels, const RowsView& x, const PackedWeight& w, const RowsView& residual,
+            const RowsView& out);
+void rms_norm(const OpsKernels& kernels, const RowsView& x, const float* weight, float eps, const RowsView& out);
+void rotary(const OpsKernels& kernels, const RowsView& x, int64_t head_dim, const float* cos, const float* sin);
+void silu_gate(const OpsKernels& kernels, const RowsView& gate, const RowsView& up);
+void token_confidence(const OpsKernels& kernels, const RowsView& logits, Confidence kind, int64_t* ids,
+                      float* confidence);
+
+}  // namespace sparsed::cpu
