@@ -36,7 +36,7 @@ struct CpuBackend {
   }
 
   static void linear(const RowsView& x, const PackedWeight& w, const RowsView& residual, const RowsView& out) {
-    const bool bf16 = x.dtype == DType::kBFloat16 && w.dtype == DType::kBFloat16;
+    const bool bf16 = x.dtype == DType::kBFloat16 && w.dtype() == DType::kBFloat16;
     cpu::linear(*(bf16 ? kBf16() : kOther()).ops, x, w, residual, out);
   }
   static void rms_norm(const RowsView& x, const float* weight, float eps, const RowsView& out) {
@@ -46,13 +46,13 @@ struct CpuBackend {
     cpu::rotary(*kOther().ops, x, head_dim, cos, sin);
   }
   static void silu_gate(const RowsView& gate, const RowsView& up) { cpu::silu_gate(*kOther().ops, gate, up); }
-  static void token_confidence(const RowsView& logits, int kind, int64_t* ids, float* confidence) {
+  static void token_confidence(const RowsView& logits, Confidence kind, int64_t* ids, float* confidence) {
     cpu::token_confidence(*kOther().ops, logits, kind, ids, confidence);
   }
 
   static Backend entry(const char* name, const char* description, std::vector<std::string> (*not_supported)()) {
     return {name,      description, not_supported, attention, attention_and_select,
-            {linear, rms_norm, rotary, silu_gate, token_confidence}};
+            {cpu::pack_weight, linear, rms_norm, rotary, silu_gate, token_confidence}};
   }
 };
 

@@ -11,12 +11,12 @@ namespace sparsed {
 namespace {
 namespace linear {
 
-constexpr int kTileRows = 32;   // the micro-kernel: 2 x 2 tiles
+constexpr int kTileRows = 32;  // the micro-kernel: 2 x 2 tiles
 constexpr int kTilePanels = 2;
 constexpr int kTileCols = kTilePanels * kPanel;
-constexpr int kStep = 32;       // inputs of a tile
-constexpr int kDepth = 512;     // inputs of a pass: two panels of it, 32 KB, stay in L1
-constexpr int kOperand = 512;   // elements of an operand tile
+constexpr int kStep = 32;      // inputs of a tile
+constexpr int kDepth = 512;    // inputs of a pass: two panels of it, 32 KB, stay in L1
+constexpr int kOperand = 512;  // elements of an operand tile
 constexpr int64_t kBlockRows = 384;
 constexpr int64_t kBlockPanels = 32;
 

@@ -20,9 +20,9 @@ constexpr int kTileRows = Vec::kLanes == 16 ? 12 : Vec::kLanes == 8 ? 6 : 2;
 constexpr int kTilePanels = Vec::kLanes == 16 ? 2 : 1;
 constexpr int kTileCols = kTilePanels * kPanel;
 
-using Elem = Mul::Elem;                      // Mul::kDepth inputs of a row, or of an output
-constexpr int kDepth = 256 * Mul::kDepth;    // inputs
-constexpr int kXStride = 256 + kPanel;       // Elems between x rows: not a power of two, so that rows spread over L1
+using Elem = Mul::Elem;                    // Mul::kDepth inputs of a row, or of an output
+constexpr int kDepth = 256 * Mul::kDepth;  // inputs
+constexpr int kXStride = 256 + kPanel;     // Elems between x rows: not a power of two, so that rows spread over L1
 constexpr int64_t kBlockRows = 192;
 constexpr int64_t kBlockPanels = 32;
 
@@ -30,7 +30,7 @@ constexpr int64_t kBlockPanels = 32;
 struct Scratch {
   Elem* x;      // [row tiles][kTileRows][kXStride]
   float* wide;  // [kTilePanels][kDepth][kPanel] bfloat16 weights, widened
-  float* sums;  // [column tiles][row tiles][kTileRows][kTileCols]; one tile where no sum has to wait
+  float* sums;  // [column tiles][row tiles][kTileRows * kTileCols]; one tile where no sum has to wait
   size_t bytes;
 
   explicit Scratch(const LinearBlock& b) {
@@ -49,7 +49,7 @@ struct Scratch {
   }
 };
 
-// --- x rows and wide panels --------------------------------------------------------------------------------------------
+// --- x rows and wide panels ----------------------------------------------------------------------------------------
 
 // n values as float32, then zeros up to `padded`, a multiple of 16.
 template <class X>
@@ -100,7 +100,7 @@ inline void widen_panels(const Bf16* w, int64_t panel, int64_t panels, int64_t d
   }
 }
 
-// --- micro-kernel ------------------------------------------------------------------------------------------------------
+// --- micro-kernel --------------------------------------------------------------------------------------------------
 
 // Two inputs of a panel are 32 elements of W in both packed layouts: one step of pairs, or two of single inputs.
 constexpr int kSteps = 2 / Mul::kDepth;
@@ -122,7 +122,9 @@ template <int kStep, int R, int P, class W>
 inline void multiply_step(const Elem* x, const W* w, int64_t panel, Vec (&sum)[R][P * kPanelVecs]) {
   Mul::Operand weights[P * kPanelVecs];
 #pragma GCC unroll 8
-  for (int i = 0; i < P * kPanelVecs; ++i) weights[i] = load_weights<Mul, kStep>(w + i / kPanelVecs * panel, i % kPanelVecs);
+  for (int i = 0; i < P * kPanelVecs; ++i) {
+    weights[i] = load_weights<Mul, kStep>(w + i / kPanelVecs * panel, i % kPanelVecs);
+  }
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
     const Mul::Operand value = Mul::broadcast(x + r * kXStride + kStep);
@@ -131,84 +133,113 @@ inline void multiply_step(const Elem* x, const W* w, int64_t panel, Vec (&sum)[R
   }
 }
 
-// sums [R][kTileCols] += x [R][kXStride] times P panels, over `depth` inputs. fresh: the sums start at 0.
+// The part of W that comes next, in bytes: two inputs of a panel take `step`, panels lie `panel` apart. It is requested
+// from memory during the multiplication: twice as fast where few rows wait for W, and 5 % where many do.
+struct Ahead {
+  const std::byte* data;
+  int64_t step;
+  int64_t panel;
+};
+
+// sums [R][P * kPanel] += x [R][kXStride] times P panels, over `depth` inputs. fresh: the sums start at 0.
 template <int R, int P, class W>
-void multiply_tile(const Elem* x, const W* w, int64_t panel, int64_t depth, bool fresh, float* sums) {
-  Vec sum[R][P * kPanelVecs];
+void multiply_tile(const Elem* x, const W* w, int64_t panel, int64_t depth, const Ahead& ahead, bool fresh,
+                   float* sums) {
+  constexpr int kVecs = P * kPanelVecs;
+  Vec sum[R][kVecs];
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
-    for (int i = 0; i < P * kPanelVecs; ++i) {
-      sum[r][i] = fresh ? Vec::zero() : Vec::load(sums + r * kTileCols + i * Vec::kLanes);
+    for (int i = 0; i < kVecs; ++i) {
+      sum[r][i] = fresh ? Vec::zero() : Vec::load(sums + (r * kVecs + i) * Vec::kLanes);
     }
   }
-  for (int64_t k = 0; k < depth; k += 2, x += kSteps, w += 2 * kPanel) {
+  const std::byte* next = ahead.data;
+  for (int64_t k = 0; k < depth; k += 2, x += kSteps, w += 2 * kPanel, next += ahead.step) {
+#pragma GCC unroll 8
+    for (int p = 0; p < P; ++p) {
+      __builtin_prefetch(next + p * ahead.panel, 0, 2);
+      if constexpr (sizeof(W) == 4) __builtin_prefetch(next + p * ahead.panel + 64, 0, 2);
+    }
     multiply_step<0, R, P>(x, w, panel, sum);
     if constexpr (kSteps == 2) multiply_step<1, R, P>(x, w, panel, sum);
   }
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
-    for (int i = 0; i < P * kPanelVecs; ++i) sum[r][i].store(sums + r * kTileCols + i * Vec::kLanes);
+    for (int i = 0; i < kVecs; ++i) sum[r][i].store(sums + (r * kVecs + i) * Vec::kLanes);
   }
 }
 
 // The instance for 1 ... R rows and 1 ... P panels.
 template <int R, int P, class W>
 inline void multiply_any(int64_t rows, int64_t panels, const Elem* x, const W* w, int64_t panel, int64_t depth,
-                         bool fresh, float* sums) {
+                         const Ahead& ahead, bool fresh, float* sums) {
   if constexpr (P > 1) {
-    if (panels < P) return multiply_any<R, P - 1>(rows, panels, x, w, panel, depth, fresh, sums);
+    if (panels < P) return multiply_any<R, P - 1>(rows, panels, x, w, panel, depth, ahead, fresh, sums);
   }
   if constexpr (R > 1) {
-    if (rows < R) return multiply_any<R - 1, P>(rows, panels, x, w, panel, depth, fresh, sums);
+    if (rows < R) return multiply_any<R - 1, P>(rows, panels, x, w, panel, depth, ahead, fresh, sums);
   }
-  multiply_tile<R, P>(x, w, panel, depth, fresh, sums);
+  multiply_tile<R, P>(x, w, panel, depth, ahead, fresh, sums);
 }
 
-// --- block -------------------------------------------------------------------------------------------------------------
+// --- block ---------------------------------------------------------------------------------------------------------
 
-// Inputs [first, first + depth) of all rows times the part w of the panels of outputs [col, col + cols).
+// What one pass over the rows multiplies: inputs [first, first + depth) and outputs [col, col + cols).
+struct Part {
+  int64_t first, depth;
+  int64_t col, cols;
+  Ahead ahead;
+};
+
+// All rows times `w`, the part's panels.
 template <class W>
-inline void multiply_rows(const LinearBlock& b, const Scratch& scratch, const W* w, int64_t panel, int64_t first,
-                          int64_t depth, int64_t col, int64_t cols) {
-  const int64_t row_tiles = tiles_of(b.rows, kTileRows);
+inline void multiply_rows(const LinearBlock& b, const Scratch& scratch, const W* w, int64_t panel, const Part& part) {
+  const int64_t row_tiles = tiles_of(b.rows, kTileRows), panels = tiles_of(part.cols, kPanel);
+  const Ahead nothing{reinterpret_cast<const std::byte*>(w), 0, 0};
   for (int64_t tile = 0; tile < row_tiles; ++tile) {
     const int64_t row = tile * kTileRows, rows = min_of(kTileRows, b.rows - row);
-    const int64_t place = b.k_padded > kDepth ? col / kTileCols * row_tiles + tile : 0;
+    const int64_t place = b.k_padded > kDepth ? part.col / kTileCols * row_tiles + tile : 0;
     float* sums = scratch.sums + place * kTileRows * kTileCols;
-    multiply_any<kTileRows, kTilePanels>(rows, tiles_of(cols, kPanel), scratch.x + row * kXStride, w, panel, depth,
-                                         first == 0, sums);
-    if (first + depth == b.k_padded) finish(b, row, col, rows, cols, sums, kTileCols);
+    multiply_any<kTileRows, kTilePanels>(rows, panels, scratch.x + row * kXStride, w, panel, part.depth,
+                                         tile == 0 ? part.ahead : nothing, part.first == 0, sums);
+    if (part.first + part.depth == b.k_padded) finish(b, row, part.col, rows, part.cols, sums, panels * kPanel);
   }
 }
 
 template <class M>
-inline void multiply_block(const LinearBlock& b) {
-  const Scratch scratch(b);
+inline void multiply_part(const LinearBlock& b, const Scratch& scratch, int64_t at, const Part& part) {
   const int64_t panel = b.k_padded * kPanel;
+  if constexpr (M::kDepth == 1) {
+    if (b.w_dtype == DType::kFloat32) {
+      return multiply_rows(b, scratch, static_cast<const float*>(b.w) + at, panel, part);
+    }
+    if (b.rows > kTileRows) {  // widened once for all row tiles; a tile alone widens as it goes
+      const int64_t panels = tiles_of(part.cols, kPanel);
+      widen_panels(static_cast<const Bf16*>(b.w) + at, panel, panels, part.depth, scratch.wide);
+      return multiply_rows(b, scratch, scratch.wide, part.depth * kPanel, part);
+    }
+  }
+  multiply_rows(b, scratch, static_cast<const Bf16*>(b.w) + at, panel, part);
+}
+
+inline void run_block(const LinearBlock& b) {
+  const Scratch scratch(b);
+  const int64_t size = b.w_dtype == DType::kFloat32 ? 4 : 2;
   for (int64_t first = 0; first < b.k_padded; first += kDepth) {
     const int64_t depth = min_of(kDepth, b.k_padded - first);
-    copy_rows<M>(b, first, depth, scratch.x);
+    copy_rows<Mul>(b, first, depth, scratch.x);
     for (int64_t col = 0; col < b.cols; col += kTileCols) {
-      const int64_t cols = min_of(kTileCols, b.cols - col), at = col * b.k_padded + first * kPanel;
-      if constexpr (M::kDepth == 1) {
-        if (b.w_dtype == DType::kFloat32) {
-          multiply_rows(b, scratch, static_cast<const float*>(b.w) + at, panel, first, depth, col, cols);
-          continue;
-        }
-        if (b.rows > kTileRows) {  // widened once for all row tiles; a tile alone widens as it goes
-          widen_panels(static_cast<const Bf16*>(b.w) + at, panel, tiles_of(cols, kPanel), depth, scratch.wide);
-          multiply_rows(b, scratch, scratch.wide, depth * kPanel, first, depth, col, cols);
-          continue;
-        }
-      }
-      multiply_rows(b, scratch, static_cast<const Bf16*>(b.w) + at, panel, first, depth, col, cols);
+      const int64_t at = col * b.k_padded + first * kPanel;
+      const int64_t next = col + kTileCols < b.cols ? at + kTileCols * b.k_padded : at;
+      const Ahead ahead{static_cast<const std::byte*>(b.w) + next * size, 2 * kPanel * size,
+                        b.k_padded * kPanel * size};
+      multiply_part<Mul>(b, scratch, at, {first, depth, col, min_of(kTileCols, b.cols - col), ahead});
     }
   }
 }
 
-inline void run_block(const LinearBlock& b) { multiply_block<Mul>(b); }
 inline LinearPlan plan() { return {kTileRows, kTilePanels, kBlockRows, kBlockPanels}; }
 inline size_t scratch_bytes(const LinearBlock& b) { return Scratch(b).bytes; }
 

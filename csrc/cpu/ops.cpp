@@ -39,7 +39,7 @@ void for_rows(const RowsView& view, const Body& body) {
   });
 }
 
-// --- linear ------------------------------------------------------------------------------------------------------------
+// --- linear --------------------------------------------------------------------------------------------------------
 
 // Work items of a linear layer: row_blocks x panel_blocks blocks of block_rows x block_panels.
 struct LinearGrid {
@@ -51,7 +51,8 @@ struct LinearGrid {
 // block is worth handing out.
 LinearGrid cut(const LinearPlan& plan, int64_t rows, const PackedWeight& w) {
   constexpr int64_t kItemsPerThread = 8, kItemProducts = 1 << 18;
-  const int64_t all_row_tiles = ceil_div(rows, plan.tile_rows), all_panel_tiles = ceil_div(w.panels(), plan.tile_panels);
+  const int64_t all_row_tiles = ceil_div(rows, plan.tile_rows),
+                all_panel_tiles = ceil_div(w.panels(), plan.tile_panels);
   int64_t row_tiles = std::min(all_row_tiles, plan.block_rows / plan.tile_rows);
   int64_t panel_tiles = std::min(all_panel_tiles, plan.block_panels / plan.tile_panels);
   const int64_t tile_products = std::min(rows, plan.tile_rows) * plan.tile_panels * PackedWeight::kPanel * w.k();
@@ -121,15 +122,14 @@ void linear(const OpsKernels& kernels, const RowsView& x, const PackedWeight& w,
 void rms_norm(const OpsKernels& kernels, const RowsView& x, const float* weight, float eps, const RowsView& out) {
   check_dtype("rms_norm", "x", x);
   check_shape("rms_norm", "out", out, x.rows, x.cols, "x");
-  for_rows(x, [&](int64_t row) {
-    kernels.rms_norm(x.row(row), x.dtype, weight, eps, x.cols, out.row(row), out.dtype);
-  });
+  for_rows(x,
+           [&](int64_t row) { kernels.rms_norm(x.row(row), x.dtype, weight, eps, x.cols, out.row(row), out.dtype); });
 }
 
 void rotary(const OpsKernels& kernels, const RowsView& x, int64_t head_dim, const float* cos, const float* sin) {
-  check_dtype("rotary", "x", x);
-  check(head_dim > 0 && head_dim % 2 == 0, "rotary: head_dim is ", head_dim, ", expected an even number above 0");
-  check(x.cols % head_dim == 0, "rotary: x has shape ", shape_of(x), ", expected a multiple of head_dim ", head_dim,
+  check_dtype("rotary_", "x", x);
+  check(head_dim > 0 && head_dim % 2 == 0, "rotary_: head_dim is ", head_dim, ", expected an even number above 0");
+  check(x.cols % head_dim == 0, "rotary_: x has shape ", shape_of(x), ", expected a multiple of head_dim ", head_dim,
         " columns");
   for_rows(x, [&](int64_t row) {
     const int64_t angles = row * (head_dim / 2);
@@ -138,16 +138,16 @@ void rotary(const OpsKernels& kernels, const RowsView& x, int64_t head_dim, cons
 }
 
 void silu_gate(const OpsKernels& kernels, const RowsView& gate, const RowsView& up) {
-  check_dtype("silu_gate", "gate", gate);
-  check_shape("silu_gate", "up", up, gate.rows, gate.cols, "gate");
+  check_dtype("silu_gate_", "gate", gate);
+  check_shape("silu_gate_", "up", up, gate.rows, gate.cols, "gate");
   if (up.dtype != gate.dtype) {
-    fail(ErrorKind::kType, "silu_gate: up has dtype ", dtype_name(up.dtype), ", expected ", dtype_name(gate.dtype),
+    fail(ErrorKind::kType, "silu_gate_: up has dtype ", dtype_name(up.dtype), ", expected ", dtype_name(gate.dtype),
          " (from gate)");
   }
   for_rows(gate, [&](int64_t row) { kernels.silu_gate(gate.row(row), up.row(row), gate.dtype, gate.cols); });
 }
 
-// --- token_confidence --------------------------------------------------------------------------------------------------
+// --- token_confidence ----------------------------------------------------------------------------------------------
 
 namespace {
 
@@ -161,9 +161,9 @@ constexpr int64_t kStretch = 4096;
 // left over by a nearly certain row is exact then.
 struct Part {
   float max = -kInfinity;
-  int64_t index = 0;         // of the first maximum, in the row
+  int64_t index = 0;          // of the first maximum, in the row
   float second = -kInfinity;  // the largest of the others
-  double rest = 0.0;         // sum of exp(l - max) of the others
+  double rest = 0.0;          // sum of exp(l - max) of the others
 };
 
 // body(row, stretch) for all stretches of all rows.

@@ -2,11 +2,14 @@
 // ModelOps (core/ops.h), with the kernels first.
 #pragma once
 
+#include <vector>
+
 #include "core/ops.h"
 #include "cpu/ops_kernels.h"
 
 namespace sparsed::cpu {
 
+PackedWeight pack_weight(const std::vector<WeightRows>& parts, int64_t k, DType dtype);
 void linear(const OpsKernels& kernels, const RowsView& x, const PackedWeight& w, const RowsView& residual,
             const RowsView& out);
 void rms_norm(const OpsKernels& kernels, const RowsView& x, const float* weight, float eps, const RowsView& out);

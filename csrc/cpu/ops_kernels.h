@@ -44,7 +44,8 @@ struct OpsKernels {
   void (*linear)(const LinearBlock& block);
 
   // One row each; dtypes float32 or bfloat16.
-  void (*rms_norm)(const void* x, DType dtype, const float* weight, float eps, int64_t cols, void* out, DType out_dtype);
+  void (*rms_norm)(const void* x, DType dtype, const float* weight, float eps, int64_t cols, void* out,
+                   DType out_dtype);
   void (*rotary)(void* x, DType dtype, int64_t heads, int64_t head_dim, const float* cos, const float* sin);
   void (*silu_gate)(void* gate, const void* up, DType dtype, int64_t cols);
 

@@ -14,7 +14,7 @@ namespace rows {
 constexpr int kLanes = Vec::kLanes;
 constexpr float kInfinity = __builtin_inff();
 
-// --- functions ---------------------------------------------------------------------------------------------------------
+// --- functions -----------------------------------------------------------------------------------------------------
 
 // e^x for x <= 88. The product x log2(e) is carried in two parts: its rounding alone would cost |x| 6e-8.
 inline Vec exp(Vec x) {
@@ -60,7 +60,7 @@ inline void store(Vec v, T* p, int n) {
   }
 }
 
-// --- row operations ----------------------------------------------------------------------------------------------------
+// --- row operations ------------------------------------------------------------------------------------------------
 
 // Sum of term(i, n) over the vectors of a row. Four sums side by side: additions do not wait for each other, and
 // rounding errors grow four times slower.
@@ -112,7 +112,7 @@ void silu_gate(T* gate, const T* up, int64_t cols) {
   });
 }
 
-// --- softmax over the vocabulary ---------------------------------------------------------------------------------------
+// --- softmax over the vocabulary -----------------------------------------------------------------------------------
 
 // NaN and what lies beyond the end count as -inf: max keeps its second argument where the first is NaN.
 inline Vec load_logits(const float* logits, int n) {

@@ -1,0 +1,90 @@
+# `make demo` and `make test` work alone on a fresh machine: Python >= 3.10 with venv, a C++20 compiler and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+BUILD := build/package
+# What pyproject.toml's [build-system] asks for, and CMake and Ninja: the package is built without isolation so that
+# objects are kept from one build to the next.
+BUILD_TOOLS := "scikit-build-core>=0.11" "pybind11==3.1.0" "cmake>=3.25" ninja
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+INSTALL := $(PIP) install --no-build-isolation --config-settings=build-dir=$(BUILD)
+CXX_FILES = $(shell find csrc tests/cpp -name '*.cpp' -o -name '*.h' -o -name '*.inl')
+PACKAGE_FILES := CMakeLists.txt pyproject.toml README.md $(shell find csrc python -type f -not -name '*.pyc')
+TEST_FILES := $(shell find tests/cpp -type f)
+JOBS := $(shell getconf _NPROCESSORS_ONLN)
+export PIP_ROOT_USER_ACTION := ignore
+
+.PHONY: help demo test cpp-test scalar-test python-test lint stubs format clean googletest
+help:
+	@echo "make demo     build, then answer questions about a long text: dense, SparseD, sliding window"
+	@echo "make test     build, then all C++ and Python tests"
+	@echo "make lint     ruff, mypy, clang-format, freshness of the stubs"
+	@echo "make stubs    write python/sparsed/_core.pyi anew"
+	@echo "make format   format C++ and Python in place"
+	@echo "make clean    remove build/ and $(VENV)/"
+
+demo: $(VENV)/.package
+	$(BIN)/sparsed demo
+
+test: cpp-test scalar-test python-test
+
+cpp-test: $(VENV)/.tests
+	$(BIN)/ctest --test-dir $(BUILD) --output-on-failure --progress --parallel $(JOBS)
+
+# The scalar backend alone, as it is built on processors that are not x86-64.
+scalar-test: $(VENV)/.tests
+	VIRTUAL_ENV="$(CURDIR)/$(VENV)" PATH="$(CURDIR)/$(BIN):$$PATH" cmake --workflow --preset scalar
+	PYTHONPATH=build/scalar/python $(BIN)/python -m pytest -q tests/python/test_attention.py \
+	  tests/python/test_select.py $(wildcard tests/python/test_goldens_*.py)
+
+python-test: $(VENV)/.tests
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
+	$(BIN)/python -m pytest -q tests/python/test_layout.py
+
+stubs: $(VENV)/.tests
+	$(BIN)/python -m pybind11_stubgen --exit-code sparsed._core -o python
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_FILES)
+
+clean:
+	rm -rf build $(VENV)
+
+# Found, else installed where that is allowed, else the line to type.
+googletest:
+	@if echo '#include <gtest/gtest.h>' | $(CXX) -E -x c++ - >/dev/null 2>&1 || [ -d /usr/src/googletest ] \
+	    || [ -n "$$GTest_ROOT$$CMAKE_PREFIX_PATH" ]; then exit 0; fi; \
+	if ! command -v apt-get >/dev/null; then echo "GoogleTest is missing: install it and type make again" >&2; exit 1; fi; \
+	if [ "$$(id -u)" = 0 ]; then sudo=; elif sudo -n true 2>/dev/null; then sudo="sudo -n"; else \
+	  echo "GoogleTest is missing, type: sudo apt-get install -y libgtest-dev" >&2; exit 1; fi; \
+	echo "installing libgtest-dev"; \
+	$$sudo apt-get update -qq </dev/null || true; \
+	DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -y -qq libgtest-dev </dev/null >/dev/null \
+	  || { echo "GoogleTest is missing, type: sudo apt-get install -y libgtest-dev" >&2; exit 1; }
+
+$(VENV)/.tools: Makefile
+	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV) || { echo "python3-venv is missing: apt-get install python3-venv" >&2; exit 1; }
+	$(PIP) install $(BUILD_TOOLS)
+	@touch $@
+
+$(VENV)/.package: $(VENV)/.tools $(PACKAGE_FILES)
+	@echo "building sparsed (a few minutes the first time)"
+	$(INSTALL) .
+	@touch $@
+
+$(VENV)/.tests: $(VENV)/.tools $(PACKAGE_FILES) $(TEST_FILES) | googletest
+	@echo "building sparsed and its C++ tests (a few minutes the first time)"
+	$(INSTALL) --config-settings=cmake.define.BUILD_TESTING=ON '.[test]'
+	@touch $(VENV)/.package $@
+
+$(VENV)/.dev: $(VENV)/.tests
+	$(PIP) install --no-build-isolation --config-settings=build-dir=$(BUILD) '.[dev]'
+	@touch $@

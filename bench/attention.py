@@ -1,0 +1,193 @@
+"""`sparsed bench attention`: dense and block-sparse attention against torch, over lengths, densities, block sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import sparsed
+
+from .arrays import Accuracy, Array, Blocks, CheckError, check_attention, random_blocks, random_qkv
+from .cases import PUBLISHED_BLOCK, PUBLISHED_DENSITY, AttentionAxes, AttentionCase
+from .harness import Contender, Timing, time_in_turns
+from .options import Options
+from .peers import Peer, SkipError, available_peers
+from .report import ERROR_COLUMNS, TIME_COLUMNS, Column, Report, Row, number, progress, rate, ratio
+from .roofs import measure_roofs
+
+COLUMNS: tuple[Column, ...] = (
+    ("contender", "contender", str),
+    ("block_size", "block", str),
+    ("density", "density", number(3)),
+    *TIME_COLUMNS,
+    ("flops_per_s", "TFLOP/s", rate),
+    ("efficiency", "efficiency", number(2)),
+    ("speedup_dense", "dense/this", ratio),
+    ("versus_sdpa", "SDPA/this", ratio),
+    ("versus_flex", "flex/this", ratio),
+    *ERROR_COLUMNS,
+)
+_GQA_COLUMNS: tuple[Column, ...] = (
+    ("contender", "heads", str),
+    *TIME_COLUMNS,
+    ("per_head_s", "ms per query head", lambda seconds: f"{1e3 * seconds:.3f}"),
+    ("versus_mha", "over MHA", number(3)),
+)
+NOTE = (
+    "FLOPs are those of the selected blocks. Packing and planning are inside sparsed's times; flex's mask is built and "
+    "compiled outside of its times. efficiency = dense time x density / sparse time, of the same library. error: "
+    "relative, against float64, on some rows; naive: of a plain computation in the same dtype."
+)
+SPARSED, SDPA, FLEX = "sparsed", "torch SDPA", "torch flex"
+# Checked in full before anything is timed: odd on purpose.
+_SMALL_LENGTH = 300
+
+
+def run(options: Options, report: Report) -> None:
+    """All cases, then grouped key/value heads."""
+    axes = options.attention_axes()
+    peers, missing = available_peers([name for name in ("sdpa", "flex", "numpy") if name in options.peers])
+    for name, reason in missing.items():
+        report.skip(name, reason)
+    report.roofs = measure_roofs(axes.dtypes, options.quick)
+    _check_small(axes)
+    for case in axes.cases():
+        progress(str(case))
+        entries = _entries(case, axes.sparsities(case.length), peers, report)
+        timings = time_in_turns(
+            {entry.key: entry.contender.run for entry in entries}, options.repeat, options.sample_seconds
+        )
+        progress("")
+        report.section(str(case), COLUMNS, [_figures(case, entry, timings) for entry in entries])
+    grouped = options.gqa_cases()
+    if grouped:
+        _run_grouped(grouped, options, report)
+    report.note(NOTE)
+
+
+def _check_small(axes: AttentionAxes) -> None:
+    """Every row of every kind of case against float64."""
+    for dtype in axes.dtypes:
+        for head_dim in axes.head_dims:
+            case = AttentionCase(dtype, head_dim, _SMALL_LENGTH, *axes.heads)
+            q, k, v = random_qkv(case, seed=3)
+            check_attention("dense attention", sparsed.attention(q, k, v), q, k, v, None, full=True)
+            for block_size in axes.block_sizes:
+                blocks = random_blocks(case.length, case.heads, block_size, 0.5)
+                out = sparsed.attention(q, k, v, blocks.pattern)
+                check_attention(f"attention with blocks of {block_size}", out, q, k, v, blocks, full=True)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A contender whose result is right, the blocks that it computes (None: all) and how exact it is."""
+
+    contender: Contender
+    blocks: Blocks | None
+    accuracy: Accuracy
+
+    @property
+    def key(self) -> str:
+        return _key(self.contender.name, self.blocks)
+
+
+def _key(name: str, blocks: Blocks | None) -> str:
+    return name if blocks is None else f"{name} b{blocks.block_size} {blocks.density}"
+
+
+def _entries(
+    case: AttentionCase, sparsities: Sequence[tuple[int, float]], peers: Sequence[Peer], report: Report
+) -> list[_Entry]:
+    """Everybody who takes part in a case."""
+    q, k, v = random_qkv(case)
+    asked: list[tuple[str, Blocks | None, Callable[[], Contender | None]]] = [(SPARSED, None, partial(_dense, q, k, v))]
+    asked += [(peer.name, None, partial(peer.dense, q, k, v)) for peer in peers]
+    densities = [density for _, density in sparsities]
+    peer_density = PUBLISHED_DENSITY if PUBLISHED_DENSITY in densities else densities[0]
+    for block_size, density in sparsities:
+        blocks = random_blocks(case.length, case.heads, block_size, density)
+        asked.append((SPARSED, blocks, partial(_sparse, q, k, v, blocks)))
+        if density == peer_density:
+            asked += [(peer.name, blocks, partial(peer.sparse, q, k, v, blocks)) for peer in peers]
+
+    entries = []
+    for name, blocks_or_none, make in asked:
+        try:
+            contender = make()
+            if contender is not None:
+                out = contender.array(contender.run())
+                accuracy = check_attention(name, out, q, k, v, blocks_or_none, full=False)
+                entries.append(_Entry(contender, blocks_or_none, accuracy))
+        except SkipError as skip:
+            report.skip(name, str(skip), case=str(case))
+        except CheckError as wrong:
+            if name == SPARSED:
+                raise
+            report.skip(name, str(wrong), case=str(case))
+    return entries
+
+
+def _dense(q: Array, k: Array, v: Array) -> Contender:
+    return Contender(SPARSED, lambda: sparsed.attention(q, k, v))
+
+
+def _sparse(q: Array, k: Array, v: Array, blocks: Blocks) -> Contender:
+    pattern = blocks.pattern
+    return Contender(SPARSED, lambda: sparsed.attention(q, k, v, pattern))
+
+
+def _shape(case: AttentionCase) -> Row:
+    return {name: getattr(case, name) for name in ("dtype", "head_dim", "length", "heads", "kv_heads")}
+
+
+def _figures(case: AttentionCase, entry: _Entry, timings: Mapping[str, Timing]) -> Row:
+    """One contender's times, and what it gains over dense attention and over the peers."""
+    name, blocks = entry.contender.name, entry.blocks
+    timing = timings[entry.key]
+    density = 1.0 if blocks is None else blocks.density
+    row: Row = {
+        **_shape(case),
+        "contender": name,
+        "block_size": None if blocks is None else blocks.block_size,
+        "density": density,
+        **timing.fields(),
+        "flops_per_s": case.flops_per_pair * case.dense_pairs * density / timing.median,
+        **entry.accuracy.fields(),
+    }
+    own_dense = timings.get(SDPA if name == FLEX else name)
+    if blocks is not None and own_dense is not None:
+        row["speedup_dense"] = own_dense.median / timing.median
+        row["efficiency"] = density * row["speedup_dense"]
+    if name == SPARSED:
+        for column, rival in (("versus_sdpa", SDPA), ("versus_flex", _key(FLEX, blocks))):
+            if rival in timings:
+                row[column] = timings[rival].median / timing.median
+    return row
+
+
+def _run_grouped(cases: Sequence[AttentionCase], options: Options, report: Report) -> None:
+    """Time per query head with few key/value heads, and with as many as query heads (the last case)."""
+    contenders = {}
+    for case in cases:
+        q, k, v = random_qkv(case)
+        blocks = random_blocks(case.length, case.heads, PUBLISHED_BLOCK, PUBLISHED_DENSITY)
+        contenders[case, "dense"] = _dense(q, k, v).run
+        contenders[case, "sparse"] = _sparse(q, k, v, blocks).run
+    named = {f"{case} {kind}": run for (case, kind), run in contenders.items()}
+    timings = time_in_turns(named, options.repeat, options.sample_seconds)
+    rows = []
+    for case, kind in contenders:
+        timing = timings[f"{case} {kind}"]
+        rows.append(
+            {
+                "group": "gqa",
+                "contender": f"{case.heads}/{case.kv_heads} {kind}",
+                **_shape(case),
+                **timing.fields(),
+                "per_head_s": timing.median / case.heads,
+                "versus_mha": timing.median / timings[f"{cases[-1]} {kind}"].median,
+            }
+        )
+    first = cases[0]
+    report.section(f"grouped heads, {first.dtype} hd {first.head_dim}, {first.length} tokens", _GQA_COLUMNS, rows)

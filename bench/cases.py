@@ -1,0 +1,203 @@
+"""What is measured, as data: shapes, dtypes, densities, block sizes, published figures to compare with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+DENSITIES = (0.05, 0.1, 0.2, 0.31, 0.5, 0.7, 1.0)
+# The density that the published settings (rho 0.3) lead to, and their block size.
+PUBLISHED_DENSITY = 0.31
+PUBLISHED_BLOCK = 128
+
+
+@dataclass(frozen=True)
+class AttentionCase:
+    """One set of arrays: q (1, heads, length, head_dim), k and v (1, kv_heads, length, head_dim)."""
+
+    dtype: str
+    head_dim: int
+    length: int
+    heads: int
+    kv_heads: int
+
+    @property
+    def dense_pairs(self) -> int:
+        """(Query, key) pairs of one head."""
+        return self.length**2
+
+    @property
+    def flops_per_pair(self) -> int:
+        """Of all heads: a multiply and an add per dimension, in q k^T and again in p v."""
+        return 4 * self.heads * self.head_dim
+
+    def __str__(self) -> str:
+        return f"{self.dtype} hd {self.head_dim} {self.length} x {self.heads}/{self.kv_heads} heads"
+
+
+@dataclass(frozen=True)
+class AttentionAxes:
+    """The cases of a benchmark: every combination of its axes.
+
+    Attributes:
+        heads: (query heads, key/value heads).
+        sweep_lengths: Lengths at which all block sizes and densities are measured; elsewhere the published ones are.
+    """
+
+    dtypes: tuple[str, ...] = ("bfloat16", "float32")
+    head_dims: tuple[int, ...] = (128, 64)
+    lengths: tuple[int, ...] = (2048, 4096, 8192, 16384, 32768)
+    heads: tuple[int, int] = (4, 4)
+    block_sizes: tuple[int, ...] = (128, 64, 32)
+    densities: tuple[float, ...] = DENSITIES
+    sweep_lengths: tuple[int, ...] = (8192, 16384)
+
+    def cases(self) -> Iterator[AttentionCase]:
+        """In the order in which they run."""
+        for dtype in self.dtypes:
+            for head_dim in self.head_dims:
+                for length in self.lengths:
+                    yield AttentionCase(dtype, head_dim, length, *self.heads)
+
+    def sparsities(self, length: int) -> list[tuple[int, float]]:
+        """(block size, density) at a length; of densities that keep as many blocks of a row, the first."""
+        if length in self.sweep_lengths:
+            found: dict[tuple[int, int], float] = {}
+            for block in self.block_sizes:
+                for density in self.densities:
+                    found.setdefault((block, kept_blocks(length, block, density)), density)
+            return [(block, density) for (block, _), density in found.items()]
+        block = PUBLISHED_BLOCK if PUBLISHED_BLOCK in self.block_sizes else self.block_sizes[0]
+        return [(block, PUBLISHED_DENSITY if PUBLISHED_DENSITY in self.densities else self.densities[0])]
+
+
+ATTENTION = AttentionAxes()
+ATTENTION_QUICK = AttentionAxes(lengths=(1024,), densities=(0.31, 1.0), block_sizes=(128, 32), sweep_lengths=(1024,))
+SELECTION = AttentionAxes(lengths=(4096, 8192, 16384, 32768), block_sizes=(128, 64, 32))
+SELECTION_QUICK = AttentionAxes(lengths=(1024,), block_sizes=(128, 32))
+
+# Grouped key/value heads (Dream's 28 / 4) beside as many key/value heads as query heads, time per query head.
+GQA = (AttentionCase("bfloat16", 128, 4096, 28, 4), AttentionCase("bfloat16", 128, 4096, 28, 28))
+GQA_QUICK = (AttentionCase("bfloat16", 64, 512, 7, 1), AttentionCase("bfloat16", 64, 512, 7, 7))
+
+GENERATED_TOKENS = 128
+LINEAR_MODELS = ("llada-8b", "demo")
+LINEAR_TOKENS = (128, 4096)
+LINEAR_QUICK_MODELS = ("demo",)
+LINEAR_QUICK_TOKENS = (256,)
+
+# rho by block size in the published settings: 0.5 for short contexts (block 32), 0.3 for long ones.
+PUBLISHED_RHO = {16: 0.5, 32: 0.5, 64: 0.3, 128: 0.3, 256: 0.3}
+
+
+@dataclass(frozen=True)
+class LinearCase:
+    """y (rows, outputs) = x (rows, inputs) w^T."""
+
+    name: str
+    rows: int
+    outputs: int
+    inputs: int
+
+    @property
+    def flops(self) -> int:
+        """A multiply and an add per weight and row."""
+        return 2 * self.rows * self.outputs * self.inputs
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """A model's layers: what a random checkpoint of a few of them needs."""
+
+    name: str
+    family: Literal["llada", "dream"]
+    num_layers: int
+    hidden_size: int
+    num_heads: int
+    num_kv_heads: int
+    intermediate_size: int
+    vocab_size: int
+    rope_theta: float
+    rms_norm_eps: float
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+    def linear_cases(self, tokens: tuple[int, ...]) -> Iterator[LinearCase]:
+        """The linear layers for batches of so many tokens; the head for as many as a generation has at most."""
+        queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        sizes = {
+            "qkv": (queries + 2 * keys, self.hidden_size),
+            "out": (self.hidden_size, queries),
+            "gate": (self.intermediate_size, self.hidden_size),
+            "down": (self.hidden_size, self.intermediate_size),
+        }
+        for name, (outputs, inputs) in sizes.items():
+            for rows in tokens:
+                yield LinearCase(f"{self.name} {name}", rows, outputs, inputs)
+        yield LinearCase(f"{self.name} head", min(min(tokens), GENERATED_TOKENS), self.vocab_size, self.hidden_size)
+
+
+LAYER_SHAPES = {
+    shape.name: shape
+    for shape in (
+        LayerShape("llada-8b", "llada", 32, 4096, 32, 32, 12288, 126464, 500000.0, 1e-5),
+        LayerShape("dream-7b", "dream", 28, 3584, 28, 4, 18944, 152064, 1000000.0, 1e-6),
+        LayerShape("demo", "llada", 4, 256, 4, 4, 768, 481, 500000.0, 1e-5),
+    )
+}
+
+
+@dataclass(frozen=True)
+class GenerationCase:
+    """Steps of a random checkpoint: a model's layer shape, how many of its layers, and the sequence's length."""
+
+    model: str
+    layers: int
+    length: int
+    repeat: int
+
+
+GENERATION = tuple(
+    GenerationCase(model, layers, length, repeat)
+    for model in ("llada-8b", "dream-7b")
+    for layers, length, repeat in ((2, 4096, 5), (2, 8192, 5), (2, 16384, 3), (2, 32768, 2), (1, 65536, 1))
+)
+GENERATION_QUICK = (GenerationCase("demo", 2, 512, 2),)
+# Rows of the random checkpoints' embedding and head.
+RANDOM_VOCABULARY = 1024
+STEP_COUNTS = (128, 256, 1024)
+PUBLISHED_SKIP = 0.2
+
+# arXiv 2509.24014, one A800, bf16, T = 128: seconds of dense attention over seconds of SparseD, by length.
+PUBLISHED_SPEEDUP = {
+    "llada-8b": {4096: 0.93, 8192: 0.99, 16384: 1.07, 32768: 1.16, 65536: 1.25},
+    "dream-7b": {4096: 0.92, 8192: 0.96, 16384: 1.06, 32768: 1.14, 65536: 1.24},
+}
+# The same at T = 1024, published at 64k alone.
+PUBLISHED_SPEEDUP_1024 = {"llada-8b": {65536: 1.48}, "dream-7b": {65536: 1.50}}
+
+SCALING_LENGTHS = (4096, 8192, 16384, 32768, 65536, 131072, 262144)
+SCALING_QUICK_LENGTHS = (1024, 2048)
+MEMORY_LENGTHS = (16384, 65536)
+MEMORY_QUICK_LENGTHS = (2048,)
+
+
+def kept_blocks(length: int, block_size: int, density: float) -> int:
+    """Blocks of a row that make up a density, at least one."""
+    count = -(-length // block_size)
+    return min(count, max(1, round(density * count)))
+
+
+def select_step(steps: int, skip: float = PUBLISHED_SKIP) -> int:
+    """The step, from 0, that selects under the paper's schedule: those before are dense, those after sparse."""
+    return max(0, math.floor(steps * skip) - 1)
+
+
+def published_speedup(model: str, length: int, steps: int) -> float | None:
+    """The authors' ratio of dense to SparseD time, where they published one."""
+    table = {128: PUBLISHED_SPEEDUP, 1024: PUBLISHED_SPEEDUP_1024}.get(steps, {})
+    return table.get(model, {}).get(length)

@@ -1,0 +1,110 @@
+"""Random checkpoints in the published format: a model's layer shape, few of its layers, a small vocabulary."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from sparsed.models import ConfigReader, find_architecture, tensor_shapes
+
+from .cases import RANDOM_VOCABULARY, LayerShape
+
+_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+# Random numbers that all weights are cut from: a prime, so that rows differ.
+_POOL = 1_048_583
+
+
+@contextlib.contextmanager
+def checkpoint_folder(folder: Path | None) -> Iterator[Path]:
+    """The folder, which is kept, or a temporary one, which is not."""
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="sparsed-bench-") as temporary:
+        yield Path(temporary)
+
+
+def config_values(shape: LayerShape, layers: int) -> dict[str, Any]:
+    """config.json under the family's published keys; the mask token is the vocabulary's last."""
+    tokens = {"mask_token_id": RANDOM_VOCABULARY - 1, "eos_token_id": 1, "pad_token_id": 1, "torch_dtype": "bfloat16"}
+    common = {"rms_norm_eps": shape.rms_norm_eps, "rope_theta": shape.rope_theta, "vocab_size": RANDOM_VOCABULARY}
+    if shape.family == "dream":
+        return {
+            "architectures": ["DreamModel"],
+            "model_type": "Dream",
+            "hidden_size": shape.hidden_size,
+            "num_hidden_layers": layers,
+            "num_attention_heads": shape.num_heads,
+            "num_key_value_heads": shape.num_kv_heads,
+            "intermediate_size": shape.intermediate_size,
+            "max_position_embeddings": 131072,
+            "tie_word_embeddings": False,
+            **common,
+            **tokens,
+        }
+    return {
+        "architectures": ["LLaDAModelLM"],
+        "model_type": "llada",
+        "block_type": "llama",
+        "activation_type": "silu",
+        "layer_norm_type": "rms",
+        "rope": True,
+        "d_model": shape.hidden_size,
+        "n_layers": layers,
+        "n_heads": shape.num_heads,
+        "n_kv_heads": shape.num_kv_heads,
+        "mlp_hidden_size": shape.intermediate_size,
+        "embedding_size": RANDOM_VOCABULARY,
+        "max_sequence_length": 4096,
+        "weight_tying": False,
+        **common,
+        **tokens,
+    }
+
+
+def write_checkpoint(folder: Path, shape: LayerShape, layers: int, seed: int = 0) -> Path:
+    """config.json and model.safetensors in bfloat16, below `folder`; what is there already is kept."""
+    path = folder / f"{shape.name}-{layers}-layers"
+    if (path / "model.safetensors").exists():
+        return path
+    path.mkdir(parents=True, exist_ok=True)
+    values = config_values(shape, layers)
+    (path / "config.json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    architecture = find_architecture(values, "config.json")
+    shapes = tensor_shapes(architecture.read_config(ConfigReader(values, "config.json")), architecture.names)
+    header: dict[str, Any] = {}
+    end = 0
+    for name, size in shapes.items():
+        begin, end = end, end + int(np.prod(size)) * _BFLOAT16.itemsize
+        header[name] = {"dtype": "BF16", "shape": list(size), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    partial = path / "model.safetensors.part"
+    with open(partial, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for array in _arrays(shapes, seed):
+            file.write(array.view(np.uint8).data)
+    partial.replace(path / "model.safetensors")
+    return path
+
+
+def _arrays(shapes: dict[str, tuple[int, ...]], seed: int) -> Iterator[NDArray[Any]]:
+    """Weights of variance 1 / inputs, norms of ones, small biases: hidden states keep their size."""
+    pool = np.random.default_rng(seed).standard_normal(_POOL, np.float32)
+    for name, size in shapes.items():
+        if len(size) == 2:
+            scaled = (pool * np.float32(size[1] ** -0.5)).astype(_BFLOAT16)
+            yield np.resize(scaled, size).reshape(-1)
+        elif name.endswith(".bias"):
+            yield (np.resize(pool, size) * np.float32(0.02)).astype(_BFLOAT16)
+        else:
+            yield np.ones(size, _BFLOAT16)

@@ -1,0 +1,92 @@
+"""`sparsed bench linear`: packed linear layers at model shapes, against torch."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+
+from sparsed import ops
+
+from .arrays import CheckError, check_linear, random_array
+from .cases import LinearCase
+from .harness import Contender, time_in_turns
+from .options import Options
+from .peers import Peer, SkipError, available_peers
+from .report import ERROR_COLUMNS, TIME_COLUMNS, Column, Report, Row, milliseconds, progress, rate, ratio
+from .roofs import measure_roofs
+
+COLUMNS: tuple[Column, ...] = (
+    ("contender", "contender", str),
+    ("dtype", "dtype", str),
+    *TIME_COLUMNS,
+    ("flops_per_s", "TFLOP/s", rate),
+    ("versus_torch", "torch/this", ratio),
+    ("pack_s", "packing ms", milliseconds),
+    *ERROR_COLUMNS,
+)
+NOTE = "sparsed's weights are packed once, when a model is loaded: packing is shown apart and is not in the times."
+SPARSED, TORCH = "sparsed", "torch linear"
+
+
+def run(options: Options, report: Report) -> None:
+    """Each shape in each dtype: weights and activations alike."""
+    peers, missing = available_peers([name for name in ("linear", "numpy") if name in options.peers])
+    for name, reason in missing.items():
+        report.skip(name, reason)
+    report.roofs = measure_roofs(options.linear_dtypes(), options.quick)
+    for case in options.linear_cases():
+        rows: list[Row] = []
+        for dtype in options.linear_dtypes():
+            progress(f"{case.name} {dtype}")
+            rows += _rows(case, dtype, peers, options, report)
+        progress("")
+        report.section(f"{case.name}: {case.rows} x {case.inputs} -> {case.outputs}", COLUMNS, rows)
+    report.note(NOTE)
+
+
+def _rows(case: LinearCase, dtype: str, peers: list[Peer], options: Options, report: Report) -> list[Row]:
+    rng = np.random.default_rng(0)
+    x = random_array(rng, (case.rows, case.inputs), dtype)
+    weight = random_array(rng, (case.outputs, case.inputs), dtype)
+    packing = time_in_turns({"pack": partial(ops.pack_weight, weight)}, 1, min_seconds=0)["pack"].median
+    packed = ops.pack_weight(weight)
+    contenders = [Contender(SPARSED, lambda: ops.linear(x, packed))]
+    for peer in peers:
+        try:
+            contender = peer.linear(x, weight)
+        except SkipError as skip:
+            report.skip(peer.name, str(skip))
+            continue
+        if contender is not None:
+            contenders.append(contender)
+
+    accuracies = {}
+    for contender in contenders:
+        try:
+            accuracies[contender.name] = check_linear(contender.name, contender.array(contender.run()), x, weight)
+        except CheckError as wrong:
+            if contender.name == SPARSED:
+                raise
+            report.skip(contender.name, str(wrong), case=case.name)
+    right = {one.name: one.run for one in contenders if one.name in accuracies}
+    timings = time_in_turns(right, options.repeat, options.sample_seconds)
+    rows: list[Row] = []
+    for name, timing in timings.items():
+        row: Row = {
+            "case": case.name,
+            "tokens": case.rows,
+            "outputs": case.outputs,
+            "inputs": case.inputs,
+            "dtype": dtype,
+            "contender": name,
+            **timing.fields(),
+            "flops_per_s": case.flops / timing.median,
+            **accuracies[name].fields(),
+        }
+        if name == SPARSED:
+            row["pack_s"] = packing
+            if TORCH in timings:
+                row["versus_torch"] = timings[TORCH].median / timing.median
+        rows.append(row)
+    return rows

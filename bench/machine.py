@@ -1,0 +1,124 @@
+"""What a figure was taken on, and processes that are limited to an instruction set or a number of threads."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import sparsed
+
+# Set in a process whose environment is already what --isa and --threads ask for.
+CHILD = "SPARSED_BENCH_CHILD"
+_PACKAGES = ("sparsed", "numpy", "ml_dtypes", "torch")
+
+# What limits torch, oneDNN and MKL to the instruction set of one of our backends. They read it once, when they load.
+PEER_LIMITS = {
+    "amx": {},
+    "avx512_bf16": {"ATEN_CPU_CAPABILITY": "avx512", "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"},
+    "avx512": {"ATEN_CPU_CAPABILITY": "avx512", "ONEDNN_MAX_CPU_ISA": "AVX512_CORE"},
+    "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
+    "scalar": {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"},
+}
+_AVX512_MKL = {"MKL_ENABLE_INSTRUCTIONS": "AVX512"}
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+def limited_environment(isa: str | None, threads: int | None) -> dict[str, str]:
+    """The variables that limit us and the peers alike."""
+    variables: dict[str, str] = {}
+    if isa is not None:
+        variables |= PEER_LIMITS[isa] | (_AVX512_MKL if isa.startswith("avx512") else {}) | {"SPARSED_ISA": isa}
+    if threads is not None:
+        variables |= dict.fromkeys(_THREAD_VARIABLES, str(threads))
+    return variables
+
+
+def run_module(module: str, arguments: Sequence[str], variables: Mapping[str, str]) -> int:
+    """Runs a module of this package in a process with further environment variables; its exit status."""
+    return subprocess.run(_command(module, arguments), env={**os.environ, **variables}, check=False).returncode
+
+
+def module_output(module: str, arguments: Sequence[str]) -> str:
+    """What a module of this package prints.
+
+    Raises:
+        RuntimeError: It failed; the message is the last line that it printed.
+    """
+    done = subprocess.run(
+        _command(module, arguments), env=dict(os.environ), capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
+        raise RuntimeError(f"bench: {module} failed: {lines[-1]}")
+    return done.stdout
+
+
+def _command(module: str, arguments: Sequence[str]) -> list[str]:
+    package = __package__ or "bench"
+    return [sys.executable, "-m", f"{package}.{module}" if module else package, *arguments]
+
+
+def describe() -> dict[str, Any]:
+    """CPU, instruction set, threads, versions, commit, date."""
+    return {
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "load": os.getloadavg()[0],
+        "isa": sparsed.active_backend(),
+        "isa_forced": "SPARSED_ISA" in os.environ,
+        "threads": sparsed.get_num_threads(),
+        "python": platform.python_version(),
+        "versions": {package: found for package in _PACKAGES if (found := _version(package)) is not None},
+        "commit": _commit(),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "limits": {name: os.environ[name] for name in sorted(_limit_names()) if name in os.environ},
+    }
+
+
+def summary(machine: Mapping[str, Any]) -> str:
+    """One line of `describe`."""
+    versions = ", ".join(f"{name} {found}" for name, found in machine["versions"].items())
+    commit = f" ({machine['commit']})" if machine["commit"] else ""
+    return f"{machine['cpu']}, {machine['isa']}, {machine['threads']} threads; {versions}{commit}"
+
+
+def _limit_names() -> set[str]:
+    return {name for limits in PEER_LIMITS.values() for name in limits} | {"SPARSED_ISA", *_THREAD_VARIABLES}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that this file lies in, also where its virtual environment does."""
+    here = Path(__file__).resolve()
+    root = next((path for path in here.parents if (path / ".git").exists() and (path / "csrc/core").is_dir()), None)
+    if root is None:
+        return None
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty"], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,45 @@
+"""One call in a process of its own: what it adds to the resident memory at its peak. Prints JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import sparsed
+
+from .arrays import random_blocks, random_qkv
+from .cases import AttentionCase
+
+# Clears the peak that /proc/self/status shows (proc_pid_clear_refs(5)).
+_RESET_PEAK = "5"
+
+
+def main(text: str) -> None:
+    """`text`: JSON with the fields of an AttentionCase, `call`, `block_size`, `density`."""
+    given = json.loads(text)
+    call, block_size, density = given.pop("call"), given.pop("block_size"), given.pop("density")
+    case = AttentionCase(**given)
+    q, k, v = random_qkv(case)
+    pattern = random_blocks(case.length, case.heads, block_size, density).pattern if call == "sparse" else None
+    # Threads and their stacks exist before the measurement.
+    sparsed.attention(q[:, :, :256], k[:, :, :256], v[:, :, :256])
+    Path("/proc/self/clear_refs").write_text(_RESET_PEAK, encoding="ascii")
+    before = _status("VmRSS")
+    if call == "select":
+        sparsed.attention_and_select(q, k, v, prompt_length=case.length * 15 // 16, block_size=block_size)
+    else:
+        sparsed.attention(q, k, v, pattern)
+    print(json.dumps({"inputs": q.nbytes + k.nbytes + v.nbytes, "extra": _status("VmHWM") - before}))
+
+
+def _status(field: str) -> int:
+    """A field of /proc/self/status in bytes."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"/proc/self/status has no {field}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

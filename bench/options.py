@@ -1,0 +1,103 @@
+"""What the command line asks for, laid over the default cases."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import cases
+from .cases import AttentionAxes, AttentionCase, GenerationCase, LinearCase
+
+_DEFAULT_REPEAT = 7
+_QUICK_REPEAT = 3
+_SAMPLE_SECONDS = 0.02
+
+
+@dataclass(frozen=True)
+class Options:
+    """The flags that several benchmarks share; None or an empty tuple: not given."""
+
+    quick: bool = False
+    repeats: int | None = None
+    dtypes: tuple[str, ...] = ()
+    head_dims: tuple[int, ...] = ()
+    lengths: tuple[int, ...] = ()
+    block_sizes: tuple[int, ...] = ()
+    densities: tuple[float, ...] = ()
+    heads: int | None = None
+    kv_heads: int | None = None
+    models: tuple[str, ...] = ()
+    layers: int | None = None
+    peers: tuple[str, ...] = ("sdpa", "flex", "linear", "numpy")
+    json: Path | None = None
+    folder: Path | None = None
+
+    @classmethod
+    def parse(cls, args: argparse.Namespace) -> Options:
+        """Takes what `args` has of our fields."""
+        values: dict[str, Any] = {}
+        for field in dataclasses.fields(cls):
+            value = getattr(args, field.name, None)
+            if value is not None:
+                values[field.name] = tuple(value) if isinstance(value, list) else value
+        return cls(**values)
+
+    @property
+    def repeat(self) -> int:
+        """Rounds of a benchmark whose cases name none."""
+        return self.repeats or (_QUICK_REPEAT if self.quick else _DEFAULT_REPEAT)
+
+    @property
+    def sample_seconds(self) -> float:
+        """How long a sample lasts at least: short runs are repeated within it."""
+        return 0.0 if self.quick else _SAMPLE_SECONDS
+
+    def attention_axes(self) -> AttentionAxes:
+        return self._over(cases.ATTENTION_QUICK if self.quick else cases.ATTENTION)
+
+    def selection_axes(self) -> AttentionAxes:
+        return self._over(cases.SELECTION_QUICK if self.quick else cases.SELECTION)
+
+    def gqa_cases(self) -> tuple[AttentionCase, ...]:
+        """None where a shape was asked for: theirs is their own."""
+        if self.dtypes or self.head_dims or self.lengths or self.heads or self.kv_heads:
+            return ()
+        return cases.GQA_QUICK if self.quick else cases.GQA
+
+    def linear_cases(self) -> tuple[LinearCase, ...]:
+        models = self.models or (cases.LINEAR_QUICK_MODELS if self.quick else cases.LINEAR_MODELS)
+        tokens = cases.LINEAR_QUICK_TOKENS if self.quick else cases.LINEAR_TOKENS
+        return tuple(case for model in models for case in cases.LAYER_SHAPES[model].linear_cases(tokens))
+
+    def linear_dtypes(self) -> tuple[str, ...]:
+        return self.dtypes or cases.ATTENTION.dtypes
+
+    def generation_cases(self) -> tuple[GenerationCase, ...]:
+        """One per model and length; a length that has no case of its own takes the nearest one's settings."""
+        found = cases.GENERATION_QUICK if self.quick and not self.models else cases.GENERATION
+        models = self.models or tuple(dict.fromkeys(case.model for case in found))
+        result = []
+        for model in models:
+            own = [case for case in found if case.model == model] or list(cases.GENERATION_QUICK)
+            lengths = self.lengths or tuple(case.length for case in own)
+            for length in lengths:
+                nearest = min(own, key=lambda case: abs(case.length - length))
+                layers = nearest.layers if self.layers is None else self.layers
+                result.append(GenerationCase(model, layers, length, self.repeats or nearest.repeat))
+        return tuple(result)
+
+    def _over(self, axes: AttentionAxes) -> AttentionAxes:
+        """The axes with those that were given in their place. Lengths that were given are swept."""
+        given: dict[str, Any] = {
+            name: getattr(self, name)
+            for name in ("dtypes", "head_dims", "lengths", "block_sizes", "densities")
+            if getattr(self, name)
+        }
+        heads = axes.heads[0] if self.heads is None else self.heads
+        kv_heads = (axes.heads[1] if self.heads is None else heads) if self.kv_heads is None else self.kv_heads
+        if self.lengths:
+            given["sweep_lengths"] = self.lengths
+        return dataclasses.replace(axes, heads=(heads, kv_heads), **given)

@@ -1,0 +1,29 @@
+"""The peers that can take part: torch SDPA, compiled torch flex_attention, torch linear, numpy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .base import Peer, SkipError
+from .numpy_plain import Numpy
+from .torch_flex import TorchFlex
+from .torch_linear import TorchLinear
+from .torch_sdpa import TorchSdpa
+
+__all__ = ["PEERS", "Peer", "SkipError", "available_peers"]
+
+PEERS: dict[str, Peer] = {"sdpa": TorchSdpa(), "flex": TorchFlex(), "linear": TorchLinear(), "numpy": Numpy()}
+
+
+def available_peers(names: Sequence[str]) -> tuple[list[Peer], dict[str, str]]:
+    """Those of `names` that can run here, and why the others cannot."""
+    found: list[Peer] = []
+    missing: dict[str, str] = {}
+    for name in names:
+        peer = PEERS[name]
+        reason = peer.why_not()
+        if reason is None:
+            found.append(peer)
+        else:
+            missing[peer.name] = reason
+    return found, missing

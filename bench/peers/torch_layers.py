@@ -1,0 +1,105 @@
+"""A checkpoint's layers in torch: what the same step costs there, dense with SDPA or sparse with compiled flex."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparsed.models import ModelConfig, TensorNames, find_architecture
+from sparsed.safetensors import SafetensorsFile
+
+from ..arrays import Array, Blocks
+from ..cases import LayerShape
+from ..checkpoint import config_values
+from .torch_common import load_torch, to_numpy, to_torch
+from .torch_flex import block_mask
+
+# Attention of one layer: q (1, H, l, D), k and v (1, H_kv, l, D) -> (1, H, l, D).
+Attention = Callable[[int, Any, Any, Any], Any]
+
+
+class TorchLayers:
+    """The transformer of `sparsed.models` in torch, in bfloat16, with the weights of a random checkpoint.
+
+    Args:
+        folder: The checkpoint.
+        shape: Its layer shape.
+        config: Its checked config.
+    """
+
+    def __init__(self, folder: Path, shape: LayerShape, config: ModelConfig) -> None:
+        self._torch = load_torch()
+        self._config = config
+        self._names: TensorNames = find_architecture(config_values(shape, config.num_layers), "config.json").names
+        file = SafetensorsFile(folder / "model.safetensors")
+        self._weights = {name: to_torch(file.array(name)) for name in file.tensors}
+
+    def forward(self, ids: NDArray[np.int64], positions: NDArray[np.int64], attention: Attention) -> Any:
+        """(P, V) bfloat16 logits at `positions` (P,) of one sequence ids (1, l)."""
+        torch, config, names = self._torch, self._config, self._names
+        with torch.inference_mode():
+            cos, sin = self._rotary_tables(ids.shape[1])
+            hidden = self._weights[f"{names.embedding}.weight"][torch.from_numpy(ids[0])]
+            for number in range(config.num_layers):
+                prefix = names.layer.format(number)
+                normed = self._norm(hidden, prefix + names.attention_norm)
+                q = self._heads(normed, prefix + names.query, config.num_heads)
+                k = self._heads(normed, prefix + names.key, config.num_kv_heads)
+                v = self._heads(normed, prefix + names.value, config.num_kv_heads)
+                out = attention(number, self._rotate(q, cos, sin), self._rotate(k, cos, sin), v)
+                joined = out[0].transpose(0, 1).reshape(hidden.shape[0], -1)
+                hidden = hidden + self._linear(joined, prefix + names.attention_out)
+                normed = self._norm(hidden, prefix + names.mlp_norm)
+                gate = torch.nn.functional.silu(self._linear(normed, prefix + names.gate))
+                hidden = hidden + self._linear(gate * self._linear(normed, prefix + names.up), prefix + names.down)
+            last = self._norm(hidden[torch.from_numpy(positions)], names.final_norm)
+            return self._linear(last, names.head)
+
+    def sdpa(self, layer: int, q: Any, k: Any, v: Any) -> Any:
+        """Dense attention."""
+        grouped = q.shape[1] != k.shape[1]
+        return self._torch.nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=grouped)
+
+    def flex(self, blocks: list[Blocks]) -> Attention:
+        """Sparse attention with the blocks of each layer; compiled at the first call."""
+        from torch.nn.attention.flex_attention import flex_attention
+
+        torch = self._torch
+        torch._dynamo.reset()
+        compiled = torch.compile(flex_attention, dynamic=False, fullgraph=True)
+        masks = [block_mask(one) for one in blocks]
+
+        def attention(layer: int, q: Any, k: Any, v: Any) -> Any:
+            return compiled(q, k, v, block_mask=masks[layer], enable_gqa=q.shape[1] != k.shape[1])
+
+        return attention
+
+    def logits(self, ids: NDArray[np.int64], positions: NDArray[np.int64]) -> Array:
+        """Of a dense forward pass, as an array."""
+        return to_numpy(self.forward(ids, positions, self.sdpa))
+
+    def _linear(self, x: Any, name: str) -> Any:
+        return self._torch.nn.functional.linear(x, self._weights[f"{name}.weight"], self._weights.get(f"{name}.bias"))
+
+    def _norm(self, x: Any, name: str) -> Any:
+        weight = self._weights[f"{name}.weight"]
+        return self._torch.nn.functional.rms_norm(x, weight.shape, weight, self._config.rms_norm_eps)
+
+    def _heads(self, x: Any, name: str, heads: int) -> Any:
+        return self._linear(x, name).view(1, x.shape[0], heads, self._config.head_dim).transpose(1, 2)
+
+    def _rotary_tables(self, length: int) -> tuple[Any, Any]:
+        torch, config = self._torch, self._config
+        exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
+        angles = torch.outer(torch.arange(length, dtype=torch.float32), config.rope_theta**-exponents)
+        return angles.cos(), angles.sin()
+
+    def _rotate(self, x: Any, cos: Any, sin: Any) -> Any:
+        torch = self._torch
+        first, second = x.float().chunk(2, dim=-1)
+        rotated = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+        return rotated.to(x.dtype)

@@ -1,0 +1,98 @@
+"""`sparsed bench selection`: what the fused selection adds to a dense pass, top-k included."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+import sparsed
+
+from .arrays import Blocks, check_attention, check_selection, random_qkv
+from .cases import PUBLISHED_RHO, AttentionAxes, AttentionCase
+from .harness import median_ratio, time_in_turns
+from .options import Options
+from .report import TIME_COLUMNS, Column, Report, Row, percent, progress
+
+COLUMNS: tuple[Column, ...] = (
+    ("contender", "contender", str),
+    ("block_size", "block", str),
+    ("rho", "rho", str),
+    *TIME_COLUMNS,
+    ("overhead", "overhead", percent),
+    ("overhead_paired", "paired", percent),
+)
+NOTE = (
+    "overhead = (attention_and_select - attention) / attention of the medians, top-k included; paired: the median of "
+    "the same over the rounds, in which slow load cancels."
+)
+# Share of the sequence that is generated.
+_GENERATED = 1 / 16
+_SMALL = AttentionCase("float32", 64, 1024, 2, 2)
+
+
+def run(options: Options, report: Report) -> None:
+    """Dense attention and, in turn with it, attention with the selection of each block size."""
+    axes = options.selection_axes()
+    _check_small(axes)
+    for case in axes.cases():
+        progress(str(case))
+        q, k, v = random_qkv(case)
+        calls: dict[int, Any] = {
+            block_size: partial(sparsed.attention_and_select, q, k, v, **settings(case.length, block_size))
+            for block_size in axes.block_sizes
+        }
+        for block_size, call in calls.items():
+            check_attention(f"attention_and_select, b {block_size}", call()[0], q, k, v, None, full=False)
+        contenders = {"attention": partial(sparsed.attention, q, k, v)}
+        contenders |= {f"select {block_size}": call for block_size, call in calls.items()}
+        timings = time_in_turns(contenders, options.repeat, options.sample_seconds)
+        progress("")
+
+        dense = timings["attention"]
+        shape: Row = {name: getattr(case, name) for name in ("dtype", "head_dim", "length", "heads", "kv_heads")}
+        rows: list[Row] = [{**shape, "contender": "attention", **dense.fields()}]
+        for block_size in axes.block_sizes:
+            timing = timings[f"select {block_size}"]
+            rows.append(
+                {
+                    **shape,
+                    "contender": "attention_and_select",
+                    "block_size": block_size,
+                    "rho": PUBLISHED_RHO[block_size],
+                    **timing.fields(),
+                    "overhead": timing.median / dense.median - 1,
+                    "overhead_paired": median_ratio(timing, dense) - 1,
+                }
+            )
+        report.section(str(case), COLUMNS, rows)
+    report.note(NOTE)
+
+
+def settings(length: int, block_size: int) -> dict[str, Any]:
+    """The published settings of the selection."""
+    prompt_length = length - int(length * _GENERATED)
+    return {"prompt_length": prompt_length, "block_size": block_size, "rho": PUBLISHED_RHO[block_size]}
+
+
+def _check_small(axes: AttentionAxes) -> None:
+    """The blocks that are kept hold the most probability mass, by float64."""
+    q, k, v = random_qkv(_SMALL, seed=3)
+    # Peaked scores: with flat ones every choice is about as good.
+    q = np.asarray(q * np.float32(3), q.dtype)
+    for block_size in axes.block_sizes:
+        chosen = settings(_SMALL.length, block_size)
+        out, pattern = sparsed.attention_and_select(q, k, v, **chosen)
+        check_attention("attention_and_select", out, q, k, v, None, full=True)
+        blocks = Blocks(pattern.to_mask(), block_size, _SMALL.length)
+        check_selection(blocks, q, k, _parts(blocks, chosen["prompt_length"], chosen["rho"]))
+
+
+def _parts(blocks: Blocks, prompt_length: int, rho: float) -> list[tuple[range, int]]:
+    """Prompt and generation blocks, and how many of each a row keeps: min(n, max(1, int(n rho) + 1))."""
+    count = blocks.mask.shape[3]
+    first = min(-(-prompt_length // blocks.block_size), count - 1)
+    parts = [range(first), range(first, count)]
+    return [(part, min(len(part), max(1, math.floor(len(part) * rho) + 1))) for part in parts]

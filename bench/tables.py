@@ -1,0 +1,177 @@
+"""`sparsed bench tables`: Markdown tables for the README, from the JSON of the benchmarks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from . import check_peers, machine, memory, scaling, step
+from .cases import PUBLISHED_BLOCK, PUBLISHED_DENSITY
+from .report import Column, Row, read
+
+# What the README's sections are replaced by; the name is that of a benchmark.
+_MARKED = re.compile(r"(<!-- bench:(?P<name>\w+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
+# Densities within this distance of the published one count as it: a row keeps a whole number of blocks.
+_NEAR = 0.03
+
+
+def write_tables(results: Sequence[Path], readme: Path | None) -> int:
+    """Prints the tables, or puts each between its marks in `readme`.
+
+    Raises:
+        ValueError: A file is no result; the readme has no place for any table, or places without a result.
+    """
+    tables: dict[str, str] = {}
+    for path in results:
+        content = read(path)
+        text = markdown(content)
+        name = content["benchmark"]
+        tables[name] = f"{tables[name]}\n{text}" if name in tables else text
+    if readme is None:
+        print("\n".join(f"## {name}\n\n{text}" for name, text in tables.items()))
+        return 0
+    before = readme.read_text(encoding="utf-8")
+    missing = sorted({match["name"] for match in _MARKED.finditer(before)} - set(tables))
+    if missing or not _MARKED.search(before):
+        found = f"marks without results: {', '.join(missing)}" if missing else "no <!-- bench:NAME --> marks"
+        raise ValueError(f"bench: {readme} has {found}, expected marks of {', '.join(tables)}")
+    after = _MARKED.sub(lambda match: f"{match[1]}{tables[match['name']]}{match[3]}", before)
+    readme.write_text(after, encoding="utf-8")
+    return 0
+
+
+def markdown(content: dict[str, Any]) -> str:
+    """One benchmark's table, with the machine and the command below it."""
+    header, rows = _TABLES[content["benchmark"]](content["rows"])
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    found = content["machine"]
+    return f"{text}\n\n{machine.summary(found)}, {found['date'][:10]}: `{content.get('command', '')}`\n"
+
+
+Table = tuple[list[str], list[list[str]]]
+
+
+def _attention(rows: Sequence[Row]) -> Table:
+    """Dense rates, and the sparse time at the published density and block size, by shape."""
+    header = ["dtype, head_dim, tokens", "dense TFLOP/s", "torch SDPA", "ratio", "sparse ms", "efficiency", "over flex"]
+    lines = []
+    shapes = dict.fromkeys(_shape(row) for row in rows if "group" not in row)
+    for shape in shapes:
+        inside = [row for row in rows if _shape(row) == shape and "group" not in row]
+        dense = _find(inside, "sparsed", dense=True)
+        peer = _find(inside, "torch SDPA", dense=True)
+        sparse = _find(inside, "sparsed", dense=False)
+        lines.append(
+            [
+                f"{shape[0]}, {shape[1]}, {shape[2]}",
+                _cell(dense, "flops_per_s", lambda value: f"{value / 1e12:.2f}"),
+                _cell(peer, "flops_per_s", lambda value: f"{value / 1e12:.2f}"),
+                _cell(dense, "versus_sdpa", _times),
+                _cell(sparse, "median_s", lambda value: f"{1e3 * value:.1f}"),
+                _cell(sparse, "efficiency", lambda value: f"{value:.2f}"),
+                _cell(sparse, "versus_flex", _times),
+            ]
+        )
+    return header, lines
+
+
+def _selection(rows: Sequence[Row]) -> Table:
+    header = ["dtype, head_dim, tokens", "block", "dense ms", "with selection ms", "overhead"]
+    dense = {_shape(row): row["median_s"] for row in rows if row["contender"] == "attention"}
+    lines = [
+        [
+            ", ".join(map(str, _shape(row))),
+            str(row["block_size"]),
+            f"{1e3 * dense[_shape(row)]:.1f}",
+            f"{1e3 * row['median_s']:.1f}",
+            f"{100 * row['overhead']:.1f} %",
+        ]
+        for row in rows
+        if "overhead" in row
+    ]
+    return header, lines
+
+
+def _linear(rows: Sequence[Row]) -> Table:
+    header = ["layer", "tokens", "dtype", "ms", "TFLOP/s", "over torch"]
+    lines = [
+        [
+            row["case"],
+            str(row["tokens"]),
+            row["dtype"],
+            f"{1e3 * row['median_s']:.2f}",
+            f"{row['flops_per_s'] / 1e12:.2f}",
+            _cell(row, "versus_torch", _times),
+        ]
+        for row in rows
+        if row["contender"] == "sparsed"
+    ]
+    return header, lines
+
+
+def _generate(rows: Sequence[Row]) -> Table:
+    """The computed speed-ups beside the measured steps that they come from."""
+    header = ["model, tokens", "dense s", "select s", "sparse s", "torch dense s"]
+    counts = sorted({row["steps"] for row in rows if row["kind"] == "computed"})
+    header += [f"T = {steps} (bound; authors')" for steps in counts]
+    lines = []
+    for model, length in dict.fromkeys((row["model"], row["length"]) for row in rows):
+        inside = [row for row in rows if (row["model"], row["length"]) == (model, length)]
+        steps = {row["phase"]: row for row in inside if row["kind"] == "measured"}
+        line = [f"{model} ({steps['dense']['layers']} layers), {length}"]
+        line += [f"{steps[phase]['median_s']:.2f}" for phase in ("dense", "select", "sparse")]
+        line.append(_cell(steps["dense"], "torch_s", lambda value: f"{value:.2f}"))
+        for row in (row for row in inside if row["kind"] == "computed"):
+            published = "-" if row["published"] is None else f"{row['published']:.2f}"
+            line.append(f"{row['speedup']:.2f}x ({row['bound']:.2f}; {published})")
+        lines.append(line)
+    return header, lines
+
+
+def _as_printed(identity: Sequence[str], columns: Sequence[Column]) -> Callable[[Sequence[Row]], Table]:
+    """The columns that the benchmark itself prints, behind what names a row."""
+
+    def make(rows: Sequence[Row]) -> Table:
+        shown = [(key, key, str) for key in identity] + [
+            column for column in columns if any(row.get(column[0]) is not None for row in rows)
+        ]
+        return [header for _, header, _ in shown], [[_cell(row, key, text) for key, _, text in shown] for row in rows]
+
+    return make
+
+
+_TABLES: dict[str, Callable[[Sequence[Row]], Table]] = {
+    "attention": _attention,
+    "selection": _selection,
+    "linear": _linear,
+    "generate": _generate,
+    "step": _as_printed(("model", "length", "dtype"), step.COLUMNS),
+    "memory": _as_printed(("dtype", "head_dim", "length", "heads"), memory.COLUMNS),
+    "scaling": _as_printed(("dtype", "head_dim"), scaling.COLUMNS),
+    "peers": _as_printed((), check_peers.COLUMNS),
+}
+
+
+def _shape(row: Row) -> tuple[str, int, int]:
+    return row["dtype"], row["head_dim"], row["length"]
+
+
+def _find(rows: Iterable[Row], contender: str, *, dense: bool) -> Row | None:
+    """The contender's dense row, or its sparse one at the published settings."""
+    for row in rows:
+        block = row["block_size"]
+        near = block == PUBLISHED_BLOCK and abs(row["density"] - PUBLISHED_DENSITY) <= _NEAR
+        if row["contender"] == contender and (block is None if dense else near):
+            return row
+    return None
+
+
+def _cell(row: Row | None, key: str, text: Callable[[Any], str]) -> str:
+    return "-" if row is None or row.get(key) is None else text(row[key])
+
+
+def _times(value: float) -> str:
+    return f"{value:.2f}x"

@@ -1,0 +1,204 @@
+#include "bindings/arrays.h"
+
+#include <cmath>
+#include <limits>
+#include <string>
+
+#include "core/error.h"
+#include "core/memory.h"
+
+namespace sparsed::python {
+namespace {
+
+std::string type_name(const py::object& object) {
+  const py::type type = py::type::of(object);
+  const std::string module = py::cast<std::string>(type.attr("__module__"));
+  const std::string name = py::cast<std::string>(type.attr("__qualname__"));
+  return module == "builtins" ? name : module + "." + name;
+}
+
+void require_same(int64_t found, int64_t expected, const char* function, const char* argument, const char* what,
+                  const char* source, const Shape4& source_shape) {
+  check(found == expected, function, ": ", argument, " has ", what, " ", found, ", expected ", expected, " (from ",
+        source, " ", shape_string(source_shape), ")");
+}
+
+}  // namespace
+
+std::string shape_text(const py::array& array) {
+  const std::vector<int64_t> shape(array.shape(), array.shape() + array.ndim());
+  return shape_string(shape.data(), shape.size());
+}
+
+// A MaskedArray is an ndarray whose mask would be ignored.
+py::array numpy_array(const py::object& object, const char* function, const char* argument) {
+  if (!py::isinstance<py::array>(object) || py::hasattr(object, "_mask")) {
+    wrong_type(object, function, argument, "a numpy array");
+  }
+  return py::reinterpret_borrow<py::array>(object);
+}
+
+DType element_type(const py::array& array, const char* function, const char* argument, bool float16) {
+  constexpr int kFloat = 11, kHalf = 23;  // NPY_FLOAT, NPY_HALF: fixed by numpy's ABI
+  const py::dtype dtype = array.dtype();
+  if (py::cast<bool>(dtype.attr("isnative"))) {
+    if (dtype.num() == kFloat) return DType::kFloat32;
+    if (dtype.num() == kHalf && float16) return DType::kFloat16;
+    if (dtype.itemsize() == 2 && py::cast<std::string>(dtype.attr("name")) == "bfloat16") return DType::kBFloat16;
+  }
+  fail(ErrorKind::kType, function, ": ", argument, " has dtype ", py::cast<std::string>(py::str(dtype)),
+       ", expected float32", float16 ? ", float16" : "", " or bfloat16 (ml_dtypes)");
+}
+
+void wrong_type(const py::object& object, const char* function, const char* argument, const char* expected) {
+  fail(ErrorKind::kType, function, ": ", argument, " is a ", type_name(object), ", expected ", expected);
+}
+
+TensorView tensor_view(const py::object& object, const char* function, const char* argument) {
+  const py::array array = numpy_array(object, function, argument);
+  TensorView view;
+  view.dtype = element_type(array, function, argument, true);
+  check(array.ndim() == 4, function, ": ", argument, " has shape ", shape_text(array),
+        ", expected 4 axes [batch, heads, tokens, head_dim]");
+  view.data = const_cast<void*>(array.data());
+  for (size_t axis = 0; axis < 4; ++axis) view.shape[axis] = array.shape(static_cast<py::ssize_t>(axis));
+  view.stride = contiguous_strides(view.shape);
+  if (array.size() == 0) return view;
+
+  const int64_t itemsize = array.itemsize();
+  check(array.shape(3) == 1 || array.strides(3) == itemsize, function, ": ", argument,
+        " has a last axis with a stride of ", array.strides(3), " bytes, expected ", itemsize, " (contiguous)");
+  check((array.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_) != 0, function, ": ", argument,
+        " is not aligned, expected addresses that are multiples of ", itemsize);
+  for (size_t axis = 0; axis < 3; ++axis) {
+    if (view.shape[axis] == 1) continue;  // numpy leaves any stride there
+    const int64_t stride = array.strides(static_cast<py::ssize_t>(axis));
+    check(stride % itemsize == 0, function, ": ", argument, " has a stride of ", stride, " bytes on axis ", axis,
+          ", expected a multiple of ", itemsize);
+    view.stride[axis] = stride / itemsize;
+  }
+  return view;
+}
+
+double real_number(const py::object& object, const char* function, const char* argument) {
+  const bool real = PyFloat_Check(object.ptr()) || py::isinstance(object, py::module_::import("numbers").attr("Real"));
+  if (!real || PyBool_Check(object.ptr())) wrong_type(object, function, argument, "a number");
+  const double value = PyFloat_AsDouble(object.ptr());
+  if (value == -1.0 && PyErr_Occurred()) {
+    PyErr_Clear();  // OverflowError: an int beyond float64
+    fail(ErrorKind::kValue, function, ": ", argument, " is beyond float64, expected a finite number");
+  }
+  return value;
+}
+
+int64_t integer(const py::object& object, const char* function, const char* argument) {
+  if (!PyIndex_Check(object.ptr()) || PyBool_Check(object.ptr())) wrong_type(object, function, argument, "an int");
+  const py::object index = py::reinterpret_steal<py::object>(PyNumber_Index(object.ptr()));
+  if (!index) {  // an array of several elements, for instance
+    PyErr_Clear();
+    wrong_type(object, function, argument, "an int");
+  }
+  int overflow = 0;
+  const int64_t value = PyLong_AsLongLongAndOverflow(index.ptr(), &overflow);
+  check(overflow == 0, function, ": ", argument, " is ", py::cast<std::string>(py::str(index)),
+        ", expected an int of 64 bits");
+  return value;
+}
+
+float positive_scale(const py::object& object, const char* function, const char* argument) {
+  const double value = real_number(object, function, argument);
+  const float scale = static_cast<float>(value);
+  check(std::isfinite(scale) && scale > 0.f, function, ": ", argument, " is ", value,
+        ", expected a finite number above 0");
+  return scale;
+}
+
+int block_size_number(const py::object& object, const char* function) {
+  const int64_t size = integer(object, function, "block_size");
+  check(size >= 0 && size <= std::numeric_limits<int>::max(), function, ": block_size is ", size,
+        ", expected 16, 32, 64, 128 or 256");
+  return static_cast<int>(size);
+}
+
+SelectionRule selection_rule(const py::object& object, const char* function) {
+  if (!py::isinstance<py::str>(object)) wrong_type(object, function, "selection", "\"paper\" or \"reference\"");
+  const std::string name = py::cast<std::string>(object);
+  check(name == "paper" || name == "reference", function, ": selection is \"", name,
+        "\", expected \"paper\" or \"reference\"");
+  return name == "paper" ? SelectionRule::kPaper : SelectionRule::kReference;
+}
+
+py::array bool_array(const py::object& object, py::ssize_t rank, const char* axes, const char* function,
+                     const char* argument) {
+  const py::array array = numpy_array(object, function, argument);
+  if (array.dtype().kind() != 'b') {
+    fail(ErrorKind::kType, function, ": ", argument, " has dtype ", py::cast<std::string>(py::str(array.dtype())),
+         ", expected bool");
+  }
+  check(array.ndim() == rank, function, ": ", argument, " has shape ", shape_text(array), ", expected ", rank, " axes ",
+        axes);
+  return py::array::ensure(array, py::array::c_style);
+}
+
+bool AttentionArguments::trivial() const {
+  return params.batch() == 0 || params.heads() == 0 || params.q_len() == 0 || params.kv_len() == 0;
+}
+
+AttentionArguments attention_arguments(const char* function, const py::object& q, const py::object& k,
+                                       const py::object* v, const py::object& scale, const py::object& key_mask) {
+  AttentionArguments arguments;
+  AttentionParams& params = arguments.params;
+  params.q = tensor_view(q, function, "q");
+  params.k = tensor_view(k, function, "k");
+  if (v) params.v = tensor_view(*v, function, "v");
+
+  const int64_t head_dim = params.head_dim();
+  check(head_dim >= 16 && head_dim <= 256 && head_dim % 8 == 0, function, ": q has head_dim ", head_dim,
+        ", expected a multiple of 8 from 16 to 256 (from q ", shape_string(params.q.shape), ")");
+  const auto require_fit = [&](const TensorView& view, const char* argument) {
+    if (view.dtype != params.q.dtype) {
+      fail(ErrorKind::kType, function, ": ", argument, " has dtype ", dtype_name(view.dtype), ", expected ",
+           dtype_name(params.q.dtype), " (from q)");
+    }
+    require_same(view.shape[0], params.batch(), function, argument, "batch", "q", params.q.shape);
+    require_same(view.shape[3], head_dim, function, argument, "head_dim", "q", params.q.shape);
+  };
+  require_fit(params.k, "k");
+  const int64_t heads = params.heads(), kv_heads = params.kv_heads();
+  check(kv_heads > 0 ? heads % kv_heads == 0 : heads == 0, function, ": k has heads ", kv_heads,
+        ", expected a divisor of ", heads, " (from q ", shape_string(params.q.shape), ")");
+  if (v) {
+    require_fit(params.v, "v");
+    require_same(params.v.shape[1], kv_heads, function, "v", "heads", "k", params.k.shape);
+    require_same(params.v.shape[2], params.kv_len(), function, "v", "length", "k", params.k.shape);
+  }
+
+  params.scale = scale.is_none() ? static_cast<float>(1.0 / std::sqrt(static_cast<double>(head_dim)))
+                                 : positive_scale(scale, function, "scale");
+  if (!key_mask.is_none()) {
+    arguments.key_mask = bool_array(key_mask, 2, "[batch, keys]", function, "key_mask");
+    check(arguments.key_mask.shape(0) == params.batch() && arguments.key_mask.shape(1) == params.kv_len(), function,
+          ": key_mask has shape ", shape_text(arguments.key_mask), ", expected [", params.batch(), ", ",
+          params.kv_len(), "] (from k ", shape_string(params.k.shape), ")");
+    params.key_mask = static_cast<const uint8_t*>(arguments.key_mask.data());
+  }
+  return arguments;
+}
+
+py::array new_array(const py::dtype& dtype, const std::vector<py::ssize_t>& shape, const char* function,
+                    const char* argument) {
+  size_t bytes = static_cast<size_t>(dtype.itemsize());
+  for (const py::ssize_t size : shape) bytes *= static_cast<size_t>(size);
+  require_memory(bytes, message(function, ": ", argument).c_str());
+  return py::array(dtype, shape);
+}
+
+py::array new_output(const char* function, const py::object& q, AttentionParams& params) {
+  const Shape4& shape = params.q.shape;
+  const py::dtype dtype = py::reinterpret_borrow<py::array>(q).dtype();
+  py::array out = new_array(dtype, {shape.begin(), shape.end()}, function, "out");
+  params.out = {out.mutable_data(), params.q.dtype, shape, contiguous_strides(shape)};
+  return out;
+}
+
+}  // namespace sparsed::python

@@ -1,0 +1,62 @@
+// Python objects -> views and numbers, each checked here and nowhere else. Messages open with the function's name and
+// name the argument, what was found and what was expected.
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "core/params.h"
+
+namespace sparsed::python {
+
+namespace py = pybind11;
+
+// TypeError: "<function>: <argument> is a <type>, expected <expected>".
+[[noreturn]] void wrong_type(const py::object& object, const char* function, const char* argument,
+                             const char* expected);
+
+// "[2, 3]".
+std::string shape_text(const py::array& array);
+py::array numpy_array(const py::object& object, const char* function, const char* argument);
+// float32, bfloat16 and, where it is allowed, float16; a TypeError otherwise.
+DType element_type(const py::array& array, const char* function, const char* argument, bool float16);
+
+// The one place that turns an object into a view: a numpy array [B, heads, tokens, D] of float32, float16 or bfloat16
+// with a contiguous last axis. The view borrows the array's memory.
+TensorView tensor_view(const py::object& object, const char* function, const char* argument);
+
+double real_number(const py::object& object, const char* function, const char* argument);
+int64_t integer(const py::object& object, const char* function, const char* argument);
+// A finite number above 0.
+float positive_scale(const py::object& object, const char* function, const char* argument);
+// Only that it is an int: which ones are block sizes, check_geometry knows.
+int block_size_number(const py::object& object, const char* function);
+SelectionRule selection_rule(const py::object& object, const char* function);
+// A C-contiguous array of bool with `rank` axes, which `axes` names.
+py::array bool_array(const py::object& object, py::ssize_t rank, const char* axes, const char* function,
+                     const char* argument);
+
+struct AttentionArguments {
+  AttentionParams params;  // without outputs and lists; borrows q, k and v
+  py::array key_mask;      // keeps params.key_mask alive
+
+  // Nothing to compute: no output element, or no key (each row is then empty).
+  bool trivial() const;
+};
+
+// q, k, v and key_mask that fit together. `v` nullptr: selection alone. scale None: 1 / sqrt(D).
+AttentionArguments attention_arguments(const char* function, const py::object& q, const py::object& k,
+                                       const py::object* v, const py::object& scale, const py::object& key_mask);
+
+// A new C-contiguous array; MemoryError, naming `argument`, before an allocation that cannot fit.
+py::array new_array(const py::dtype& dtype, const std::vector<py::ssize_t>& shape, const char* function,
+                    const char* argument);
+
+// out [B, H, L, D] in q's dtype; params.out becomes its view.
+py::array new_output(const char* function, const py::object& q, AttentionParams& params);
+
+}  // namespace sparsed::python

@@ -1,0 +1,206 @@
+#include "core/pattern.h"
+
+#include <pybind11/numpy.h>
+#include <pybind11/typing.h>
+
+#include <algorithm>
+#include <sstream>
+#include <string>
+#include <utility>
+
+#include "bindings/arrays.h"
+#include "bindings/register.h"
+#include "core/error.h"
+
+namespace sparsed::python {
+namespace {
+
+PatternGeometry make_geometry(const char* function, const py::object& batch, const py::object& heads,
+                              const py::object& block_size, const py::object& q_len, const py::object& kv_len,
+                              const py::object& prompt_length) {
+  PatternGeometry geometry;
+  geometry.batch = integer(batch, function, "batch");
+  geometry.heads = integer(heads, function, "heads");
+  geometry.block_size = block_size_number(block_size, function);
+  geometry.q_len = integer(q_len, function, "q_len");
+  geometry.kv_len = integer(kv_len, function, "kv_len");
+  geometry.prompt_length = integer(prompt_length, function, "prompt_length");
+  return geometry;
+}
+
+BlockPattern full(const py::object& batch, const py::object& heads, const py::object& block_size,
+                  const py::object& q_len, const py::object& kv_len, const py::object& prompt_length) {
+  return BlockPattern::full(make_geometry("BlockPattern.full", batch, heads, block_size, q_len, kv_len, prompt_length));
+}
+
+BlockPattern sliding_window(const py::object& batch, const py::object& heads, const py::object& window,
+                            const py::object& block_size, const py::object& q_len, const py::object& kv_len,
+                            const py::object& prompt_length) {
+  const char* function = "BlockPattern.sliding_window";
+  return BlockPattern::streaming(make_geometry(function, batch, heads, block_size, q_len, kv_len, prompt_length),
+                                 integer(window, function, "window"), 0, function);
+}
+
+BlockPattern streaming(const py::object& batch, const py::object& heads, const py::object& window,
+                       const py::object& sinks, const py::object& block_size, const py::object& q_len,
+                       const py::object& kv_len, const py::object& prompt_length) {
+  const char* function = "BlockPattern.streaming";
+  return BlockPattern::streaming(make_geometry(function, batch, heads, block_size, q_len, kv_len, prompt_length),
+                                 integer(window, function, "window"), integer(sinks, function, "sinks"), function);
+}
+
+BlockPattern from_mask(const py::object& mask, const py::object& block_size, const py::object& q_len,
+                       const py::object& kv_len, const py::object& prompt_length) {
+  const char* function = "BlockPattern.from_mask";
+  const py::array array = bool_array(mask, 4, "[batch, heads, q_blocks, kv_blocks]", function, "mask");
+  const PatternGeometry geometry = make_geometry(function, py::int_(array.shape(0)), py::int_(array.shape(1)),
+                                                 block_size, q_len, kv_len, prompt_length);
+  check_geometry(geometry, function);
+  const auto same = [&](const char* name, int64_t found, int64_t expected, const char* source, int64_t length) {
+    check(found == expected, function, ": mask has ", name, " ", found, ", expected ", expected, " (from ", source, " ",
+          length, ", block_size ", geometry.block_size, ")");
+  };
+  same("q_blocks", array.shape(2), geometry.q_blocks(), "q_len", geometry.q_len);
+  same("kv_blocks", array.shape(3), geometry.kv_blocks(), "kv_len", geometry.kv_len);
+  return BlockPattern::from_mask(geometry, static_cast<const uint8_t*>(array.data()));
+}
+
+py::array_t<bool> to_mask(const BlockPattern& pattern) {
+  const PatternGeometry& g = pattern.geometry();
+  py::array mask = new_array(py::dtype::of<bool>(), {g.batch, g.heads, g.q_blocks(), g.kv_blocks()},
+                             "BlockPattern.to_mask", "the mask");
+  pattern.to_mask(static_cast<uint8_t*>(mask.mutable_data()));
+  return mask;
+}
+
+// One number per (batch, head).
+py::array_t<double> per_head(const BlockPattern& pattern, const std::vector<double>& values) {
+  py::array_t<double> result({pattern.geometry().batch, pattern.geometry().heads});
+  std::copy(values.begin(), values.end(), result.mutable_data());
+  return result;
+}
+
+py::array_t<int32_t> row(const BlockPattern& pattern, const py::object& batch, const py::object& head,
+                         const py::object& q_block) {
+  const PatternGeometry& g = pattern.geometry();
+  const auto index = [&](const py::object& object, const char* name, int64_t count) {
+    const int64_t value = integer(object, "BlockPattern.row", name);
+    check(value >= 0 && value < count, "BlockPattern.row: ", name, " is ", value, ", expected 0 ... ", count - 1);
+    return value;
+  };
+  const int64_t b = index(batch, "batch", g.batch), h = index(head, "head", g.heads);
+  const int64_t r = (b * g.heads + h) * g.q_blocks() + index(q_block, "q_block", g.q_blocks());
+  std::vector<int32_t> blocks;
+  for (int64_t block = 0; block < g.kv_blocks(); ++block) {
+    if (pattern.test(r, block)) blocks.push_back(static_cast<int32_t>(block));
+  }
+  return py::array_t<int32_t>(static_cast<py::ssize_t>(blocks.size()), blocks.data());
+}
+
+py::typing::Tuple<py::array_t<int64_t>, py::array_t<int32_t>> lists(const BlockPattern& pattern) {
+  const BlockLists lists = pattern.expand();
+  return py::make_tuple(py::array_t<int64_t>(static_cast<py::ssize_t>(lists.offsets.size()), lists.offsets.data()),
+                        py::array_t<int32_t>(static_cast<py::ssize_t>(lists.indices.size()), lists.indices.data()));
+}
+
+// str, bytes or os.PathLike as the file system's bytes.
+std::string path_string(const py::object& path, const char* function) {
+  PyObject* bytes = nullptr;
+  if (!PyUnicode_FSConverter(path.ptr(), &bytes)) {
+    if (!PyErr_ExceptionMatches(PyExc_TypeError)) throw py::error_already_set();  // a zero byte: ValueError
+    PyErr_Clear();
+    wrong_type(path, function, "path", "a str or os.PathLike");
+  }
+  return py::cast<std::string>(py::reinterpret_steal<py::bytes>(bytes));
+}
+
+BlockPattern load(const py::object& path) {
+  const std::string file = path_string(path, "BlockPattern.load");
+  const py::gil_scoped_release release;
+  return BlockPattern::load(file);
+}
+
+void save(const BlockPattern& pattern, const py::object& path) {
+  const std::string file = path_string(path, "BlockPattern.save");
+  const py::gil_scoped_release release;
+  pattern.save(file);
+}
+
+std::string repr(const BlockPattern& pattern) {
+  const PatternGeometry& g = pattern.geometry();
+  std::ostringstream text;
+  text.precision(3);
+  text << "BlockPattern(batch=" << g.batch << ", heads=" << g.heads << ", q_blocks=" << g.q_blocks()
+       << ", kv_blocks=" << g.kv_blocks() << ", block_size=" << g.block_size << ", q_len=" << g.q_len
+       << ", kv_len=" << g.kv_len << ", prompt_length=" << g.prompt_length << ", density=" << pattern.density() << ")";
+  return text.str();
+}
+
+py::tuple get_state(const BlockPattern& pattern) {
+  const PatternGeometry& g = pattern.geometry();
+  return py::make_tuple(to_mask(pattern), g.block_size, g.q_len, g.kv_len, g.prompt_length);
+}
+
+BlockPattern set_state(const py::tuple& state) {
+  check(state.size() == 5, "BlockPattern: a pickled state has ", state.size(), " parts, expected 5");
+  return from_mask(state[0], state[1], state[2], state[3], state[4]);
+}
+
+}  // namespace
+
+void register_pattern(py::module_& m) {
+  const auto geometry = [](auto field) { return [field](const BlockPattern& p) { return p.geometry().*field; }; };
+  py::class_<BlockPattern>(m, "BlockPattern", R"(Which key blocks each (batch, query head, query block) attends to.
+
+B batch, H query heads; queries and keys are cut into blocks of ``block_size`` tokens, the last one may be shorter.
+Immutable; compared and hashed by content.)")
+      .def_static("full", &full, py::arg("batch") = 1, py::arg("heads") = 1, py::kw_only(), py::arg("block_size"),
+                  py::arg("q_len"), py::arg("kv_len"), py::arg("prompt_length") = 0, "Every block.")
+      .def_static("sliding_window", &sliding_window, py::arg("batch") = 1, py::arg("heads") = 1, py::kw_only(),
+                  py::arg("window"), py::arg("block_size"), py::arg("q_len"), py::arg("kv_len"),
+                  py::arg("prompt_length") = 0,
+                  "Every block that touches the ``window`` keys centred on one of the block's queries.")
+      .def_static("streaming", &streaming, py::arg("batch") = 1, py::arg("heads") = 1, py::kw_only(), py::arg("window"),
+                  py::arg("sinks"), py::arg("block_size"), py::arg("q_len"), py::arg("kv_len"),
+                  py::arg("prompt_length") = 0, "A sliding window and the blocks of the first ``sinks`` keys.")
+      .def_static("from_mask", &from_mask, py::arg("mask"), py::kw_only(), py::arg("block_size"), py::arg("q_len"),
+                  py::arg("kv_len"), py::arg("prompt_length") = 0,
+                  "From a bool array (B, H, q_blocks, kv_blocks), True where selected.")
+      .def_static("load", &load, py::arg("path"),
+                  "Reads what ``save`` wrote; a truncated or foreign file is a ValueError.")
+      .def("save", &save, py::arg("path"), "Writes a versioned file.")
+      .def_property_readonly("batch", geometry(&PatternGeometry::batch))
+      .def_property_readonly("heads", geometry(&PatternGeometry::heads))
+      .def_property_readonly("q_blocks", [](const BlockPattern& p) { return p.geometry().q_blocks(); })
+      .def_property_readonly("kv_blocks", [](const BlockPattern& p) { return p.geometry().kv_blocks(); })
+      .def_property_readonly("block_size", geometry(&PatternGeometry::block_size))
+      .def_property_readonly("q_len", geometry(&PatternGeometry::q_len))
+      .def_property_readonly("kv_len", geometry(&PatternGeometry::kv_len))
+      .def_property_readonly("prompt_length", geometry(&PatternGeometry::prompt_length))
+      .def_property_readonly("density", &BlockPattern::density, "Share of (query block, key block) pairs selected.")
+      .def_property_readonly(
+          "head_density", [](const BlockPattern& p) { return per_head(p, p.head_density()); },
+          "The same per head: float64 (B, H).")
+      .def_property_readonly("nbytes", &BlockPattern::nbytes, "Bytes of the bit rows.")
+      .def("to_mask", &to_mask, "Bool array (B, H, q_blocks, kv_blocks).")
+      .def("row", &row, py::arg("batch"), py::arg("head"), py::arg("q_block"),
+           "Sorted key blocks of one query block, int32.")
+      .def("lists", &lists,
+           "(offsets int64, indices int32): row r = (batch * heads + head) * q_blocks + q_block holds\n"
+           "``indices[offsets[r]:offsets[r + 1]]``, sorted.")
+      .def(
+          "jaccard", [](const BlockPattern& p, const BlockPattern& other) { return per_head(p, p.jaccard(other)); },
+          py::arg("other"), "|A and B| / |A or B| per head, float64 (B, H); 1 where both are empty.")
+      .def(
+          "__eq__",
+          [](const BlockPattern& p, const py::object& other) -> py::object {
+            if (!py::isinstance<BlockPattern>(other)) return py::reinterpret_borrow<py::object>(Py_NotImplemented);
+            return py::bool_(p == py::cast<const BlockPattern&>(other));
+          },
+          py::arg("other"), py::pos_only())
+      .def("__hash__", &BlockPattern::hash)
+      .def("__repr__", &repr)
+      .def(py::pickle(&get_state, &set_state));
+}
+
+}  // namespace sparsed::python

@@ -1,0 +1,126 @@
+#include "core/pattern_cache.h"
+
+#include <pybind11/numpy.h>
+#include <pybind11/stl.h>
+
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "bindings/arrays.h"
+#include "bindings/register.h"
+#include "core/error.h"
+#include "registry.h"
+
+namespace sparsed::python {
+namespace {
+
+// The state machine behind a lock: attend runs without the GIL, so that another thread may call meanwhile.
+class LockedCache {
+ public:
+  template <class Config>
+  LockedCache(Config config, std::optional<int64_t> steps, int64_t prompt_length)
+      : cache_(std::move(config), steps, prompt_length) {}
+
+  // Takes the lock without holding the GIL: the holder never waits for the GIL.
+  template <class Body>
+  auto with(const Body& body) {
+    const py::gil_scoped_release release;
+    const std::lock_guard lock(mutex_);
+    return body(cache_);
+  }
+
+ private:
+  PatternCache cache_;
+  std::mutex mutex_;
+};
+
+py::array attend(LockedCache& self, const py::object& layer, const py::object& q, const py::object& k,
+                 const py::object& v, const py::object& key_mask, const py::object& scale) {
+  const char* function = "PatternCache.attend";
+  const int64_t index = integer(layer, function, "layer");
+  AttentionArguments arguments = attention_arguments(function, q, k, &v, scale, key_mask);
+  check(!arguments.trivial(), function, ": q has shape ", shape_string(arguments.params.q.shape), " and k ",
+        shape_string(arguments.params.k.shape), ", expected at least one row, head, query and key");
+  const Backend& backend = active_backend();
+  const py::array out = new_output(function, q, arguments.params);
+  self.with([&](PatternCache& cache) { cache.attend(backend, index, arguments.params); });
+  return out;
+}
+
+std::optional<int64_t> step_count(const py::object& steps) {
+  if (steps.is_none()) return std::nullopt;
+  return integer(steps, "PatternCache", "steps");
+}
+
+// The fields of the Python dataclasses, which have checked them.
+std::unique_ptr<LockedCache> sparse_cache(const py::object& steps, const py::object& prompt_length, double skip,
+                                          double rho, int block_size, const py::object& selection,
+                                          std::optional<float> selection_scale, bool isolate,
+                                          std::vector<double> refresh, bool refresh_every, int64_t min_length) {
+  SparseConfig config;
+  config.schedule = {skip, selection_rule(selection, "PatternCache"), std::move(refresh), refresh_every};
+  config.rho = rho;
+  config.block_size = block_size;
+  config.selection_scale = selection_scale;
+  config.isolate = isolate;
+  config.min_length = min_length;
+  return std::make_unique<LockedCache>(std::move(config), step_count(steps),
+                                       integer(prompt_length, "PatternCache", "prompt_length"));
+}
+
+std::unique_ptr<LockedCache> window_cache(const py::object& steps, const py::object& prompt_length, int64_t window,
+                                          int64_t sinks, int block_size) {
+  return std::make_unique<LockedCache>(WindowConfig{window, sinks, block_size}, step_count(steps),
+                                       integer(prompt_length, "PatternCache", "prompt_length"));
+}
+
+void begin_step(LockedCache& self, const py::object& step, const py::object& unmasked) {
+  const char* function = "PatternCache.begin_step";
+  const int64_t number = integer(step, function, "step");
+  std::optional<double> share;
+  if (!unmasked.is_none()) share = real_number(unmasked, function, "unmasked");
+  self.with([&](PatternCache& cache) { cache.begin_step(number, share); });
+}
+
+BlockPattern pattern(LockedCache& self, const py::object& layer) {
+  const int64_t index = integer(layer, "PatternCache.pattern", "layer");
+  return self.with([&](PatternCache& cache) { return cache.pattern(index); });
+}
+
+double density(LockedCache& self, const py::object& layer) {
+  const int64_t index = integer(layer, "PatternCache.density", "layer");
+  return self.with([&](PatternCache& cache) { return cache.density(index); });
+}
+
+}  // namespace
+
+void register_pattern_cache(py::module_& m) {
+  py::class_<LockedCache>(m, "PatternCache", "The state machine of ``sparsed.PatternCache``.")
+      .def_static("sparse", &sparse_cache, py::kw_only(), py::arg("steps"), py::arg("prompt_length"), py::arg("skip"),
+                  py::arg("rho"), py::arg("block_size"), py::arg("selection"), py::arg("selection_scale"),
+                  py::arg("isolate"), py::arg("refresh"), py::arg("refresh_every"), py::arg("min_length"))
+      .def_static("window", &window_cache, py::kw_only(), py::arg("steps"), py::arg("prompt_length"), py::arg("window"),
+                  py::arg("sinks"), py::arg("block_size"))
+      .def("begin_step", &begin_step, py::arg("step"), py::arg("unmasked"))
+      .def("attend", &attend, py::arg("layer"), py::arg("q"), py::arg("k"), py::arg("v"), py::arg("key_mask"),
+           py::arg("scale"))
+      .def("pattern", &pattern, py::arg("layer"))
+      .def("density", &density, py::arg("layer"))
+      .def("reset", [](LockedCache& self) { self.with([](PatternCache& cache) { cache.reset(); }); })
+      .def_property_readonly(
+          "phase",
+          [](LockedCache& self) { return self.with([](PatternCache& cache) { return phase_name(cache.phase()); }); })
+      .def_property_readonly(
+          "step", [](LockedCache& self) { return self.with([](PatternCache& cache) { return cache.step(); }); })
+      .def_property_readonly(
+          "layers",
+          [](LockedCache& self) { return self.with([](PatternCache& cache) { return cache.pattern_layers(); }); })
+      .def_property_readonly(
+          "nbytes", [](LockedCache& self) { return self.with([](PatternCache& cache) { return cache.nbytes(); }); });
+}
+
+}  // namespace sparsed::python

@@ -1,0 +1,93 @@
+// The state machine dense -> select -> sparse over denoising steps: one pattern per layer, batch rows apart.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <variant>
+#include <vector>
+
+#include "core/backend.h"
+#include "core/params.h"
+#include "core/pattern.h"
+#include "core/schedule.h"
+
+namespace sparsed {
+
+// SparseD (arXiv 2509.24014).
+struct SparseConfig {
+  ScheduleConfig schedule;
+  double rho = 0.3;
+  int block_size = 128;
+  std::optional<float> selection_scale;  // nullopt: the attention's own scale
+  bool isolate = true;
+  int64_t min_length = 2048;  // shorter sequences stay dense
+};
+
+// Fixed windows: the baselines. Sparse in every step.
+struct WindowConfig {
+  int64_t window = 0;
+  int64_t sinks = 0;
+  int block_size = 128;
+};
+
+// Not thread-safe. A call that throws leaves the state as it was.
+class PatternCache {
+ public:
+  // A pattern that keeps more than this share of the blocks saves nothing: such a layer attends densely.
+  static constexpr double kDenseAbove = 0.97;
+
+  PatternCache(SparseConfig config, std::optional<int64_t> steps, int64_t prompt_length);
+  PatternCache(WindowConfig config, std::optional<int64_t> steps, int64_t prompt_length);
+
+  // Enters step t; steps come in order from 0. `unmasked` is needed when the number of steps is not known.
+  void begin_step(int64_t step, std::optional<double> unmasked);
+  // The current step's phase. Sequences below min_length are dense from the first attend on.
+  Phase phase() const;
+  int64_t step() const { return state_.step; }  // -1 before the first
+  // Attention of one layer in the current step. Fills params.out; params.lists is chosen here.
+  // The backend is named by the caller, so that the core knows no ISA.
+  // A select step's output is that of its dense pass; with refresh_every only the first selection's is, later ones
+  // attend sparsely with the pattern that they have just selected.
+  void attend(const Backend& backend, int64_t layer, AttentionParams params);
+  bool has_pattern(int64_t layer) const;
+  const BlockPattern& pattern(int64_t layer) const;
+  std::vector<int64_t> pattern_layers() const;  // those that hold a pattern, ascending
+  size_t nbytes() const;                        // of all patterns; one that layers share counts once
+  // Share of blocks computed by `layer` in the current step (1 when dense).
+  double density(int64_t layer) const;
+  // Forgets patterns, geometry and step.
+  void reset();
+
+ private:
+  struct Layer {
+    int64_t heads = 0, kv_heads = 0, head_dim = 0;
+    std::shared_ptr<const BlockPattern> pattern;
+    double pattern_density = 1.0;
+    double density = 1.0;  // of the latest attend
+    int64_t attended_step = -1;
+  };
+  struct State {
+    int64_t step = -1;
+    Phase phase = Phase::kDense;      // the schedule's
+    int64_t due = 0, served = 0;      // selection points: with this step, before it
+    int64_t select_step = -1;         // the latest
+    int64_t batch = -1, length = -1;  // known from the first attend on
+    std::map<int64_t, Layer> layers;
+  };
+
+  Phase phase_at(int64_t length) const;
+  Layer checked_layer(int64_t layer, const AttentionParams& params) const;
+  void attend_select(const Backend& backend, const AttentionParams& params, Layer& layer) const;
+  void attend_sparse(const Backend& backend, AttentionParams params, Layer& layer) const;
+  std::shared_ptr<const BlockPattern> window_pattern(const AttentionParams& params) const;
+
+  std::variant<SparseConfig, WindowConfig> config_;
+  std::optional<Schedule> schedule_;  // nullopt: windows
+  std::optional<int64_t> steps_;
+  int64_t prompt_length_ = 0;
+  State state_;
+};
+
+}  // namespace sparsed

@@ -1,0 +1,30 @@
+// The selection rule on block scores: geometry of prompt and generation blocks, k, top-k. One place for all backends.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "core/params.h"
+#include "core/pattern.h"
+
+namespace sparsed {
+
+// Throws unless the selection is defined for a sequence of kv_len tokens; errors name `function` and the argument.
+void check_select(const SelectParams& select, int64_t kv_len, const std::string& function);
+
+// First block that counts as generation: the first i with kv_len - i * block_size <= kv_len - prompt_length, else the
+// last block. A block that holds both kinds is prompt, unless it is the sequence's last.
+int64_t first_generation_block(int64_t kv_len, int64_t prompt_length, int64_t block_size);
+
+// k = min(n, max(1, int(n * rho) + 1)); 0 of 0.
+int64_t keep_count(int64_t candidates, double rho);
+
+// Marks in `pattern` row `row` the blocks that the rule keeps. Threads may select different rows at once.
+//   scores      [kv_blocks] probability mass under the softmax over all keys
+//   generation  [kv_blocks] mass under the softmax over generation keys alone (kReference with isolate; else unused)
+//   live        [kv_blocks] nonzero where the block has a live key
+// Ties go to the lower block index; a NaN score counts as the lowest.
+void select_row(const SelectParams& select, int64_t kv_len, const float* scores, const float* generation,
+                const uint8_t* live, int64_t row, BlockPattern& pattern);
+
+}  // namespace sparsed

@@ -1,0 +1,193 @@
+"""
+Compiled part of sparsed; use it through the package.
+"""
+from __future__ import annotations
+import collections.abc
+import numpy
+import numpy.typing
+import typing
+__all__: list[str] = ['BlockPattern', 'PackedWeight', 'PatternCache', 'active_backend', 'attention', 'attention_and_select', 'backends', 'linear', 'num_threads', 'pack_weight', 'pack_weights', 'require_memory', 'rms_norm', 'rotary_', 'select', 'set_num_threads', 'silu_gate_', 'token_confidence']
+class BlockPattern:
+    """
+    Which key blocks each (batch, query head, query block) attends to.
+    
+    B batch, H query heads; queries and keys are cut into blocks of ``block_size`` tokens, the last one may be shorter.
+    Immutable; compared and hashed by content.
+    """
+    @staticmethod
+    def from_mask(mask: typing.Any, *, block_size: typing.Any, q_len: typing.Any, kv_len: typing.Any, prompt_length: typing.Any = 0) -> BlockPattern:
+        """
+        From a bool array (B, H, q_blocks, kv_blocks), True where selected.
+        """
+    @staticmethod
+    def full(batch: typing.Any = 1, heads: typing.Any = 1, *, block_size: typing.Any, q_len: typing.Any, kv_len: typing.Any, prompt_length: typing.Any = 0) -> BlockPattern:
+        """
+        Every block.
+        """
+    @staticmethod
+    def load(path: typing.Any) -> BlockPattern:
+        """
+        Reads what ``save`` wrote; a truncated or foreign file is a ValueError.
+        """
+    @staticmethod
+    def sliding_window(batch: typing.Any = 1, heads: typing.Any = 1, *, window: typing.Any, block_size: typing.Any, q_len: typing.Any, kv_len: typing.Any, prompt_length: typing.Any = 0) -> BlockPattern:
+        """
+        Every block that touches the ``window`` keys centred on one of the block's queries.
+        """
+    @staticmethod
+    def streaming(batch: typing.Any = 1, heads: typing.Any = 1, *, window: typing.Any, sinks: typing.Any, block_size: typing.Any, q_len: typing.Any, kv_len: typing.Any, prompt_length: typing.Any = 0) -> BlockPattern:
+        """
+        A sliding window and the blocks of the first ``sinks`` keys.
+        """
+    def __eq__(self, other: typing.Any) -> typing.Any:
+        ...
+    def __getstate__(self) -> tuple:
+        ...
+    def __hash__(self) -> int:
+        ...
+    def __repr__(self) -> str:
+        ...
+    def __setstate__(self, arg0: tuple) -> None:
+        ...
+    def jaccard(self, other: BlockPattern) -> numpy.typing.NDArray[numpy.float64]:
+        """
+        |A and B| / |A or B| per head, float64 (B, H); 1 where both are empty.
+        """
+    def lists(self) -> tuple[numpy.typing.NDArray[numpy.int64], numpy.typing.NDArray[numpy.int32]]:
+        """
+        (offsets int64, indices int32): row r = (batch * heads + head) * q_blocks + q_block holds
+        ``indices[offsets[r]:offsets[r + 1]]``, sorted.
+        """
+    def row(self, batch: typing.Any, head: typing.Any, q_block: typing.Any) -> numpy.typing.NDArray[numpy.int32]:
+        """
+        Sorted key blocks of one query block, int32.
+        """
+    def save(self, path: typing.Any) -> None:
+        """
+        Writes a versioned file.
+        """
+    def to_mask(self) -> numpy.typing.NDArray[numpy.bool]:
+        """
+        Bool array (B, H, q_blocks, kv_blocks).
+        """
+    @property
+    def batch(self) -> int:
+        ...
+    @property
+    def block_size(self) -> int:
+        ...
+    @property
+    def density(self) -> float:
+        """
+        Share of (query block, key block) pairs selected.
+        """
+    @property
+    def head_density(self) -> numpy.typing.NDArray[numpy.float64]:
+        """
+        The same per head: float64 (B, H).
+        """
+    @property
+    def heads(self) -> int:
+        ...
+    @property
+    def kv_blocks(self) -> int:
+        ...
+    @property
+    def kv_len(self) -> int:
+        ...
+    @property
+    def nbytes(self) -> int:
+        """
+        Bytes of the bit rows.
+        """
+    @property
+    def prompt_length(self) -> int:
+        ...
+    @property
+    def q_blocks(self) -> int:
+        ...
+    @property
+    def q_len(self) -> int:
+        ...
+class PatternCache:
+    """
+    The state machine of ``sparsed.PatternCache``.
+    """
+    @staticmethod
+    def sparse(*, steps: typing.Any, prompt_length: typing.Any, skip: typing.SupportsFloat | typing.SupportsIndex, rho: typing.SupportsFloat | typing.SupportsIndex, block_size: typing.SupportsInt | typing.SupportsIndex, selection: typing.Any, selection_scale: typing.SupportsFloat | typing.SupportsIndex | None, isolate: bool, refresh: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex], refresh_every: bool, min_length: typing.SupportsInt | typing.SupportsIndex) -> PatternCache:
+        ...
+    @staticmethod
+    def window(*, steps: typing.Any, prompt_length: typing.Any, window: typing.SupportsInt | typing.SupportsIndex, sinks: typing.SupportsInt | typing.SupportsIndex, block_size: typing.SupportsInt | typing.SupportsIndex) -> PatternCache:
+        ...
+    def attend(self, layer: typing.Any, q: typing.Any, k: typing.Any, v: typing.Any, key_mask: typing.Any, scale: typing.Any) -> numpy.ndarray:
+        ...
+    def begin_step(self, step: typing.Any, unmasked: typing.Any) -> None:
+        ...
+    def density(self, layer: typing.Any) -> float:
+        ...
+    def pattern(self, layer: typing.Any) -> BlockPattern:
+        ...
+    def reset(self) -> None:
+        ...
+    @property
+    def layers(self) -> list[int]:
+        ...
+    @property
+    def nbytes(self) -> int:
+        ...
+    @property
+    def phase(self) -> str:
+        ...
+    @property
+    def step(self) -> int:
+        ...
+class PackedWeight:
+    """
+    A weight matrix (N, K) in the order that the kernels read.
+    """
+    def __repr__(self) -> str:
+        ...
+    @property
+    def dtype(self) -> str:
+        ...
+    @property
+    def has_bias(self) -> bool:
+        ...
+    @property
+    def nbytes(self) -> int:
+        ...
+    @property
+    def shape(self) -> tuple[int, int]:
+        ...
+def active_backend() -> str:
+    ...
+def attention(q: typing.Any, k: typing.Any, v: typing.Any, pattern: typing.Any, scale: typing.Any, key_mask: typing.Any, return_lse: bool) -> typing.Any:
+    ...
+def attention_and_select(q: typing.Any, k: typing.Any, v: typing.Any, prompt_length: typing.Any, block_size: typing.Any, rho: typing.Any, selection: typing.Any, scale: typing.Any, selection_scale: typing.Any, key_mask: typing.Any) -> tuple[numpy.ndarray, BlockPattern]:
+    ...
+def backends() -> list[tuple[str, bool, list[str]]]:
+    """
+    (name, available, reasons) of each backend, best first.
+    """
+def linear(x: typing.Any, w: typing.Any, residual: typing.Any, out_dtype: typing.Any) -> numpy.ndarray:
+    ...
+def num_threads() -> int:
+    ...
+def pack_weight(weight: typing.Any, bias: typing.Any, dtype: typing.Any) -> PackedWeight:
+    ...
+def pack_weights(weights: collections.abc.Sequence[typing.Any], biases: collections.abc.Sequence[typing.Any] | None, dtype: typing.Any) -> PackedWeight:
+    ...
+def require_memory(bytes: typing.SupportsInt | typing.SupportsIndex, what: str) -> None:
+    ...
+def rms_norm(x: typing.Any, weight: typing.Any, eps: typing.Any) -> numpy.ndarray:
+    ...
+def rotary_(x: typing.Any, head_dim: typing.Any, cos: typing.Any, sin: typing.Any) -> None:
+    ...
+def select(q: typing.Any, k: typing.Any, prompt_length: typing.Any, block_size: typing.Any, rho: typing.Any, selection: typing.Any, scale: typing.Any, selection_scale: typing.Any, key_mask: typing.Any) -> BlockPattern:
+    ...
+def set_num_threads(n: typing.Any) -> None:
+    ...
+def silu_gate_(gate: typing.Any, up: typing.Any) -> None:
+    ...
+def token_confidence(logits: typing.Any, kind: typing.Any) -> tuple[numpy.typing.NDArray[numpy.int64], numpy.typing.NDArray[numpy.float32]]:
+    ...

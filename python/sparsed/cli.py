@@ -1,0 +1,369 @@
+"""The command line: `sparsed demo | generate | bench | info`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NoReturn
+
+import ml_dtypes
+import numpy as np
+
+from .attention import (
+    active_backend,
+    attention,
+    attention_and_select,
+    backends,
+    get_num_threads,
+    set_num_threads,
+)
+from .config import BLOCK_SIZES, SlidingWindow, SparseConfig, StreamingLLM
+from .demo import DemoOptions, run_demo
+from .generate import generate
+from .loader import load_model
+from .pattern import BlockPattern
+from .sampling import SAMPLERS, Sampler
+from .stats import format_table
+from .tokenizer import load_tokenizer
+
+_INTERRUPTED = 130
+# Absolute error that a full pattern may show against dense attention on values of about 1, by dtype.
+_TOLERANCE = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 2e-2}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; returns the exit status. Errors are one line on stderr and status 2."""
+    args = _parser().parse_args(arguments)
+    try:
+        if args.threads is not None:
+            set_num_threads(args.threads)
+        return int(args.run(args))
+    except (ValueError, TypeError, OSError, MemoryError) as error:
+        if args.debug:
+            raise
+        print(f"sparsed: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows defaults where there is one to show."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="sparsed", description="Block-sparse attention for diffusion language models.")
+    parser.add_argument("--version", action="version", version=f"sparsed {version('sparsed')}")
+    commands = parser.add_subparsers(dest="command", metavar="{demo,generate,bench,info}", required=True)
+    for name, add_options, run, text in (
+        ("demo", _add_demo_options, _demo, "questions about a long text: dense, SparseD and sliding window"),
+        ("generate", _add_generate_options, _generate, "text from a checkpoint folder"),
+        ("bench", _add_bench_options, _bench, "times dense, selecting and sparse attention"),
+        ("info", _add_info_options, _info, "version, kernels and machine"),
+    ):
+        command = commands.add_parser(name, help=text, description=text, formatter_class=_Formatter)
+        command.add_argument("--threads", type=int, help="threads of the kernels")
+        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        add_options(command)
+        command.set_defaults(run=run)
+    return parser
+
+
+# --- demo ------------------------------------------------------------------------------------------------------------
+
+
+def _add_demo_options(parser: argparse.ArgumentParser) -> None:
+    defaults = DemoOptions()
+    parser.add_argument("--length", type=int, default=defaults.length, help="tokens of each text")
+    parser.add_argument("--prompts", type=int, default=defaults.prompts, help="texts")
+    parser.add_argument("--needles", type=int, default=defaults.needles, help="facts in each text")
+    parser.add_argument("--questions", type=int, default=defaults.questions, help="facts asked for, of each text")
+    parser.add_argument("--gen-length", type=int, help="tokens to generate (room for the answers)")
+    parser.add_argument("--steps", type=int, help="denoising steps (one per token)")
+    parser.add_argument("--seed", type=int, default=defaults.seed)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default=defaults.dtype)
+    parser.add_argument("--window", type=int, help="tokens of the sliding window (a quarter of the length)")
+    sparse = defaults.sparse
+    parser.add_argument("--rho", type=float, default=sparse.rho, help="share of the key blocks that SparseD keeps")
+    parser.add_argument("--skip", type=float, default=sparse.skip, help="share of the steps before the selection")
+    parser.add_argument("--block-size", type=int, choices=BLOCK_SIZES, default=sparse.block_size)
+
+
+def _demo(args: argparse.Namespace) -> int:
+    names = [field.name for field in dataclasses.fields(DemoOptions) if field.name != "sparse"]
+    sparse = dataclasses.replace(DemoOptions().sparse, rho=args.rho, skip=args.skip, block_size=args.block_size)
+    options = DemoOptions(**{name: getattr(args, name) for name in names}, sparse=sparse)
+    print(run_demo(options, progress=sys.stderr.isatty()))
+    return 0
+
+
+# --- generate --------------------------------------------------------------------------------------------------------
+
+
+def _add_generate_options(parser: argparse.ArgumentParser) -> None:
+    # No option of a sampler or of SparseConfig has a default here: what is not given is theirs to choose.
+    parser.add_argument("model", metavar="MODEL_DIR", help="checkpoint folder: config.json, safetensors, tokenizer")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--prompt", help="the prompt's text; without it and --prompt-file: stdin")
+    source.add_argument("--prompt-file", type=Path, help="a UTF-8 file with the prompt")
+    parser.add_argument("--gen-length", type=int, default=128, help="tokens to generate")
+    parser.add_argument("--steps", type=int, default=128, help="denoising steps")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--seed", type=int, help="repeats a run")
+    parser.add_argument(
+        "--chat", action=argparse.BooleanOptionalAction, help="chat template around the prompt (where there is one)"
+    )
+    parser.add_argument("--raw", dest="chat", action="store_false", help="the same as --no-chat")
+    parser.add_argument("--stats", action="store_true", help="seconds, densities and tokens by phase, on stderr")
+    parser.add_argument("--progress", action="store_true", help="a bar on stderr")
+
+    attention_options = parser.add_argument_group("attention")
+    method = attention_options.add_mutually_exclusive_group()
+    method.add_argument("--sparse", action="store_true", help="SparseD (this is the default)")
+    method.add_argument("--dense", action="store_true", help="dense attention")
+    method.add_argument("--window", type=int, help="a sliding window of this many tokens")
+    attention_options.add_argument("--sinks", type=int, help="with --window: first tokens that all see (StreamingLLM)")
+    attention_options.add_argument("--rho", type=float, help="share of the key blocks that is kept")
+    attention_options.add_argument("--skip", type=float, help="share of the steps before the selection")
+    attention_options.add_argument("--block-size", type=int, choices=BLOCK_SIZES, help="tokens per block")
+    attention_options.add_argument("--selection", choices=("paper", "reference"))
+    attention_options.add_argument("--min-length", type=int, help="shorter sequences stay dense")
+
+    sampling = parser.add_argument_group("sampling", "each model family has its own options")
+    sampling.add_argument("--temperature", type=float)
+    sampling.add_argument("--block-length", type=int, help="LLaDA: tokens per block")
+    sampling.add_argument("--cfg-scale", type=float, help="LLaDA: classifier-free guidance")
+    sampling.add_argument("--remasking", choices=("low_confidence", "random"), help="LLaDA")
+    sampling.add_argument("--threshold", type=float, help="LLaDA: fill what is at least this confident")
+    sampling.add_argument("--alg", choices=("entropy", "maskgit_plus", "topk_margin", "origin"), help="Dream")
+    sampling.add_argument("--top-p", type=float, help="Dream")
+    sampling.add_argument("--top-k", type=int, help="Dream")
+    sampling.add_argument("--alg-temp", type=float, help="Dream: temperature of the positions")
+    sampling.add_argument("--eps", type=float, help="Dream: the last timestep")
+
+
+def _generate(args: argparse.Namespace) -> int:
+    sparse = _sparse_config(args)
+    text = _prompt_text(args)
+    tokenizer = load_tokenizer(args.model)
+    model = load_model(args.model, dtype=args.dtype)
+    chat = tokenizer.chat_template is not None if args.chat is None else args.chat
+    result = generate(
+        model,
+        tokenizer.chat(text) if chat else tokenizer.encode(text),
+        gen_length=args.gen_length,
+        steps=args.steps,
+        sparse=sparse,
+        sampler=_sampler(args, model.config.family),
+        seed=args.seed,
+        progress=args.progress,
+    )
+    if result.interrupted:
+        print(f"sparsed: interrupted after {len(result.stats)} steps", file=sys.stderr)
+    print(tokenizer.text(result.generated[0]))
+    if args.stats:
+        print(result.stats.table(), file=sys.stderr)
+    return _INTERRUPTED if result.interrupted else 0
+
+
+def _given(args: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
+    """The options among `names` that were given."""
+    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+
+
+def _refuse(options: dict[str, Any], why: str) -> None:
+    if options:
+        names = ", ".join("--" + name.replace("_", "-") for name in options)
+        raise ValueError(f"{names} given, expected only options that apply ({why})")
+
+
+def _sparse_config(args: argparse.Namespace) -> SparseConfig | SlidingWindow | StreamingLLM | None:
+    selecting = ("rho", "skip", "selection", "min_length")
+    if args.dense:
+        _refuse(_given(args, (*selecting, "block_size", "sinks")), "attention is dense")
+        return None
+    if args.window is None:
+        _refuse(_given(args, ("sinks",)), "there is no --window")
+        return SparseConfig(**_given(args, (*selecting, "block_size")))
+    _refuse(_given(args, selecting), "attention is a window")
+    if args.sinks is None:
+        return SlidingWindow(**_given(args, ("window", "block_size")))
+    return StreamingLLM(**_given(args, ("window", "sinks", "block_size")))
+
+
+def _sampler(args: argparse.Namespace, family: str) -> Sampler:
+    options = {name: {field.name for field in dataclasses.fields(cls)} for name, cls in SAMPLERS.items()}
+    foreign = sorted(set().union(*options.values()) - options[family])
+    _refuse(_given(args, foreign), f"the model is of the {family} family")
+    return SAMPLERS[family](**_given(args, sorted(options[family])))
+
+
+def _prompt_text(args: argparse.Namespace) -> str:
+    if args.prompt is not None:
+        return str(args.prompt)
+    if args.prompt_file is not None:
+        return str(args.prompt_file.read_text(encoding="utf-8"))
+    if sys.stdin.isatty():
+        raise ValueError("generate: no prompt, expected --prompt, --prompt-file or text on stdin")
+    return sys.stdin.read()
+
+
+# --- bench -----------------------------------------------------------------------------------------------------------
+
+
+def _add_bench_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--length", type=int, default=4096, help="tokens")
+    parser.add_argument("--prompt-length", type=int, help="tokens before the generation (15/16 of the length)")
+    parser.add_argument("--heads", type=int, default=8)
+    parser.add_argument("--kv-heads", type=int, help="(as many as heads)")
+    parser.add_argument("--head-dim", type=int, default=128)
+    parser.add_argument("--block-size", type=int, choices=BLOCK_SIZES, default=128)
+    parser.add_argument("--rho", type=float, default=0.3)
+    parser.add_argument("--dtype", choices=tuple(_TOLERANCE), default="float32")
+    parser.add_argument("--repeats", type=int, default=5, help="timed runs of each; the median counts")
+    parser.add_argument("--json", type=Path, help="write the figures to this file too")
+
+
+def _bench(args: argparse.Namespace) -> int:
+    if args.repeats < 1:
+        raise ValueError(f"bench: repeats is {args.repeats}, expected at least 1")
+    heads, kv_heads = args.heads, args.heads if args.kv_heads is None else args.kv_heads
+    prompt_length = args.length * 15 // 16 if args.prompt_length is None else args.prompt_length
+    rng = np.random.default_rng(0)
+    dtype = ml_dtypes.bfloat16 if args.dtype == "bfloat16" else args.dtype
+    q, k, v = (
+        rng.standard_normal((1, count, args.length, args.head_dim), np.float32).astype(dtype)
+        for count in (heads, kv_heads, kv_heads)
+    )
+    selection = {"prompt_length": prompt_length, "block_size": args.block_size, "rho": args.rho}
+    dense = attention(q, k, v)
+    _, pattern = attention_and_select(q, k, v, **selection)
+    full = BlockPattern.full(
+        batch=1,
+        heads=heads,
+        block_size=args.block_size,
+        q_len=args.length,
+        kv_len=args.length,
+        prompt_length=prompt_length,
+    )
+    error = float(np.abs(attention(q, k, v, full).astype(np.float32) - dense.astype(np.float32)).max())
+    if not error <= _TOLERANCE[args.dtype]:
+        raise ValueError(
+            f"bench: a full pattern differs from dense by {error:.2g}, expected <= {_TOLERANCE[args.dtype]}"
+        )
+
+    seconds = _time_in_turns(
+        {
+            "dense": lambda: attention(q, k, v),
+            "select": lambda: attention_and_select(q, k, v, **selection),
+            "sparse": lambda: attention(q, k, v, pattern),
+        },
+        args.repeats,
+    )
+    median = {name: statistics.median(runs) for name, runs in seconds.items()}
+    density = {"dense": 1.0, "select": 1.0, "sparse": pattern.density}
+    flops = 4.0 * heads * args.length**2 * args.head_dim
+    rows = [
+        (
+            name,
+            f"{1e3 * median[name]:.2f}",
+            f"{100 * (max(runs) - min(runs)) / median[name]:.0f} %",
+            f"{density[name]:.3f}",
+            f"{flops * density[name] / median[name] / 1e9:.0f}",
+            f"{median['dense'] / median[name]:.2f}x",
+        )
+        for name, runs in seconds.items()
+    ]
+    print(
+        f"{heads} / {kv_heads} heads x {args.length} x {args.head_dim}, {args.dtype}, block {args.block_size}, "
+        f"rho {args.rho}; backend {active_backend()}, {get_num_threads()} threads; "
+        f"full pattern within {error:.1g} of dense"
+    )
+    print(format_table(("attention", "ms", "spread", "density", "GFLOP/s", "speed-up"), rows))
+    if args.json is not None:
+        shape = {"heads": heads, "kv_heads": kv_heads, "length": args.length, "head_dim": args.head_dim}
+        record = {"machine": _machine(), "dtype": args.dtype, **shape, **selection, "error": error}
+        figures = {name: {"seconds": runs, "density": density[name]} for name, runs in seconds.items()}
+        args.json.write_text(json.dumps({**record, "results": figures}, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+def _time_in_turns(functions: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each run; the functions alternate, so that the machine's load meets all alike."""
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(repeats):
+        for name, function in functions.items():
+            began = time.perf_counter()
+            function()
+            seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
+# --- info ------------------------------------------------------------------------------------------------------------
+
+
+def _add_info_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="as JSON")
+
+
+def _info(args: argparse.Namespace) -> int:
+    machine = _machine()
+    if args.json:
+        print(json.dumps(machine, indent=1))
+        return 0
+    width = max(len(key) for key in machine)
+    for key, value in machine.items():
+        if key != "backends":
+            print(f"{key:{width}}  {value}")
+    for name, state in machine["backends"].items():
+        print(f"{'backend':{width}}  {name}: {state}")
+    return 0
+
+
+def _machine() -> dict[str, Any]:
+    """What a bug report and a benchmark need to know."""
+    try:
+        active = active_backend()
+    except ValueError as error:  # SPARSED_ISA names none that runs here
+        active = f"none: {error}"
+    packages = ("sparsed", "numpy", "ml_dtypes", "tokenizers", "jinja2")
+    return {
+        **{package: version(package) for package in packages},
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": get_num_threads(),
+        "SPARSED_ISA": os.environ.get("SPARSED_ISA", ""),
+        "active": active,
+        "backends": {
+            backend.name: "available" if backend.available else "; ".join(backend.reasons) for backend in backends()
+        },
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

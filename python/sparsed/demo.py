@@ -1,0 +1,245 @@
+"""The demo: questions about a long text, answered by the shipped model with dense, SparseD and windowed attention."""
+
+from __future__ import annotations
+
+import importlib.resources
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from .attention import active_backend, get_num_threads
+from .config import SlidingWindow, SparseConfig
+from .generate import generate
+from .loader import load_model
+from .stats import PHASES, GenerationStats, format_table
+from .tokenizer import Tokenizer, load_tokenizer
+
+# The hay: sentences that the shipped model was trained with.
+_NOISE = (
+    "the grass is green .",
+    "the sky is blue .",
+    "the sun is yellow .",
+    "here we go .",
+    "there and back again .",
+    "rivers run to the sea .",
+    "a small bird sings at dawn .",
+    "the old clock ticks in the hall .",
+    "rain falls on the quiet town .",
+    "she reads a long letter by the fire .",
+)
+_DIGITS = 4
+# "KEY is d d d d ;": what one answer takes.
+_ANSWER_TOKENS = _DIGITS + 3
+_SPARSED = SparseConfig(block_size=32, rho=0.3, skip=0.2, min_length=0)
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """What the demo runs.
+
+    Attributes:
+        length: Tokens of each prompt, at most.
+        prompts: Texts to ask about.
+        needles: Facts hidden in each text.
+        questions: Facts asked for, of each text.
+        gen_length: Tokens to generate; None: room for the answers.
+        steps: Denoising steps; None: one per token.
+        sparse: The settings of SparseD.
+        window: Tokens of the sliding window; None: a quarter of `length`.
+    """
+
+    length: int = 4096
+    prompts: int = 4
+    needles: int = 8
+    questions: int = 4
+    gen_length: int | None = None
+    steps: int | None = None
+    seed: int = 0
+    dtype: str = "float32"
+    sparse: SparseConfig = _SPARSED
+    window: int | None = None
+
+    def __post_init__(self) -> None:
+        """Checks what nothing behind it checks."""
+        for name in ("prompts", "needles", "questions"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"demo: {name} is {getattr(self, name)}, expected at least 1")
+        if self.questions > self.needles:
+            raise ValueError(f"demo: questions is {self.questions}, expected at most the {self.needles} needles")
+
+    @property
+    def answer_tokens(self) -> int:
+        """Tokens that are generated."""
+        return self.questions * _ANSWER_TOKENS + 4 if self.gen_length is None else self.gen_length
+
+    @property
+    def num_steps(self) -> int:
+        """Denoising steps."""
+        return self.answer_tokens if self.steps is None else self.steps
+
+    @property
+    def window_tokens(self) -> int:
+        """Tokens of the sliding window."""
+        return self.length // 4 if self.window is None else self.window
+
+
+class Prompt(NamedTuple):
+    """A text with its question: token ids, the question in words, and the right answers ("KEY is 1 0 7 3")."""
+
+    ids: list[int]
+    question: str
+    answers: tuple[str, ...]
+
+
+@dataclass
+class MethodResult:
+    """What one method did with all prompts.
+
+    Attributes:
+        right: Questions answered right, a whole answer each.
+        phase_seconds: Seconds by phase ("dense", "select", "sparse").
+        densities: Mean density of each prompt's steps.
+        texts: What it answered, per prompt.
+    """
+
+    name: str
+    right: int = 0
+    phase_seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
+    densities: list[float] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of all steps."""
+        return sum(self.phase_seconds.values())
+
+    def add(self, prompt: Prompt, text: str, stats: GenerationStats) -> None:
+        """Takes in the answer to one prompt."""
+        self.right += sum(f"{answer} ;" in text for answer in prompt.answers)
+        for phase, seconds in stats.phase_seconds.items():
+            self.phase_seconds[phase] += seconds
+        self.densities.append(stats.density)
+        self.texts.append(text)
+
+
+@dataclass(frozen=True)
+class DemoReport:
+    """The prompts and what each method made of them; `str()` of it is the demo's output."""
+
+    options: DemoOptions
+    prompts: list[Prompt]
+    results: list[MethodResult]
+    machine: str
+
+    def __str__(self) -> str:
+        options, sparse = self.options, self.options.sparse
+        asked = sum(len(prompt.answers) for prompt in self.prompts)
+        dense_seconds = self.results[0].seconds
+        rows = [
+            (
+                result.name,
+                f"{result.right} / {asked}",
+                f"{result.seconds:.1f}",
+                f"{dense_seconds / result.seconds:.2f}x",
+                f"{sum(result.densities) / len(result.densities):.2f}",
+                *(f"{result.phase_seconds[phase]:.1f}" if result.phase_seconds[phase] else "-" for phase in PHASES),
+            )
+            for result in self.results
+        ]
+        header = ("method", "questions right", "seconds", "speed-up", "density", *(f"{phase} s" for phase in PHASES))
+        example, texts = self.prompts[0], [result.texts[0] for result in self.results]
+        width = max(len(result.name) for result in self.results)
+        lines = [
+            f"{len(self.prompts)} texts of {len(example.ids)} tokens with {options.needles} facts each, "
+            f"{options.questions} of them asked for; {options.answer_tokens} tokens in {options.num_steps} steps",
+            f"SparseD: block_size {sparse.block_size}, rho {sparse.rho}, skip {sparse.skip}; "
+            f"sliding window: {options.window_tokens} tokens; {self.machine}",
+            "",
+            format_table(header, rows),
+            "",
+            f"Example: {example.question}",
+            f"{'(right)':{width}}  {' ; '.join(example.answers)} ;",
+            *(f"{result.name:{width}}  {text}" for result, text in zip(self.results, texts, strict=True)),
+        ]
+        return "\n".join(lines)
+
+
+def demo_model_folder() -> Path:
+    """The checkpoint folder inside the package."""
+    return Path(str(importlib.resources.files("sparsed") / "demo_model"))
+
+
+def build_prompt(
+    tokenizer: Tokenizer, rng: np.random.Generator, *, length: int, needles: int, questions: int
+) -> Prompt:
+    """Sentences of the model's own vocabulary with `needles` facts at random places, and a question for some of them.
+
+    Raises:
+        ValueError: `length` has no room for the needles and the question.
+    """
+    keys = _key_words(tokenizer)
+    names = [keys[i] for i in rng.choice(len(keys), needles, replace=False)]
+    facts = [f"{name} is {' '.join(str(digit) for digit in rng.integers(0, 10, _DIGITS))}" for name in names]
+    asked = [int(i) for i in rng.choice(needles, questions, replace=False)]
+    question = f"what are the magic numbers for {' and '.join(names[i] for i in asked)} ?"
+    sentences = [f"the magic number for {fact} ." for fact in facts]
+
+    def ids_of(lines: Sequence[str]) -> list[int]:
+        return tokenizer.chat(" ".join([*lines, f"question : {question}"]))
+
+    room = length - len(ids_of(sentences))
+    if room < 0:
+        raise ValueError(f"demo: length is {length}, expected at least {length - room} for {needles} needles")
+    sizes = [len(tokenizer.encode(line)) for line in _NOISE]
+    hay: list[str] = []
+    while room >= max(sizes):
+        pick = int(rng.integers(len(_NOISE)))
+        hay.append(_NOISE[pick])
+        room -= sizes[pick]
+    for sentence, place in zip(sentences, sorted(rng.integers(0, len(hay) + 1, needles), reverse=True), strict=True):
+        hay.insert(int(place), sentence)
+    return Prompt(ids_of(hay), question, tuple(facts[i] for i in asked))
+
+
+def _key_words(tokenizer: Tokenizer) -> list[str]:
+    """The made-up words of the vocabulary: they stand between the digits and the first real word."""
+    first, last = tokenizer.token_id("9"), tokenizer.token_id("one")
+    if first is None or last is None:
+        raise ValueError("demo: the tokenizer has no token '9' or 'one', expected the demo model's")
+    return [tokenizer.decode([token]) for token in range(first + 1, last)]
+
+
+def run_demo(options: DemoOptions, *, progress: bool = False) -> DemoReport:
+    """Answers the same prompts with each method; the methods take turns, so that the machine's load meets all alike.
+
+    Raises:
+        ValueError, TypeError: An option that does not fit.
+    """
+    model = load_model(demo_model_folder(), dtype=options.dtype)
+    tokenizer = load_tokenizer(demo_model_folder())
+    rng = np.random.default_rng(options.seed)
+    prompts = [
+        build_prompt(tokenizer, rng, length=options.length, needles=options.needles, questions=options.questions)
+        for _ in range(options.prompts)
+    ]
+    methods: list[tuple[MethodResult, SparseConfig | SlidingWindow | None]] = [
+        (MethodResult("dense"), None),
+        (MethodResult("SparseD"), options.sparse),
+        (MethodResult("sliding window"), SlidingWindow(options.window_tokens, options.sparse.block_size)),
+    ]
+    model.forward([prompts[0].ids], positions=[0])  # threads and pages are ready before the first method is timed
+    with tqdm(total=len(prompts) * len(methods), unit="text", leave=False, disable=not progress) as bar:
+        for prompt in prompts:
+            for result, sparse in methods:
+                bar.set_description(result.name)
+                answer = generate(
+                    model, prompt.ids, gen_length=options.answer_tokens, steps=options.num_steps, sparse=sparse
+                )
+                result.add(prompt, tokenizer.text(answer.generated[0]), answer.stats)
+                bar.update()
+    machine = f"{options.dtype}, backend {active_backend()}, {get_num_threads()} threads"
+    return DemoReport(options, prompts, [result for result, _ in methods], machine)

@@ -1,0 +1,48 @@
+"""Model families: how their checkpoints are read, and the transformer that runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .architecture import Architecture, TensorNames, tensor_shapes
+from .config import ConfigReader, ModelConfig
+from .dream import DREAM
+from .llada import ILLADA, LLADA
+from .transformer import DTYPES, Attend, Layer, Transformer
+
+ARCHITECTURES = (LLADA, ILLADA, DREAM)
+
+__all__ = [
+    "ARCHITECTURES",
+    "DTYPES",
+    "Architecture",
+    "Attend",
+    "ConfigReader",
+    "Layer",
+    "ModelConfig",
+    "TensorNames",
+    "Transformer",
+    "find_architecture",
+    "tensor_shapes",
+]
+
+
+def find_architecture(values: Mapping[str, Any], source: str) -> Architecture:
+    """The architecture that config.json names, by its class, else by its model_type.
+
+    The class goes first: LLaDA-MoE, for one, shares LLaDA's model_type.
+
+    Raises:
+        ValueError: no supported one.
+    """
+    classes, model_type = values.get("architectures"), values.get("model_type")
+    if isinstance(classes, list) and classes:
+        matches = [a for a in ARCHITECTURES if a.class_name in classes]
+        found, expected = f"architectures is {classes}", [a.class_name for a in ARCHITECTURES]
+    else:
+        matches = [a for a in ARCHITECTURES if isinstance(model_type, str) and a.model_type == model_type.lower()]
+        found, expected = f"model_type is {model_type!r}", [a.model_type for a in ARCHITECTURES]
+    if len(matches) != 1:
+        raise ValueError(f"load_model: {found}, expected one of {expected} (in {source})")
+    return matches[0]

@@ -1,0 +1,51 @@
+"""Dream: config keys and tensor names of Dream-7B, Dream-Coder and DiffuCoder.
+
+Source: configuration_dream.py and modeling_dream.py of Dream-org/Dream-v0-Instruct-7B (Qwen2 layers without a causal
+mask). Its logits at position i predict token i + 1, and where a mask is given positions count the real tokens only.
+"""
+
+from __future__ import annotations
+
+from .architecture import LLAMA_NAMES, Architecture, read_llama_shape
+from .config import ConfigReader, ModelConfig
+
+# Key: (what is computed here, what the published code assumes where the key is absent).
+_FIXED = {
+    "attention_bias": (True, True),
+    "hidden_act": ("silu", "silu"),
+    "mlp_bias": (False, False),
+    "use_mrope": (False, False),
+    "use_sliding_window": (False, False),
+}
+# Details of what is switched off above.
+_IGNORED = frozenset({"max_window_layers", "sliding_window"})
+
+
+def _read_dream(reader: ConfigReader) -> ModelConfig:
+    for key, (expected, default) in _FIXED.items():
+        reader.require(key, expected, default)
+    shape = read_llama_shape(reader)
+    layer_types = ["full_attention"] * shape["num_layers"]
+    reader.require("layer_types", layer_types, layer_types)
+    config = ModelConfig(
+        family="dream",
+        **shape,
+        rms_norm_eps=reader.positive("rms_norm_eps", 1e-6),
+        rope_theta=reader.rope_theta(10000.0),
+        max_length=reader.integer("max_position_embeddings", 32768),
+        mask_token_id=reader.mask_token(shape["vocab_size"], 151666),
+        eos_token_id=reader.token("eos_token_id"),
+        bos_token_id=reader.token("bos_token_id"),
+        pad_token_id=reader.token("pad_token_id", 151643),
+        end_token_ids=reader.tokens("eos_token_id"),
+        tie_weights=reader.flag("tie_word_embeddings", False),
+        qkv_bias=True,
+        shift_logits=True,
+        rope_full_precision=False,
+        masked_positions=True,
+    )
+    reader.finish(_IGNORED)
+    return config
+
+
+DREAM = Architecture("dream", "DreamModel", _read_dream, LLAMA_NAMES)

@@ -1,0 +1,141 @@
+"""Block patterns, and the cache that carries them from step to step."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _core
+from ._core import BlockPattern
+from .config import SlidingWindow, SparseConfig, StreamingLLM
+
+__all__ = ["BlockPattern", "PatternCache"]
+
+
+class PatternCache:
+    """The state machine dense -> select -> sparse over denoising steps, one pattern per layer.
+
+    One cache serves one generation: ``begin_step`` enters a step, ``attend`` computes a layer's attention in it. A
+    batch of classifier-free guidance keeps a pattern for each of its rows.
+
+    Args:
+        config: ``SparseConfig``, or a baseline: ``SlidingWindow``, ``StreamingLLM``.
+        steps: Number of steps T; None: unknown beforehand, then ``begin_step`` needs ``unmasked``.
+        prompt_length: Tokens before the generation.
+
+    Raises:
+        TypeError, ValueError: An argument of another type or outside its range.
+    """
+
+    def __init__(
+        self, config: SparseConfig | SlidingWindow | StreamingLLM, *, steps: int | None, prompt_length: int
+    ) -> None:
+        self.config = config
+        if isinstance(config, SparseConfig):
+            every = config.refresh == "every"
+            self._state = _core.PatternCache.sparse(
+                steps=steps,
+                prompt_length=prompt_length,
+                skip=config.skip,
+                rho=config.rho,
+                block_size=config.block_size,
+                selection=config.selection,
+                selection_scale=config.selection_scale,
+                isolate=config.isolate,
+                refresh=[] if every else list(cast("tuple[float, ...]", config.refresh)),
+                refresh_every=every,
+                min_length=config.min_length,
+            )
+        elif isinstance(config, (SlidingWindow, StreamingLLM)):
+            self._state = _core.PatternCache.window(
+                steps=steps,
+                prompt_length=prompt_length,
+                window=config.window,
+                sinks=config.sinks if isinstance(config, StreamingLLM) else 0,
+                block_size=config.block_size,
+            )
+        else:
+            raise TypeError(
+                f"PatternCache: config is a {type(config).__name__}, "
+                "expected a SparseConfig, SlidingWindow or StreamingLLM"
+            )
+
+    def begin_step(self, t: int, unmasked: float | None = None) -> None:
+        """Enters step t; steps come in order from 0.
+
+        Args:
+            t: The step.
+            unmasked: Share of the generation, 0 ... 1, that is unmasked as the step begins; needed when ``steps``
+                is None.
+
+        Raises:
+            ValueError: A step out of order or beyond ``steps``, or a missing ``unmasked``.
+        """
+        self._state.begin_step(t, unmasked)
+
+    @property
+    def phase(self) -> Literal["dense", "select", "sparse"]:
+        """What the current step does."""
+        return cast('Literal["dense", "select", "sparse"]', self._state.phase)
+
+    @property
+    def step(self) -> int:
+        """The current step; -1 before the first."""
+        return self._state.step
+
+    def attend(
+        self,
+        layer: int,
+        q: NDArray[Any],
+        k: NDArray[Any],
+        v: NDArray[Any],
+        key_mask: NDArray[np.bool_] | None = None,
+        *,
+        scale: float | None = None,
+    ) -> NDArray[Any]:
+        """Computes one layer's attention in the current step: dense, with selection, or sparse.
+
+        Args:
+            layer: The layer, from 0.
+            q: Queries (B, H, L, D).
+            k: Keys (B, H_kv, L, D).
+            v: Values (B, H_kv, L, D).
+            key_mask: (B, L), True for a real key.
+            scale: Finite and above 0; None: 1 / sqrt(D).
+
+        Returns:
+            out (B, H, L, D) in q's dtype.
+
+        Raises:
+            TypeError, ValueError: As ``sparsed.attention``; also no step begun, a layer that never selected, a
+                changed shape.
+        """
+        return self._state.attend(layer, q, k, v, key_mask, scale)
+
+    def pattern(self, layer: int) -> BlockPattern:
+        """Returns the pattern that ``layer`` has selected.
+
+        Raises:
+            ValueError: The layer has none.
+        """
+        return self._state.pattern(layer)
+
+    def density(self, layer: int) -> float:
+        """Returns the share of the blocks that ``layer`` computed in the current step: 1 where it was dense."""
+        return self._state.density(layer)
+
+    @property
+    def layers(self) -> list[int]:
+        """The layers that hold a pattern, ascending."""
+        return self._state.layers
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all stored patterns."""
+        return self._state.nbytes
+
+    def reset(self) -> None:
+        """Forgets patterns, shapes and the step: the cache is as new."""
+        self._state.reset()

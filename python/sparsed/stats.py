@@ -1,0 +1,146 @@
+"""What a generation cost: per step and in all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+PHASES = ("dense", "select", "sparse")
+
+
+@dataclass(frozen=True)
+class StepStats:
+    """One denoising step over all batch rows.
+
+    Attributes:
+        phase: "dense", "select" or "sparse"; "mixed" where rows of different length are in different phases.
+        density: Share of the key blocks that attention computed, mean over layers and rows: 1 when dense, 0 where the
+            model was not called.
+        unmasked: Tokens that the step filled.
+        forwards: Model calls; 0 where there was nothing to fill.
+    """
+
+    step: int
+    phase: str
+    seconds: float
+    density: float
+    unmasked: int
+    forwards: int
+
+
+@dataclass(frozen=True)
+class GroupStep:
+    """What one step did to one group of rows; `unmasked` (positions) and `confidence` per row of the group."""
+
+    phase: str
+    seconds: float
+    density: float
+    forwards: int
+    unmasked: list[NDArray[np.int64]]
+    confidence: list[NDArray[np.float32]]
+
+
+@dataclass
+class GenerationStats(Sequence[StepStats]):
+    """The steps of a generation in order, and their sums.
+
+    Attributes:
+        phase_seconds: Seconds by phase ("dense", "select", "sparse").
+    """
+
+    steps: list[StepStats] = field(default_factory=list)
+    phase_seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
+
+    @overload
+    def __getitem__(self, index: int) -> StepStats: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[StepStats]: ...
+    def __getitem__(self, index: int | slice) -> StepStats | list[StepStats]:
+        return self.steps[index]
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[StepStats]:
+        return iter(self.steps)
+
+    def add(self, step: int, groups: Sequence[GroupStep]) -> StepStats:
+        """Appends a step: what it did to each group of rows, merged."""
+        for group in groups:
+            self.phase_seconds[group.phase] += group.seconds
+        phases = {group.phase for group in groups}
+        merged = StepStats(
+            step=step,
+            phase=phases.pop() if len(phases) == 1 else "mixed",
+            seconds=sum(group.seconds for group in groups),
+            density=float(np.average([group.density for group in groups], weights=[len(g.unmasked) for g in groups])),
+            unmasked=sum(len(positions) for group in groups for positions in group.unmasked),
+            forwards=sum(group.forwards for group in groups),
+        )
+        self.steps.append(merged)
+        return merged
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of all steps."""
+        return sum(step.seconds for step in self.steps)
+
+    @property
+    def forwards(self) -> int:
+        """Model calls."""
+        return sum(step.forwards for step in self.steps)
+
+    @property
+    def unmasked(self) -> int:
+        """Tokens filled."""
+        return sum(step.unmasked for step in self.steps)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens filled per second."""
+        return self.unmasked / self.seconds if self.seconds else 0.0
+
+    @property
+    def density(self) -> float:
+        """Mean density of the steps that called the model."""
+        dense = [step.density for step in self.steps if step.forwards]
+        return sum(dense) / len(dense) if dense else 0.0
+
+    def table(self) -> str:
+        """The sums as text, one line per phase and one for all."""
+        rows: list[tuple[str, ...]] = []
+        for phase in (*PHASES, "mixed"):
+            steps = [step for step in self.steps if step.phase == phase]
+            if steps:
+                rows.append((phase, *_sums(steps)))
+        rows.append(("all", *_sums(self.steps)))
+        table = format_table(("phase", "steps", "forwards", "seconds", "density", "tokens"), rows)
+        return f"{table}\n{self.tokens_per_second:.1f} tokens/s"
+
+
+def _sums(steps: Sequence[StepStats]) -> tuple[str, ...]:
+    stats = GenerationStats(list(steps))
+    return (
+        str(len(stats)),
+        str(stats.forwards),
+        f"{stats.seconds:.2f}",
+        f"{stats.density:.2f}",
+        str(stats.unmasked),
+    )
+
+
+def format_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A text table: the first column to the left, numbers to the right, a rule below the header."""
+    lines = [tuple(header), *(tuple(row) for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+
+    def join(line: Sequence[str]) -> str:
+        cells = [cell.rjust(width) for cell, width in zip(line, widths, strict=True)]
+        cells[0] = line[0].ljust(widths[0])
+        return "  ".join(cells).rstrip()
+
+    return "\n".join([join(lines[0]), "  ".join("-" * width for width in widths), *map(join, lines[1:])])

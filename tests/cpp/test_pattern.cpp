@@ -1,0 +1,313 @@
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <limits>
+#include <random>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "core/pattern.h"
+#include "expect_error.h"
+
+namespace sparsed {
+namespace {
+
+constexpr int64_t kHuge = std::numeric_limits<int64_t>::max();
+
+std::vector<uint8_t> random_mask(const PatternGeometry& geometry, double density, unsigned seed) {
+  std::mt19937 generator(seed);
+  std::bernoulli_distribution selected(density);
+  std::vector<uint8_t> mask(
+      static_cast<size_t>(geometry.batch * geometry.heads * geometry.q_blocks() * geometry.kv_blocks()));
+  for (uint8_t& bit : mask) bit = selected(generator);
+  return mask;
+}
+
+std::vector<uint8_t> mask_of(const BlockPattern& pattern) {
+  std::vector<uint8_t> mask(static_cast<size_t>(pattern.rows() * pattern.geometry().kv_blocks()), 7);
+  pattern.to_mask(mask.data());
+  return mask;
+}
+
+BlockPattern random_pattern(const PatternGeometry& geometry, double density, unsigned seed) {
+  return BlockPattern::from_mask(geometry, random_mask(geometry, density, seed).data());
+}
+
+TEST(BlockSizeTest, AreFivePowersOfTwo) {
+  for (int64_t size = -300; size <= 600; ++size) {
+    EXPECT_EQ(is_block_size(size), size == 16 || size == 32 || size == 64 || size == 128 || size == 256) << size;
+  }
+  EXPECT_FALSE(is_block_size(kHuge));
+  EXPECT_FALSE(is_block_size((int64_t{1} << 32) + 16));
+}
+
+TEST(BlockSizeTest, CutsLengthsUpwards) {
+  EXPECT_EQ(num_blocks(0, 16), 0);
+  EXPECT_EQ(num_blocks(1, 16), 1);
+  EXPECT_EQ(num_blocks(16, 16), 1);
+  EXPECT_EQ(num_blocks(17, 16), 2);
+}
+
+struct WrongGeometry {
+  PatternGeometry geometry;
+  const char* text;
+};
+
+class WrongGeometryTest : public testing::TestWithParam<WrongGeometry> {};
+
+TEST_P(WrongGeometryTest, IsNamed) {
+  EXPECT_ERROR(BlockPattern(GetParam().geometry, "here"), kValue, std::string("here: ") + GetParam().text);
+  EXPECT_ERROR(BlockPattern::full(GetParam().geometry), kValue, std::string("BlockPattern.full: ") + GetParam().text);
+  EXPECT_ERROR(BlockPattern::streaming(GetParam().geometry, 8, 0), kValue, GetParam().text);
+  EXPECT_ERROR(BlockPattern::from_mask(GetParam().geometry, nullptr), kValue, GetParam().text);
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Cases, WrongGeometryTest,
+    testing::Values(WrongGeometry{{1, 1, 0, 8, 8, 0}, "block_size is 0, expected 16, 32, 64, 128 or 256"},
+                    WrongGeometry{{1, 1, 48, 8, 8, 0}, "block_size is 48"},
+                    WrongGeometry{{1, 1, 512, 8, 8, 0}, "block_size is 512"},
+                    WrongGeometry{{1, 1, -16, 8, 8, 0}, "block_size is -16"},
+                    WrongGeometry{{-1, 1, 16, 8, 8, 0}, "batch is -1, expected 0 ... 2147483647"},
+                    WrongGeometry{{1, -1, 16, 8, 8, 0}, "heads is -1, expected 0 ... 2147483647"},
+                    WrongGeometry{{kHuge, 1, 16, 8, 8, 0}, "batch is 9223372036854775807"},
+                    WrongGeometry{{1, kHuge, 16, 8, 8, 0}, "heads is 9223372036854775807"},
+                    WrongGeometry{{1, 1, 16, -1, 8, 0}, "q_len is -1, expected 0 ... 34359738368"},
+                    WrongGeometry{{1, 1, 16, 8, -8, 0}, "kv_len is -8, expected 0 ... 34359738368"},
+                    WrongGeometry{{1, 1, 16, kHuge, 8, 0}, "q_len is 9223372036854775807"},
+                    WrongGeometry{{1, 1, 16, 8, kHuge, 0}, "kv_len is 9223372036854775807"},
+                    WrongGeometry{{1, 1, 16, 8, 8, -1}, "prompt_length is -1, expected 0 ... 8 (kv_len)"},
+                    WrongGeometry{{1, 1, 16, 8, 8, 9}, "prompt_length is 9, expected 0 ... 8 (kv_len)"}),
+    [](const auto& test) { return "case" + std::to_string(test.index); });
+
+class AbsurdGeometryTest : public testing::TestWithParam<PatternGeometry> {};
+
+TEST_P(AbsurdGeometryTest, IsRefusedBeforeTheAllocation) {
+#ifdef __linux__
+  EXPECT_ERROR(BlockPattern(GetParam(), "here"), kMemory, "here: the pattern needs ");
+#else
+  GTEST_SKIP() << "available memory is known on Linux only";
+#endif
+}
+
+constexpr int64_t kMaxCount = std::numeric_limits<int32_t>::max();
+INSTANTIATE_TEST_SUITE_P(Cases, AbsurdGeometryTest,
+                         testing::Values(PatternGeometry{kMaxCount, kMaxCount, 16, kMaxLength, kMaxLength, 0},
+                                         PatternGeometry{1, 1, 16, kMaxLength, kMaxLength, 0},
+                                         PatternGeometry{kMaxCount, 1, 16, 1 << 16, 1 << 20, 0},
+                                         // No bits, but too many rows or heads to go through.
+                                         PatternGeometry{kMaxCount, kMaxCount, 16, 16, 0, 0},
+                                         PatternGeometry{kMaxCount, kMaxCount, 16, 0, 16, 0},
+                                         PatternGeometry{0, kMaxCount, 16, kMaxLength, 16, 0}),
+                         [](const auto& test) { return "case" + std::to_string(test.index); });
+
+TEST(BitBytesTest, CountsOrSaturates) {
+  EXPECT_EQ(bit_bytes({1, 32, 128, 65536, 65536, 0}), uint64_t{1} << 20);
+  EXPECT_EQ(bit_bytes({2, 3, 16, 17, 65 * 16, 0}), 2u * 3 * 2 * 2 * 8);
+  EXPECT_EQ(bit_bytes({0, kMaxCount, 16, kMaxLength, kMaxLength, 0}), 0u);
+  EXPECT_EQ(bit_bytes({kMaxCount, kMaxCount, 16, kMaxLength, 0, 0}), 0u);
+  EXPECT_EQ(bit_bytes({kMaxCount, kMaxCount, 16, kMaxLength, kMaxLength, 0}), std::numeric_limits<uint64_t>::max());
+}
+
+TEST(BlockPatternTest, SixtyFourThousandTokensTakeAMebibyteALayer) {
+  EXPECT_EQ(BlockPattern({1, 32, 128, 65536, 65536, 0}, "test").nbytes(), size_t{1} << 20);
+}
+
+TEST(BlockPatternTest, StartsEmpty) {
+  for (const BlockPattern& pattern : {BlockPattern(), BlockPattern({2, 3, 16, 33, 70, 5}, "test")}) {
+    EXPECT_EQ(pattern.density(), 0.);
+    const BlockLists lists = pattern.expand();
+    EXPECT_EQ(lists.offsets, std::vector<int64_t>(static_cast<size_t>(pattern.rows() + 1), 0));
+    EXPECT_TRUE(lists.indices.empty());
+  }
+  EXPECT_EQ(BlockPattern().rows(), 0);
+  EXPECT_EQ(BlockPattern().nbytes(), 0u);
+  EXPECT_TRUE(BlockPattern().head_density().empty());
+}
+
+TEST(BlockPatternTest, SetsSingleBits) {
+  BlockPattern pattern({1, 2, 16, 32, 130 * 16, 0}, "test");
+  for (const int64_t block : {0, 63, 64, 127, 128, 129}) pattern.set(2, block);
+  EXPECT_EQ(pattern.expand().indices, (std::vector<int32_t>{0, 63, 64, 127, 128, 129}));
+  EXPECT_EQ(pattern.expand().offsets, (std::vector<int64_t>{0, 0, 0, 6, 6}));
+  EXPECT_EQ(pattern.expand().block_size, 16);
+  EXPECT_EQ(pattern.expand().q_blocks, 2);
+  EXPECT_TRUE(pattern.test(2, 127));
+  EXPECT_FALSE(pattern.test(2, 126));
+  EXPECT_FALSE(pattern.test(1, 127));
+}
+
+// Key blocks around the borders of words, and every density.
+class RandomPatternTest : public testing::TestWithParam<std::tuple<int64_t, double>> {
+ protected:
+  PatternGeometry geometry() const { return {2, 3, 32, 4 * 32 - 5, std::get<0>(GetParam()) * 32 - 7, 11}; }
+  double share() const { return std::get<1>(GetParam()); }
+};
+
+TEST_P(RandomPatternTest, MaskRoundTrips) {
+  std::vector<uint8_t> mask = random_mask(geometry(), share(), 1);
+  for (size_t i = 0; i < mask.size(); i += 3) mask[i] *= 255;  // any nonzero byte selects
+  const BlockPattern pattern = BlockPattern::from_mask(geometry(), mask.data());
+  for (uint8_t& bit : mask) bit = bit != 0;
+  EXPECT_EQ(mask_of(pattern), mask);
+  EXPECT_EQ(pattern.geometry(), geometry());
+}
+
+TEST_P(RandomPatternTest, ExpandsToSortedLists) {
+  const std::vector<uint8_t> mask = random_mask(geometry(), share(), 2);
+  const BlockLists lists = BlockPattern::from_mask(geometry(), mask.data()).expand();
+  BlockLists expected{32, 4, {0}, {}};
+  const size_t blocks = static_cast<size_t>(geometry().kv_blocks());
+  for (size_t row = 0; row < mask.size() / blocks; ++row) {
+    for (size_t block = 0; block < blocks; ++block) {
+      if (mask[row * blocks + block]) expected.indices.push_back(static_cast<int32_t>(block));
+    }
+    expected.offsets.push_back(static_cast<int64_t>(expected.indices.size()));
+  }
+  EXPECT_EQ(lists.block_size, expected.block_size);
+  EXPECT_EQ(lists.q_blocks, expected.q_blocks);
+  EXPECT_EQ(lists.offsets, expected.offsets);
+  EXPECT_EQ(lists.indices, expected.indices);
+}
+
+TEST_P(RandomPatternTest, MeasuresDensityAndJaccard) {
+  const std::vector<uint8_t> a = random_mask(geometry(), share(), 3), b = random_mask(geometry(), share(), 4);
+  const BlockPattern first = BlockPattern::from_mask(geometry(), a.data());
+  const BlockPattern second = BlockPattern::from_mask(geometry(), b.data());
+  const size_t head_pairs = a.size() / 6;
+  double total = 0;
+  for (size_t head = 0; head < 6; ++head) {
+    double mine = 0, both = 0, either = 0;
+    for (size_t i = head * head_pairs; i < (head + 1) * head_pairs; ++i) {
+      mine += a[i];
+      both += a[i] && b[i];
+      either += a[i] || b[i];
+    }
+    total += mine;
+    EXPECT_DOUBLE_EQ(first.head_density()[head], mine / static_cast<double>(head_pairs));
+    EXPECT_DOUBLE_EQ(first.jaccard(second)[head], either == 0 ? 1 : both / either);
+    EXPECT_EQ(first.jaccard(first)[head], 1.);
+  }
+  EXPECT_DOUBLE_EQ(first.density(), total / static_cast<double>(a.size()));
+}
+
+TEST_P(RandomPatternTest, ComparesAndHashesByContent) {
+  const BlockPattern pattern = random_pattern(geometry(), share(), 5);
+  BlockPattern copy = random_pattern(geometry(), share(), 5);
+  EXPECT_EQ(copy, pattern);
+  EXPECT_EQ(copy.hash(), pattern.hash());
+  if (pattern.test(3, 0)) return;
+  copy.set(3, 0);
+  EXPECT_NE(copy, pattern);
+  EXPECT_NE(copy.hash(), pattern.hash());
+}
+
+INSTANTIATE_TEST_SUITE_P(Cases, RandomPatternTest,
+                         testing::Combine(testing::Values(1, 2, 63, 64, 65, 130), testing::Values(0., .3, 1.)),
+                         [](const auto& test) { return "case" + std::to_string(test.index); });
+
+TEST(BlockPatternTest, GeometryIsContent) {
+  const PatternGeometry base{1, 2, 16, 32, 48, 10};
+  const BlockPattern pattern(base, "test");
+  std::vector<PatternGeometry> others(5, base);
+  others[0] = {2, 1, 16, 32, 48, 10};
+  others[1].q_len = 31;
+  others[2].kv_len = 47;
+  others[3].prompt_length = 11;
+  others[4].block_size = 32;
+  for (const PatternGeometry& other : others) {
+    EXPECT_NE(BlockPattern(other, "test"), pattern);
+    EXPECT_NE(BlockPattern(other, "test").hash(), pattern.hash());
+  }
+}
+
+TEST(BlockPatternTest, JaccardWantsTheSameBlocks) {
+  const PatternGeometry base{1, 2, 16, 32, 48, 10};
+  const BlockPattern pattern(base, "test");
+  PatternGeometry other = base;
+  other.prompt_length = 0;  // another prompt is fine
+  EXPECT_EQ(pattern.jaccard(BlockPattern(other, "test")), (std::vector<double>{1, 1}));
+  const auto with = [&](auto field, auto value) {
+    PatternGeometry changed = base;
+    changed.*field = value;
+    return BlockPattern(changed, "test");
+  };
+  EXPECT_ERROR(pattern.jaccard(with(&PatternGeometry::batch, 2)), kValue,
+               "BlockPattern.jaccard: other has batch 2, expected 1");
+  EXPECT_ERROR(pattern.jaccard(with(&PatternGeometry::heads, 3)), kValue, "other has heads 3, expected 2");
+  EXPECT_ERROR(pattern.jaccard(with(&PatternGeometry::block_size, 32)), kValue, "other has block_size 32, expected 16");
+  EXPECT_ERROR(pattern.jaccard(with(&PatternGeometry::q_len, 31)), kValue, "other has q_len 31, expected 32");
+  EXPECT_ERROR(pattern.jaccard(with(&PatternGeometry::kv_len, 64)), kValue, "other has kv_len 64, expected 48");
+}
+
+class FullPatternTest : public testing::TestWithParam<int64_t> {};
+
+TEST_P(FullPatternTest, SelectsEveryBlock) {
+  const PatternGeometry geometry{2, 2, 16, 33, GetParam(), 0};
+  const BlockPattern pattern = BlockPattern::full(geometry);
+  const std::vector<uint8_t> ones(static_cast<size_t>(pattern.rows() * geometry.kv_blocks()), 1);
+  EXPECT_EQ(pattern, BlockPattern::from_mask(geometry, ones.data()));
+  EXPECT_EQ(pattern.density(), GetParam() == 0 ? 0. : 1.);
+}
+
+INSTANTIATE_TEST_SUITE_P(KvLengths, FullPatternTest, testing::Values(0, 1, 16, 17, 63 * 16, 64 * 16, 65 * 16, 2111));
+
+struct Window {
+  int64_t q_len, kv_len, window, sinks;
+  int block_size = 16;
+};
+
+// Token by token: key j is seen by query i if it lies in its window or among the sinks.
+bool touches(const Window& c, int64_t q_block, int64_t kv_block) {
+  const int64_t b = c.block_size;
+  for (int64_t i = q_block * b; i < std::min((q_block + 1) * b, c.q_len); ++i) {
+    for (int64_t j = kv_block * b; j < std::min((kv_block + 1) * b, c.kv_len); ++j) {
+      const int64_t first = i - c.window / 2;
+      if (j < c.sinks || (j >= first && j < first + c.window)) return true;
+    }
+  }
+  return false;
+}
+
+class StreamingTest : public testing::TestWithParam<Window> {};
+
+TEST_P(StreamingTest, CoversEveryBlockThatAQueryTouches) {
+  const Window& c = GetParam();
+  const PatternGeometry geometry{2, 2, c.block_size, c.q_len, c.kv_len, 0};
+  const BlockPattern pattern = BlockPattern::streaming(geometry, c.window, c.sinks);
+  for (int64_t row = 0; row < pattern.rows(); ++row) {
+    for (int64_t block = 0; block < geometry.kv_blocks(); ++block) {
+      EXPECT_EQ(pattern.test(row, block), touches(c, row % geometry.q_blocks(), block)) << row << ' ' << block;
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Cases, StreamingTest,
+                         testing::Values(Window{100, 100, 1, 0}, Window{100, 100, 2, 0}, Window{100, 100, 3, 0},
+                                         Window{100, 100, 16, 0}, Window{100, 100, 17, 1}, Window{100, 100, 33, 16},
+                                         Window{100, 100, 34, 17}, Window{96, 96, 32, 0}, Window{100, 100, 199, 0},
+                                         Window{100, 100, 200, 0}, Window{100, 100, 400, 50}, Window{100, 30, 8, 0},
+                                         Window{100, 30, 8, 3}, Window{30, 100, 8, 90}, Window{1, 1, 1, 1},
+                                         Window{300, 300, 64, 20, 32}, Window{1100, 1100, 40, 0}, Window{0, 50, 4, 4},
+                                         Window{50, 0, 4, 4}, Window{1040, 1040, 1000, 1030}),
+                         [](const auto& test) { return "case" + std::to_string(test.index); });
+
+TEST(StreamingErrorTest, TakesAnyWidth) {
+  const PatternGeometry geometry{1, 1, 16, 100, 100, 0};
+  const BlockPattern full = BlockPattern::full(geometry);
+  EXPECT_EQ(BlockPattern::streaming(geometry, kHuge, 0), full);
+  EXPECT_EQ(BlockPattern::streaming(geometry, 1, kHuge), full);
+  EXPECT_EQ(BlockPattern::streaming(geometry, kHuge, kHuge), full);
+}
+
+TEST(StreamingErrorTest, NamesWhatIsWrong) {
+  const PatternGeometry geometry{1, 1, 16, 100, 100, 0};
+  EXPECT_ERROR(BlockPattern::streaming(geometry, 0, 4), kValue, "BlockPattern.streaming: window is 0, expected >= 1");
+  EXPECT_ERROR(BlockPattern::streaming(geometry, -5, 0, "BlockPattern.sliding_window"), kValue,
+               "BlockPattern.sliding_window: window is -5, expected >= 1");
+  EXPECT_ERROR(BlockPattern::streaming(geometry, 4, -1), kValue, "BlockPattern.streaming: sinks is -1, expected >= 0");
+}
+
+}  // namespace
+}  // namespace sparsed

@@ -1,0 +1,376 @@
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "core/pattern_cache.h"
+#include "core/reference.h"
+#include "fake_backend.h"
+#include "random_array.h"
+
+namespace sparsed {
+namespace {
+
+TEST_F(PatternCacheTest, GoesFromDenseOverSelectToSparse) {
+  PatternCache cache(sparse_config(), 6, kPrompt);
+  EXPECT_EQ(cache.step(), -1);
+  EXPECT_EQ(step(cache, 0, {}, 3), "dense AAA");
+  EXPECT_EQ(step(cache, 1, {}, 3), "dense AAA");
+  EXPECT_TRUE(cache.pattern_layers().empty());
+  EXPECT_EQ(step(cache, 2, {}, 3), "select SSS");
+  EXPECT_EQ(cache.density(1), 1.);
+  EXPECT_EQ(cache.pattern_layers(), (std::vector<int64_t>{0, 1, 2}));
+  for (int64_t number = 3; number < 6; ++number) {
+    EXPECT_EQ(step(cache, number, {}, 3), "sparse aaa");
+    EXPECT_EQ(cache.step(), number);
+    EXPECT_EQ(cache.density(2), .5);
+  }
+}
+
+TEST_F(PatternCacheTest, ReferenceRuleSelectsLater) {
+  SparseConfig config = sparse_config();
+  config.schedule.rule = SelectionRule::kReference;
+  PatternCache cache(config, 5, kPrompt);
+  for (const char* expected : {"dense A", "dense A", "dense A", "select S", "sparse a"}) {
+    EXPECT_EQ(step(cache, cache.step() + 1), expected);
+  }
+}
+
+TEST_F(PatternCacheTest, HandsOnWhatTheSelectionNeeds) {
+  SparseConfig config = sparse_config();
+  config.schedule.rule = SelectionRule::kReference;
+  config.schedule.skip = 0;
+  config.rho = .7;
+  config.isolate = false;
+  PatternCache cache(config, 3, kPrompt);
+  step(cache, 0);
+  step(cache, 1);
+  const Call& call = fake.calls.at(0);
+  EXPECT_EQ(call.select.prompt_length, kPrompt);
+  EXPECT_EQ(call.select.block_size, 16);
+  EXPECT_EQ(call.select.rho, .7);
+  EXPECT_EQ(call.select.rule, SelectionRule::kReference);
+  EXPECT_FALSE(call.select.isolate);
+  EXPECT_EQ(call.select.scale, .25f);  // the attention's
+  EXPECT_EQ(call.params.scale, .25f);
+}
+
+TEST_F(PatternCacheTest, SelectionMayHaveItsOwnScale) {
+  SparseConfig config = sparse_config();
+  config.schedule.skip = 0;
+  config.selection_scale = .5f;
+  PatternCache cache(config, 3, kPrompt);
+  step(cache, 0);
+  EXPECT_EQ(fake.calls.at(0).select.scale, .5f);
+  EXPECT_EQ(fake.calls.at(0).params.scale, .25f);
+}
+
+TEST_F(PatternCacheTest, EachLayerKeepsItsOwnPattern) {
+  SparseConfig config = sparse_config();
+  config.schedule.skip = 0;
+  PatternCache cache(config, 3, kPrompt);
+  step(cache, 0, {}, 2);
+  const BlockPattern first = numbered_pattern(params_of(), fake.calls.at(0).select, 0);
+  const BlockPattern second = numbered_pattern(params_of(), fake.calls.at(0).select, 1);
+  EXPECT_EQ(cache.pattern(0), first);
+  EXPECT_EQ(cache.pattern(1), second);
+  EXPECT_EQ(cache.nbytes(), first.nbytes() + second.nbytes());
+  step(cache, 1, {}, 2);
+  EXPECT_EQ(fake.calls.at(0).lists.indices, first.expand().indices);
+  EXPECT_EQ(fake.calls.at(0).lists.offsets, first.expand().offsets);
+  EXPECT_EQ(fake.calls.at(1).lists.indices, second.expand().indices);
+  EXPECT_EQ(fake.calls.at(1).lists.block_size, 16);
+}
+
+TEST_F(PatternCacheTest, PassesTheCallOn) {
+  SparseConfig config = sparse_config();
+  config.schedule.skip = 0;
+  PatternCache cache(config, 2, kPrompt);
+  const std::vector<uint8_t> first_mask(kLength, 1), second_mask(kLength, 1);
+  AttentionParams params = params_of();
+  const BlockLists theirs;
+  params.lists = &theirs;  // chosen by the cache alone
+  params.key_mask = first_mask.data();
+  step(cache, 0, {}, 1, params);
+  EXPECT_FALSE(fake.calls.at(0).sparse);
+  EXPECT_EQ(fake.calls.at(0).params.key_mask, first_mask.data());
+  params.key_mask = second_mask.data();
+  step(cache, 1, {}, 1, params);
+  const AttentionParams& passed = fake.calls.at(0).params;
+  EXPECT_EQ(passed.key_mask, second_mask.data());
+  EXPECT_EQ(passed.q.data, params.q.data);
+  EXPECT_EQ(passed.v.data, params.v.data);
+  EXPECT_EQ(passed.out.data, params.out.data);
+  EXPECT_EQ(passed.lse, params.lse);
+  EXPECT_FALSE(fake.calls.at(0).lists.indices.empty());
+}
+
+TEST_F(PatternCacheTest, LayersMayDifferInHeads) {
+  SparseConfig config = sparse_config();
+  config.schedule.skip = 0;
+  PatternCache cache(config, 2, kPrompt);
+  for (int64_t number = 0; number < 2; ++number) {
+    cache.begin_step(number, {});
+    cache.attend(backend_, 0, params_of(1, 4, 2));
+    cache.attend(backend_, 1, params_of(1, 6, 1, kLength, 32));
+  }
+  EXPECT_EQ(cache.pattern(1).geometry().heads, 6);
+}
+
+TEST_F(PatternCacheTest, LayersMayComeInAnyOrderWithGaps) {
+  SparseConfig config = sparse_config();
+  config.schedule.skip = 0;
+  PatternCache cache(config, 2, kPrompt);
+  const int64_t far = std::numeric_limits<int64_t>::max();
+  cache.begin_step(0, {});
+  for (const int64_t layer : {far, int64_t{7}, int64_t{0}}) cache.attend(backend_, layer, params_of());
+  EXPECT_EQ(cache.pattern_layers(), (std::vector<int64_t>{0, 7, far}));
+}
+
+TEST_F(PatternCacheTest, NearlyFullPatternsAttendDensely) {
+  SparseConfig config = sparse_config();
+  config.schedule.skip = 0;
+  fake.share = 1;
+  PatternCache cache(config, 2, kPrompt);
+  step(cache, 0);
+  EXPECT_EQ(step(cache, 1), "sparse A");
+  EXPECT_EQ(cache.density(0), 1.);
+  EXPECT_TRUE(cache.has_pattern(0));
+}
+
+TEST_F(PatternCacheTest, DenseBeginsAboveItsConstant) {
+  SparseConfig config = sparse_config();
+  config.schedule.skip = 0;
+  for (const auto& [share, expected] : {std::pair{.97, "sparse a"}, {.98, "sparse A"}}) {
+    fake.share = share;
+    PatternCache cache(config, 2, 0);
+    const AttentionParams params = params_of(1, 4, 2, 1600);  // 100 blocks
+    step(cache, 0, {}, 1, params);
+    EXPECT_EQ(step(cache, 1, {}, 1, params), expected);
+    EXPECT_EQ(cache.density(0), share == .97 ? .97 : 1.);
+  }
+}
+
+TEST_F(PatternCacheTest, ShortSequencesStayDense) {
+  SparseConfig config = sparse_config();
+  config.schedule.skip = 0;
+  config.min_length = kLength + 1;
+  PatternCache cache(config, 3, kPrompt);
+  cache.begin_step(0, {});
+  EXPECT_EQ(cache.phase(), Phase::kSelect);  // nobody knows the length yet
+  cache.attend(backend_, 0, params_of());
+  EXPECT_EQ(cache.phase(), Phase::kDense);
+  for (int64_t number = 1; number < 3; ++number) EXPECT_EQ(step(cache, number, {}, 2), "dense AA");
+  EXPECT_FALSE(cache.has_pattern(0));
+  EXPECT_EQ(cache.density(0), 1.);
+}
+
+TEST_F(PatternCacheTest, SequencesOfMinLengthAreSparse) {
+  SparseConfig config = sparse_config();
+  config.schedule.skip = 0;
+  config.min_length = kLength;
+  PatternCache cache(config, 2, kPrompt);
+  EXPECT_EQ(step(cache, 0), "select S");
+  EXPECT_EQ(step(cache, 1), "sparse a");
+}
+
+TEST_F(PatternCacheTest, ALateScheduleStaysDense) {
+  SparseConfig config = sparse_config();
+  config.schedule.rule = SelectionRule::kReference;
+  config.schedule.skip = 1;
+  PatternCache cache(config, 3, kPrompt);
+  for (int64_t number = 0; number < 3; ++number) EXPECT_EQ(step(cache, number), "dense A");
+}
+
+TEST_F(PatternCacheTest, RefreshReplacesThePattern) {
+  SparseConfig config = sparse_config();
+  config.schedule.skip = .2;
+  config.schedule.refresh = {.6};
+  PatternCache cache(config, 10, kPrompt);
+  std::string trace;
+  for (int64_t number = 0; number < 10; ++number) trace += step(cache, number).back();
+  EXPECT_EQ(trace, "ASaaaSaaaa");
+  SelectParams select;
+  select.block_size = 16;
+  select.prompt_length = kPrompt;
+  EXPECT_EQ(cache.pattern(0), numbered_pattern(params_of(), select, 1));
+}
+
+TEST_F(PatternCacheTest, RefreshEveryAttendsWithThePatternJustSelected) {
+  SparseConfig config = sparse_config();
+  config.schedule.skip = .5;
+  config.schedule.refresh_every = true;
+  PatternCache cache(config, 6, kPrompt);
+  EXPECT_EQ(step(cache, 0), "dense A");
+  EXPECT_EQ(step(cache, 1), "dense A");
+  EXPECT_EQ(step(cache, 2), "select S");
+  EXPECT_EQ(cache.density(0), 1.);
+  for (int64_t number = 3; number < 6; ++number) {
+    EXPECT_EQ(step(cache, number), "select sa");
+    const Call& selection = fake.calls.at(0);
+    EXPECT_EQ(selection.params.out.data, nullptr);
+    EXPECT_EQ(selection.params.v.data, nullptr);
+    EXPECT_EQ(selection.params.lse, nullptr);
+    EXPECT_EQ(fake.calls.at(1).params.out.data, params_of().out.data);
+    EXPECT_EQ(fake.calls.at(1).params.lse, params_of().lse);
+    EXPECT_EQ(fake.calls.at(1).lists.indices, cache.pattern(0).expand().indices);
+    EXPECT_EQ(cache.density(0), .5);
+  }
+}
+
+TEST_F(PatternCacheTest, RefreshEveryStaysSparseWhereTheUnmaskedShareShrinks) {
+  SparseConfig config = sparse_config();
+  config.schedule.skip = .2;
+  config.schedule.refresh_every = true;
+  PatternCache cache(config, std::nullopt, kPrompt);
+  EXPECT_EQ(step(cache, 0, .3), "select S");
+  EXPECT_EQ(step(cache, 1, .1), "select sa");
+}
+
+TEST_F(PatternCacheTest, RefreshEveryKeepsNearlyFullPatternsDense) {
+  SparseConfig config = sparse_config();
+  config.schedule.skip = 0;
+  config.schedule.refresh_every = true;
+  fake.share = 1;
+  PatternCache cache(config, 2, kPrompt);
+  EXPECT_EQ(step(cache, 0), "select S");
+  EXPECT_EQ(step(cache, 1), "select sA");
+  EXPECT_EQ(cache.density(0), 1.);
+}
+
+TEST_F(PatternCacheTest, UnknownStepsFollowTheUnmaskedShare) {
+  SparseConfig config = sparse_config();
+  config.schedule.skip = .2;
+  config.schedule.refresh = {.5, .6};
+  PatternCache cache(config, std::nullopt, kPrompt);
+  std::string trace;
+  for (const double unmasked : {0., .1, .2, .3, .7, .8, 1.}) trace += step(cache, cache.step() + 1, unmasked).back();
+  EXPECT_EQ(trace, "AASaSaa");
+}
+
+TEST_F(PatternCacheTest, UnknownStepsSelectAtOnceWithoutSkip) {
+  SparseConfig config = sparse_config();
+  config.schedule.skip = 0;
+  PatternCache cache(config, std::nullopt, kPrompt);
+  EXPECT_EQ(step(cache, 0, 0.), "select S");
+  EXPECT_EQ(step(cache, 1, 0.), "sparse a");
+}
+
+TEST_F(PatternCacheTest, KnownStepsDoNotReadTheUnmaskedShare) {
+  PatternCache cache(sparse_config(), 6, kPrompt);
+  EXPECT_EQ(step(cache, 0, 1.), "dense A");
+  EXPECT_EQ(step(cache, 1, std::nan("")), "dense A");
+}
+
+TEST_F(PatternCacheTest, WindowsAreSparseInEveryStep) {
+  PatternCache cache(WindowConfig{20, 4, 16}, 3, kPrompt);
+  for (int64_t number = 0; number < 3; ++number) {
+    EXPECT_EQ(step(cache, number, {}, 2, params_of(1, 4, 2, 160)), "sparse aa");
+    const BlockPattern expected = BlockPattern::streaming({1, 4, 16, 160, 160, kPrompt}, 20, 4);
+    EXPECT_EQ(cache.pattern(1), expected);
+    EXPECT_EQ(fake.calls.at(1).lists.indices, expected.expand().indices);
+    EXPECT_DOUBLE_EQ(cache.density(0), expected.density());
+  }
+}
+
+TEST_F(PatternCacheTest, WindowsNeedNoUnmaskedShare) {
+  PatternCache cache(WindowConfig{20, 4, 16}, std::nullopt, kPrompt);
+  EXPECT_EQ(step(cache, 0, {}, 1, params_of(1, 4, 2, 160)), "sparse a");
+}
+
+TEST_F(PatternCacheTest, LayersShareOneWindow) {
+  PatternCache cache(WindowConfig{20, 4, 16}, 3, 0);
+  cache.begin_step(0, {});
+  EXPECT_EQ(cache.phase(), Phase::kSparse);
+  cache.attend(backend_, 0, params_of(1, 4, 2, 160));
+  cache.attend(backend_, 1, params_of(1, 6, 2, 160));
+  cache.attend(backend_, 2, params_of(1, 4, 4, 160));
+  EXPECT_EQ(&cache.pattern(0), &cache.pattern(2));
+  EXPECT_NE(&cache.pattern(0), &cache.pattern(1));
+  EXPECT_EQ(cache.nbytes(), cache.pattern(0).nbytes() + cache.pattern(1).nbytes());
+}
+
+TEST_F(PatternCacheTest, WideWindowsAttendDensely) {
+  PatternCache cache(WindowConfig{1000, 0, 16}, 3, 0);
+  EXPECT_EQ(step(cache, 0), "sparse A");
+  EXPECT_EQ(cache.density(0), 1.);
+}
+
+TEST_F(PatternCacheTest, ResetBeginsAnew) {
+  PatternCache cache(sparse_config(), 4, kPrompt);
+  for (int64_t number = 0; number < 3; ++number) step(cache, number);
+  cache.reset();
+  EXPECT_EQ(cache.step(), -1);
+  EXPECT_FALSE(cache.has_pattern(0));
+  EXPECT_EQ(cache.nbytes(), 0u);
+  const AttentionParams other = params_of(2, 2, 1, 2 * kLength, 32);
+  std::string trace;
+  for (int64_t number = 0; number < 4; ++number) trace += step(cache, number, {}, 1, other).back();
+  EXPECT_EQ(trace, "ASaa");
+  EXPECT_EQ(cache.pattern(0).geometry().batch, 2);
+}
+
+std::vector<double> oracle_out(const AttentionParams& params) {
+  std::vector<double> out(static_cast<size_t>(params.batch() * params.heads() * params.q_len() * params.head_dim()));
+  reference::attention(params, out.data(), nullptr);
+  return out;
+}
+
+Backend oracle_backend() {
+  Backend backend{};
+  backend.attention = [](const AttentionParams& params) {
+    const std::vector<double> out = oracle_out(params);
+    for (size_t i = 0; i < out.size(); ++i) static_cast<float*>(params.out.data)[i] = static_cast<float>(out[i]);
+  };
+  backend.attention_and_select = [](const AttentionParams& params, const SelectParams& select) {
+    if (params.out.data) oracle_backend().attention(params);
+    return reference::select(params, select);
+  };
+  return backend;
+}
+
+TEST(PatternCacheOracleTest, BatchRowsKeepTheirOwnPatterns) {
+  const Shape4 shape{2, 2, kLength, 16};
+  SparseConfig config = sparse_config();
+  config.schedule.skip = 0;
+  config.rho = .3;
+  PatternCache cache(config, 2, kPrompt);
+  std::vector<float> out(static_cast<size_t>(2 * 2 * kLength * 16));
+  AttentionParams params;
+  params.out = {out.data(), DType::kFloat32, shape, contiguous_strides(shape)};
+  BlockPattern selected;
+  for (unsigned number = 0; number < 2; ++number) {
+    const RandomArray q(shape, DType::kFloat32, 10 + number), k(shape, DType::kFloat32, 20 + number),
+        v(shape, DType::kFloat32, 30 + number);
+    params.q = q.view, params.k = k.view, params.v = v.view;
+    cache.begin_step(number, {});
+    cache.attend(oracle_backend(), 0, params);
+    AttentionParams expected = params;
+    if (number == 0) {
+      SelectParams select;
+      select.prompt_length = kPrompt;
+      select.block_size = 16;
+      select.rho = .3;
+      selected = reference::select(params, select);
+    }
+    const BlockLists lists = selected.expand();
+    if (number == 1) expected.lists = &lists;
+    const std::vector<double> wanted = oracle_out(expected);
+    for (size_t i = 0; i < out.size(); ++i) ASSERT_EQ(out[i], static_cast<float>(wanted[i])) << number << ' ' << i;
+  }
+  EXPECT_EQ(cache.pattern(0), selected);
+  const std::vector<uint8_t> mask = [&] {
+    std::vector<uint8_t> bits(static_cast<size_t>(selected.rows() * selected.geometry().kv_blocks()));
+    selected.to_mask(bits.data());
+    return bits;
+  }();
+  const auto middle = mask.begin() + static_cast<std::ptrdiff_t>(mask.size() / 2);
+  EXPECT_FALSE(std::equal(mask.begin(), middle, middle));  // the two rows differ
+}
+
+}  // namespace
+}  // namespace sparsed

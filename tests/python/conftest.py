@@ -1,0 +1,54 @@
+"""What the tests share: the backends that can run here, dtypes, random arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import sparsed
+
+BACKENDS = [backend.name for backend in sparsed.backends() if backend.available]
+DTYPES: dict[str, Any] = {
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+}
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each backend that can run here, forced."""
+    monkeypatch.setenv("SPARSED_ISA", request.param)
+    assert sparsed.active_backend() == request.param
+    return str(request.param)
+
+
+@pytest.fixture(params=list(DTYPES))
+def dtype(request: pytest.FixtureRequest) -> np.dtype[Any]:
+    result: np.dtype[Any] = DTYPES[request.param]
+    return result
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Puts the number of threads back."""
+    before = sparsed.get_num_threads()
+    yield
+    sparsed.set_num_threads(before)
+
+
+def random_qkv(
+    seed: int, batch: int, heads: int, kv_heads: int, q_len: int, kv_len: int, head_dim: int, dtype: Any = np.float32
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """q (B, H, L, D), k and v (B, H_kv, S, D), normally distributed."""
+    rng = np.random.default_rng(seed)
+    q, k, v = (
+        rng.standard_normal((batch, h, n, head_dim), np.float32).astype(dtype)
+        for h, n in ((heads, q_len), (kv_heads, kv_len), (kv_heads, kv_len))
+    )
+    return q, k, v

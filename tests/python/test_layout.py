@@ -1,0 +1,97 @@
+"""What the tree promises: who includes whom, one place of the version, fresh stubs."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+import sparsed
+
+ROOT = Path(__file__).parents[2]
+CSRC = ROOT / "csrc"
+PACKAGE = ROOT / "python" / "sparsed"
+
+INCLUDE = re.compile(r'^\s*#\s*include\s+["<]([^">]+)[">]', re.MULTILINE)
+# Layer -> which of our layers it may include. csrc/registry.* is a layer of its own.
+MAY_INCLUDE = {
+    "core": {"core"},
+    "cpu": {"core", "cpu"},
+    "registry": {"core", "cpu", "registry"},
+    "bindings": {"core", "registry", "bindings"},
+}
+# Threads, intrinsics and the operating system stay out of the core, pybind11 out of everything but the bindings.
+FOREIGN = {
+    "core": re.compile(r"$^"),
+    "cpu": re.compile(r"omp\.h|immintrin\.h|xmmintrin\.h|cpuid\.h|pthread\.h|sys/mman\.h|sys/syscall\.h|unistd\.h"),
+    "registry": re.compile(r"$^"),
+    "bindings": re.compile(r"pybind11/.*"),
+}
+STANDARD = re.compile(r"[a-z_]+")  # <vector>, <cstdint>, ...
+
+SOURCES = sorted(path for path in CSRC.rglob("*") if path.suffix in {".h", ".cpp", ".inl"})
+MAY_IMPORT_CORE = {"attention.py", "pattern.py", "ops.py"}
+
+
+def layer(relative: str) -> str:
+    head = relative.split("/")[0]
+    return head.split(".")[0]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(CSRC)))
+def test_include_rules(path: Path) -> None:
+    own = layer(str(path.relative_to(CSRC)))
+    for included in INCLUDE.findall(path.read_text()):
+        if (CSRC / included).exists():
+            assert layer(included) in MAY_INCLUDE[own], f"{path.name} includes {included}"
+            if included.endswith(".inl"):
+                assert path.name.startswith("isa_") or path.suffix == ".inl", f"{path.name} includes {included}"
+        else:
+            known = STANDARD.fullmatch(included) or FOREIGN[own].fullmatch(included)
+            assert known, f"{path.name} includes {included}"
+
+
+def test_every_source_belongs_to_a_layer() -> None:
+    assert {layer(str(path.relative_to(CSRC))) for path in SOURCES} <= set(MAY_INCLUDE)
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_only_three_modules_import_the_compiled_one(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            names = {node.module or ""} | {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            names = {alias.name for alias in node.names}
+        else:
+            continue
+        if any(name.split(".")[-1] == "_core" for name in names):
+            assert str(path.relative_to(PACKAGE)) in MAY_IMPORT_CORE
+        assert not any(name.split(".")[0] == "torch" for name in names)
+
+
+def test_the_version_has_one_place() -> None:
+    match = re.search(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert match
+    assert sparsed.__version__ == version("sparsed") == match[1]
+    for path in (*PACKAGE.rglob("*.py"), ROOT / "CMakeLists.txt", *SOURCES):
+        assert match[1] not in path.read_text(), f"{path} repeats the version"
+
+
+def test_public_names_exist() -> None:
+    assert len(set(sparsed.__all__)) == len(sparsed.__all__)
+    for name in sparsed.__all__:
+        assert hasattr(sparsed, name)
+    assert (PACKAGE / "py.typed").exists()
+
+
+def test_stubs_are_fresh(tmp_path: Path) -> None:
+    pytest.importorskip("pybind11_stubgen")
+    command = [sys.executable, "-m", "pybind11_stubgen", "--exit-code", "-o", str(tmp_path), "sparsed._core"]
+    subprocess.run(command, check=True, capture_output=True)
+    generated = (tmp_path / "sparsed" / "_core.pyi").read_text()
+    assert generated == (PACKAGE / "_core.pyi").read_text(), "run `make stubs`"

@@ -1,0 +1,433 @@
+"""Checkpoint folders: what loads, and what is refused by name."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import sparsed
+from sparsed.safetensors import SafetensorsFile
+from tiny_checkpoint import BFLOAT16, PUBLISHED, random_tensors, safetensors_bytes, tiny_config, write_checkpoint
+
+DATA = Path(__file__).parents[1] / "data"
+IDS = np.arange(12)[None]
+
+
+# Configs ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("llada_8b", {"alibi": True}),
+        ("llada_8b", {"rope": False}),
+        ("llada_8b", {"rope": ...}),
+        ("llada_8b", {"include_bias": True}),
+        ("llada_8b", {"bias_for_layer_norm": True}),
+        ("llada_8b", {"layer_norm_type": "default"}),
+        ("llada_8b", {"layer_norm_type": "gemma_rms"}),
+        ("llada_8b", {"layer_norm_type": ...}),
+        ("llada_8b", {"layer_norm_with_affine": False}),
+        ("llada_8b", {"attention_layer_norm": True}),
+        ("llada_8b", {"activation_type": "swiglu"}),
+        ("llada_8b", {"activation_type": "gelu"}),
+        ("llada_8b", {"block_type": "sequential"}),
+        ("llada_8b", {"block_group_size": 2}),
+        ("llada_8b", {"scale_logits": True}),
+        ("llada_8b", {"input_emb_norm": True}),
+        ("llada_8b", {"clip_qkv": 8.0}),
+        ("llada_8b", {"multi_query_attention": True}),
+        ("llada_8b", {"multi_query_attention": 3}),
+        ("llada_8b", {"rope_scaling": {"type": "dynamic", "factor": 4.0}}),
+        ("llada_8b", {"rope_scaling": 4.0}),
+        ("llada_8b", {"n_kv_heads": 3}),
+        ("llada_8b", {"n_heads": 3}),
+        ("llada_8b", {"d_model": 32}),
+        ("llada_8b", {"d_model": ...}),
+        ("llada_8b", {"d_model": 64.0}),
+        ("llada_8b", {"n_layers": True}),
+        ("llada_8b", {"n_layers": 0}),
+        ("llada_8b", {"embedding_size": 90}),
+        ("llada_8b", {"rms_norm_eps": 0}),
+        ("llada_8b", {"rms_norm_eps": float("nan")}),
+        ("llada_8b", {"rope_theta": -1.0}),
+        ("llada_8b", {"weight_tying": "no"}),
+        ("llada_8b", {"mask_token_id": ...}),
+        ("llada_8b", {"mask_token_id": 96}),
+        ("llada_8b", {"eos_token_id": "</s>"}),
+        ("llada_8b", {"quantization_config": {"bits": 4}}),
+        ("llada_8b", {"qk_norm": True}),
+        ("dream_7b", {"hidden_act": "gelu"}),
+        ("dream_7b", {"use_sliding_window": True}),
+        ("dream_7b", {"use_mrope": True}),
+        ("dream_7b", {"attention_bias": False}),
+        ("dream_7b", {"mlp_bias": True}),
+        ("dream_7b", {"head_dim": 32}),
+        ("dream_7b", {"layer_types": ["full_attention", "sliding_attention"]}),
+        ("dream_7b", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}),
+        ("dream_7b", {"rope_parameters": {"rope_type": "linear", "factor": 2.0}}),
+        ("dream_7b", {"num_key_value_heads": 3}),
+        ("dream_7b", {"hidden_size": ...}),
+        ("dream_7b", {"final_logit_softcapping": 30.0}),
+        ("illada_8b", {"layer_norm_eps": 1e-5}),
+        ("illada_8b", {"attention_bias": True}),
+        ("illada_8b", {"rope_theta": ...}),
+    ],
+    ids=lambda value: json.dumps(value, default=str),
+)
+def test_configs_that_change_the_arithmetic_are_refused_by_key(tmp_path, name, changes):
+    (key,) = changes
+    values = tiny_config(name, **changes)
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    found = "is missing" if changes[key] is ... else "is "
+    with pytest.raises(ValueError, match=r"^load_model: \w+ .*expected .*config\.json") as error:
+        sparsed.load_model(tmp_path)
+    blamed = {"multi_query_attention": ("n_kv_heads", key), "n_kv_heads": ("n_heads",), "n_heads": (key, "d_model")}
+    blamed["num_key_value_heads"] = ("num_attention_heads",)
+    assert any(f"load_model: {name} {found}" in str(error.value) for name in blamed.get(key, (key,)))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        (
+            "llada_8b",
+            {"_name_or_path": "a/b", "use_cache": True, "torch_dtype": "float16", "id2label": {"0": "a"}},
+        ),
+        ("llada_8b", {"qk_norm": False, "new_option": None, "another": 0}),
+        ("llada_8b", {"rope_full_precision": ..., "mlp_ratio": ..., "pad_token_id": None}),
+        ("llada_8b", {"architectures": None}),
+        ("dream_7b", {"architectures": ..., "model_type": "dream", "sliding_window": 4096}),
+        ("dream_7b", {"rope_theta": ..., "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}),
+        ("dream_7b", {"rope_scaling": {"type": "default"}, "head_dim": 16, "attention_bias": True}),
+        ("dream_7b", {"layer_types": ["full_attention"] * 2, "rms_norm_eps": ...}),
+    ],
+)
+def test_harmless_keys_are_ignored(tmp_path, name, changes):
+    plain = sparsed.load_model(write_checkpoint(tmp_path / "plain", tiny_config(name)))
+    values = tiny_config(name, **changes)
+    other = sparsed.load_model(write_checkpoint(tmp_path / "other", values, random_tensors(tiny_config(name))))
+    assert np.array_equal(plain.forward(IDS), other.forward(IDS))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"architectures": ["LLaDAMoEModelLM"]},
+        {"architectures": ["LlamaForCausalLM"]},
+        {"architectures": ..., "model_type": "llama"},
+        {"architectures": ..., "model_type": ...},
+        {"architectures": ..., "model_type": 3},
+    ],
+)
+def test_other_models_are_refused(tmp_path, changes):
+    (tmp_path / "config.json").write_text(json.dumps(tiny_config("llada_8b", **changes)))
+    with pytest.raises(ValueError, match=r"^load_model: (architectures|model_type) is .*, expected one of .*[dD]ream"):
+        sparsed.load_model(tmp_path)
+
+
+# Folders ------------------------------------------------------------------------------------------------------------
+
+
+def test_missing_files_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"^load_model: folder is .*absent"):
+        sparsed.load_model(tmp_path / "absent")
+    with pytest.raises(FileNotFoundError, match=r"config\.json does not exist"):
+        sparsed.load_model(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"^load_model: folder is .*config\.json"):
+        (tmp_path / "config.json").write_text(json.dumps(tiny_config("llada_8b")))
+        sparsed.load_model(tmp_path / "config.json")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"pickled")
+    with pytest.raises(FileNotFoundError, match=r"neither model\.safetensors nor model\.safetensors\.index\.json"):
+        sparsed.load_model(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{", "nonsense", '{"a": ' * 100_000])
+def test_damaged_config_is_named(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"config\.json (is not valid JSON|holds a JSON list)"):
+        sparsed.load_model(tmp_path)
+
+
+def test_config_that_is_not_utf8_is_named(tmp_path):
+    (tmp_path / "config.json").write_bytes(b'{"a": "\xff"}')
+    with pytest.raises(ValueError, match=r"config\.json is not UTF-8"):
+        sparsed.load_model(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bf16", None, np.float32])
+def test_unknown_dtype(dtype):
+    with pytest.raises(ValueError, match=r"^load_model: dtype is .*, expected one of \['float32', 'bfloat16'\]"):
+        sparsed.load_model(DATA / "llada_b32", dtype=dtype)
+
+
+@pytest.mark.parametrize("name", ["llada_8b", "dream_7b", "illada_8b"])
+@pytest.mark.parametrize("shards", [1, 3])
+def test_shards_equal_one_file(tmp_path, name, shards):
+    values = tiny_config(name)
+    one = sparsed.load_model(write_checkpoint(tmp_path / "one", values))
+    many = sparsed.load_model(str(write_checkpoint(tmp_path / "many", values, shards=shards)))
+    assert np.array_equal(one.forward(IDS), many.forward(IDS))
+
+
+def test_links_to_shards_are_followed(tmp_path):
+    write_checkpoint(tmp_path / "blobs", tiny_config("llada_8b"), shards=2)
+    folder = tmp_path / "snapshot"
+    folder.mkdir()
+    for file in (tmp_path / "blobs").iterdir():
+        os.symlink(Path("..") / "blobs" / file.name, folder / file.name)
+    assert sparsed.load_model(folder).forward(IDS).shape == (1, 12, 96)
+
+
+def test_memory_is_asked_for_before_anything_is_packed(tmp_path, monkeypatch):
+    tensors = random_tensors(tiny_config("llada_8b"), BFLOAT16)
+    write_checkpoint(tmp_path, tiny_config("llada_8b"), tensors)
+    asked = []
+
+    def refuse(num_bytes, what):
+        asked.append(num_bytes)
+        raise MemoryError(f"{what} need {num_bytes} bytes")
+
+    monkeypatch.setattr("sparsed.ops.require_memory", refuse)
+    monkeypatch.setattr("sparsed.ops.pack_weights", None)
+    with pytest.raises(MemoryError, match=r"^load_model: the weights"):
+        sparsed.load_model(tmp_path)
+    embedding = tensors["model.transformer.wte.weight"].nbytes
+    assert asked == [sum(tensor.nbytes for tensor in tensors.values()) - embedding]
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc")
+def test_only_the_file_of_the_embedding_stays_mapped():
+    model = sparsed.load_model(DATA / "llada_b128")
+    mapped = Path("/proc/self/maps").read_text()
+    assert "llada_b128/model-00001-of-00002" not in mapped
+    assert "llada_b128/model-00002-of-00002" in mapped
+    assert model.forward(IDS).shape == (1, 12, 200)
+
+
+def test_weights_outlive_their_folder(tmp_path):
+    values = tiny_config("dream_7b")
+    model = sparsed.load_model(write_checkpoint(tmp_path / "model", values))
+    before = model.forward(IDS)
+    shutil.rmtree(tmp_path / "model")
+    assert np.array_equal(model.forward(IDS), before)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_stored_bfloat16_stays_two_bytes(tmp_path, name):
+    values = tiny_config(name)
+    narrow = sparsed.load_model(write_checkpoint(tmp_path / "a", values, random_tensors(values, BFLOAT16)))
+    wide = sparsed.load_model(write_checkpoint(tmp_path / "b", values, random_tensors(values, np.float32)))
+    rounded = sparsed.load_model(tmp_path / "b", dtype="bfloat16")
+    assert narrow.nbytes == rounded.nbytes < 0.6 * wide.nbytes
+
+
+def test_mixed_dtypes_in_one_projection(tmp_path):
+    values = tiny_config("llada_8b")
+    tensors = random_tensors(values, BFLOAT16)
+    same = sparsed.load_model(write_checkpoint(tmp_path / "a", values, tensors))
+    wide = {name: tensor.astype(np.float32) if "k_proj" in name else tensor for name, tensor in tensors.items()}
+    mixed = sparsed.load_model(write_checkpoint(tmp_path / "b", values, wide))
+    np.testing.assert_allclose(mixed.forward(IDS), same.forward(IDS), atol=1e-5)
+
+
+# Tensors ------------------------------------------------------------------------------------------------------------
+
+
+def test_missing_tensors_are_named(tmp_path):
+    values = tiny_config("dream_7b")
+    tensors = random_tensors(values)
+    del tensors["model.layers.1.self_attn.k_proj.bias"], tensors["model.norm.weight"]
+    write_checkpoint(tmp_path, values, tensors)
+    with pytest.raises(ValueError, match=r"missing in .*: model\.layers\.1\.self_attn\.k_proj\.bias, model\.norm\."):
+        sparsed.load_model(tmp_path)
+
+
+def test_many_missing_tensors_are_counted(tmp_path):
+    write_checkpoint(tmp_path, tiny_config("dream_7b"), {"model.norm.weight": np.ones(64, np.float32)})
+    with pytest.raises(ValueError, match=r"missing in .* and 21 more$"):
+        sparsed.load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "extra"),
+    [
+        ("llada_8b", "model.transformer.blocks.0.q_proj.bias"),
+        ("llada_8b", "model.transformer.blocks.2.q_proj.weight"),
+        ("llada_8b", "model.transformer.blocks.0.q_norm.weight"),
+        ("dream_7b", "model.layers.0.self_attn.o_proj.bias"),
+    ],
+)
+def test_extra_tensors_are_named_with_their_file(tmp_path, name, extra):
+    values = tiny_config(name)
+    write_checkpoint(tmp_path, values, random_tensors(values) | {extra: np.ones(64, np.float32)})
+    with pytest.raises(ValueError, match=rf"not expected in .*model\.safetensors: {extra}$"):
+        sparsed.load_model(tmp_path)
+
+
+def test_misshapen_tensors_are_named_with_their_file(tmp_path):
+    values = tiny_config("llada_8b")
+    tensors = random_tensors(values)
+    name = "model.transformer.blocks.1.ff_out.weight"
+    write_checkpoint(tmp_path, values, tensors | {name: tensors[name].T.copy()}, shards=2)
+    with pytest.raises(ValueError, match=rf"tensor {name} has shape \[112, 64\], expected \[64, 112\] \(in .*-of-0"):
+        sparsed.load_model(tmp_path)
+
+
+def test_rotary_buffers_are_ignored(tmp_path):
+    values = tiny_config("dream_7b")
+    buffers = {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": np.ones(8, np.float32) for i in range(2)}
+    model = sparsed.load_model(write_checkpoint(tmp_path / "a", values, random_tensors(values) | buffers))
+    plain = sparsed.load_model(write_checkpoint(tmp_path / "b", values))
+    assert np.array_equal(model.forward(IDS), plain.forward(IDS))
+
+
+@pytest.mark.parametrize(
+    ("name", "embedding", "head"),
+    [
+        ("illada_8b", "model.embed_tokens.weight", "lm_head.weight"),
+        ("illada_llada_keys", "model.transformer.wte.weight", "model.transformer.ff_out.weight"),
+    ],
+)
+def test_tied_weights_come_under_either_name(tmp_path, name, embedding, head):
+    values = tiny_config(name)
+    tensors = random_tensors(values)
+    expected = sparsed.load_model(write_checkpoint(tmp_path / "a", values, tensors)).forward(IDS)
+    both = tensors | {head: tensors[embedding]}
+    assert np.array_equal(sparsed.load_model(write_checkpoint(tmp_path / "b", values, both)).forward(IDS), expected)
+    only_head = {key: tensor for key, tensor in both.items() if key != embedding}
+    assert np.array_equal(
+        sparsed.load_model(write_checkpoint(tmp_path / "c", values, only_head)).forward(IDS), expected
+    )
+    other = tensors | {head: tensors[embedding] + 1}
+    with pytest.raises(ValueError, match=f"{embedding} and {head} differ"):
+        sparsed.load_model(write_checkpoint(tmp_path / "d", values, other))
+    neither = {key: tensor for key, tensor in tensors.items() if key != embedding}
+    with pytest.raises(ValueError, match=f"missing in .*{embedding}"):
+        sparsed.load_model(write_checkpoint(tmp_path / "e", values, neither))
+
+
+# The index of shards ------------------------------------------------------------------------------------------------
+
+
+def change_index(folder, change):
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    change(index["weight_map"])
+    path.write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize(
+    "shard", ["../outside.safetensors", "/etc/passwd", "sub/part.safetensors", "..", "", 7, "model.bin"]
+)
+def test_index_that_points_elsewhere(tmp_path, shard):
+    write_checkpoint(tmp_path, tiny_config("llada_8b"), shards=2)
+    change_index(tmp_path, lambda weight_map: weight_map.update({"model.transformer.ln_f.weight": shard}))
+    with pytest.raises(ValueError, match=r"puts model\.transformer\.ln_f\.weight into .*, expected a \.safetensors"):
+        sparsed.load_model(tmp_path)
+
+
+def test_index_that_disagrees_with_its_shards(tmp_path):
+    write_checkpoint(tmp_path / "a", tiny_config("llada_8b"), shards=2)
+    change_index(tmp_path / "a", lambda weight_map: weight_map.update({"ghost": "model-00001-of-00002.safetensors"}))
+    with pytest.raises(ValueError, match=r"tensors not in .*model-00001-of-00002\.safetensors: ghost"):
+        sparsed.load_model(tmp_path / "a")
+    write_checkpoint(tmp_path / "b", tiny_config("llada_8b"), shards=2)
+    change_index(tmp_path / "b", lambda weight_map: weight_map.pop("model.transformer.ln_f.weight"))
+    with pytest.raises(ValueError, match=r"not listed by .* for .*-of-00002\.safetensors: model\.transformer\.ln_f"):
+        sparsed.load_model(tmp_path / "b")
+    (tmp_path / "a" / "model-00002-of-00002.safetensors").unlink()
+    change_index(tmp_path / "a", lambda weight_map: weight_map.pop("ghost"))
+    with pytest.raises(FileNotFoundError, match=r"model-00002-of-00002\.safetensors does not exist, but .* lists it"):
+        sparsed.load_model(tmp_path / "a")
+
+
+@pytest.mark.parametrize("index", [{}, {"weight_map": {}}, {"weight_map": ["a"]}])
+def test_index_without_a_map(tmp_path, index):
+    write_checkpoint(tmp_path, tiny_config("llada_8b"), shards=1)
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="has no weight_map"):
+        sparsed.load_model(tmp_path)
+
+
+# The safetensors reader ---------------------------------------------------------------------------------------------
+
+
+def open_bytes(tmp_path, data):
+    path = tmp_path / "file.safetensors"
+    path.write_bytes(data)
+    return SafetensorsFile(path)
+
+
+def header_bytes(text, data=b""):
+    return len(text).to_bytes(8, "little") + text + data
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, BFLOAT16])
+@pytest.mark.parametrize("shape", [(), (0,), (3,), (4, 5), (2, 3, 4)])
+def test_tensors_are_read_only_views_of_the_file(tmp_path, dtype, shape):
+    tensors = {"a": np.ones(2, np.float32), "b": np.random.default_rng(0).normal(size=shape).astype(dtype)}
+    file = open_bytes(tmp_path, safetensors_bytes(tensors))
+    array = file.array("b")
+    assert array.dtype == dtype
+    assert np.array_equal(array, tensors["b"])
+    assert not array.flags.writeable
+    assert array.size == 0 or array.base is not None
+
+
+def test_unaligned_tensors_are_read(tmp_path):
+    text = b'{"a":{"dtype":"F32","shape":[3],"data_offsets":[0,12]}}'
+    values = np.array([1.0, -2.0, 3.0], np.float32)
+    for padding in range(4):
+        array = open_bytes(tmp_path, header_bytes(text + b" " * padding, values.tobytes())).array("a")
+        assert np.array_equal(array, values)
+        assert array.flags.aligned
+
+
+ENTRY = {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}
+TWO = {"a": np.zeros((2, 2), np.float32), "b": np.zeros((2, 2), np.float32)}
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "is truncated: it has 0 bytes"),
+        (b"1234567", "is truncated: it has 7 bytes"),
+        (b"\xff" * 8, "its header has 18446744073709551615 bytes, expected at most 0"),
+        ((200_000_000).to_bytes(8, "little") + b"{}", "its header has 200000000 bytes"),
+        (header_bytes(b"not json"), "is not valid JSON"),
+        (header_bytes(b"\xff\xfe"), "is not valid JSON"),
+        (header_bytes(b"[]"), "holds a JSON list"),
+        (header_bytes(b'{"a":' * 50_000), "is not valid JSON"),
+        (header_bytes(b'{"a":{},"a":{}}'), "the name 'a' occurs twice"),
+        (header_bytes(b"{}", b"rest"), "has 4 bytes of data, expected 0"),
+        (safetensors_bytes(TWO) + b"more", "has 36 bytes of data, expected 32"),
+        (safetensors_bytes(TWO)[:-1], r"tensor b has data_offsets \[16, 32\], expected .* within the 31 bytes"),
+        (safetensors_bytes(TWO, a=3), "tensor a has the header 3"),
+        (safetensors_bytes(TWO, a=ENTRY | {"more": 1}), "tensor a has the header"),
+        (safetensors_bytes(TWO, a=ENTRY | {"dtype": "I64"}), "tensor a has dtype I64, expected one of BF16, F16, F32"),
+        (safetensors_bytes(TWO, a=ENTRY | {"dtype": ["F32"]}), "tensor a has dtype"),
+        (safetensors_bytes(TWO, a=ENTRY | {"shape": [2, 3]}), "tensor a has 16 bytes, expected 24"),
+        (safetensors_bytes(TWO, a=ENTRY | {"shape": [-2, -2]}), "tensor a has shape"),
+        (safetensors_bytes(TWO, a=ENTRY | {"shape": [2.0, 2]}), "tensor a has shape"),
+        (safetensors_bytes(TWO, a=ENTRY | {"shape": 4}), "tensor a has shape"),
+        (safetensors_bytes(TWO, a=ENTRY | {"shape": [2**62, 2**62]}), "tensor a has 16 bytes, expected"),
+        (safetensors_bytes(TWO, a=ENTRY | {"data_offsets": [16, 0]}), "tensor a has data_offsets"),
+        (safetensors_bytes(TWO, a=ENTRY | {"data_offsets": [0]}), "tensor a has data_offsets"),
+        (safetensors_bytes(TWO, a=ENTRY | {"data_offsets": [-16, 0]}), "tensor a has data_offsets"),
+        (safetensors_bytes(TWO, a=ENTRY | {"data_offsets": [2**70, 2**70 + 16]}), "tensor a has data_offsets"),
+        (safetensors_bytes(TWO, a=ENTRY | {"data_offsets": [16, 32]}), "begins at byte 16 of the data, expected 0"),
+        (
+            safetensors_bytes(TWO, b=ENTRY | {"data_offsets": [8, 24]}),
+            "tensor b begins at byte 8 .*, expected 16",
+        ),
+    ],
+)
+def test_damaged_files_are_refused(tmp_path, data, message):
+    with pytest.raises(ValueError, match=rf"file\.safetensors.*{message}|{message}"):
+        open_bytes(tmp_path, data)

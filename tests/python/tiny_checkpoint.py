@@ -1,0 +1,313 @@
+"""Tiny checkpoints under published config keys, and a float64 forward pass that shares no code with the package."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+
+_LLADA_8B = {
+    "activation_type": "silu",
+    "alibi": False,
+    "alibi_bias_max": 8.0,
+    "architectures": ["LLaDAModelLM"],
+    "attention_dropout": 0.0,
+    "attention_layer_norm": False,
+    "attention_layer_norm_with_affine": True,
+    "auto_map": {
+        "AutoConfig": "configuration_llada.LLaDAConfig",
+        "AutoModelForCausalLM": "modeling_llada.LLaDAModelLM",
+        "AutoModel": "modeling_llada.LLaDAModelLM",
+    },
+    "bias_for_layer_norm": False,
+    "block_group_size": 1,
+    "block_type": "llama",
+    "d_model": 4096,
+    "embedding_dropout": 0.0,
+    "embedding_size": 126464,
+    "eos_token_id": 126081,
+    "flash_attention": False,
+    "include_bias": False,
+    "include_qkv_bias": False,
+    "init_cutoff_factor": None,
+    "init_device": "meta",
+    "init_fn": "mitchell",
+    "init_std": 0.02,
+    "input_emb_norm": False,
+    "layer_norm_type": "rms",
+    "layer_norm_with_affine": True,
+    "mask_token_id": 126336,
+    "max_sequence_length": 4096,
+    "mlp_hidden_size": 12288,
+    "mlp_ratio": 4,
+    "model_type": "llada",
+    "multi_query_attention": None,
+    "n_heads": 32,
+    "n_kv_heads": 32,
+    "n_layers": 32,
+    "pad_token_id": 126081,
+    "precision": "amp_bf16",
+    "residual_dropout": 0.0,
+    "rms_norm_eps": 1e-05,
+    "rope": True,
+    "rope_full_precision": True,
+    "rope_theta": 500000.0,
+    "scale_logits": False,
+    "transformers_version": "4.46.3",
+    "use_cache": False,
+    "vocab_size": 126464,
+    "weight_tying": False,
+}
+_ILLADA_SIZES = {"n_kv_heads": 8, "mlp_hidden_size": 14336, "vocab_size": 155136, "embedding_size": 155136}
+_ILLADA_TOKENS = {"mask_token_id": 5, "eos_token_id": 2, "pad_token_id": 1, "bos_token_id": 0}
+_DREAM_7B = {
+    "architectures": ["DreamModel"],
+    "attention_dropout": 0.0,
+    "auto_map": {
+        "AutoConfig": "configuration_dream.DreamConfig",
+        "AutoModel": "modeling_dream.DreamModel",
+    },
+    "bos_token_id": 151643,
+    "eos_token_id": 151643,
+    "hidden_act": "silu",
+    "hidden_size": 3584,
+    "initializer_range": 0.02,
+    "intermediate_size": 18944,
+    "mask_token_id": 151666,
+    "max_position_embeddings": 131072,
+    "max_window_layers": 28,
+    "model_type": "Dream",
+    "num_attention_heads": 28,
+    "num_hidden_layers": 28,
+    "num_key_value_heads": 4,
+    "pad_token_id": 151643,
+    "rms_norm_eps": 1e-06,
+    "rope_scaling": None,
+    "rope_theta": 1000000.0,
+    "sliding_window": None,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.46.2",
+    "use_cache": True,
+    "use_mrope": False,
+    "use_sliding_window": False,
+    "vocab_size": 152064,
+}
+# The keys that modeling_illada.py of iLLaDA-8B reads; "illada_llada_keys" is the same model under LLaDA's keys.
+_ILLADA_8B = {
+    "architectures": ["ILLaDAForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "auto_map": {
+        "AutoConfig": "configuration_illada.ILLaDAConfig",
+        "AutoModelForCausalLM": "modeling_illada.ILLaDAForCausalLM",
+    },
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+    "hidden_act": "silu",
+    "hidden_size": 4096,
+    "initializer_range": 0.02,
+    "intermediate_size": 14336,
+    "layer_norm_eps": None,
+    "max_position_embeddings": 8192,
+    "mlp_bias": False,
+    "model_type": "illada",
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 8,
+    "pad_token_id": 1,
+    "resid_pdrop": 0.0,
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": None,
+    "rope_theta": 500000.0,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.57.1",
+    "vocab_size": 155136,
+}
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "llada_8b": _LLADA_8B,
+    "llada_1_5": _LLADA_8B | {"transformers_version": "4.49.0", "torch_dtype": "bfloat16"},
+    "illada_8b": _ILLADA_8B,
+    "illada_llada_keys": _LLADA_8B | _ILLADA_SIZES | _ILLADA_TOKENS | {"weight_tying": True},
+    "dream_7b": _DREAM_7B,
+    "dream_coder_7b": _DREAM_7B | {"bos_token_id": 151665, "max_position_embeddings": 32768},
+    "diffucoder_7b": _DREAM_7B | {"max_position_embeddings": 32768, "transformers_version": "4.52.0.dev0"},
+}
+
+_VOCAB = 96
+_LLADA_KEYS = ("d_model", "mlp_hidden_size")
+_LLAMA_KEYS = ("hidden_size", "intermediate_size")
+_TINY_LLADA = {
+    "d_model": 64,
+    "n_heads": 4,
+    "n_layers": 2,
+    "mlp_hidden_size": 112,
+    "vocab_size": _VOCAB - 2,
+    "embedding_size": _VOCAB,
+    "max_sequence_length": 64,
+}
+_TINY_LLAMA = {
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "num_key_value_heads": 2,
+    "intermediate_size": 112,
+    "vocab_size": _VOCAB,
+    "max_position_embeddings": 64,
+}
+
+
+def tiny_config(name: str, **changes: Any) -> dict[str, Any]:
+    """The published config `name` with small sizes and token ids; a change to `...` drops the key."""
+    published = PUBLISHED[name]
+    values = published | (_TINY_LLADA if "d_model" in published else _TINY_LLAMA)
+    if "d_model" in published:
+        values["n_kv_heads"] = 4 if published["n_kv_heads"] == published["n_heads"] else 2
+    for key in ("mask_token_id", "eos_token_id", "pad_token_id", "bos_token_id"):
+        if values.get(key, 0) >= _VOCAB:
+            values[key] = 90 + len(key) % 4
+    values |= changes
+    return {key: value for key, value in values.items() if value is not ...}
+
+
+def random_tensors(values: Mapping[str, Any], dtype: Any = np.float32, seed: int = 0) -> dict[str, np.ndarray]:
+    """Weights under the published names. A tied model has no head of its own."""
+    rng = np.random.default_rng(seed)
+    llada = "d_model" in values
+    hidden, mlp = (values[key] for key in (_LLADA_KEYS if llada else _LLAMA_KEYS))
+    heads, kv_heads = _heads(values)
+    keys = hidden // heads * kv_heads
+    rows = values.get("embedding_size") or values["vocab_size"]
+    bias = values.get("include_qkv_bias") if llada else values["model_type"] == "Dream"
+    tied = values["weight_tying" if llada else "tie_word_embeddings"]
+    (embedding, norm, head), prefix, names = _names(values)
+    sizes = [(hidden,), (hidden, hidden), (keys, hidden), (keys, hidden), (hidden, hidden)]
+    sizes += [(hidden,), (mlp, hidden), (mlp, hidden), (hidden, mlp)]
+    shapes: dict[str, tuple[int, ...]] = {embedding: (rows, hidden), norm: (hidden,)}
+    if not tied:
+        shapes[head] = (rows, hidden)
+    for number in range(values["n_layers"] if llada else values["num_hidden_layers"]):
+        for name, size in zip(names, sizes, strict=True):
+            shapes[f"{prefix}.{number}.{name}.weight"] = size
+        if bias:
+            for name, size in zip(names[1:4], (hidden, keys, keys), strict=True):
+                shapes[f"{prefix}.{number}.{name}.bias"] = (size,)
+    tensors = {}
+    for name, shape in shapes.items():
+        matrix = len(shape) == 2
+        drawn = rng.normal(size=shape) * (shape[-1] ** -0.5 if matrix else 0.5)
+        tensors[name] = (drawn if matrix else 1 + drawn).astype(dtype)
+    return tensors
+
+
+def _names(values: Mapping[str, Any]) -> tuple[tuple[str, str, str], str, list[str]]:
+    """The tensors above the layers (embedding, norm, head), the prefix of a layer, and its modules in order of use."""
+    if "d_model" in values:
+        top = [f"model.transformer.{name}.weight" for name in ("wte", "ln_f", "ff_out")]
+        modules = ["attn_norm", "q_proj", "k_proj", "v_proj", "attn_out", "ff_norm", "ff_proj", "up_proj", "ff_out"]
+        return (top[0], top[1], top[2]), "model.transformer.blocks", modules
+    attention = [f"self_attn.{part}_proj" for part in "qkvo"]
+    mlp = [f"mlp.{part}_proj" for part in ("gate", "up", "down")]
+    modules = ["input_layernorm", *attention, "post_attention_layernorm", *mlp]
+    return ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"), "model.layers", modules
+
+
+def _heads(values: Mapping[str, Any]) -> tuple[int, int]:
+    heads = values.get("n_heads") or values["num_attention_heads"]
+    kv_heads = values.get("n_kv_heads") or values.get("num_key_value_heads")
+    return heads, kv_heads or (1 if values.get("multi_query_attention") else heads)
+
+
+def safetensors_bytes(tensors: Mapping[str, np.ndarray], **changes: Any) -> bytes:
+    """A safetensors file; `changes` replace entries of its header by name."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    data = b""
+    for name, tensor in tensors.items():
+        kind = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}[tensor.dtype.name]
+        offsets = [len(data), len(data) + tensor.nbytes]
+        header[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": offsets}
+        data += tensor.tobytes()
+    text = json.dumps(header | changes).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data
+
+
+def write_checkpoint(
+    folder: Path,
+    values: Mapping[str, Any],
+    tensors: Mapping[str, np.ndarray] | None = None,
+    shards: int = 0,
+) -> Path:
+    """config.json and the weights, in one file or in `shards` with an index."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(values))
+    tensors = random_tensors(values) if tensors is None else tensors
+    if not shards:
+        (folder / "model.safetensors").write_bytes(safetensors_bytes(tensors))
+        return folder
+    weight_map = {}
+    for number in range(shards):
+        name = f"model-{number + 1:05d}-of-{shards:05d}.safetensors"
+        part = dict(list(tensors.items())[number::shards])
+        (folder / name).write_bytes(safetensors_bytes(part))
+        weight_map |= dict.fromkeys(part, name)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    return folder
+
+
+def reference_logits(
+    values: Mapping[str, Any],
+    tensors: Mapping[str, np.ndarray],
+    ids: np.ndarray,
+    positions: np.ndarray | None = None,
+    key_mask: np.ndarray | None = None,
+) -> np.ndarray:
+    """(B, l, V) in float64, one row and one head at a time; `positions` (B, l) are what RoPE turns by."""
+    weights = {name: tensor.astype(np.float64) for name, tensor in tensors.items()}
+    (embedding, norm, head_name), prefix, names = _names(values)
+    heads, kv_heads = _heads(values)
+    eps, theta = values["rms_norm_eps"], values["rope_theta"]
+    batch, length = ids.shape
+    logits = []
+    for row in range(batch):
+        hidden = weights[embedding][ids[row]]
+        turn = np.arange(length) if positions is None else positions[row]
+        live = np.ones(length, bool) if key_mask is None else key_mask[row]
+        for number in range(values.get("n_layers") or values["num_hidden_layers"]):
+            at = [f"{prefix}.{number}.{name}" for name in names]
+            normed = _rms(hidden, weights[f"{at[0]}.weight"], eps)
+            q, k, v = (normed @ weights[f"{name}.weight"].T + weights.get(f"{name}.bias", 0.0) for name in at[1:4])
+            size = q.shape[1] // heads
+            out = np.zeros_like(q)
+            for head in range(heads):
+                one = slice(head * size, (head + 1) * size)
+                shared = slice(head * kv_heads // heads * size, (head * kv_heads // heads + 1) * size)
+                scores = _turn(q[:, one], turn, theta) @ _turn(k[:, shared], turn, theta).T / np.sqrt(size)
+                scores = np.where(live, scores, -np.inf)
+                shares = np.exp(scores - scores.max(axis=1, keepdims=True))
+                out[:, one] = shares / shares.sum(axis=1, keepdims=True) @ v[:, shared]
+            hidden = hidden + out @ weights[f"{at[4]}.weight"].T
+            normed = _rms(hidden, weights[f"{at[5]}.weight"], eps)
+            gate = normed @ weights[f"{at[6]}.weight"].T
+            up = normed @ weights[f"{at[7]}.weight"].T
+            hidden = hidden + (gate / (1 + np.exp(-gate)) * up) @ weights[f"{at[8]}.weight"].T
+        logits.append(_rms(hidden, weights[norm], eps) @ weights.get(head_name, weights[embedding]).T)
+    return np.stack(logits)
+
+
+def _rms(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
+    return x / np.sqrt((x * x).mean(axis=1, keepdims=True) + eps) * weight
+
+
+def _turn(x: np.ndarray, positions: np.ndarray, theta: float) -> np.ndarray:
+    half = x.shape[1] // 2
+    angles = positions[:, None] / theta ** (np.arange(half) / half)
+    a, b = x[:, :half], x[:, half:]
+    return np.concatenate([a * np.cos(angles) - b * np.sin(angles), b * np.cos(angles) + a * np.sin(angles)], axis=1)
