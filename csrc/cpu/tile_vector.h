@@ -82,22 +82,13 @@ struct Tile {
   }
 
   // O^T = O^T * alpha + V^T P^T over `count` groups. fresh: O^T starts at 0; alpha: nullptr where nothing changes.
+  // The groups are summed by themselves before they meet O^T: long sums in float32 stay as exact as blocked ones.
   template <int NV>
   static void accumulate(const std::byte* v_packed, const int32_t* index, int count, const Prob* p, int head_dim,
                          bool fresh, const float* alpha, float* o) {
     for (int d = 0; d < head_dim; d += kRows) {
       Vec acc[kRows][NV];
-      float* out = o + d * kQueries;
-      if (fresh) {
-        clear(acc);
-      } else {
-        for (int r = 0; r < kRows; ++r) {
-          for (int v = 0; v < NV; ++v) {
-            acc[r][v] = Vec::load(out + r * kQueries + v * Vec::kLanes);
-            if (alpha) acc[r][v] = acc[r][v] * Vec::load(alpha + v * Vec::kLanes);
-          }
-        }
-      }
+      clear(acc);
       for (int g = 0; g < count; ++g) {
         const Elem* values =
             reinterpret_cast<const Elem*>(v_packed + static_cast<size_t>(index[g]) * v_bytes(head_dim)) +
@@ -105,8 +96,12 @@ struct Tile {
         const Elem* probs = reinterpret_cast<const Elem*>(p + static_cast<size_t>(g) * kGroup * kQueries);
         for (int i = 0; i < kGroup / kDepth; ++i) step(acc, values + i * kRows, probs + i * kQueries);
       }
-      for (int r = 0; r < kRows; ++r) {
-        for (int v = 0; v < NV; ++v) acc[r][v].store(out + r * kQueries + v * Vec::kLanes);
+      for (int v = 0; v < NV; ++v) {
+        const Vec scale = alpha ? Vec::load(alpha + v * Vec::kLanes) : Vec::set(1.f);
+        for (int r = 0; r < kRows; ++r) {
+          float* out = o + (d + r) * kQueries + v * Vec::kLanes;
+          (fresh ? acc[r][v] : fma(Vec::load(out), scale, acc[r][v])).store(out);
+        }
       }
     }
   }

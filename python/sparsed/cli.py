@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib
 import json
 import os
 import platform
-import statistics
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
-import ml_dtypes
-import numpy as np
-
 from .attention import (
     active_backend,
-    attention,
-    attention_and_select,
     backends,
     get_num_threads,
     set_num_threads,
@@ -30,30 +24,35 @@ from .config import BLOCK_SIZES, SlidingWindow, SparseConfig, StreamingLLM
 from .demo import DemoOptions, run_demo
 from .generate import generate
 from .loader import load_model
-from .pattern import BlockPattern
 from .sampling import SAMPLERS, Sampler
-from .stats import format_table
 from .tokenizer import load_tokenizer
 
 _INTERRUPTED = 130
-# Absolute error that a full pattern may show against dense attention on values of about 1, by dtype.
-_TOLERANCE = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 2e-2}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit status. Errors are one line on stderr and status 2."""
-    args = _parser().parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments[:1] == ["bench"]:
+        run, debug = lambda: _bench(arguments[1:]), False
+    else:
+        args = _parser().parse_args(arguments)
+        run, debug = lambda: _run(args), args.debug
     try:
-        if args.threads is not None:
-            set_num_threads(args.threads)
-        return int(args.run(args))
-    except (ValueError, TypeError, OSError, MemoryError) as error:
-        if args.debug:
+        return run()
+    except (ValueError, TypeError, OSError, MemoryError, RuntimeError) as error:
+        if debug:
             raise
         print(f"sparsed: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return _INTERRUPTED
+
+
+def _run(args: argparse.Namespace) -> int:
+    if args.threads is not None:
+        set_num_threads(args.threads)
+    return int(args.run(args))
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -77,7 +76,6 @@ def _parser() -> argparse.ArgumentParser:
     for name, add_options, run, text in (
         ("demo", _add_demo_options, _demo, "questions about a long text: dense, SparseD and sliding window"),
         ("generate", _add_generate_options, _generate, "text from a checkpoint folder"),
-        ("bench", _add_bench_options, _bench, "times dense, selecting and sparse attention"),
         ("info", _add_info_options, _info, "version, kernels and machine"),
     ):
         command = commands.add_parser(name, help=text, description=text, formatter_class=_Formatter)
@@ -85,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
         add_options(command)
         command.set_defaults(run=run)
+    commands.add_parser("bench", help="benchmarks: sparsed bench --help", add_help=False)  # main() takes it first
     return parser
 
 
@@ -230,92 +229,10 @@ def _prompt_text(args: argparse.Namespace) -> str:
 # --- bench -----------------------------------------------------------------------------------------------------------
 
 
-def _add_bench_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--length", type=int, default=4096, help="tokens")
-    parser.add_argument("--prompt-length", type=int, help="tokens before the generation (15/16 of the length)")
-    parser.add_argument("--heads", type=int, default=8)
-    parser.add_argument("--kv-heads", type=int, help="(as many as heads)")
-    parser.add_argument("--head-dim", type=int, default=128)
-    parser.add_argument("--block-size", type=int, choices=BLOCK_SIZES, default=128)
-    parser.add_argument("--rho", type=float, default=0.3)
-    parser.add_argument("--dtype", choices=tuple(_TOLERANCE), default="float32")
-    parser.add_argument("--repeats", type=int, default=5, help="timed runs of each; the median counts")
-    parser.add_argument("--json", type=Path, help="write the figures to this file too")
-
-
-def _bench(args: argparse.Namespace) -> int:
-    if args.repeats < 1:
-        raise ValueError(f"bench: repeats is {args.repeats}, expected at least 1")
-    heads, kv_heads = args.heads, args.heads if args.kv_heads is None else args.kv_heads
-    prompt_length = args.length * 15 // 16 if args.prompt_length is None else args.prompt_length
-    rng = np.random.default_rng(0)
-    dtype = ml_dtypes.bfloat16 if args.dtype == "bfloat16" else args.dtype
-    q, k, v = (
-        rng.standard_normal((1, count, args.length, args.head_dim), np.float32).astype(dtype)
-        for count in (heads, kv_heads, kv_heads)
-    )
-    selection = {"prompt_length": prompt_length, "block_size": args.block_size, "rho": args.rho}
-    dense = attention(q, k, v)
-    _, pattern = attention_and_select(q, k, v, **selection)
-    full = BlockPattern.full(
-        batch=1,
-        heads=heads,
-        block_size=args.block_size,
-        q_len=args.length,
-        kv_len=args.length,
-        prompt_length=prompt_length,
-    )
-    error = float(np.abs(attention(q, k, v, full).astype(np.float32) - dense.astype(np.float32)).max())
-    if not error <= _TOLERANCE[args.dtype]:
-        raise ValueError(
-            f"bench: a full pattern differs from dense by {error:.2g}, expected <= {_TOLERANCE[args.dtype]}"
-        )
-
-    seconds = _time_in_turns(
-        {
-            "dense": lambda: attention(q, k, v),
-            "select": lambda: attention_and_select(q, k, v, **selection),
-            "sparse": lambda: attention(q, k, v, pattern),
-        },
-        args.repeats,
-    )
-    median = {name: statistics.median(runs) for name, runs in seconds.items()}
-    density = {"dense": 1.0, "select": 1.0, "sparse": pattern.density}
-    flops = 4.0 * heads * args.length**2 * args.head_dim
-    rows = [
-        (
-            name,
-            f"{1e3 * median[name]:.2f}",
-            f"{100 * (max(runs) - min(runs)) / median[name]:.0f} %",
-            f"{density[name]:.3f}",
-            f"{flops * density[name] / median[name] / 1e9:.0f}",
-            f"{median['dense'] / median[name]:.2f}x",
-        )
-        for name, runs in seconds.items()
-    ]
-    print(
-        f"{heads} / {kv_heads} heads x {args.length} x {args.head_dim}, {args.dtype}, block {args.block_size}, "
-        f"rho {args.rho}; backend {active_backend()}, {get_num_threads()} threads; "
-        f"full pattern within {error:.1g} of dense"
-    )
-    print(format_table(("attention", "ms", "spread", "density", "GFLOP/s", "speed-up"), rows))
-    if args.json is not None:
-        shape = {"heads": heads, "kv_heads": kv_heads, "length": args.length, "head_dim": args.head_dim}
-        record = {"machine": _machine(), "dtype": args.dtype, **shape, **selection, "error": error}
-        figures = {name: {"seconds": runs, "density": density[name]} for name, runs in seconds.items()}
-        args.json.write_text(json.dumps({**record, "results": figures}, indent=1) + "\n", encoding="utf-8")
-    return 0
-
-
-def _time_in_turns(functions: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each run; the functions alternate, so that the machine's load meets all alike."""
-    seconds: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(repeats):
-        for name, function in functions.items():
-            began = time.perf_counter()
-            function()
-            seconds[name].append(time.perf_counter() - began)
-    return seconds
+def _bench(arguments: Sequence[str]) -> int:
+    """Hands everything behind `bench` to the benchmarks, which parse it themselves."""
+    benchmarks = importlib.import_module("sparsed.bench")
+    return int(benchmarks.main(arguments))
 
 
 # --- info ------------------------------------------------------------------------------------------------------------

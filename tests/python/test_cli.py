@@ -115,8 +115,6 @@ def test_generate_interrupted_prints_what_is_there(capsys, monkeypatch) -> None:
         (["demo", "--length", "64"], "length is 64, expected at least"),
         (["demo", "--questions", "9"], "questions is 9, expected at most the 8 needles"),
         (["demo", "--prompts", "0"], "prompts is 0, expected at least 1"),
-        (["bench", "--head-dim", "7", "--length", "64"], "head_dim"),
-        (["bench", "--repeats", "0"], "repeats is 0"),
         (["info", "--threads", "0"], "threads"),
     ],
 )
@@ -153,7 +151,7 @@ def test_no_prompt_at_a_terminal(capsys, monkeypatch) -> None:
     assert status == 2 and "no prompt, expected --prompt" in err
 
 
-# --- info, bench -----------------------------------------------------------------------------------------------------
+# --- info ------------------------------------------------------------------------------------------------------------
 
 
 def test_info(capsys) -> None:
@@ -170,18 +168,6 @@ def test_info_says_what_is_wrong_with_the_forced_backend(capsys, monkeypatch) ->
     monkeypatch.setenv("SPARSED_ISA", "avx1024")
     status, out, _ = run(capsys, "info")
     assert status == 0 and "avx1024" in out
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_bench(capsys, tmp_path, dtype) -> None:
-    file = tmp_path / "bench.json"
-    arguments = ["--length", "300", "--heads", "4", "--kv-heads", "2", "--head-dim", "32", "--block-size", "32"]
-    status, out, _ = run(capsys, "bench", *arguments, "--dtype", dtype, "--repeats", "2", "--json", str(file))
-    assert status == 0
-    assert [line.split()[0] for line in out.splitlines()[3:]] == ["dense", "select", "sparse"]
-    record = json.loads(file.read_text())
-    assert record["results"]["sparse"]["density"] < 1 and len(record["results"]["dense"]["seconds"]) == 2
-    assert record["machine"]["sparsed"] == sparsed.__version__
 
 
 def test_module_and_script_are_the_same_program() -> None:
