@@ -8,6 +8,7 @@ BUILD := build/package
 BUILD_TOOLS := "scikit-build-core>=0.11" "pybind11==3.1.0" "cmake>=3.25" ninja
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 INSTALL := $(PIP) install --no-build-isolation --config-settings=build-dir=$(BUILD)
+INSTALL_TESTS := $(INSTALL) --config-settings=cmake.define.BUILD_TESTING=ON
 CXX_FILES = $(shell find csrc tests/cpp -name '*.cpp' -o -name '*.h' -o -name '*.inl')
 PACKAGE_FILES := CMakeLists.txt pyproject.toml README.md $(shell find csrc python bench -type f -not -name '*.pyc' -not -path 'bench/results/*')
 TEST_FILES := $(shell find tests/cpp -type f)
@@ -29,7 +30,7 @@ demo: $(VENV)/.package
 test: cpp-test scalar-test python-test
 
 cpp-test: $(VENV)/.tests
-	$(BIN)/ctest --test-dir $(BUILD) --output-on-failure --progress --parallel $(JOBS)
+	$(BIN)/ctest --test-dir $(BUILD) --output-on-failure --no-tests=error --progress --parallel $(JOBS)
 
 # The scalar backend alone, as it is built on processors that are not x86-64.
 scalar-test: $(VENV)/.tests
@@ -71,7 +72,7 @@ googletest:
 	  || { echo "GoogleTest is missing, type: sudo apt-get install -y libgtest-dev" >&2; exit 1; }
 
 $(VENV)/.tools: Makefile
-	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV) || { echo "python3-venv is missing: apt-get install python3-venv" >&2; exit 1; }
+	@[ -x $(BIN)/pip ] || $(PYTHON) -m venv $(VENV) || { echo "python3-venv is missing: apt-get install python3-venv" >&2; exit 1; }
 	$(PIP) install $(BUILD_TOOLS)
 	@touch $@
 
@@ -82,9 +83,9 @@ $(VENV)/.package: $(VENV)/.tools $(PACKAGE_FILES)
 
 $(VENV)/.tests: $(VENV)/.tools $(PACKAGE_FILES) $(TEST_FILES) | googletest
 	@echo "building sparsed and its C++ tests (a few minutes the first time)"
-	$(INSTALL) --config-settings=cmake.define.BUILD_TESTING=ON '.[test]'
+	$(INSTALL_TESTS) '.[test]'
 	@touch $(VENV)/.package $@
 
 $(VENV)/.dev: $(VENV)/.tests
-	$(PIP) install --no-build-isolation --config-settings=build-dir=$(BUILD) '.[dev]'
+	$(INSTALL_TESTS) '.[dev]'
 	@touch $@

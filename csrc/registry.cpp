@@ -17,7 +17,8 @@ using cpu::IsaKernels;
 
 template <Isa kIsa>
 std::vector<std::string> reasons() {
-  return cpu::missing_features(kIsa);
+  static const std::vector<std::string> missing = cpu::missing_features(kIsa);  // CPUID is slow in virtual machines
+  return missing;
 }
 
 // A CPU backend made of an instruction set's kernels. `kBf16` serves bfloat16 inputs, `kOther` the rest: units that

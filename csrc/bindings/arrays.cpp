@@ -1,6 +1,7 @@
 #include "bindings/arrays.h"
 
 #include <cmath>
+#include <cstdlib>
 #include <limits>
 #include <string>
 
@@ -196,8 +197,16 @@ py::array new_array(const py::dtype& dtype, const std::vector<py::ssize_t>& shap
 py::array new_output(const char* function, const py::object& q, AttentionParams& params) {
   const Shape4& shape = params.q.shape;
   const py::dtype dtype = py::reinterpret_borrow<py::array>(q).dtype();
-  py::array out = new_array(dtype, {shape.begin(), shape.end()}, function, "out");
-  params.out = {out.mutable_data(), params.q.dtype, shape, contiguous_strides(shape)};
+  params.out = {nullptr, params.q.dtype, shape, contiguous_strides(shape)};
+  py::array out;
+  if (std::abs(params.q.stride[1]) < std::abs(params.q.stride[2])) {  // q is (B, L, H, D) in memory
+    const std::vector<py::ssize_t> by_token{shape[0], shape[2], shape[1], shape[3]};
+    out = py::array(new_array(dtype, by_token, function, "out").attr("transpose")(0, 2, 1, 3));
+    params.out.stride = {shape[1] * shape[2] * shape[3], shape[3], shape[1] * shape[3], 1};
+  } else {
+    out = new_array(dtype, {shape.begin(), shape.end()}, function, "out");
+  }
+  params.out.data = out.mutable_data();
   return out;
 }
 

@@ -56,7 +56,7 @@ AttentionArguments attention_arguments(const char* function, const py::object& q
 py::array new_array(const py::dtype& dtype, const std::vector<py::ssize_t>& shape, const char* function,
                     const char* argument);
 
-// out [B, H, L, D] in q's dtype; params.out becomes its view.
+// out [B, H, L, D] in the dtype of q, and like q with heads or tokens outside; params.out becomes its view.
 py::array new_output(const char* function, const py::object& q, AttentionParams& params);
 
 }  // namespace sparsed::python

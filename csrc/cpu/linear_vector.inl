@@ -1,12 +1,13 @@
 // Linear layers on vectors: out = x W^T + bias + residual for one block of rows x outputs. Needs Vec and Mul.
 //
-// mul_float.h: any x and W, all in float32. Every output is one chain of fused multiply-adds over k ascending.
-// mul_bf16.h: x and W in bfloat16; the same chain, two inputs at a time.
-// The chain starts at 0; then come + bias, + residual and one rounding. Tiles at the edge run the same chain, so a
-// row's bits do not depend on its block.
+// mul_float.h: any x and W, all in float32. For every kDepth inputs, a chain of fused multiply-adds over k ascending
+// from 0; the chains' results are added in order, which keeps long sums as exact as blocked ones.
+// mul_bf16.h: x and W in bfloat16; the same chains, two inputs at a time.
+// Then come + bias, + residual and one rounding. Tiles at the edge run the same chains, so a row's bits do not depend
+// on its block.
 //
 // Loops, from the outside: kDepth inputs (their x rows are copied to the scratch), a group of panels (its part of W
-// stays in L1), row tiles. Sums that are not complete wait in the scratch as float32: the chain goes on unchanged.
+// stays in L1), row tiles. Sums that are not complete wait in the scratch as float32.
 
 #include "cpu/linear.h"
 
@@ -141,7 +142,7 @@ struct Ahead {
   int64_t panel;
 };
 
-// sums [R][P * kPanel] += x [R][kXStride] times P panels, over `depth` inputs. fresh: the sums start at 0.
+// sums [R][P * kPanel] += x [R][kXStride] times P panels, over `depth` inputs. fresh: the sums start there.
 template <int R, int P, class W>
 void multiply_tile(const Elem* x, const W* w, int64_t panel, int64_t depth, const Ahead& ahead, bool fresh,
                    float* sums) {
@@ -151,7 +152,7 @@ void multiply_tile(const Elem* x, const W* w, int64_t panel, int64_t depth, cons
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
     for (int i = 0; i < kVecs; ++i) {
-      sum[r][i] = fresh ? Vec::zero() : Vec::load(sums + (r * kVecs + i) * Vec::kLanes);
+      sum[r][i] = Vec::zero();
     }
   }
   const std::byte* next = ahead.data;
@@ -167,7 +168,10 @@ void multiply_tile(const Elem* x, const W* w, int64_t panel, int64_t depth, cons
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
-    for (int i = 0; i < kVecs; ++i) sum[r][i].store(sums + (r * kVecs + i) * Vec::kLanes);
+    for (int i = 0; i < kVecs; ++i) {
+      float* to = sums + (r * kVecs + i) * Vec::kLanes;
+      (fresh ? sum[r][i] : Vec::load(to) + sum[r][i]).store(to);
+    }
   }
 }
 

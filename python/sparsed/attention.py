@@ -92,8 +92,8 @@ def attention(
         return_lse: Also return the log-sum-exp of each row.
 
     Returns:
-        out (B, H, L, D) in q's dtype, or (out, lse) with lse (B, H, L) float32. A row without a key to attend to
-        has out 0 and lse -inf.
+        out (B, H, L, D) in q's dtype and memory order, or (out, lse) with lse (B, H, L) float32. A row without a key
+        to attend to has out 0 and lse -inf.
 
     Raises:
         TypeError: An argument of another type or dtype.

@@ -81,7 +81,8 @@ def test_generate_options_reach_the_library(capsys, monkeypatch) -> None:
 
 
 def test_generate_prints_statistics_on_stderr(capsys) -> None:
-    arguments = ("--gen-length", "8", "--steps", "8", "--min-length", "0", "--block-size", "16", "--rho", "0.9", "--skip", "0.5")
+    arguments = ["--gen-length", "8", "--steps", "8", "--min-length", "0", "--block-size", "16"]
+    arguments += ["--rho", "0.9", "--skip", "0.5"]
     status, out, err = run(capsys, "generate", MODEL, "--prompt", TEXT, *arguments, "--stats")
     assert status == 0 and out == "ravon is 1 2 3 4 ;\n"
     assert [line.split()[0] for line in err.splitlines()[2:6]] == ["dense", "select", "sparse", "all"]
