@@ -27,9 +27,7 @@ template <const IsaKernels& (*kBf16)(), const IsaKernels& (*kOther)()>
 struct CpuBackend {
   static const IsaKernels& kernels(DType dtype) { return dtype == DType::kBFloat16 ? kBf16() : kOther(); }
 
-  static void attention(const AttentionParams& params) {
-    cpu::attention(kernels(params.q.dtype).attention, params);
-  }
+  static void attention(const AttentionParams& params) { cpu::attention(kernels(params.q.dtype).attention, params); }
   static BlockPattern attention_and_select(const AttentionParams& params, const SelectParams& select) {
     const IsaKernels& preferred = kernels(params.q.dtype);
     const bool fits = cpu::can_select(preferred.attention, params, select);
@@ -52,8 +50,8 @@ struct CpuBackend {
   }
 
   static Backend entry(const char* name, const char* description, std::vector<std::string> (*not_supported)()) {
-    return {name,      description, not_supported, attention, attention_and_select,
-            {cpu::pack_weight, linear, rms_norm, rotary, silu_gate, token_confidence}};
+    return {name,      description,          not_supported,
+            attention, attention_and_select, {cpu::pack_weight, linear, rms_norm, rotary, silu_gate, token_confidence}};
   }
 };
 
@@ -65,7 +63,8 @@ std::vector<Backend> make_table() {
                                                                  reasons<Isa::kAmx>));
   table.push_back(CpuBackend<kernels_avx512_bf16, kernels_avx512>::entry(
       "avx512_bf16", "AVX-512 bfloat16 pairs; AVX-512 for other dtypes", reasons<Isa::kAvx512Bf16>));
-  table.push_back(CpuBackend<kernels_avx512, kernels_avx512>::entry("avx512", "AVX-512 float32", reasons<Isa::kAvx512>));
+  table.push_back(
+      CpuBackend<kernels_avx512, kernels_avx512>::entry("avx512", "AVX-512 float32", reasons<Isa::kAvx512>));
   table.push_back(CpuBackend<kernels_avx2, kernels_avx2>::entry("avx2", "AVX2 and FMA float32", reasons<Isa::kAvx2>));
 #endif
   table.push_back(CpuBackend<kernels_scalar, kernels_scalar>::entry("scalar", "portable C++", reasons<Isa::kScalar>));

@@ -11,14 +11,14 @@ namespace sparsed {
 struct BlockLists;
 
 struct AttentionParams {
-  TensorView q;                         // [B, H, L, D]
-  TensorView k;                         // [B, H_kv, S, D]
-  TensorView v;                         // [B, H_kv, S, D]; data == nullptr: selection only, no output
-  TensorView out;                       // [B, H, L, D], dtype of q; data == nullptr: selection only
-  float* lse = nullptr;                 // [B, H, L] natural log-sum-exp, or nullptr
-  const uint8_t* key_mask = nullptr;    // [B, S], nonzero = a real key, or nullptr
-  float scale = 1.f;                    // > 0, finite
-  const BlockLists* lists = nullptr;    // selected key blocks; nullptr = dense
+  TensorView q;                       // [B, H, L, D]
+  TensorView k;                       // [B, H_kv, S, D]
+  TensorView v;                       // [B, H_kv, S, D]; data == nullptr: selection only, no output
+  TensorView out;                     // [B, H, L, D], dtype of q; data == nullptr: selection only
+  float* lse = nullptr;               // [B, H, L] natural log-sum-exp, or nullptr
+  const uint8_t* key_mask = nullptr;  // [B, S], nonzero = a real key, or nullptr
+  float scale = 1.f;                  // > 0, finite
+  const BlockLists* lists = nullptr;  // selected key blocks; nullptr = dense
 
   int64_t batch() const { return q.shape[0]; }
   int64_t heads() const { return q.shape[1]; }
@@ -38,8 +38,8 @@ struct SelectParams {
   int block_size = 128;       // 16, 32, 64, 128, 256
   double rho = 0.3;           // share of the candidate blocks that a row keeps, 0 ... 1
   SelectionRule rule = SelectionRule::kPaper;
-  bool isolate = true;        // false: one top-k over all blocks
-  float scale = 1.f;          // of the scores in the selection; the attention has its own
+  bool isolate = true;  // false: one top-k over all blocks
+  float scale = 1.f;    // of the scores in the selection; the attention has its own
 };
 
 }  // namespace sparsed

@@ -32,7 +32,8 @@ inline void tile_zero() {
 }
 template <int T>
 inline void tile_load(const void* p, size_t stride_bytes) {
-  for (int i = 0; i < 16; ++i) std::memcpy(emulated_tiles[T].row[i], static_cast<const uint8_t*>(p) + i * stride_bytes, 64);
+  for (int i = 0; i < 16; ++i)
+    std::memcpy(emulated_tiles[T].row[i], static_cast<const uint8_t*>(p) + i * stride_bytes, 64);
 }
 template <int T>
 inline void tile_store(void* p, size_t stride_bytes) {

@@ -43,11 +43,13 @@ Buffer allocate(size_t bytes) {
 // K and V of every (batch, key/value head), in groups.
 struct PackedKv {
   Buffer k, v;
-  int64_t groups = 0;      // per head
+  int64_t groups = 0;  // per head
   size_t k_head_bytes = 0, v_head_bytes = 0;
 
   const std::byte* k_head(int64_t head) const { return k.get() + static_cast<size_t>(head) * k_head_bytes; }
-  const std::byte* v_head(int64_t head) const { return v ? v.get() + static_cast<size_t>(head) * v_head_bytes : nullptr; }
+  const std::byte* v_head(int64_t head) const {
+    return v ? v.get() + static_cast<size_t>(head) * v_head_bytes : nullptr;
+  }
 };
 
 constexpr int64_t kGroupsPerPackTask = 16;
@@ -208,8 +210,8 @@ void attention(const AttentionKernels& kernels, const AttentionParams& params) {
   parallel_for(params.batch() * params.heads() * plan.per_head(), [&](int64_t task, int thread) {
     const int64_t row = task / plan.per_head(), b = row / params.heads(), h = row % params.heads();
     const int64_t first = plan.first(task % plan.per_head());
-    const int64_t end = std::min({first + plan.item_queries, params.q_len(),
-                                  (plan.block(task % plan.per_head()) + 1) * plan.block_queries});
+    const int64_t end = std::min(
+        {first + plan.item_queries, params.q_len(), (plan.block(task % plan.per_head()) + 1) * plan.block_queries});
     if (first >= end) return;
     AttentionItem item = make_item(params, packed, b, h, first, end - first);
     if (params.lists) {
@@ -237,9 +239,9 @@ bool can_select(const AttentionKernels& kernels, const AttentionParams& params, 
 
 BlockPattern attention_and_select(const AttentionKernels& kernels, const AttentionParams& params,
                                   const SelectParams& select) {
-  BlockPattern pattern({params.batch(), params.heads(), select.block_size, params.q_len(), params.kv_len(),
-                        select.prompt_length},
-                       "select");
+  BlockPattern pattern(
+      {params.batch(), params.heads(), select.block_size, params.q_len(), params.kv_len(), select.prompt_length},
+      "select");
   const PackedKv packed = pack(kernels, params);
   const LiveKeys live(params, kernels.group_keys);
   const int64_t q_blocks = pattern.geometry().q_blocks(), kv_blocks = pattern.geometry().kv_blocks();

@@ -28,14 +28,14 @@ struct State {
 
 // Addresses inside an item's scratch.
 struct Scratch {
-  std::byte* q;        // [kTiles] packed query tiles
-  float* o;            // [kTiles][out_rows][kQueries]
-  State* state;        // [kTiles]
-  float* s;            // [kChunk][kQueries]
-  Tile::Prob* p;       // [kChunk][kQueries]
-  float* cells;        // [kTiles][cells][kQueries] block sums
-  float* chunk_max;    // [kTiles][chunks][kQueries] what the cells of a chunk are relative to
-  float* weight;       // [chunks][kQueries]
+  std::byte* q;      // [kTiles] packed query tiles
+  float* o;          // [kTiles][out_rows][kQueries]
+  State* state;      // [kTiles]
+  float* s;          // [kChunk][kQueries]
+  Tile::Prob* p;     // [kChunk][kQueries]
+  float* cells;      // [kTiles][cells][kQueries] block sums
+  float* chunk_max;  // [kTiles][chunks][kQueries] what the cells of a chunk are relative to
+  float* weight;     // [chunks][kQueries]
   size_t bytes;
 
   // At most cells + 1 chunks: a cell is no longer than a chunk, and one chunk may end early at the generation.
@@ -75,7 +75,7 @@ struct Chunk {
   float scale;
   float select_scale;
   int cell_keys;
-  float* cells;      // first cell of the chunk
+  float* cells;  // first cell of the chunk
   float* chunk_max;
 };
 
@@ -316,7 +316,8 @@ void run_typed(const AttentionItem& item) {
         chunk.select_scale = select->scale;
         chunk.cell_keys = select->cell_keys;
         chunk.cells = scratch.cells + (static_cast<size_t>(tile) * select->cells + cell) * Tile::kQueries;
-        chunk.chunk_max = scratch.chunk_max + (static_cast<size_t>(tile) * (select->cells + 1) + number) * Tile::kQueries;
+        chunk.chunk_max =
+            scratch.chunk_max + (static_cast<size_t>(tile) * (select->cells + 1) + number) * Tile::kQueries;
       }
       const bool fresh = group == 0;
       switch (sums) {
@@ -366,8 +367,8 @@ inline void pack_v(const PackRows& r, std::byte* group) {
 }
 
 inline AttentionKernels attention_kernels() {
-  return {Tile::kGroup,  Tile::kItemQueries, Tile::kChunk, Tile::k_bytes, Tile::v_bytes,
-          scratch_bytes, pack_k,             pack_v,       run_item};
+  return {Tile::kGroup, Tile::kItemQueries, Tile::kChunk, Tile::k_bytes, Tile::v_bytes, scratch_bytes, pack_k, pack_v,
+          run_item};
 }
 
 }  // namespace

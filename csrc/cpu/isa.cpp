@@ -60,9 +60,12 @@ std::vector<Feature> features(Isa isa) {
               {"f16c", (one.ecx & (1u << 29)) != 0},
               {"operating system support for AVX", system_saves(0x6)}};
     case Isa::kAvx512:
-      return {{"avx512f", (seven.ebx & (1u << 16)) != 0},  {"avx512dq", (seven.ebx & (1u << 17)) != 0},
-              {"avx512bw", (seven.ebx & (1u << 30)) != 0}, {"avx512vl", (seven.ebx & (1u << 31)) != 0},
-              {"fma", (one.ecx & (1u << 12)) != 0},        {"f16c", (one.ecx & (1u << 29)) != 0},
+      return {{"avx512f", (seven.ebx & (1u << 16)) != 0},
+              {"avx512dq", (seven.ebx & (1u << 17)) != 0},
+              {"avx512bw", (seven.ebx & (1u << 30)) != 0},
+              {"avx512vl", (seven.ebx & (1u << 31)) != 0},
+              {"fma", (one.ecx & (1u << 12)) != 0},
+              {"f16c", (one.ecx & (1u << 29)) != 0},
               {"operating system support for AVX-512", system_saves(0xe6)}};
     case Isa::kAvx512Bf16: {
       std::vector<Feature> all = features(Isa::kAvx512);

@@ -1,11 +1,13 @@
 // Compiled with AVX-512 (F, BW, VL, DQ, BF16) and AMX (tile, bf16).
+// Each is written over those before it.
+// clang-format off
 #include "cpu/kernels.h"
 #include "cpu/vec_avx512.h"
-// Vec first: the following are written over it.
 #include "cpu/tile_amx.h"
 #include "cpu/attention.inl"
 #include "cpu/linear_amx.inl"
 #include "cpu/ops.inl"
+// clang-format on
 
 namespace sparsed::cpu {
 

@@ -1,12 +1,14 @@
 // Compiled with AVX-512 F, BW, VL and DQ.
+// Each is written over those before it.
+// clang-format off
 #include "cpu/kernels.h"
 #include "cpu/vec_avx512.h"
-// Vec first: the following are written over it.
 #include "cpu/mul_float.h"
 #include "cpu/tile_vector.h"
 #include "cpu/attention.inl"
 #include "cpu/linear_vector.inl"
 #include "cpu/ops.inl"
+// clang-format on
 
 namespace sparsed::cpu {
 

@@ -24,38 +24,38 @@ struct PackRows {
   int64_t stride;    // elements between rows
   DType dtype;
   int64_t first;
-  int64_t count;     // <= group_keys; missing keys are packed as zeros
+  int64_t count;  // <= group_keys; missing keys are packed as zeros
   int head_dim;
 };
 
 // Block sums that come out of the dense pass (fused selection). A cell is block_size keys, or a chunk where a block is
 // larger; cell sums are probabilities relative to the maximum of the chunk that the cell lies in.
 struct SelectItem {
-  float scale;               // of the selection, times log2(e)
-  bool own_scale;            // differs from the attention's: exponentiate a second time
+  float scale;     // of the selection, times log2(e)
+  bool own_scale;  // differs from the attention's: exponentiate a second time
   int cell_keys;
   int64_t cells;             // ceil(padded keys / cell_keys)
   int64_t generation_cell;   // chunks do not cross it; from here on sums are kept relative to their chunk's own maximum
   int64_t generation_group;  // the same place as a position in the group list
   bool generation_apart;     // the rule wants a second softmax over generation keys alone
   int block_size;
-  int64_t block_cells;       // cells per block
+  int64_t block_cells;  // cells per block
   int64_t kv_blocks;
-  float* scores;             // [item's query blocks, kv_blocks] mass under the softmax over all keys
-  float* generation;         // the same under the softmax over generation keys, or nullptr
+  float* scores;      // [item's query blocks, kv_blocks] mass under the softmax over all keys
+  float* generation;  // the same under the softmax over generation keys, or nullptr
 };
 
 // One work item: a run of queries of one (batch, head).
 struct AttentionItem {
   const void* q;  // [queries, D], rows q_stride apart
   int64_t q_stride;
-  void* out;      // [queries, D] or nullptr
+  void* out;  // [queries, D] or nullptr
   int64_t out_stride;
-  float* lse;     // [queries] or nullptr
+  float* lse;  // [queries] or nullptr
   DType dtype;
-  int queries;    // 1 ... item_queries
+  int queries;  // 1 ... item_queries
   int head_dim;
-  float scale;    // times log2(e)
+  float scale;         // times log2(e)
   const std::byte* k;  // packed groups of the key/value head
   const std::byte* v;  // nullptr: selection only
   KeyGroups groups;

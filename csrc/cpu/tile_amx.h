@@ -1,5 +1,6 @@
 // The AMX-bf16 tile: K Q^T and V^T P^T on tile registers, softmax on AVX-512 vectors. Needs Vec (AVX-512) and amx.h.
-// A operand: 16 rows of 32 bfloat16. B operand: 16 pairs of rows, 16 columns, pairs side by side. Each is 1 KB, contiguous.
+// A operand: 16 rows of 32 bfloat16. B operand: 16 pairs of rows, 16 columns, pairs side by side. Each is 1 KB,
+// contiguous.
 //
 //   packed Q   [D/32][kVecs]      B operands: 32 d-rows x 16 queries
 //   packed K   [D/32][2]          A operands: 16 keys x 32 d           (one group of 32 keys)
@@ -100,7 +101,8 @@ struct Tile {
         load<NV>(out);
       }
       for (int g = 0; g < count; ++g) {
-        const Bf16* values = reinterpret_cast<const Bf16*>(v_packed + static_cast<size_t>(index[g]) * v_bytes(head_dim));
+        const Bf16* values =
+            reinterpret_cast<const Bf16*>(v_packed + static_cast<size_t>(index[g]) * v_bytes(head_dim));
         multiply<NV>(values + static_cast<size_t>(d) * 32, p + static_cast<size_t>(g) * kVecs * kTile);
       }
       store<NV>(out);

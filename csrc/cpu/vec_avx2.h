@@ -30,8 +30,7 @@ struct Vec {
   void store(float* p) const { _mm256_storeu_ps(p, v); }
   void store(Bf16* p) const { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), narrow_bf16(v)); }
   void store(F16* p) const {
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
-                     _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
   }
   void store_n(float* p, int n) const { _mm256_maskstore_ps(p, mask(n), v); }
   template <class Half>
@@ -52,14 +51,13 @@ struct Vec {
   static __m256i mask(int n) {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
   }
-  static Vec widen_bf16(__m128i x) {
-    return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16))};
-  }
+  static Vec widen_bf16(__m128i x) { return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16))}; }
   static __m128i narrow_bf16(__m256 x) {
     const __m256i bits = _mm256_castps_si256(x);
     const __m256i high = _mm256_srli_epi32(bits, 16);
     const __m256i lsb = _mm256_and_si256(high, _mm256_set1_epi32(1));
-    const __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(bits, _mm256_add_epi32(lsb, _mm256_set1_epi32(0x7fff))), 16);
+    const __m256i rounded =
+        _mm256_srli_epi32(_mm256_add_epi32(bits, _mm256_add_epi32(lsb, _mm256_set1_epi32(0x7fff))), 16);
     const __m256i quiet = _mm256_or_si256(high, _mm256_set1_epi32(0x40));
     const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
     const __m256i words = _mm256_blendv_epi8(rounded, quiet, nan);

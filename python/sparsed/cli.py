@@ -33,13 +33,13 @@ _INTERRUPTED = 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit status. Errors are one line on stderr and status 2."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    if arguments[:1] == ["bench"]:
-        run, debug = lambda: _bench(arguments[1:]), False
-    else:
-        args = _parser().parse_args(arguments)
-        run, debug = lambda: _run(args), args.debug
+    debug = False
     try:
-        return run()
+        if arguments[:1] == ["bench"]:
+            return _bench(arguments[1:])
+        args = _parser().parse_args(arguments)
+        debug = args.debug
+        return _run(args)
     except (ValueError, TypeError, OSError, MemoryError, RuntimeError) as error:
         if debug:
             raise

@@ -1,6 +1,4 @@
 // Every instruction set against the float64 reference: dense, block-sparse and fused selection.
-#include "cpu/attention.h"
-
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -12,6 +10,7 @@
 #include "core/error.h"
 #include "core/reference.h"
 #include "core/selection.h"
+#include "cpu/attention.h"
 #include "cpu/parallel.h"
 #include "cpu_targets.h"
 #include "random_array.h"
@@ -58,8 +57,8 @@ std::vector<Case> random_cases(int count) {
   std::mt19937 generator(7);
   const auto draw = [&](int64_t n) { return static_cast<int64_t>(generator() % static_cast<uint64_t>(n)); };
   for (int i = 0; i < count; ++i) {
-    cases.push_back({1 + draw(2), 1 + draw(2), 1 + draw(3), 1 + draw(300), 1 + draw(600), 8 * (2 + draw(15)), i % 2 == 1,
-                     i % 4 >= 2, 100u * static_cast<unsigned>(i)});
+    cases.push_back({1 + draw(2), 1 + draw(2), 1 + draw(3), 1 + draw(300), 1 + draw(600), 8 * (2 + draw(15)),
+                     i % 2 == 1, i % 4 >= 2, 100u * static_cast<unsigned>(i)});
   }
   cases.push_back({1, 1, 1, 1, 1, 256, false, false, 1});
   cases.push_back({1, 1, 7, 33, 257, 128, true, true, 2});
@@ -67,9 +66,7 @@ std::vector<Case> random_cases(int count) {
 }
 
 // Inputs round the same way in both; the allowance is the output's own rounding, and for AMX that of the probabilities.
-double tolerance(DType dtype) {
-  return dtype == DType::kFloat32 ? 2e-6 : dtype == DType::kFloat16 ? 2e-3 : 1.6e-2;
-}
+double tolerance(DType dtype) { return dtype == DType::kFloat32 ? 2e-6 : dtype == DType::kFloat16 ? 2e-3 : 1.6e-2; }
 
 void expect_matches_reference(const Call& call, const std::string& what) {
   const AttentionParams& p = call.params;
@@ -255,7 +252,8 @@ TEST_P(CpuAttention, FusedSelectionMatchesReference) {
         for (bool isolate : {true, false}) {
           const unsigned seed = static_cast<unsigned>(++number) * 31;
           const int64_t length = 150 + (number * 97) % 500;
-          const Case c{1 + number % 2, 1, 1 + number % 2, length, length, 32 + 8 * (number % 5), number % 3 == 0, false, seed};
+          const Case c{1 + number % 2, 1,   1 + number % 2, length, length, 32 + 8 * (number % 5), number % 3 == 0,
+                       false,          seed};
           Call call(c, dtype), plain(c, dtype);
           SelectParams select{length - 60 - number % 40, block_size, 0.3, rule, isolate, call.params.scale};
           if (number % 4 == 1) select.scale = 0.5f;
