@@ -53,9 +53,9 @@ class DemoOptions:
     """
 
     length: int = 4096
-    prompts: int = 4
+    prompts: int = 10
     needles: int = 8
-    questions: int = 4
+    questions: int = 1
     gen_length: int | None = None
     steps: int | None = None
     seed: int = 0
@@ -74,7 +74,7 @@ class DemoOptions:
     @property
     def answer_tokens(self) -> int:
         """Tokens that are generated."""
-        return self.questions * _ANSWER_TOKENS + 4 if self.gen_length is None else self.gen_length
+        return self.questions * _ANSWER_TOKENS + 5 if self.gen_length is None else self.gen_length
 
     @property
     def num_steps(self) -> int:
