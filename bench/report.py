@@ -137,5 +137,4 @@ def read(path: Path) -> dict[str, Any]:
 
 def _arguments() -> list[str]:
     """The command line as the user gave it to `sparsed` or to the module."""
-    name = Path(sys.argv[0]).name
-    return sys.argv[1:] if name.startswith("sparsed") else ["bench", *sys.argv[1:]]
+    return sys.argv[1:] if sys.argv[1:2] == ["bench"] else ["bench", *sys.argv[1:]]
