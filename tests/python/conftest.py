@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +19,12 @@ DTYPES: dict[str, Any] = {
     "float16": np.dtype(np.float16),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def python_sigint() -> None:
+    """Python's own Ctrl-C handler, also where the shell started the tests with SIGINT ignored (in the background)."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(params=BACKENDS)
