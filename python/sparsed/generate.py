@@ -22,6 +22,7 @@ from .stats import GenerationStats, GroupStep, StepStats
 
 if TYPE_CHECKING:
     from .models import Transformer
+    from .tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,8 @@ class GenerationResult:
         stats: seconds, phases, densities and tokens per step.
         groups: the rows that ran together, with their patterns.
         prompt_length: p, padding included.
+        filled_at: (B, gen_length) int32, the step that filled each token; -1: still open.
+        confidence: (B, gen_length) float32, the sampler's confidence in it; NaN: still open.
         interrupted: Ctrl-C ended the generation early: open positions of `tokens` hold the mask token.
     """
 
@@ -77,12 +80,51 @@ class GenerationResult:
     stats: GenerationStats
     groups: tuple[RowGroup, ...]
     prompt_length: int
+    filled_at: NDArray[np.int32]
+    confidence: FloatArray
     interrupted: bool = False
 
     @property
     def generated(self) -> IntArray:
         """(B, gen_length): the tokens behind the prompt."""
         return self.tokens[:, self.prompt_length :]
+
+    def plot(self, row: int = 0) -> Any:
+        """Draws when each token was filled and how surely, and what the steps took. Needs matplotlib.
+
+        Args:
+            row: The batch row.
+
+        Returns:
+            A matplotlib Figure.
+
+        Raises:
+            ImportError: matplotlib is missing.
+            ValueError: There is no such row.
+        """
+        from .pictures import figures
+
+        return figures.plot_result(self, row)
+
+    def page(self, tokenizer: Tokenizer, *, row: int = 0, title: str = "sparsed") -> str:
+        """One HTML page, whole in itself, that plays the denoising step by step and shows the selected patterns.
+
+        Args:
+            tokenizer: What the prompt was made with.
+            row: The batch row.
+            title: The heading.
+
+        Raises:
+            ValueError: There is no such row.
+        """
+        from .pictures import page
+
+        return page.render(self, tokenizer, row=row, title=title)
+
+    def _repr_html_(self) -> str:
+        from .pictures import inline
+
+        return inline.result_html(self)
 
 
 def generate(
@@ -161,6 +203,8 @@ def generate(
     ]
 
     stats = GenerationStats()
+    filled_at = np.full(open_positions.shape, -1, np.int32)
+    confidence = np.full(open_positions.shape, np.nan, np.float32)
     states = [tokens.astype(np.int32)] if history else []
     interrupted = False
     with _SigintLatch() as sigint, _ProgressBar(progress, open_positions.size) as bar:
@@ -174,6 +218,10 @@ def generate(
             outcomes = [run.step(step) for run in active]
             record = stats.add(step, outcomes)
             bar.advance(record)
+            for run, outcome in zip(active, outcomes, strict=True):
+                for row, positions, values in zip(run.rows, outcome.unmasked, outcome.confidence, strict=True):
+                    filled_at[row, positions - prompt.shape[1]] = step
+                    confidence[row, positions - prompt.shape[1]] = values
             if history:
                 states.append(tokens.astype(np.int32))
             if on_step is not None:
@@ -184,6 +232,8 @@ def generate(
         stats=stats,
         groups=tuple(RowGroup(run.rows, run.padding, run.cache) for run in runs),
         prompt_length=prompt.shape[1],
+        filled_at=filled_at,
+        confidence=confidence,
         interrupted=interrupted,
     )
 
