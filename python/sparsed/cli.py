@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import importlib
 import json
@@ -24,6 +25,7 @@ from .config import BLOCK_SIZES, SlidingWindow, SparseConfig, StreamingLLM
 from .demo import DemoOptions, run_demo
 from .generate import generate
 from .loader import load_model
+from .pictures.live import LiveText, can_draw
 from .sampling import SAMPLERS, Sampler
 from .tokenizer import load_tokenizer
 
@@ -133,7 +135,10 @@ def _add_generate_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--raw", dest="chat", action="store_false", help="the same as --no-chat")
     parser.add_argument("--stats", action="store_true", help="seconds, densities and tokens by phase, on stderr")
-    parser.add_argument("--progress", action="store_true", help="a bar on stderr")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page that plays the generation")
+    display = parser.add_mutually_exclusive_group()
+    display.add_argument("--progress", action="store_true", help="a bar on stderr")
+    display.add_argument("--live", action="store_true", help="show the text filling in (in a terminal)")
 
     attention_options = parser.add_argument_group("attention")
     method = attention_options.add_mutually_exclusive_group()
@@ -161,24 +166,31 @@ def _add_generate_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _generate(args: argparse.Namespace) -> int:
+    if args.html is not None and not args.html.absolute().parent.is_dir():
+        raise FileNotFoundError(f"--html is {args.html}, expected a file in a folder that exists")
     sparse = _sparse_config(args)
     text = _prompt_text(args)
     tokenizer = load_tokenizer(args.model)
     model = load_model(args.model, dtype=args.dtype)
     chat = tokenizer.chat_template is not None if args.chat is None else args.chat
-    result = generate(
-        model,
-        tokenizer.chat(text) if chat else tokenizer.encode(text),
-        gen_length=args.gen_length,
-        steps=args.steps,
-        sparse=sparse,
-        sampler=_sampler(args, model.config.family),
-        seed=args.seed,
-        progress=args.progress,
-    )
+    live = LiveText(sys.stdout, tokenizer, args.gen_length) if args.live and can_draw(sys.stdout) else None
+    with live or contextlib.nullcontext():
+        result = generate(
+            model,
+            tokenizer.chat(text) if chat else tokenizer.encode(text),
+            gen_length=args.gen_length,
+            steps=args.steps,
+            sparse=sparse,
+            sampler=_sampler(args, model.config.family),
+            seed=args.seed,
+            on_step=live,
+            progress=args.progress,
+        )
     if result.interrupted:
         print(f"sparsed: interrupted after {len(result.stats)} steps", file=sys.stderr)
     print(tokenizer.text(result.generated[0]))
+    if args.html is not None:
+        args.html.write_text(result.page(tokenizer, title=Path(args.model).resolve().name), encoding="utf-8")
     if args.stats:
         print(result.stats.table(), file=sys.stderr)
     return _INTERRUPTED if result.interrupted else 0

@@ -39,9 +39,16 @@ class Browser:
             os.dup2(there[0], 3, inheritable=True)
             os.dup2(there[1], 4, inheritable=True)
 
-        options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--remote-debugging-pipe", "--no-first-run"]
+        options = [
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--hide-scrollbars",
+            "--remote-debugging-pipe",
+            "--no-first-run",
+        ]
         self._process = subprocess.Popen(
-            [executable, *options, f"--user-data-dir={profile}", "about:blank"],
+            [executable, *options, "--remote-debugging-pipe", f"--user-data-dir={profile}", "about:blank"],
             preexec_fn=pipes,
             close_fds=False,
             stdin=subprocess.DEVNULL,

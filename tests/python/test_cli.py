@@ -68,6 +68,7 @@ def test_generate_options_reach_the_library(capsys, monkeypatch) -> None:
         "sparse": sparsed.SparseConfig(),
         "sampler": sparsed.LLaDASampler(),
         "seed": None,
+        "on_step": None,
         "progress": False,
     }
     prompt, options = options_of("--raw", "--seed", "3", "--block-length", "4", "--threshold", "0.9", "--rho", "0.5")

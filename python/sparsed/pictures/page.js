@@ -191,7 +191,7 @@
     context.globalAlpha = 1;
     context.fillStyle = style.getPropertyValue("--mark");
     const end = patterns.promptBlocks * scale;
-    const width = Math.max(1, Math.round(scale / 5));
+    const width = Math.max(1, Math.round(scale / 6));
     if (end > 0 && end < canvas.width) {
       context.fillRect(Math.round(end - width / 2), 0, width, canvas.height);
       context.fillRect(0, Math.round(end - width / 2), canvas.width, width);
@@ -220,7 +220,7 @@
         const button = element("button", { type: "button", className: "thumb" }, canvas, `head ${head}`);
         button.ariaLabel = `Layer ${layer}, head ${head}: open large`;
         button.addEventListener("click", () => open(place, head));
-        drawings.push(() => draw(canvas, cellsOf(place, head), 1));
+        drawings.push(() => draw(canvas, cellsOf(place, head), 2));
         thumbs.append(button);
       }
       byId("layers").append(element("div", {}, element("h3", { textContent: `Layer ${layer}` }), thumbs));
