@@ -64,36 +64,34 @@ class BlockPattern:
         """
         Draws one head: query blocks downwards, key blocks to the right, the end of the prompt as a line.
         
-            Needs matplotlib.
+        Needs matplotlib.
         
-            Args:
-                head: The query head.
-                batch: The batch row.
-                ax: The matplotlib Axes to draw into; None: new ones.
+        Args:
+            head: The query head.
+            batch: The batch row.
+            ax: The matplotlib Axes to draw into; None: new ones.
         
-            Returns:
-                The Axes.
+        Returns:
+            The Axes.
         
-            Raises:
-                ImportError: matplotlib is missing.
-                ValueError: There is no such head or row.
-            
+        Raises:
+            ImportError: matplotlib is missing.
+            ValueError: There is no such head or row.
         """
     def plot_grid(self, heads: typing.Sequence[int] | None = None, *, batch: int = 0) -> typing.Any:
         """
         Draws the heads side by side; `PatternCache.plot_grid` draws layers too. Needs matplotlib.
         
-            Args:
-                heads: None: all.
-                batch: The batch row.
+        Args:
+            heads: None: all.
+            batch: The batch row.
         
-            Returns:
-                A matplotlib Figure.
+        Returns:
+            A matplotlib Figure.
         
-            Raises:
-                ImportError: matplotlib is missing.
-                ValueError: A head or row that does not exist.
-            
+        Raises:
+            ImportError: matplotlib is missing.
+            ValueError: A head or row that does not exist.
         """
     def row(self, batch: typing.Any, head: typing.Any, q_block: typing.Any) -> numpy.typing.NDArray[numpy.int32]:
         """

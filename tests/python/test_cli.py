@@ -92,7 +92,7 @@ def test_generate_prints_statistics_on_stderr(capsys) -> None:
 def test_generate_interrupted_prints_what_is_there(capsys, monkeypatch) -> None:
     def interrupted(model, prompt_ids, **options):
         stop = lambda info: info.step == 3 and signal.raise_signal(signal.SIGINT)  # noqa: E731
-        return sparsed.generate(model, prompt_ids, on_step=stop, **options)
+        return sparsed.generate(model, prompt_ids, **{**options, "on_step": stop})
 
     monkeypatch.setattr(cli, "generate", interrupted)
     status, out, err = run(capsys, "generate", MODEL, "--prompt", TEXT, "--gen-length", "8", "--steps", "8")
