@@ -15,12 +15,13 @@ TEST_FILES := $(shell find tests/cpp -type f)
 JOBS := $(shell getconf _NPROCESSORS_ONLN)
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: help demo test cpp-test scalar-test python-test lint stubs format clean googletest
+.PHONY: help demo test cpp-test scalar-test python-test lint stubs notebooks format clean googletest
 help:
 	@echo "make demo     build, then answer questions about a long text: dense, SparseD, sliding window"
 	@echo "make test     build, then all C++ and Python tests"
 	@echo "make lint     ruff, mypy, clang-format, freshness of the stubs"
 	@echo "make stubs    write python/sparsed/_core.pyi anew"
+	@echo "make notebooks  run notebooks/ anew and keep their outputs"
 	@echo "make format   format C++ and Python in place"
 	@echo "make clean    remove build/ and $(VENV)/"
 
@@ -50,6 +51,9 @@ lint: $(VENV)/.dev
 
 stubs: $(VENV)/.tests
 	$(BIN)/python -m pybind11_stubgen --exit-code sparsed._core -o python
+
+notebooks: $(VENV)/.tests
+	$(BIN)/jupyter execute --inplace --NotebookClient.record_timing=False --NotebookClient.coalesce_streams=True notebooks/*.ipynb
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

@@ -84,6 +84,13 @@ class GenerationResult:
     confidence: FloatArray
     interrupted: bool = False
 
+    def __repr__(self) -> str:
+        batch, length = self.filled_at.shape
+        return (
+            f"GenerationResult({batch} x {length} tokens after {self.prompt_length}, {len(self.stats)} steps, "
+            f"{self.stats.seconds:.2f} s{', interrupted' if self.interrupted else ''})"
+        )
+
     @property
     def generated(self) -> IntArray:
         """(B, gen_length): the tokens behind the prompt."""

@@ -94,9 +94,8 @@ def _draw_order(figure: Any, ax: Any, result: GenerationResult, row: int) -> Non
     filled_at, confidence = result.filled_at[row], result.confidence[row]
     filled = np.flatnonzero(filled_at >= 0)
     size = float(np.clip(1800 / max(len(filled_at), len(result.stats), 1), 4, 60))
-    points = ax.scatter(
-        filled_at[filled], filled, c=confidence[filled], s=size, marker="s", cmap=_CONFIDENCE_MAP, linewidths=0
-    )
+    look = {"s": size, "marker": "s", "cmap": _CONFIDENCE_MAP, "linewidths": 0, "clip_on": False}
+    points = ax.scatter(filled_at[filled], filled, c=confidence[filled], **look)
     ax.set(ylabel="position", ylim=(len(filled_at) - 0.4, -0.6))
     ax.set_title(f"unmasking order: {len(filled)} of {len(filled_at)} tokens in {len(result.stats)} steps", fontsize=10)
     figure.colorbar(points, ax=ax, pad=0.01, aspect=16).set_label("confidence", fontsize=8)

@@ -35,7 +35,7 @@ def pattern_html(pattern: BlockPattern) -> str:
         facts = f"{pattern.batch} rows (the first is shown), {facts}"
     if shown < pattern.heads:
         facts += f"; heads 0 ... {shown - 1} are shown"
-    return _frame("BlockPattern", facts, _head_row(pattern, shown))
+    return _frame(f"BlockPattern: {facts}", _head_row(pattern, shown))
 
 
 def cache_html(cache: PatternCache) -> str:
@@ -50,7 +50,7 @@ def cache_html(cache: PatternCache) -> str:
         f'<div style="margin-top:6px"><b>layer {layer}</b></div>{_head_row(cache.pattern(layer), _HEADS)}'
         for layer in layers[:_LAYERS]
     )
-    return _frame("PatternCache", facts, body)
+    return _frame(f"PatternCache: {facts}", body)
 
 
 def result_html(result: GenerationResult) -> str:
@@ -62,24 +62,18 @@ def result_html(result: GenerationResult) -> str:
         f'<th style="text-align:right">{name}</th>' for name in ("steps", "seconds", "density", "tokens", "tokens/s")
     )
     body = "".join(_phase_row(name, part) for name, part in [*parts, ("all", stats)])
-    batch, length = result.filled_at.shape
-    facts = f"{batch} x {length} tokens after {result.prompt_length}, {len(stats)} steps, {stats.seconds:.2f} s"
-    if result.interrupted:
-        facts += ", interrupted"
-    order = "".join(
-        _order(result.filled_at[row], result.confidence[row], len(stats)) for row in range(min(batch, _ROWS))
-    )
+    shown = range(min(len(result.tokens), _ROWS))
+    order = "".join(_order(result.filled_at[row], result.confidence[row], len(stats)) for row in shown)
     return _frame(
-        "GenerationResult",
-        facts,
+        repr(result),
         f'<table style="margin:6px 0;font-size:13px"><tr><th style="text-align:left">phase</th>{header}</tr>'
         f"{body}</table>{_caption('seconds per step')}{_spark(stats)}"
         f"{_caption('position (across) and the step that filled it (down); fainter: less sure')}{order}",
     )
 
 
-def _frame(title: str, facts: str, body: str) -> str:
-    return f'<div style="font-size:13px"><b>{escape(title)}</b> <span>{escape(facts)}</span>{body}</div>'
+def _frame(line: str, body: str) -> str:
+    return f'<div style="font-size:13px">{escape(line)}{body}</div>'
 
 
 def _caption(text: str) -> str:
