@@ -53,7 +53,7 @@ stubs: $(VENV)/.tests
 	$(BIN)/python -m pybind11_stubgen --exit-code sparsed._core -o python
 
 notebooks: $(VENV)/.tests
-	$(BIN)/jupyter execute --inplace --NotebookClient.record_timing=False --NotebookClient.coalesce_streams=True notebooks/*.ipynb
+	$(BIN)/python notebooks/run.py
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

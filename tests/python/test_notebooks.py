@@ -45,6 +45,7 @@ def test_notebook_is_as_it_was_run(path: Path) -> None:
     assert cells[0]["cell_type"] == "markdown" and len(text) < _MAX_BYTES
     assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
     for cell in code:
+        assert cell["metadata"] == {}, "run by notebooks/run.py"
         assert "".join(cell["source"]).startswith("# "), "a cell begins with what it does"
         for output in cell["outputs"]:
             assert output["output_type"] != "error" and output.get("name") != "stderr"
