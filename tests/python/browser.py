@@ -15,7 +15,7 @@ from typing import Any
 
 # Debian's first: /snap's cannot read temporary folders.
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
-_SECONDS = 60
+_SECONDS = 30
 
 
 def find_browser() -> str | None:
@@ -87,7 +87,7 @@ class Browser:
         end = time.monotonic() + _SECONDS
         while not self.evaluate(condition):
             if time.monotonic() > end:
-                raise TimeoutError(condition)
+                raise TimeoutError(f"{condition}; errors: {self.errors}")
             time.sleep(0.02)
 
     def press(self, key: str) -> None:

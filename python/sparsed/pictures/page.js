@@ -69,6 +69,17 @@
     return bar;
   });
 
+  /** Scrolls the text so far that the newest token is in sight. */
+  const followNew = () => {
+    const text = byId("text");
+    const newest = [...text.querySelectorAll(".token.new")].at(-1);
+    if (!newest) return;
+    const top = newest.offsetTop - text.offsetTop;
+    if (top < text.scrollTop || top + newest.offsetHeight > text.scrollTop + text.clientHeight) {
+      text.scrollTop = top - text.clientHeight / 2;
+    }
+  };
+
   const show = (k, announce = false) => {
     now = Math.min(Math.max(k, 0), total);
     const step = data.steps[now - 1];
@@ -79,6 +90,7 @@
       spans[i].classList.toggle("new", !open && token.step === now - 1 && (now < total || timer !== null));
       spans[i].ariaHidden = open ? "true" : null;
     });
+    if (timer !== null) followNew();
     rectangles.forEach((bar, i) => bar.classList.toggle("rest", i >= now));
     const phase = step ? step.phase : "start";
     byId("phase").textContent = phase;
@@ -175,20 +187,20 @@
   /** Draws a head, a cell as `scale` x `scale` pixels, its opacity the share that is selected. */
   const draw = (canvas, cells, scale) => {
     const { rows, columns } = patterns;
-    canvas.width = columns * scale;
-    canvas.height = rows * scale;
     const context = canvas.getContext("2d");
     const style = getComputedStyle(document.body);
+    canvas.width = columns * scale;
+    canvas.height = rows * scale;
     context.fillStyle = style.getPropertyValue("--cell");
-    for (let y = 0; y < rows; y++) {
-      for (let x = 0; x < columns; x++) {
-        const share = cells[y * columns + x];
-        if (!share) continue;
-        context.globalAlpha = share / 255;
-        context.fillRect(x * scale, y * scale, scale, scale);
-      }
-    }
-    context.globalAlpha = 1;
+    context.fillRect(0, 0, 1, 1);
+    const [red, green, blue] = context.getImageData(0, 0, 1, 1).data;
+    const image = new ImageData(columns, rows);
+    cells.forEach((share, i) => image.data.set([red, green, blue, share], 4 * i));
+    const small = new OffscreenCanvas(columns, rows);
+    small.getContext("2d").putImageData(image, 0, 0);
+    context.clearRect(0, 0, 1, 1);
+    context.imageSmoothingEnabled = false;
+    context.drawImage(small, 0, 0, canvas.width, canvas.height);
     context.fillStyle = style.getPropertyValue("--mark");
     const end = patterns.promptBlocks * scale;
     const width = Math.max(1, Math.round(scale / 6));
@@ -209,7 +221,19 @@
     const { layers, heads, rows, columns } = patterns;
     const size = rows * columns;
     const cellsOf = (place, head) => all.subarray((place * heads + head) * size, (place * heads + head + 1) * size);
-    const drawings = [];
+    const drawings = new Map(); // canvas -> what draws it
+    const drawn = new Set(); // the canvases that came into sight
+    const sight = new IntersectionObserver(
+      (entries) => {
+        for (const { isIntersecting, target } of entries) {
+          if (!isIntersecting) continue;
+          sight.unobserve(target);
+          drawn.add(target);
+          drawings.get(target)();
+        }
+      },
+      { rootMargin: "400px" },
+    );
     byId("layers").style.setProperty("--heads", heads);
     if (heads > 8) byId("layers").style.setProperty("--side", "3.6rem");
     layers.forEach((layer, place) => {
@@ -217,10 +241,11 @@
       for (let head = 0; head < heads; head++) {
         const canvas = element("canvas");
         canvas.ariaHidden = "true";
-        const button = element("button", { type: "button", className: "thumb" }, canvas, `head ${head}`);
+        const button = element("button", { type: "button", className: "thumb" }, canvas, heads > 8 ? `${head}` : `head ${head}`);
         button.ariaLabel = `Layer ${layer}, head ${head}: open large`;
         button.addEventListener("click", () => open(place, head));
-        drawings.push(() => draw(canvas, cellsOf(place, head), 2));
+        drawings.set(canvas, () => draw(canvas, cellsOf(place, head), columns > 100 ? 1 : 2));
+        sight.observe(canvas);
         thumbs.append(button);
       }
       byId("layers").append(element("div", {}, element("h3", { textContent: `Layer ${layer}` }), thumbs));
@@ -271,10 +296,9 @@
       byId("cell").textContent = `queries: ${queries}; keys: ${span(x, columns, patterns.kvBlocks, patterns.kvLen)}: ${state}`;
     });
     const redraw = () => {
-      drawings.forEach((drawing) => drawing());
+      drawn.forEach((canvas) => drawings.get(canvas)());
       if (byId("large").open) open(place, head);
     };
-    redraw();
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
   };
 
