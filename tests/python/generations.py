@@ -9,7 +9,7 @@ import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers
 
 import sparsed
-from sparsed.demo import build_prompt, demo_model_folder
+from sparsed.demo import demo_model_folder
 from sparsed.generate import RowGroup
 from sparsed.stats import GroupStep
 
@@ -28,13 +28,16 @@ HOSTILE = [
 
 
 @cache
-def demo_generation(length: int = 400) -> tuple[sparsed.GenerationResult, sparsed.Tokenizer]:
-    """A sparse generation of the demo model, 24 tokens in 16 steps."""
+def demo_generation() -> tuple[sparsed.GenerationResult, sparsed.Tokenizer]:
+    """A sparse generation of the demo model after about 400 tokens, 24 tokens in 16 steps."""
     folder = demo_model_folder()
     tokenizer = sparsed.load_tokenizer(folder)
-    prompt = build_prompt(tokenizer, np.random.default_rng(0), length=length, needles=4, questions=2)
+    hay = ["the grass is green .", "the sky is blue .", "rivers run to the sea ."] * 22
+    hay.insert(10, "the magic number for ravon is 1 0 7 3 .")
+    hay.insert(40, "the magic number for kletun is 5 0 2 4 .")
+    prompt = tokenizer.chat(" ".join(hay) + " question : what are the magic numbers for ravon and kletun ?")
     sparse = sparsed.SparseConfig(block_size=16, min_length=0)
-    result = sparsed.generate(sparsed.load_model(folder), prompt.ids, gen_length=24, steps=16, sparse=sparse)
+    result = sparsed.generate(sparsed.load_model(folder), prompt, gen_length=24, steps=16, sparse=sparse)
     return result, tokenizer
 
 

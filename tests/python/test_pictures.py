@@ -19,7 +19,7 @@ from sparsed import cli
 from sparsed.demo import demo_model_folder
 from sparsed.pictures import live
 from sparsed.pictures.grid import row_patterns, runs, shares
-from sparsed.pictures.inline import confidence_shade
+from sparsed.pictures.palette import confidence_shade
 from sparsed.pictures.pieces import token_texts
 
 MODEL = str(demo_model_folder())

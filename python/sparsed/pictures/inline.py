@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ..pattern import BlockPattern, PatternCache
 from ..stats import GenerationStats
 from .grid import head_masks, runs, shares
-from .palette import PHASE_COLOURS, PROMPT_COLOUR
+from .palette import PHASE_COLOURS, PROMPT_COLOUR, confidence_shade
 
 if TYPE_CHECKING:
     from ..generate import GenerationResult
@@ -160,9 +160,3 @@ def _plot_svg(box: str, label: str, body: str) -> str:
         f'aria-label="{escape(label)}" fill="currentColor" '
         f'style="display:block;max-width:100%;border-bottom:1px solid rgba(128,128,128,.5)">{body}</svg>'
     )
-
-
-def confidence_shade(confidence: NDArray[np.float32]) -> NDArray[np.float64]:
-    """(n,) in 0 ... 1 for colours: probabilities and margins as they are, negative entropies as exp(c); NaN is 0."""
-    known = np.nan_to_num(confidence.astype(np.float64), nan=0.0)
-    return np.clip(np.exp(known) if (known < 0).any() else known, 0, 1)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TextIO
 import numpy as np
 
 from ..tokenizer import Tokenizer
-from .inline import confidence_shade
+from .palette import confidence_shade
 from .pieces import is_special, token_texts
 
 if TYPE_CHECKING:

@@ -38,7 +38,7 @@
 
   const describe = (index) => {
     const token = data.tokens[index];
-    const when = token.step < 0 ? "still open" : `step ${token.step}, confidence ${token.confidence.toFixed(3)}`;
+    const when = token.step < 0 ? "still open" : `step ${token.step}, confidence ${token.confidence?.toFixed(3) ?? "unknown"}`;
     return `Token ${index} (id ${token.id}) ${JSON.stringify(token.text)}: ${when}`;
   };
   const chooseToken = (event) => {
@@ -187,23 +187,23 @@
   /** Draws a head, a cell as `scale` x `scale` pixels, its opacity the share that is selected. */
   const draw = (canvas, cells, scale) => {
     const { rows, columns } = patterns;
-    const context = canvas.getContext("2d");
     const style = getComputedStyle(document.body);
-    canvas.width = columns * scale;
-    canvas.height = rows * scale;
-    context.fillStyle = style.getPropertyValue("--cell");
-    context.fillRect(0, 0, 1, 1);
-    const [red, green, blue] = context.getImageData(0, 0, 1, 1).data;
+    const small = new OffscreenCanvas(columns, rows);
+    const pixels = small.getContext("2d", { willReadFrequently: true });
+    pixels.fillStyle = style.getPropertyValue("--cell");
+    pixels.fillRect(0, 0, 1, 1);
+    const [red, green, blue] = pixels.getImageData(0, 0, 1, 1).data;
     const image = new ImageData(columns, rows);
     cells.forEach((share, i) => image.data.set([red, green, blue, share], 4 * i));
-    const small = new OffscreenCanvas(columns, rows);
-    small.getContext("2d").putImageData(image, 0, 0);
-    context.clearRect(0, 0, 1, 1);
+    pixels.putImageData(image, 0, 0);
+    canvas.width = columns * scale;
+    canvas.height = rows * scale;
+    const context = canvas.getContext("2d");
     context.imageSmoothingEnabled = false;
     context.drawImage(small, 0, 0, canvas.width, canvas.height);
     context.fillStyle = style.getPropertyValue("--mark");
     const end = patterns.promptBlocks * scale;
-    const width = Math.max(1, Math.round(scale / 6));
+    const width = scale > 2 ? Math.round(scale / 6) : Math.ceil(canvas.width / 70);
     if (end > 0 && end < canvas.width) {
       context.fillRect(Math.round(end - width / 2), 0, width, canvas.height);
       context.fillRect(0, Math.round(end - width / 2), canvas.width, width);

@@ -15,8 +15,7 @@ import numpy as np
 
 from ..tokenizer import Tokenizer
 from .grid import check_index, head_masks, row_patterns, shares
-from .inline import confidence_shade
-from .palette import PHASE_COLOURS
+from .palette import PHASE_COLOURS, confidence_shade
 from .pieces import is_special, token_texts
 
 if TYPE_CHECKING:
@@ -98,7 +97,7 @@ def _tokens(result: GenerationResult, tokenizer: Tokenizer, row: int) -> list[di
             "id": token,
             "special": special[token],
             "step": step,
-            "confidence": None if step < 0 else round(float(confidence[i]), 4),
+            "confidence": round(float(confidence[i]), 4) if np.isfinite(confidence[i]) else None,
             "shade": round(float(shade), 3),
         }
         for i, (text, token, step, shade) in enumerate(
