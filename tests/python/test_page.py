@@ -167,7 +167,9 @@ def test_patterns_open_large(page: Browser) -> None:
     })(%d)"""
     pattern = demo_generation()[0].groups[0].cache.pattern(0)
     first_row = pattern.to_mask()[0, 0, 0]
-    assert ((np.array(page.evaluate(pixels % len(first_row))) > 0) == first_row).all()
+    drawn = np.array(page.evaluate(pixels % len(first_row))) > 0
+    line = pattern.prompt_length // pattern.block_size  # the end of the prompt is drawn over this block
+    assert (np.delete(drawn, line) == np.delete(first_row, line)).all()
     page.press("Escape")
     assert not page.evaluate(DIALOG) and page.evaluate(NOW) == 16
     assert page.evaluate(FOCUSED) == "Layer 1, head 2: open large"
