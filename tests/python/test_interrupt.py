@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+
 import sparsed
 from sparsed import ops
 
@@ -61,7 +62,9 @@ def test_returns_within_a_second(make: Callable[[], Callable[[], object]], threa
 def test_the_cache_is_as_before() -> None:
     rng = np.random.default_rng(0)
     q = rng.standard_normal((1, 8, 32768, 64), np.float32)
-    cache = sparsed.PatternCache(sparsed.SparseConfig(skip=0.0, block_size=128, min_length=0), steps=10, prompt_length=32000)
+    cache = sparsed.PatternCache(
+        sparsed.SparseConfig(skip=0.0, block_size=128, min_length=0), steps=10, prompt_length=32000
+    )
     cache.begin_step(0)
     assert cache.phase == "select"
     timer = threading.Timer(DELAY, lambda: os.kill(os.getpid(), signal.SIGINT))
@@ -72,7 +75,9 @@ def test_the_cache_is_as_before() -> None:
     with pytest.raises((ValueError, RuntimeError)):
         cache.pattern(0)
     short = q[:, :1, :1024]
-    other = sparsed.PatternCache(sparsed.SparseConfig(skip=0.0, block_size=128, min_length=0), steps=10, prompt_length=1000)
+    other = sparsed.PatternCache(
+        sparsed.SparseConfig(skip=0.0, block_size=128, min_length=0), steps=10, prompt_length=1000
+    )
     other.begin_step(0)
     other.attend(0, short, short, short)
     assert other.pattern(0).heads == 1

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import sparsed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from sparsed import BlockPattern
 
+import sparsed
 from conftest import random_qkv
+from sparsed import BlockPattern
 
 Array = NDArray[Any]
 TOLERANCE = 2e-5
@@ -57,9 +57,7 @@ def test_the_order_of_keys_does_not_matter(
 
     order = np.random.default_rng(seed).permutation(kv_blocks)
     keys = (order[:, None] * block + np.random.default_rng(seed).permuted(np.arange(block))).ravel()
-    moved = sparsed.attention(
-        q, k[:, :, keys], v[:, :, keys], pattern_of(mask[..., order], q_len, kv_len, block)
-    )
+    moved = sparsed.attention(q, k[:, :, keys], v[:, :, keys], pattern_of(mask[..., order], q_len, kv_len, block))
     np.testing.assert_allclose(moved, out, atol=TOLERANCE)
 
 
@@ -156,8 +154,6 @@ def test_bits_do_not_depend_on_threads_or_runs(threads: int) -> None:
             out, pattern = sparsed.attention_and_select(q, k, v, prompt_length=400, block_size=32)
             np.testing.assert_array_equal(out, expected[0])
             assert pattern == expected[1]
-            np.testing.assert_array_equal(
-                sparsed.attention(q, k, v, pattern), sparsed.attention(q, k, v, expected[1])
-            )
+            np.testing.assert_array_equal(sparsed.attention(q, k, v, pattern), sparsed.attention(q, k, v, expected[1]))
     finally:
         sparsed.set_num_threads(before)
