@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         args = _parser().parse_args(arguments)
         debug = args.debug
         return _run(args)
-    except (ValueError, TypeError, OSError, MemoryError, RuntimeError) as error:
+    except (ValueError, TypeError, OSError, MemoryError, RuntimeError, ImportError) as error:
         if debug:
             raise
         print(f"sparsed: error: {error}", file=sys.stderr)

@@ -21,7 +21,7 @@ from .sampling import SAMPLERS, Checker, Choice, FloatArray, IntArray, Plan, Sam
 from .stats import GenerationStats, GroupStep, StepStats
 
 if TYPE_CHECKING:
-    from .models import Transformer
+    from .models import Attend, Model
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class GenerationResult:
 
 
 def generate(
-    model: Transformer,
+    model: Model,
     prompt_ids: ArrayLike,
     *,
     gen_length: int,
@@ -193,7 +193,7 @@ class _GroupRun:
 
     def __init__(
         self,
-        model: Transformer,
+        model: Model,
         sampler: Sampler,
         plan: Plan,
         sparse: SparseConfig | SlidingWindow | StreamingLLM | None,
@@ -256,25 +256,42 @@ class _GroupRun:
     def _logits(self, wanted: IntArray) -> FloatArray:
         """(rows, len(wanted), V) float32: what predicts the tokens at `wanted`, guided and shifted where due."""
         ids = self.tokens[self.rows, self.padding :]
-        prompt_length = self.start - self.padding
-        if self.sampler.cfg_scale > 0:
-            unconditional = ids.copy()
-            unconditional[:, :prompt_length] = self.plan.mask_token_id
-            ids = np.concatenate([ids, unconditional])
-        positions = prompt_length + wanted - int(self.model.config.shift_logits)
         attend = None if self.cache is None else self.cache.attend
-        logits = self.model.forward(ids, attend=attend, positions=positions)
-        if self.sampler.cfg_scale > 0:
-            conditional, unconditional_logits = np.split(logits, 2)
-            scale = np.float32(self.sampler.cfg_scale + 1)
-            logits = unconditional_logits + scale * (conditional - unconditional_logits)
-        return logits
+        return predict(self.model, ids, self.start - self.padding, wanted, self.sampler.cfg_scale, attend)
 
     def _density(self) -> float:
         if self.cache is None:
             return 1.0
         layers = range(self.model.config.num_layers)
         return sum(self.cache.density(layer) for layer in layers) / len(layers)
+
+
+def predict(
+    model: Model, ids: IntArray, prompt_length: int, wanted: IntArray, cfg_scale: float, attend: Attend | None
+) -> FloatArray:
+    """The logits that predict the tokens behind the prompt, guided and shifted where due.
+
+    Args:
+        model: What `load_model` returns.
+        ids: (B, l) without padding.
+        prompt_length: p, above 0 where the model shifts its logits.
+        wanted: (n,) positions, counted from the end of the prompt.
+        cfg_scale: Above 0, guided by twins whose prompt is masked; `attend` then sees 2 B rows.
+        attend: The attention; None: dense.
+
+    Returns:
+        (B, n, V) float32.
+    """
+    if cfg_scale > 0:
+        unconditional = ids.copy()
+        unconditional[:, :prompt_length] = model.config.mask_token_id
+        ids = np.concatenate([ids, unconditional])
+    positions = prompt_length + wanted - int(model.config.shift_logits)
+    logits = model.forward(ids, attend=attend, positions=positions)
+    if cfg_scale > 0:
+        conditional, unconditional_logits = np.split(logits, 2)
+        logits = unconditional_logits + np.float32(cfg_scale + 1) * (conditional - unconditional_logits)
+    return logits
 
 
 def _checked_prompt(prompt_ids: ArrayLike, prompt_mask: ArrayLike | None, vocab_size: int) -> tuple[IntArray, IntArray]:
