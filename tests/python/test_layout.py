@@ -62,12 +62,7 @@ def test_every_source_belongs_to_a_layer() -> None:
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_only_three_modules_import_the_compiled_one(path: Path) -> None:
-    tree = ast.parse(path.read_text())
-    blocks = [node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)]
-    for_types = {id(node) for block in blocks for node in ast.walk(block)}
-    for node in ast.walk(tree):
-        if id(node) in for_types:
-            continue
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):
             names = {node.module or ""} | {alias.name for alias in node.names}
         elif isinstance(node, ast.Import):
@@ -76,9 +71,17 @@ def test_only_three_modules_import_the_compiled_one(path: Path) -> None:
             continue
         if any(name.split(".")[-1] == "_core" for name in names):
             assert str(path.relative_to(PACKAGE)) in MAY_IMPORT_CORE
-        relative = isinstance(node, ast.ImportFrom) and node.level > 0
-        if not relative and PACKAGE / "torch" not in path.parents:
-            assert not any(name.split(".")[0] == "torch" for name in names)
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_torch_is_imported_by_its_own_package_or_late(path: Path) -> None:
+    if PACKAGE / "torch" in path.parents:
+        return
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import):
+            assert not any(alias.name.split(".")[0] == "torch" for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert (node.module or "").split(".")[0] != "torch"
 
 
 def test_the_version_has_one_place() -> None:
