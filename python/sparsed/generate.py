@@ -6,7 +6,7 @@ import itertools
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
@@ -264,6 +264,29 @@ class _GroupRun:
             return 1.0
         layers = range(self.model.config.num_layers)
         return sum(self.cache.density(layer) for layer in layers) / len(layers)
+
+
+def pad_left(rows: Sequence[ArrayLike]) -> tuple[IntArray, NDArray[np.bool_]]:
+    """Prompts of unequal length as the batch that `generate` takes.
+
+    Args:
+        rows: Token ids, (n,) each.
+
+    Returns:
+        prompt_ids (B, p), zeros at the left of shorter prompts, and prompt_mask (B, p).
+
+    Raises:
+        ValueError: No rows, or a row that is not one-dimensional.
+    """
+    arrays = [np.asarray(row, np.int64) for row in rows]
+    wrong = [array.shape for array in arrays if array.ndim != 1]
+    if wrong or not arrays:
+        raise ValueError(f"pad_left: rows has {f'a row of shape {list(wrong[0])}' if wrong else 'none'}, expected [n]")
+    width = max(map(len, arrays))
+    mask = np.arange(width) >= width - np.array([[len(array)] for array in arrays])
+    ids = np.zeros(mask.shape, np.int64)
+    ids[mask] = np.concatenate(arrays)
+    return ids, mask
 
 
 def predict(

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
@@ -19,7 +18,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 from .config import SlidingWindow, SparseConfig, StreamingLLM
-from .generate import generate
+from .generate import generate, pad_left
 from .likelihood import Sparse, is_greedy, log_likelihood
 from .loader import load_model
 from .sampling import SAMPLERS, Sampler
@@ -228,12 +227,7 @@ class SparsedLM(TemplateLM):
         return _Job(index, ids, options["until"], gen_length, None if given else float(options["temperature"]))
 
     def _generate(self, batch: Sequence[_Job]) -> list[str]:
-        width = max(len(job.ids) for job in batch)
-        prompts = np.zeros((len(batch), width), np.int64)
-        mask = np.zeros(prompts.shape, np.bool_)
-        for row, job in enumerate(batch):
-            prompts[row, width - len(job.ids) :] = job.ids
-            mask[row, width - len(job.ids) :] = True
+        prompts, mask = pad_left([job.ids for job in batch])
         first = batch[0]
         sampler: Any = self.sampler
         if first.temperature is not None:
