@@ -83,7 +83,8 @@ def load_model(
         device: engine "torch": where the model lies; None: the CPU.
         device_map: engine "torch", instead of `device`: "auto", "balanced" ... or {module: device}; accelerate splits
             the layers over several devices.
-        group: engine "torch": each process of this torch.distributed group holds its share of the heads.
+        group: engine "torch": each process of this torch.distributed group holds its share of the heads, and selects,
+            stores and reports the patterns of these.
 
     Raises:
         FileNotFoundError: the folder, its config.json or its weights do not exist.

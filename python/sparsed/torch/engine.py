@@ -29,12 +29,16 @@ class TorchTransformer:
         config: its shape and arithmetic, of the whole model.
         dtype: what weights, activations and attention are in, "float32" or "bfloat16".
         network: the torch module with the weights, of this process' share of the heads.
+        devices: where it computes, or with "cpu" beside others keeps weights.
     """
 
-    def __init__(self, config: ModelConfig, network: Network, dtype: str, share: HeadShare) -> None:
+    def __init__(
+        self, config: ModelConfig, network: Network, dtype: str, share: HeadShare, devices: tuple[torch.device, ...]
+    ) -> None:
         self.config = config
         self.dtype = dtype
         self.network = network
+        self.devices = devices
         self._share = share
         self._frequencies = inverse_frequencies(config)
 
@@ -45,11 +49,6 @@ class TorchTransformer:
             f"hidden_size={config.hidden_size}, vocab_size={config.vocab_size}, dtype={self.dtype!r}, "
             f"devices={[str(device) for device in self.devices]})"
         )
-
-    @property
-    def devices(self) -> tuple[torch.device, ...]:
-        """Where the weights lie, in the order of use."""
-        return tuple(dict.fromkeys(parameter.device for parameter in self.network.parameters()))
 
     @property
     def nbytes(self) -> int:
@@ -70,7 +69,7 @@ class TorchTransformer:
         `attend` sees the heads of this process, and all processes must give the same ids.
         """
         inputs = read_inputs(self.config, ids, positions, position_ids, key_mask)
-        device = self.devices[0]
+        device = next((device for device in self.devices if device.type != "cpu"), self.devices[0])
         if device.type == "cpu":
             itemsize = DTYPES[self.dtype].itemsize
             require_activations(self.config, itemsize, inputs.tokens.size, len(inputs.tokens) * inputs.positions.size)

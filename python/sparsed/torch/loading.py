@@ -59,7 +59,7 @@ def load_transformer(
     devices: dict[str, Any] = {"": device or "cpu"}
     if device_map is not None:
         devices = resolve_device_map(network, device_map, NetworkLayer.__name__)
-    if all(str(place) == "cpu" for place in devices.values()):
+    if all(str(where) == "cpu" for where in devices.values()):
         ops.require_memory(sum(weight.nbytes for weight in network.parameters()), "load_model: the weights")
     place(network, devices)
     if config.tie_weights and network.head.weight.device == network.embedding.weight.device:
@@ -73,7 +73,7 @@ def load_transformer(
                 _copy(target.weight, array[target.index])
     if device_map is not None:
         dispatch(network, devices)
-    return TorchTransformer(config, network, dtype, share)
+    return TorchTransformer(config, network, dtype, share, tuple(dict.fromkeys(map(torch.device, devices.values()))))
 
 
 def _targets(
