@@ -243,6 +243,24 @@ def test_models_that_rename_things(names: dict[str, str], llada: nn.Module) -> N
             np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-3)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("first", ["accelerate", "compile"])
+def test_compiled_models(first: str) -> None:
+    torch.compiler.reset()
+    model, ids = torch_models.load(DATA / "llada_b32"), random_ids(1, 200)
+    plain = model(ids)
+    with accelerate(model, TINY, steps=3, prompt_length=100):
+        expected = [model(ids) for _ in range(3)]
+    compiled = torch.compile(model, backend="eager")
+    if first == "compile":
+        compiled(ids)
+    with accelerate(model, TINY, steps=3, prompt_length=100) as acceleration:
+        for logits in expected * 2:
+            torch.testing.assert_close(compiled(ids), logits, rtol=0, atol=1e-4)
+        assert acceleration.cache.phase == "sparse"
+    torch.testing.assert_close(compiled(ids), plain, rtol=0, atol=1e-4)
+
+
 class Fused(nn.Module):
     """One projection for queries, keys and values, as OLMo's sequential block has."""
 

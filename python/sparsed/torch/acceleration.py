@@ -156,7 +156,7 @@ class Acceleration:
             layer.module.forward = forward
             self._replaced.append((layer.module, forward, before))
 
-    def _forward(self, number: int, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+    def _forward(self, number: int, name: str, original: Callable[..., Any]) -> Any:
         @functools.wraps(original)
         def forward(*args: Any, **kwargs: Any) -> Any:
             if not self._replaced:
@@ -170,22 +170,28 @@ class Acceleration:
                 )
             return result
 
-        forward._sparsed = self  # type: ignore[attr-defined]
-        return forward
+        # A function mode is more than Dynamo traces well: in a compiled model these layers run as they are.
+        disabled = torch.compiler.disable(forward)
+        disabled._sparsed = self
+        return disabled
 
 
 class _Replacement(TorchFunctionMode):
-    """Inside it, ``scaled_dot_product_attention`` is one layer's attention in the current step."""
+    """Inside it, ``scaled_dot_product_attention`` and ``sparsed::attention`` are one layer's attention in this step."""
 
     def __init__(self, handle: int, layer: int) -> None:
         super().__init__()
         self.handle, self.layer, self.calls = handle, layer, 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is not torch.nn.functional.scaled_dot_product_attention:
-            return func(*args, **(kwargs or {}))
-        self.calls += 1
-        return self._attention(*args, **(kwargs or {}))
+        if func is torch.nn.functional.scaled_dot_product_attention:
+            self.calls += 1
+            return self._attention(*args, **(kwargs or {}))
+        if func is torch.ops.sparsed.attention:  # a layer that attends with our operator already
+            self.calls += 1
+            q, k, v, _, _, scale, key_mask = args
+            return attend(self.handle, self.layer, q, k, v, key_mask, scale=scale)
+        return func(*args, **(kwargs or {}))
 
     def _attention(
         self,
