@@ -29,6 +29,7 @@ PYBIND11_MODULE(_core, m) {
       py::set_error(exception_type(error.kind()), error.what());
     }
   });
+  sparsed::python::register_buffer(m);
   sparsed::python::register_pattern(m);
   sparsed::python::register_attention(m);
   sparsed::python::register_pattern_cache(m);

@@ -38,7 +38,7 @@ class LockedCache {
   std::mutex mutex_;
 };
 
-py::array attend(LockedCache& self, const py::object& layer, const py::object& q, const py::object& k,
+py::object attend(LockedCache& self, const py::object& layer, const py::object& q, const py::object& k,
                  const py::object& v, const py::object& key_mask, const py::object& scale) {
   const char* function = "PatternCache.attend";
   const int64_t index = integer(layer, function, "layer");
@@ -46,7 +46,7 @@ py::array attend(LockedCache& self, const py::object& layer, const py::object& q
   check(!arguments.trivial(), function, ": q has shape ", shape_string(arguments.params.q.shape), " and k ",
         shape_string(arguments.params.k.shape), ", expected at least one row, head, query and key");
   const Backend& backend = active_backend();
-  const py::array out = new_output(function, q, arguments.params);
+  const py::object out = new_output(function, arguments);
   self.with([&](PatternCache& cache) { cache.attend(backend, index, arguments.params); });
   return out;
 }
