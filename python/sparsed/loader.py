@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -114,19 +114,10 @@ def load_model(
     checkpoint = Checkpoint(path)
     ends = _check_tensors(checkpoint, config, architecture.names)
     if engine == "torch":
-        load_transformer = _torch_loader()
+        from .torch.loading import load_transformer
+
         return load_transformer(checkpoint, config, architecture.names, ends, name, device, device_map, group)
     return _Packer(checkpoint, name).transformer(config, architecture.names, ends)
-
-
-def _torch_loader() -> Callable[..., TorchTransformer]:
-    try:
-        from .torch.loading import load_transformer
-    except ImportError as error:
-        if error.name != "torch":
-            raise
-        raise ImportError("load_model: engine is 'torch', expected torch to be installed: pip install torch") from error
-    return load_transformer
 
 
 def _add_end_tokens(config: ModelConfig, path: Path) -> ModelConfig:

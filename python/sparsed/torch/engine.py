@@ -5,6 +5,9 @@ Glossary: B batch, l sequence length, H query heads, H_kv key/value heads, D hea
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
@@ -13,8 +16,10 @@ from torch.nn import functional as F
 from ..attention import attention
 from ..models import Attend, ModelConfig, inverse_frequencies, read_inputs, require_activations
 from ..models.inputs import FloatArray
-from .arrays import Array, TensorAttend, as_array, through_numpy
 from .parallel import HeadShare
+
+# Attention of one layer: (layer, q, k, v, key_mask) -> out.
+TensorAttend = Callable[..., Tensor]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -65,8 +70,8 @@ class TorchTransformer:
     ) -> FloatArray:
         """The raw logits at `positions`, (B, P, V) float32: arguments and errors as `Transformer.forward`.
 
-        attend None is dense: sparsed on the CPU, torch's scaled_dot_product_attention on other devices. In a group,
-        `attend` sees the heads of this process, and all processes must give the same ids.
+        `attend` gets tensors, in a group those of this process' heads; None is dense: sparsed on the CPU, torch's
+        scaled_dot_product_attention on other devices. All processes of a group must give the same ids.
         """
         inputs = read_inputs(self.config, ids, positions, position_ids, key_mask)
         device = next((device for device in self.devices if device.type != "cpu"), self.devices[0])
@@ -82,10 +87,10 @@ class TorchTransformer:
                 torch.tensor(inputs.positions, device=device),
                 cos,
                 sin,
-                dense if attend is None else through_numpy(attend),
+                dense if attend is None else attend,
                 None if inputs.key_mask is None else torch.tensor(inputs.key_mask, device=device),
             )
-            return as_array(logits.float())
+            return np.asarray(logits.float().cpu().numpy())
 
     def _rotary_tables(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines (B, 1, l, D / 2) of position_ids (B, l), float32, rounded as the published code does."""
@@ -176,18 +181,13 @@ class RMSNorm(nn.Module):
 
 def dense(layer: int, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
     """Dense attention of any layer, by whoever is fastest on the tensors' device."""
-    return _sparsed(layer, q, k, v, key_mask) if q.device.type == "cpu" else sdpa(q, k, v, key_mask)
+    return attention(q, k, v, key_mask=key_mask) if q.device.type == "cpu" else sdpa(q, k, v, key_mask)
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
     """Dense attention by torch; a row of the batch without a real key gets 0."""
     mask = None if key_mask is None else key_mask[:, None, None, :]
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
-
-
-@through_numpy
-def _sparsed(layer: int, q: Array, k: Array, v: Array, key_mask: Array | None = None) -> Array:
-    return attention(q, k, v, key_mask=key_mask)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

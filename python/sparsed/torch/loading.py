@@ -6,13 +6,14 @@ import itertools
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import ml_dtypes
 import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 
 from .. import ops
 from ..models import ModelConfig, TensorNames
-from .arrays import Array, as_tensor
 from .engine import DTYPES, Network, NetworkLayer, TorchTransformer
 from .parallel import HeadShare, dispatch, place, resolve_device_map
 
@@ -110,7 +111,14 @@ def _slice(indices: range, width: int = 1) -> slice:
     return slice(indices.start * width, indices.stop * width)
 
 
-def _copy(weight: torch.Tensor, array: Array) -> None:
+def _copy(weight: torch.Tensor, array: NDArray[Any]) -> None:
     rows = max(1, _CHUNK_BYTES * len(array) // max(1, array.nbytes))
     for begin in range(0, len(array), rows):
-        weight[begin : begin + rows].copy_(as_tensor(np.array(array[begin : begin + rows])))
+        weight[begin : begin + rows].copy_(_as_tensor(np.array(array[begin : begin + rows])))
+
+
+def _as_tensor(array: NDArray[Any]) -> torch.Tensor:
+    """The same memory; torch knows no bfloat16 of numpy's."""
+    if array.dtype == ml_dtypes.bfloat16:
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
