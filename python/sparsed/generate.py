@@ -16,12 +16,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import ops
 from .config import SlidingWindow, SparseConfig, StreamingLLM
+from .guidance import predict
 from .pattern import PatternCache
 from .sampling import SAMPLERS, Checker, Choice, FloatArray, IntArray, Plan, Sampler
 from .stats import GenerationStats, GroupStep, StepStats
 
 if TYPE_CHECKING:
-    from .models import Attend, Model
+    from .models import Model
 
 
 @dataclass(frozen=True)
@@ -287,34 +288,6 @@ def pad_left(rows: Sequence[ArrayLike]) -> tuple[IntArray, NDArray[np.bool_]]:
     ids = np.zeros(mask.shape, np.int64)
     ids[mask] = np.concatenate(arrays)
     return ids, mask
-
-
-def predict(
-    model: Model, ids: IntArray, prompt_length: int, wanted: IntArray, cfg_scale: float, attend: Attend | None
-) -> FloatArray:
-    """The logits that predict the tokens behind the prompt, guided and shifted where due.
-
-    Args:
-        model: What `load_model` returns.
-        ids: (B, l) without padding.
-        prompt_length: p, above 0 where the model shifts its logits.
-        wanted: (n,) positions, counted from the end of the prompt.
-        cfg_scale: Above 0, guided by twins whose prompt is masked; `attend` then sees 2 B rows.
-        attend: The attention; None: dense.
-
-    Returns:
-        (B, n, V) float32.
-    """
-    if cfg_scale > 0:
-        unconditional = ids.copy()
-        unconditional[:, :prompt_length] = model.config.mask_token_id
-        ids = np.concatenate([ids, unconditional])
-    positions = prompt_length + wanted - int(model.config.shift_logits)
-    logits = model.forward(ids, attend=attend, positions=positions)
-    if cfg_scale > 0:
-        conditional, unconditional_logits = np.split(logits, 2)
-        logits = unconditional_logits + np.float32(cfg_scale + 1) * (conditional - unconditional_logits)
-    return logits
 
 
 def _checked_prompt(prompt_ids: ArrayLike, prompt_mask: ArrayLike | None, vocab_size: int) -> tuple[IntArray, IntArray]:

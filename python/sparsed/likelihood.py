@@ -10,18 +10,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from .config import SlidingWindow, SparseConfig, StreamingLLM
-from .generate import generate, predict
+from .generate import generate
+from .guidance import predict
 from .pattern import PatternCache
-from .sampling import Checker, LLaDASampler
+from .sampling import Checker, FloatArray, IntArray, LLaDASampler
 
 if TYPE_CHECKING:
     from .models import Model
 
-FloatArray = NDArray[np.float32]
-IntArray = NDArray[np.int64]
 Sparse = SparseConfig | SlidingWindow | StreamingLLM
 
 
