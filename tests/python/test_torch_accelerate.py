@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_goldens_generate import CASES, DATA, case_of, sparse_of
 
 import sparsed
+from test_goldens_generate import CASES, DATA, case_of, sparse_of
 
 torch = pytest.importorskip("torch")
 
-import torch_models  # noqa: E402
 from torch import nn  # noqa: E402
-from torch.nn import functional as F  # noqa: E402, N812
+from torch.nn import functional as F  # noqa: E402
 
+import torch_models  # noqa: E402
 from sparsed.torch import accelerate  # noqa: E402
 
 TINY = sparsed.SparseConfig(skip=0.0, rho=0.3, block_size=16, min_length=0)
@@ -319,12 +319,18 @@ CAUSAL = torch.ones(48, 48, dtype=torch.bool).tril()
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (Eager, "accelerate: model called scaled_dot_product_attention 0 times, expected once (load the model with attn"),
+        (
+            Eager,
+            "accelerate: model called scaled_dot_product_attention 0 times, expected once (load the model with attn",
+        ),
         (lambda: Variant(is_causal=True), "accelerate: the attention is causal, expected one that sees the whole sequ"),
         (lambda: Variant(attn_mask=CAUSAL), "hides different keys from different queries or heads, expected a padding"),
         (lambda: Variant(attn_mask=BIAS), "mask is a bias on the scores, expected 0 (seen) and -inf (hidden) alone"),
         (lambda: Variant(dropout_p=0.1), "accelerate: dropout is 0.1, expected 0 (inference only: use model.eval())"),
-        (lambda: Variant(keys=8), "accelerate: 48 queries meet 40 keys, expected as many (a KV cache: call the model wi"),
+        (
+            lambda: Variant(keys=8),
+            "accelerate: 48 queries meet 40 keys, expected as many (a KV cache: call the model wi",
+        ),
     ],
 )
 def test_what_a_forward_pass_refuses(model: Any, message: str) -> None:
@@ -337,17 +343,25 @@ def test_what_a_forward_pass_refuses(model: Any, message: str) -> None:
 
 def test_training_is_refused(llada: nn.Module) -> None:
     with accelerate(llada, TINY, steps=2, prompt_length=9):
-        with pytest.raises(ValueError, match=re.escape("attend: an input requires grad, expected none that does (infer")):
+        with pytest.raises(
+            ValueError, match=re.escape("attend: an input requires grad, expected none that does (infer")
+        ):
             llada(random_ids(1, 48))
 
 
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (lambda: nn.Linear(2, 2), "accelerate: Linear has no attention layer that is known, expected modules with proje"),
+        (
+            lambda: nn.Linear(2, 2),
+            "accelerate: Linear has no attention layer that is known, expected modules with proje",
+        ),
         (lambda: nn.Sequential(Fused(rotary=False)), "found: 0 (Fused) has att_proj, attn_out, but no rotary module"),
         (lambda: nn.Sequential(Fused(out=False)), "found: 0 (Fused) has att_proj, but no output projection"),
-        (lambda: nn.Sequential(Fused(), Variant()), "accelerate: Sequential has attention layers of different kinds, ex"),
+        (
+            lambda: nn.Sequential(Fused(), Variant()),
+            "accelerate: Sequential has attention layers of different kinds, ex",
+        ),
     ],
 )
 def test_unknown_models_are_refused(model: Any, message: str) -> None:

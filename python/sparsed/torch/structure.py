@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -85,10 +86,9 @@ def find_layers(model: nn.Module) -> list[AttentionLayer]:
 
 def _projections(module: nn.Module) -> tuple[tuple[str, ...], int, int] | None:
     """Names and widths: query, key, value and output, or fused and output; without the output where there is none."""
-    linear = {name: child for name, child in module.named_children() if _is_linear(child)}
+    linear: dict[str, Any] = {name: child for name, child in module.named_children() if _is_linear(child)}
     q, k, v, out, fused = (
-        next((name for name in linear if kind.fullmatch(name)), None)
-        for kind in (_QUERY, _KEY, _VALUE, _OUT, _FUSED)
+        next((name for name in linear if kind.fullmatch(name)), None) for kind in (_QUERY, _KEY, _VALUE, _OUT, _FUSED)
     )
     if q and k and v:
         names = (q, k, v) if out is None else (q, k, v, out)
