@@ -167,6 +167,7 @@ GENERATION = tuple(
     for layers, length, repeat in ((2, 4096, 5), (2, 8192, 5), (2, 16384, 3), (2, 32768, 2), (1, 65536, 1))
 )
 GENERATION_QUICK = (GenerationCase("demo", 2, 512, 2),)
+TORCH_LENGTHS = (2048, 4096, 8192, 16384)
 # Rows of the random checkpoints' embedding and head.
 RANDOM_VOCABULARY = 1024
 STEP_COUNTS = (128, 256, 1024)
