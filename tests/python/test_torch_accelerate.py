@@ -231,6 +231,7 @@ def renamed(model: nn.Module, names: dict[str, str]) -> nn.Module:
         {"q_proj": "wq", "k_proj": "wk", "v_proj": "wv", "attn_out": "wo", "rotary_emb": "rope"},
         {"q_proj": "query", "k_proj": "key", "v_proj": "value", "attn_out": "dense", "rotary_emb": "RotaryEmbedding"},
         {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "attn_out": "to_out", "rotary_emb": "pos"},
+        {"q_proj": "Wq", "k_proj": "Wk", "v_proj": "Wv", "attn_out": "proj", "rotary_emb": "RoPE"},
         {"q_proj": "q_lin", "k_proj": "k_lin", "v_proj": "v_lin", "attn_out": "out_lin", "rotary_emb": "rotary"},
     ],
 )
@@ -238,9 +239,23 @@ def test_models_that_rename_things(names: dict[str, str], llada: nn.Module) -> N
     model = renamed(llada, names)
     with accelerate(model, sparse_of("llada_b32"), **settings("llada_b32")) as acceleration:
         assert acceleration.layers[0].projections == tuple(names.values())[:4]
+        assert acceleration.layers[0].rotary.endswith(names["rotary_emb"])
         for ids, expected in golden_steps("llada_b32", "sparse"):
             logits = model(ids)[0, settings("llada_b32")["prompt_length"] - 1 :].numpy()
             np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["llada_b32", "dream_b32"])
+def test_autocast_and_inference_mode(name: str) -> None:
+    model, ids = torch_models.load(DATA / name), random_ids(1, 200)
+    everything = sparsed.SparseConfig(skip=0.0, rho=1.0, block_size=16, min_length=0)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        plain = model(ids)
+        with accelerate(model, everything, steps=2, prompt_length=100):
+            for _ in range(2):
+                logits = model(ids)
+                assert logits.dtype == plain.dtype
+                assert (logits - plain).float().std() < 0.03 * plain.float().std()
 
 
 @torch.no_grad()

@@ -215,6 +215,9 @@ class _Replacement(TorchFunctionMode):
                 f"accelerate: {query.shape[2]} queries meet {key.shape[2]} keys, expected as many "
                 "(a KV cache: call the model with use_cache=False)"
             )
+        if torch.is_autocast_enabled(query.device.type):  # as the function itself would
+            dtype = torch.get_autocast_dtype(query.device.type)
+            query, key, value = (tensor.to(dtype) for tensor in (query, key, value))
         if attn_mask is not None and attn_mask.dim() < 4:
             attn_mask = attn_mask[(None,) * (4 - attn_mask.dim())]
         return attend(self.handle, self.layer, query, key, value, attn_mask, scale=scale)

@@ -16,12 +16,12 @@ def _projection(letter: str, *words: str) -> re.Pattern[str]:
     """q_proj, wq, query, query_layer, to_q, linear_q ..."""
     name = "|".join((letter, *words))
     part = "proj|projection|lin|linear|layer"
-    return re.compile(rf"(w_?)?({name})(_?({part}))?|(to|{part}|w|fc)_?({name})")
+    return re.compile(rf"(w_?)?({name})(_?({part}))?|(to|{part}|w|fc)_?({name})", re.IGNORECASE)
 
 
 _QUERY, _KEY, _VALUE = _projection("q", "query"), _projection("k", "key"), _projection("v", "value")
-_OUT = re.compile(_projection("o", "out", "output", "att_out", "attn_out", "attention_out").pattern + "|dense|c_proj")
-_FUSED = re.compile(_projection("qkv", "query_key_value").pattern + "|att_proj|c_attn")
+_OUT = _projection("o", "out", "output", "att_out", "attn_out", "attention_out", "dense", "c_proj", "proj")
+_FUSED = _projection("qkv", "query_key_value", "att_proj", "c_attn")
 _ROTARY = re.compile("rot|rope", re.IGNORECASE)
 _ROTARY_BUFFER = re.compile("inv_freq|freqs|freqs_cis|cos|sin|cos_cached|sin_cached")
 
