@@ -45,8 +45,8 @@ auto exported(const Call& call, const char* function, const char* argument) {
     return call();
   } catch (py::error_already_set& error) {
     if (!error.matches(PyExc_Exception)) throw;  // KeyboardInterrupt
-    fail(ErrorKind::kType, function, ": ", argument, " cannot be shared through DLPack: ",
-         py::cast<std::string>(py::str(error.value())));
+    fail(ErrorKind::kType, function, ": ", argument,
+         " cannot be shared through DLPack: ", py::cast<std::string>(py::str(error.value())));
   }
 }
 

@@ -138,7 +138,8 @@ SelectionRule selection_rule(const py::object& object, const char* function) {
 py::array bool_array(const py::object& object, py::ssize_t rank, const char* axes, const char* function,
                      const char* argument) {
   const ArrayView view = array_view(object, function, argument);
-  if (view.dtype != "bool") fail(ErrorKind::kType, function, ": ", argument, " has dtype ", view.dtype, ", expected bool");
+  if (view.dtype != "bool")
+    fail(ErrorKind::kType, function, ": ", argument, " has dtype ", view.dtype, ", expected bool");
   require_cpu(view, function, argument, "");
   check(static_cast<py::ssize_t>(view.shape.size()) == rank, function, ": ", argument, " has shape ",
         shape_string(view.shape.data(), view.shape.size()), ", expected ", rank, " axes ", axes);

@@ -98,11 +98,11 @@ BlockPattern run_selection(const char* function, const AttentionArguments& argum
 }
 
 py::typing::Tuple<py::object, BlockPattern> attention_and_select(const py::object& q, const py::object& k,
-                                                                const py::object& v, const py::object& prompt_length,
-                                                                const py::object& block_size, const py::object& rho,
-                                                                const py::object& selection, const py::object& scale,
-                                                                const py::object& selection_scale,
-                                                                const py::object& key_mask) {
+                                                                 const py::object& v, const py::object& prompt_length,
+                                                                 const py::object& block_size, const py::object& rho,
+                                                                 const py::object& selection, const py::object& scale,
+                                                                 const py::object& selection_scale,
+                                                                 const py::object& key_mask) {
   const char* function = "attention_and_select";
   AttentionArguments arguments = attention_arguments(function, q, k, &v, scale, key_mask);
   const SelectParams select =

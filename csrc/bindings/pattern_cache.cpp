@@ -39,7 +39,7 @@ class LockedCache {
 };
 
 py::object attend(LockedCache& self, const py::object& layer, const py::object& q, const py::object& k,
-                 const py::object& v, const py::object& key_mask, const py::object& scale) {
+                  const py::object& v, const py::object& key_mask, const py::object& scale) {
   const char* function = "PatternCache.attend";
   const int64_t index = integer(layer, function, "layer");
   AttentionArguments arguments = attention_arguments(function, q, k, &v, scale, key_mask);

@@ -65,7 +65,9 @@ def _exported(function: str, name: str, array: Any) -> Any:
     if array.layout != torch.strided:
         raise TypeError(f"{function}: {name} has layout {array.layout}, expected torch.strided")
     if array.is_quantized:
-        raise TypeError(f"{function}: {name} has dtype {array.dtype} (quantised), expected float32, float16 or bfloat16")
+        raise TypeError(
+            f"{function}: {name} has dtype {array.dtype} (quantised), expected float32, float16 or bfloat16"
+        )
     return array.resolve_neg()
 
 

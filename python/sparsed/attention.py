@@ -202,4 +202,3 @@ def set_num_threads(n: int) -> None:
 def get_num_threads() -> int:
     """Returns the number of threads of all kernels."""
     return _core.num_threads()
-

@@ -12,9 +12,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from conftest import random_qkv
 
 import sparsed
+from conftest import random_qkv
 
 CPU_LIBRARIES = ("torch", "jax.numpy")
 
@@ -308,7 +308,9 @@ class NoNamespace:
 
 
 def test_a_library_that_takes_nothing_back() -> None:
-    with pytest.raises(TypeError, match=r"attention: q is a test_arrays\.NoNamespace, whose library has no from_dlpack"):
+    with pytest.raises(
+        TypeError, match=r"attention: q is a test_arrays\.NoNamespace, whose library has no from_dlpack"
+    ):
         sparsed.attention(NoNamespace(), NoNamespace(), NoNamespace())
     q = np.ones((1, 1, 16, 16), np.float32)
     with pytest.raises(TypeError, match="attention: key_mask cannot be shared through DLPack: gone"):

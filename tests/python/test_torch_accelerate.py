@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_goldens_generate import CASES, DATA, case_of, sparse_of
 
 import sparsed
+from test_goldens_generate import CASES, DATA, case_of, sparse_of
 
 torch = pytest.importorskip("torch")
 
-import torch_models  # noqa: E402
 from torch import nn  # noqa: E402
-from torch.nn import functional as F  # noqa: E402, N812
+from torch.nn import functional as F  # noqa: E402
 
+import torch_models  # noqa: E402
 from sparsed.torch import accelerate  # noqa: E402
 
 TINY = sparsed.SparseConfig(skip=0.0, rho=0.3, block_size=16, min_length=0)
@@ -231,6 +231,7 @@ def renamed(model: nn.Module, names: dict[str, str]) -> nn.Module:
         {"q_proj": "wq", "k_proj": "wk", "v_proj": "wv", "attn_out": "wo", "rotary_emb": "rope"},
         {"q_proj": "query", "k_proj": "key", "v_proj": "value", "attn_out": "dense", "rotary_emb": "RotaryEmbedding"},
         {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "attn_out": "to_out", "rotary_emb": "pos"},
+        {"q_proj": "Wq", "k_proj": "Wk", "v_proj": "Wv", "attn_out": "proj", "rotary_emb": "RoPE"},
         {"q_proj": "q_lin", "k_proj": "k_lin", "v_proj": "v_lin", "attn_out": "out_lin", "rotary_emb": "rotary"},
     ],
 )
@@ -238,9 +239,23 @@ def test_models_that_rename_things(names: dict[str, str], llada: nn.Module) -> N
     model = renamed(llada, names)
     with accelerate(model, sparse_of("llada_b32"), **settings("llada_b32")) as acceleration:
         assert acceleration.layers[0].projections == tuple(names.values())[:4]
+        assert acceleration.layers[0].rotary.endswith(names["rotary_emb"])
         for ids, expected in golden_steps("llada_b32", "sparse"):
             logits = model(ids)[0, settings("llada_b32")["prompt_length"] - 1 :].numpy()
             np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["llada_b32", "dream_b32"])
+def test_autocast_and_inference_mode(name: str) -> None:
+    model, ids = torch_models.load(DATA / name), random_ids(1, 200)
+    everything = sparsed.SparseConfig(skip=0.0, rho=1.0, block_size=16, min_length=0)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        plain = model(ids)
+        with accelerate(model, everything, steps=2, prompt_length=100):
+            for _ in range(2):
+                logits = model(ids)
+                assert logits.dtype == plain.dtype
+                assert (logits - plain).float().std() < 0.03 * plain.float().std()
 
 
 @torch.no_grad()
@@ -319,12 +334,18 @@ CAUSAL = torch.ones(48, 48, dtype=torch.bool).tril()
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (Eager, "accelerate: model called scaled_dot_product_attention 0 times, expected once (load the model with attn"),
+        (
+            Eager,
+            "accelerate: model called scaled_dot_product_attention 0 times, expected once (load the model with attn",
+        ),
         (lambda: Variant(is_causal=True), "accelerate: the attention is causal, expected one that sees the whole sequ"),
         (lambda: Variant(attn_mask=CAUSAL), "hides different keys from different queries or heads, expected a padding"),
         (lambda: Variant(attn_mask=BIAS), "mask is a bias on the scores, expected 0 (seen) and -inf (hidden) alone"),
         (lambda: Variant(dropout_p=0.1), "accelerate: dropout is 0.1, expected 0 (inference only: use model.eval())"),
-        (lambda: Variant(keys=8), "accelerate: 48 queries meet 40 keys, expected as many (a KV cache: call the model wi"),
+        (
+            lambda: Variant(keys=8),
+            "accelerate: 48 queries meet 40 keys, expected as many (a KV cache: call the model wi",
+        ),
     ],
 )
 def test_what_a_forward_pass_refuses(model: Any, message: str) -> None:
@@ -337,17 +358,25 @@ def test_what_a_forward_pass_refuses(model: Any, message: str) -> None:
 
 def test_training_is_refused(llada: nn.Module) -> None:
     with accelerate(llada, TINY, steps=2, prompt_length=9):
-        with pytest.raises(ValueError, match=re.escape("attend: an input requires grad, expected none that does (infer")):
+        with pytest.raises(
+            ValueError, match=re.escape("attend: an input requires grad, expected none that does (infer")
+        ):
             llada(random_ids(1, 48))
 
 
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (lambda: nn.Linear(2, 2), "accelerate: Linear has no attention layer that is known, expected modules with proje"),
+        (
+            lambda: nn.Linear(2, 2),
+            "accelerate: Linear has no attention layer that is known, expected modules with proje",
+        ),
         (lambda: nn.Sequential(Fused(rotary=False)), "found: 0 (Fused) has att_proj, attn_out, but no rotary module"),
         (lambda: nn.Sequential(Fused(out=False)), "found: 0 (Fused) has att_proj, but no output projection"),
-        (lambda: nn.Sequential(Fused(), Variant()), "accelerate: Sequential has attention layers of different kinds, ex"),
+        (
+            lambda: nn.Sequential(Fused(), Variant()),
+            "accelerate: Sequential has attention layers of different kinds, ex",
+        ),
     ],
 )
 def test_unknown_models_are_refused(model: Any, message: str) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import random_qkv
 
 import sparsed
+from conftest import random_qkv
 
 torch = pytest.importorskip("torch")
 

@@ -15,7 +15,7 @@ from sparsed.safetensors import SafetensorsFile
 torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
-from torch.nn import functional as F  # noqa: E402, N812
+from torch.nn import functional as F  # noqa: E402
 
 
 def linear(inputs: int, outputs: int, bias: bool = False) -> nn.Linear:

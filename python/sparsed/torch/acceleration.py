@@ -32,10 +32,11 @@ def accelerate(
     """Replaces the attention in the layers of a diffusion language model; its own ``generate`` then runs sparse.
 
     The layers are recognised by their projections and rotary module. All but the call of
-    ``scaled_dot_product_attention`` inside them stays as it is: projections, rotation, norms, padding mask. Each forward
-    pass of the model is one step; the count starts anew after ``steps`` of them and when the shape of the batch changes.
-    Guidance that doubles the batch (as LLaDA's does) is one forward pass a step; code that calls the model twice a step
-    has ``2 * steps`` of them.
+    ``scaled_dot_product_attention`` inside them stays as it is: projections, rotation, norms, padding mask.
+
+    Each forward pass of the model is one step. The count starts anew after ``steps`` of them, when the shape of the
+    batch changes, and on entering ``with``: do that where a sampler may stop early. Guidance that doubles the batch, as
+    LLaDA's does, is one forward pass a step; a sampler that calls the model twice a step cannot run here.
 
     Args:
         model: LLaDA or Dream as transformers loads them, or a model that is built like them.
@@ -171,7 +172,7 @@ class Acceleration:
             return result
 
         # A function mode is more than Dynamo traces well: in a compiled model these layers run as they are.
-        disabled = torch.compiler.disable(forward)
+        disabled: Any = torch.compiler.disable(forward)  # type: ignore[no-untyped-call, unused-ignore]
         disabled._sparsed = self
         return disabled
 
@@ -214,6 +215,9 @@ class _Replacement(TorchFunctionMode):
                 f"accelerate: {query.shape[2]} queries meet {key.shape[2]} keys, expected as many "
                 "(a KV cache: call the model with use_cache=False)"
             )
+        if torch.is_autocast_enabled(query.device.type):  # as the function itself would
+            dtype = torch.get_autocast_dtype(query.device.type)
+            query, key, value = (tensor.to(dtype) for tensor in (query, key, value))
         if attn_mask is not None and attn_mask.dim() < 4:
             attn_mask = attn_mask[(None,) * (4 - attn_mask.dim())]
         return attend(self.handle, self.layer, query, key, value, attn_mask, scale=scale)

@@ -1,7 +1,7 @@
 """``attn_implementation="sparsed"`` for the models inside transformers: importing this module registers it.
 
-Layers then attend with sparsed's dense kernels, and sparse inside ``sparsed.torch.accelerate``. Models that bring their own
-code (LLaDA, Dream) do not look there: they need ``accelerate`` alone.
+Layers then attend with sparsed's dense kernels, and sparse inside ``sparsed.torch.accelerate``. Models that bring their
+own code (LLaDA, Dream) do not look there: they need ``accelerate`` alone.
 """
 
 from __future__ import annotations

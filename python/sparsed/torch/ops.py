@@ -1,7 +1,7 @@
 """torch operators ``sparsed::attention``, ``sparsed::attention_and_select`` and ``sparsed::attend``.
 
-``torch.compile`` takes them whole, without a graph break. A pattern crosses them as a bool tensor, a ``PatternCache`` as
-a number.
+``torch.compile`` takes them whole, without a graph break. A pattern crosses them as a bool tensor, a ``PatternCache``
+as a number.
 """
 
 from __future__ import annotations
@@ -147,7 +147,9 @@ def cache_handle(cache: Attends) -> int:
 
 def _refuse_gradients(function: str, *tensors: torch.Tensor) -> None:
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-        raise ValueError(f"{function}: an input requires grad, expected none that does (inference only: use torch.no_grad())")
+        raise ValueError(
+            f"{function}: an input requires grad, expected none that does (inference only: use torch.no_grad())"
+        )
 
 
 @torch.library.custom_op(
@@ -166,9 +168,7 @@ def _attention(
 ) -> torch.Tensor:
     pattern = None
     if block_mask is not None:
-        pattern = sparsed.BlockPattern.from_mask(
-            block_mask, block_size=block_size, q_len=q.shape[2], kv_len=k.shape[2]
-        )
+        pattern = sparsed.BlockPattern.from_mask(block_mask, block_size=block_size, q_len=q.shape[2], kv_len=k.shape[2])
     keys = to_key_mask("attention", key_mask, q.shape[0])
     return sparsed.attention(q, k, v, pattern, scale=scale, key_mask=keys)
 

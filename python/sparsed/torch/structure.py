@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -15,12 +16,12 @@ def _projection(letter: str, *words: str) -> re.Pattern[str]:
     """q_proj, wq, query, query_layer, to_q, linear_q ..."""
     name = "|".join((letter, *words))
     part = "proj|projection|lin|linear|layer"
-    return re.compile(rf"(w_?)?({name})(_?({part}))?|(to|{part}|w|fc)_?({name})")
+    return re.compile(rf"(w_?)?({name})(_?({part}))?|(to|{part}|w|fc)_?({name})", re.IGNORECASE)
 
 
 _QUERY, _KEY, _VALUE = _projection("q", "query"), _projection("k", "key"), _projection("v", "value")
-_OUT = re.compile(_projection("o", "out", "output", "att_out", "attn_out", "attention_out").pattern + "|dense|c_proj")
-_FUSED = re.compile(_projection("qkv", "query_key_value").pattern + "|att_proj|c_attn")
+_OUT = _projection("o", "out", "output", "att_out", "attn_out", "attention_out", "dense", "c_proj", "proj")
+_FUSED = _projection("qkv", "query_key_value", "att_proj", "c_attn")
 _ROTARY = re.compile("rot|rope", re.IGNORECASE)
 _ROTARY_BUFFER = re.compile("inv_freq|freqs|freqs_cis|cos|sin|cos_cached|sin_cached")
 
@@ -85,10 +86,9 @@ def find_layers(model: nn.Module) -> list[AttentionLayer]:
 
 def _projections(module: nn.Module) -> tuple[tuple[str, ...], int, int] | None:
     """Names and widths: query, key, value and output, or fused and output; without the output where there is none."""
-    linear = {name: child for name, child in module.named_children() if _is_linear(child)}
+    linear: dict[str, Any] = {name: child for name, child in module.named_children() if _is_linear(child)}
     q, k, v, out, fused = (
-        next((name for name in linear if kind.fullmatch(name)), None)
-        for kind in (_QUERY, _KEY, _VALUE, _OUT, _FUSED)
+        next((name for name in linear if kind.fullmatch(name)), None) for kind in (_QUERY, _KEY, _VALUE, _OUT, _FUSED)
     )
     if q and k and v:
         names = (q, k, v) if out is None else (q, k, v, out)
