@@ -41,6 +41,7 @@ PYBIND11_MODULE(_core, m) {
   });
   g_main_thread = py::cast<unsigned long>(py::module_::import("threading").attr("main_thread")().attr("ident"));
   sparsed::set_interrupt_poll(poll_signals);
+  sparsed::python::register_buffer(m);
   sparsed::python::register_pattern(m);
   sparsed::python::register_attention(m);
   sparsed::python::register_pattern_cache(m);
