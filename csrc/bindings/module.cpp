@@ -2,6 +2,7 @@
 
 #include "bindings/register.h"
 #include "core/error.h"
+#include "core/interrupt.h"
 
 namespace py = pybind11;
 
@@ -18,6 +19,15 @@ PyObject* exception_type(sparsed::ErrorKind kind) {
   return PyExc_OSError;
 }
 
+// Python runs signal handlers in its main thread alone; other threads need not ask for the GIL.
+unsigned long g_main_thread = 0;
+
+void poll_signals() {
+  if (PyThread_get_thread_ident() != g_main_thread) return;
+  const py::gil_scoped_acquire acquire;
+  if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_core, m) {
@@ -29,6 +39,9 @@ PYBIND11_MODULE(_core, m) {
       py::set_error(exception_type(error.kind()), error.what());
     }
   });
+  g_main_thread = py::cast<unsigned long>(py::module_::import("threading").attr("main_thread")().attr("ident"));
+  sparsed::set_interrupt_poll(poll_signals);
+  sparsed::python::register_buffer(m);
   sparsed::python::register_pattern(m);
   sparsed::python::register_attention(m);
   sparsed::python::register_pattern_cache(m);
