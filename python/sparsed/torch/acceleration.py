@@ -32,7 +32,8 @@ def accelerate(
     """Replaces the attention in the layers of a diffusion language model; its own ``generate`` then runs sparse.
 
     The layers are recognised by their projections and rotary module. All but the call of
-    ``scaled_dot_product_attention`` inside them stays as it is: projections, rotation, norms, padding mask.
+    ``scaled_dot_product_attention`` inside them stays as it is: projections, rotation, norms. A padding mask that the
+    model hands to it counts; one that the model's code ignores, as LLaDA's published code does, stays ignored.
 
     Each forward pass of the model is one step. The count starts anew after ``steps`` of them, when the shape of the
     batch changes, and on entering ``with``: do that where a sampler may stop early. Guidance that doubles the batch, as
@@ -123,7 +124,7 @@ class Acceleration:
                 del module.forward
             else:
                 module.forward = before
-        self._replaced.clear()
+        self._replaced = []
 
     def attend(
         self,
@@ -149,7 +150,7 @@ class Acceleration:
             return
         for number, layer in enumerate(self.layers):
             earlier = getattr(layer.module.__dict__.get("forward"), "_sparsed", None)
-            if earlier is not None:
+            if earlier is not None and earlier is not self:
                 earlier.undo()
             before = layer.module.__dict__.get("forward")
             forward = self._forward(number, layer, layer.module.forward)
@@ -157,9 +158,11 @@ class Acceleration:
             self._replaced.append((layer.module, forward, before))
 
     def _forward(self, number: int, layer: AttentionLayer, original: Callable[..., Any]) -> Any:
+        replaced = self._replaced
+
         @functools.wraps(original)
         def forward(*args: Any, **kwargs: Any) -> Any:
-            if not self._replaced:
+            if self._replaced is not replaced:  # undone
                 return original(*args, **kwargs)
             with _Replacement(self._handle, number, layer.groups) as replacement:
                 result = original(*args, **kwargs)
