@@ -102,13 +102,12 @@ ArrayView array_view(const py::object& object, const char* function, const char*
   wrong_type(object, function, argument, "a numpy array or an array that has __dlpack__");
 }
 
+bool on_cpu(DLDevice device) { return device.device_type == kDLCPU || device.device_type == kDLCUDAHost; }
+
 std::string device_name(DLDevice device) {
-  switch (device.device_type) {
-    case kDLCPU:
-    case kDLCUDAHost: return "the CPU";
-    case kDLCUDA: return message("CUDA device ", device.device_id);
-    default: return message("device ", device.device_id, " of DLPack type ", device.device_type);
-  }
+  if (on_cpu(device)) return "the CPU";
+  if (device.device_type == kDLCUDA) return message("CUDA device ", device.device_id);
+  return message("device ", device.device_id, " of DLPack type ", device.device_type);
 }
 
 }  // namespace sparsed::python

@@ -29,6 +29,8 @@ struct ArrayView {
 // Nothing is copied. A TypeError for what is neither a numpy array nor exports itself through DLPack.
 ArrayView array_view(const py::object& object, const char* function, const char* argument);
 
+// Memory that the CPU reads.
+bool on_cpu(DLDevice device);
 // "the CPU", "CUDA device 1".
 std::string device_name(DLDevice device);
 

@@ -21,9 +21,10 @@ std::string type_name(const py::object& object) {
   return module == "builtins" ? name : module + "." + name;
 }
 
+// The one place that says which devices this build has kernels for.
 void require_cpu(const ArrayView& array, const char* function, const char* argument, const char* source) {
-  check(device_name(array.device) == "the CPU", function, ": ", argument, " is on ", device_name(array.device),
-        ", expected the CPU", source);
+  check(on_cpu(array.device), function, ": ", argument, " is on ", device_name(array.device), ", expected the CPU",
+        source);
 }
 
 void require_same(int64_t found, int64_t expected, const char* function, const char* argument, const char* what,

@@ -16,8 +16,6 @@ inline constexpr int32_t kDLCUDAHost = 3;  // pinned, read by the CPU as any oth
 struct DLDevice {
   int32_t device_type;
   int32_t device_id;
-
-  bool operator==(const DLDevice&) const = default;
 };
 
 enum DLDataTypeCode : uint8_t { kDLInt = 0, kDLUInt = 1, kDLFloat = 2, kDLBfloat = 4, kDLComplex = 5, kDLBool = 6 };

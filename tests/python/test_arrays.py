@@ -188,6 +188,15 @@ def test_results_share_their_memory() -> None:
     assert torch.equal(first, sparsed.attention(q, q, q))
 
 
+def test_jax_shares_the_memory_too() -> None:
+    jax = pytest.importorskip("jax")
+    core = sparsed.attention.__globals__["_core"]
+    q = jax.numpy.ones((1, 2, 32, 16))
+    buffer = core.attention(q, q, q, None, None, None, False)
+    first, second = jax.numpy.from_dlpack(buffer), jax.numpy.from_dlpack(buffer)
+    assert first.unsafe_buffer_pointer() == second.unsafe_buffer_pointer()
+
+
 NO_COPY = """
 import torch, sparsed
 

@@ -142,6 +142,27 @@ def test_guidance_doubles_the_batch(llada: nn.Module) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("repeated", [True, False])
+def test_heads_that_the_model_repeats_are_shared_again(
+    repeated: bool, dream: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids, kv_heads = random_ids(1, 64), []
+    attend = sparsed.PatternCache.attend
+
+    def spy(self: Any, layer: int, q: Any, k: Any, *args: Any, **kwargs: Any) -> Any:
+        kv_heads.append(k.shape[1])
+        return attend(self, layer, q, k, *args, **kwargs)
+
+    monkeypatch.setattr(sparsed.PatternCache, "attend", spy)
+    if not repeated:  # another order of the same heads: each query head has a key head of its own
+        monkeypatch.setattr(torch.Tensor, "repeat_interleave", lambda x, n, dim: torch.cat([x] * n, dim))
+    plain = dream(ids)
+    with accelerate(dream, sparsed.SparseConfig(min_length=100), steps=1, prompt_length=20):
+        torch.testing.assert_close(dream(ids), plain, rtol=0, atol=1e-4)
+    assert kv_heads == [2 if repeated else 4] * 3
+
+
+@torch.no_grad()
 def test_when_the_count_starts_anew(llada: nn.Module) -> None:
     acceleration = accelerate(llada, TINY, steps=3, prompt_length=20)
 
@@ -196,8 +217,11 @@ def test_other_wrappers_of_forward_stay(llada: nn.Module) -> None:
     assert len(calls) == 3
     assert torch.equal(llada(ids), plain)  # the outer wrapper still holds ours, which passes everything on
     assert len(calls) == 5
-    block.forward = inside
     assert acceleration.cache.step == 1
+    with acceleration:
+        llada(ids)
+        assert acceleration.cache.step == 0
+    block.forward = inside
     del block.forward
 
 

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from sparsed import PatternCache, SlidingWindow, SparseConfig, StreamingLLM
 
 from .ops import attend, cache_handle
-from .structure import find_layers
+from .structure import AttentionLayer, find_layers
 
 __all__ = ["Acceleration", "accelerate"]
 
@@ -32,7 +32,8 @@ def accelerate(
     """Replaces the attention in the layers of a diffusion language model; its own ``generate`` then runs sparse.
 
     The layers are recognised by their projections and rotary module. All but the call of
-    ``scaled_dot_product_attention`` inside them stays as it is: projections, rotation, norms, padding mask.
+    ``scaled_dot_product_attention`` inside them stays as it is: projections, rotation, norms. A padding mask that the
+    model hands to it counts; one that the model's code ignores, as LLaDA's published code does, stays ignored.
 
     Each forward pass of the model is one step. The count starts anew after ``steps`` of them, when the shape of the
     batch changes, and on entering ``with``: do that where a sampler may stop early. Guidance that doubles the batch, as
@@ -104,8 +105,7 @@ class Acceleration:
 
     def __repr__(self) -> str:
         first = self.layers[0]
-        groups = first.q_width // first.kv_width
-        shared = f", {groups} query heads share a key/value head" if groups > 1 else ""
+        shared = f", {first.groups} query heads share a key/value head" if first.groups > 1 else ""
         return (
             f"{self._title}; {len(self.layers)} layers {first.place} ({type(first.module).__name__}): "
             f"{', '.join(first.projections)}, rotary {first.rotary}, width {first.q_width}{shared}"
@@ -124,7 +124,7 @@ class Acceleration:
                 del module.forward
             else:
                 module.forward = before
-        self._replaced.clear()
+        self._replaced = []
 
     def attend(
         self,
@@ -150,24 +150,26 @@ class Acceleration:
             return
         for number, layer in enumerate(self.layers):
             earlier = getattr(layer.module.__dict__.get("forward"), "_sparsed", None)
-            if earlier is not None:
+            if earlier is not None and earlier is not self:
                 earlier.undo()
             before = layer.module.__dict__.get("forward")
-            forward = self._forward(number, layer.name, layer.module.forward)
+            forward = self._forward(number, layer, layer.module.forward)
             layer.module.forward = forward
             self._replaced.append((layer.module, forward, before))
 
-    def _forward(self, number: int, name: str, original: Callable[..., Any]) -> Any:
+    def _forward(self, number: int, layer: AttentionLayer, original: Callable[..., Any]) -> Any:
+        replaced = self._replaced
+
         @functools.wraps(original)
         def forward(*args: Any, **kwargs: Any) -> Any:
-            if not self._replaced:
+            if self._replaced is not replaced:  # undone
                 return original(*args, **kwargs)
-            with _Replacement(self._handle, number) as replacement:
+            with _Replacement(self._handle, number, layer.groups) as replacement:
                 result = original(*args, **kwargs)
             if replacement.calls != 1:
                 raise ValueError(
-                    f"accelerate: {name} called scaled_dot_product_attention {replacement.calls} times, expected once "
-                    '(load the model with attn_implementation="sdpa", without flash attention)'
+                    f"accelerate: {layer.name} called scaled_dot_product_attention {replacement.calls} times, expected "
+                    'once (load the model with attn_implementation="sdpa", without flash attention)'
                 )
             return result
 
@@ -180,9 +182,9 @@ class Acceleration:
 class _Replacement(TorchFunctionMode):
     """Inside it, ``scaled_dot_product_attention`` and ``sparsed::attention`` are one layer's attention in this step."""
 
-    def __init__(self, handle: int, layer: int) -> None:
+    def __init__(self, handle: int, layer: int, groups: int) -> None:
         super().__init__()
-        self.handle, self.layer, self.calls = handle, layer, 0
+        self.handle, self.layer, self.groups, self.calls = handle, layer, groups, 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.nn.functional.scaled_dot_product_attention:
@@ -215,9 +217,20 @@ class _Replacement(TorchFunctionMode):
                 f"accelerate: {query.shape[2]} queries meet {key.shape[2]} keys, expected as many "
                 "(a KV cache: call the model with use_cache=False)"
             )
+        if self.groups > 1 and key.shape[1] == value.shape[1] == query.shape[1]:
+            key, value = _without_repeats(key, value, self.groups)
         if torch.is_autocast_enabled(query.device.type):  # as the function itself would
             dtype = torch.get_autocast_dtype(query.device.type)
             query, key, value = (tensor.to(dtype) for tensor in (query, key, value))
         if attn_mask is not None and attn_mask.dim() < 4:
             attn_mask = attn_mask[(None,) * (4 - attn_mask.dim())]
         return attend(self.handle, self.layer, query, key, value, attn_mask, scale=scale)
+
+
+def _without_repeats(key: torch.Tensor, value: torch.Tensor, groups: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Views of the key/value heads (B, H_kv, S, D) that a model has repeated to (B, H, S, D), if it has."""
+    shared = key[:, ::groups], value[:, ::groups]
+    for heads, first in zip((key, value), shared, strict=True):
+        if not all(torch.equal(heads[:, other::groups], first) for other in range(1, groups)):
+            return key, value
+    return shared

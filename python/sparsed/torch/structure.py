@@ -46,6 +46,11 @@ class AttentionLayer:
     kv_width: int
 
     @property
+    def groups(self) -> int:
+        """Query heads that share a key/value head."""
+        return self.q_width // self.kv_width
+
+    @property
     def place(self) -> str:
         """The path with the layer's number open: "model.layers.*.self_attn"."""
         return re.sub(r"(^|(?<=\.))\d+(?=\.|$)", "*", self.name)
