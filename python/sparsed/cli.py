@@ -23,11 +23,13 @@ from .attention import (
 from .config import BLOCK_SIZES, SlidingWindow, SparseConfig, StreamingLLM
 from .demo import DemoOptions, run_demo
 from .generate import generate
+from .kv_cache import DelayedCache, DualCache, KVCache, PrefixCache
 from .loader import load_model
 from .sampling import SAMPLERS, Sampler
 from .tokenizer import load_tokenizer
 
 _INTERRUPTED = 130
+_CACHES: dict[str, type[KVCache]] = {"prefix": PrefixCache, "dual": DualCache, "delayed": DelayedCache}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -140,16 +142,18 @@ def _add_generate_options(parser: argparse.ArgumentParser) -> None:
     method.add_argument("--sparse", action="store_true", help="SparseD (this is the default)")
     method.add_argument("--dense", action="store_true", help="dense attention")
     method.add_argument("--window", type=int, help="a sliding window of this many tokens")
+    method.add_argument("--cache", choices=tuple(_CACHES), help="dense, keys and values kept: Fast-dLLM, dKV-Cache")
     attention_options.add_argument("--sinks", type=int, help="with --window: first tokens that all see (StreamingLLM)")
     attention_options.add_argument("--rho", type=float, help="share of the key blocks that is kept")
     attention_options.add_argument("--skip", type=float, help="share of the steps before the selection")
     attention_options.add_argument("--block-size", type=int, choices=BLOCK_SIZES, help="tokens per block")
     attention_options.add_argument("--selection", choices=("paper", "reference"))
     attention_options.add_argument("--min-length", type=int, help="shorter sequences stay dense")
+    attention_options.add_argument("--refresh", type=int, help="with --cache: forwards from one refresh to the next")
 
     sampling = parser.add_argument_group("sampling", "each model family has its own options")
     sampling.add_argument("--temperature", type=float)
-    sampling.add_argument("--block-length", type=int, help="LLaDA: tokens per block")
+    sampling.add_argument("--block-length", type=int, help="tokens per block")
     sampling.add_argument("--cfg-scale", type=float, help="LLaDA: classifier-free guidance")
     sampling.add_argument("--remasking", choices=("low_confidence", "random"), help="LLaDA")
     sampling.add_argument("--threshold", type=float, help="LLaDA: fill what is at least this confident")
@@ -172,6 +176,7 @@ def _generate(args: argparse.Namespace) -> int:
         gen_length=args.gen_length,
         steps=args.steps,
         sparse=sparse,
+        cache=None if args.cache is None else _CACHES[args.cache](**_given(args, ("refresh",))),
         sampler=_sampler(args, model.config.family),
         seed=args.seed,
         progress=args.progress,
@@ -197,7 +202,9 @@ def _refuse(options: dict[str, Any], why: str) -> None:
 
 def _sparse_config(args: argparse.Namespace) -> SparseConfig | SlidingWindow | StreamingLLM | None:
     selecting = ("rho", "skip", "selection", "min_length")
-    if args.dense:
+    if args.cache is None:
+        _refuse(_given(args, ("refresh",)), "there is no --cache")
+    if args.dense or args.cache is not None:
         _refuse(_given(args, (*selecting, "block_size", "sinks")), "attention is dense")
         return None
     if args.window is None:

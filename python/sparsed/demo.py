@@ -15,7 +15,7 @@ from .attention import active_backend, get_num_threads
 from .config import SlidingWindow, SparseConfig
 from .generate import generate
 from .loader import load_model
-from .stats import PHASES, GenerationStats, format_table
+from .stats import GenerationStats, format_table
 from .tokenizer import Tokenizer, load_tokenizer
 
 # The hay: sentences that the shipped model was trained with.
@@ -32,6 +32,7 @@ _NOISE = (
     "she reads a long letter by the fire .",
 )
 _DIGITS = 4
+_PHASES = ("dense", "select", "sparse")
 # "KEY is d d d d ;": what one answer takes.
 _ANSWER_TOKENS = _DIGITS + 3
 _SPARSED = SparseConfig(block_size=32, rho=0.3, skip=0.2, min_length=0)
@@ -108,7 +109,7 @@ class MethodResult:
 
     name: str
     right: int = 0
-    phase_seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
+    phase_seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(_PHASES, 0.0))
     densities: list[float] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
 
@@ -120,8 +121,8 @@ class MethodResult:
     def add(self, prompt: Prompt, text: str, stats: GenerationStats) -> None:
         """Takes in the answer to one prompt."""
         self.right += sum(f"{answer} ;" in text for answer in prompt.answers)
-        for phase, seconds in stats.phase_seconds.items():
-            self.phase_seconds[phase] += seconds
+        for phase in _PHASES:
+            self.phase_seconds[phase] += stats.phase_seconds[phase]
         self.densities.append(stats.density)
         self.texts.append(text)
 
@@ -146,11 +147,11 @@ class DemoReport:
                 f"{result.seconds:.1f}",
                 f"{dense_seconds / result.seconds:.2f}x",
                 f"{sum(result.densities) / len(result.densities):.2f}",
-                *(f"{result.phase_seconds[phase]:.1f}" if result.phase_seconds[phase] else "-" for phase in PHASES),
+                *(f"{result.phase_seconds[phase]:.1f}" if result.phase_seconds[phase] else "-" for phase in _PHASES),
             )
             for result in self.results
         ]
-        header = ("method", "questions right", "seconds", "speed-up", "density", *(f"{phase} s" for phase in PHASES))
+        header = ("method", "questions right", "seconds", "speed-up", "density", *(f"{phase} s" for phase in _PHASES))
         example, texts = self.prompts[0], [result.texts[0] for result in self.results]
         width = max(len(result.name) for result in self.results)
         lines = [

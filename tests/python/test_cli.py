@@ -66,6 +66,7 @@ def test_generate_options_reach_the_library(capsys, monkeypatch) -> None:
         "gen_length": 128,
         "steps": 128,
         "sparse": sparsed.SparseConfig(),
+        "cache": None,
         "sampler": sparsed.LLaDASampler(),
         "seed": None,
         "progress": False,
@@ -78,6 +79,8 @@ def test_generate_options_reach_the_library(capsys, monkeypatch) -> None:
     assert options_of("--window", "64")[1]["sparse"] == sparsed.SlidingWindow(64)
     streaming = options_of("--window", "64", "--sinks", "8", "--block-size", "16")[1]["sparse"]
     assert streaming == sparsed.StreamingLLM(64, 8, 16)
+    cached = options_of("--cache", "delayed", "--refresh", "4")[1]
+    assert cached["cache"] == sparsed.DelayedCache(refresh=4) and cached["sparse"] is None
 
 
 def test_generate_prints_statistics_on_stderr(capsys) -> None:
@@ -111,6 +114,8 @@ def test_generate_interrupted_prints_what_is_there(capsys, monkeypatch) -> None:
         (["generate", MODEL, "--prompt", "the", "--dense", "--rho", "0.5", "--sinks", "2"], "--rho, --sinks given"),
         (["generate", MODEL, "--prompt", "the", "--window", "64", "--skip", "0.5"], "--skip given"),
         (["generate", MODEL, "--prompt", "the", "--sinks", "2"], "--sinks given"),
+        (["generate", MODEL, "--prompt", "the", "--refresh", "2"], "--refresh given"),
+        (["generate", MODEL, "--prompt", "the", "--cache", "dual", "--rho", "0.5"], "--rho given"),
         (["generate", MODEL, "--prompt", "the", "--rho", "2"], "rho is 2.0"),
         (["generate", MODEL, "--prompt", "the", "--block-length", "7"], "gen_length is 128, expected a multiple"),
         (["demo", "--length", "64"], "length is 64, expected at least"),

@@ -8,6 +8,7 @@ from typing import Any
 from .architecture import Architecture, TensorNames, tensor_shapes
 from .config import ConfigReader, ModelConfig
 from .dream import DREAM
+from .key_values import KeyValues
 from .llada import ILLADA, LLADA
 from .transformer import DTYPES, Attend, Layer, Transformer
 
@@ -19,6 +20,7 @@ __all__ = [
     "Architecture",
     "Attend",
     "ConfigReader",
+    "KeyValues",
     "Layer",
     "ModelConfig",
     "TensorNames",

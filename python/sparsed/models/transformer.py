@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from .. import ops
 from ..attention import attention
 from .config import ModelConfig
+from .key_values import KeyValues
 
 Array = NDArray[Any]
 FloatArray = NDArray[np.float32]
@@ -34,7 +35,7 @@ class Attend(Protocol):
     """What `forward` calls for the attention of each layer; `PatternCache.attend` is one."""
 
     def __call__(self, layer: int, q: Array, k: Array, v: Array, key_mask: BoolArray | None = None) -> Array:
-        """Q (B, H, l, D), k and v (B, H_kv, l, D), key_mask (B, l) or None -> (B, H, l, D)."""
+        """Q (B, H, R, D), k and v (B, H_kv, l, D), key_mask (B, l) or None -> (B, H, R, D); R is l but for `rows`."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,9 @@ class Transformer:
         positions: ArrayLike | None = None,
         position_ids: ArrayLike | None = None,
         key_mask: ArrayLike | None = None,
+        *,
+        key_values: KeyValues | None = None,
+        rows: ArrayLike | None = None,
     ) -> FloatArray:
         """The raw logits at `positions`; Dream's are not shifted yet.
 
@@ -112,6 +116,9 @@ class Transformer:
             position_ids: (B, l) or (l,) int, the positions that RoPE turns by. None: 0 ... l - 1, and for Dream, where
                 a key_mask is given, the number of real tokens before each.
             key_mask: (B, l) bool, True where a token is real; others get no attention. None: all are.
+            key_values: keeps keys and values from call to call.
+            rows: (R,) int, ascending, with key_values: the tokens to compute, `positions` among them; the others only
+                lend the keys and values that they last had. None: all.
 
         Returns:
             (B, P, V) float32.
@@ -132,30 +139,31 @@ class Transformer:
         where = np.arange(length) if positions is None else _integers("positions", positions, (1,))
         _check_range("positions", where, length)
         mask = _key_mask(key_mask, batch, length)
-        self._require_memory(tokens.size, batch * where.size)
-        cos, sin = self._rotary_tables(self._position_ids(position_ids, mask, batch, length))
+        computed = _rows(rows, key_values, length, where)
+        self._require_memory(batch * computed.size, batch * where.size)
+        angles = self._position_ids(position_ids, mask, batch, length)[:, computed]
+        cos, sin = self._rotary_tables(angles)
 
-        hidden: Array = self._embedding[tokens.reshape(-1)].astype(self._activations)  # (B l, hidden_size)
+        hidden: Array = self._embedding[tokens[:, computed].reshape(-1)].astype(self._activations)  # (B R, hidden_size)
         for number, layer in enumerate(self._layers):
-            hidden = self._attention(number, layer, hidden, cos, sin, attend or _dense, mask, batch)
+            q, k, v = self._qkv(layer, hidden, cos, sin, batch)
+            if key_values is not None:
+                new = np.concatenate([k, v], axis=1).transpose(0, 2, 1, 3)
+                kept = key_values.update(number, computed, new, length).transpose(0, 2, 1, 3)
+                k, v = np.split(kept, 2, axis=1)
+            out = (attend or _dense)(number, q, k, v, key_mask=mask)
+            hidden = self._attention_out(layer, hidden, q, out)
             hidden = self._mlp(layer, hidden)
-        selected = hidden.reshape(batch, length, -1)[:, where].reshape(-1, self.config.hidden_size)
+        selected = hidden.reshape(batch, computed.size, -1)[:, np.searchsorted(computed, where)]
+        selected = selected.reshape(-1, self.config.hidden_size)
         normed = ops.rms_norm(selected, self._final_norm, self.config.rms_norm_eps)
         logits = ops.linear(normed, self._head, out_dtype="float32")
         return logits.reshape(batch, where.size, self.config.vocab_size)
 
-    def _attention(
-        self,
-        number: int,
-        layer: Layer,
-        hidden: Array,
-        cos: FloatArray,
-        sin: FloatArray,
-        attend: Attend,
-        mask: BoolArray | None,
-        batch: int,
-    ) -> Array:
-        """`hidden` + the attention of layer `number`; (B l, hidden_size) in and out."""
+    def _qkv(
+        self, layer: Layer, hidden: Array, cos: FloatArray, sin: FloatArray, batch: int
+    ) -> tuple[Array, Array, Array]:
+        """Rotated queries (B, H, R, D), rotated keys and values (B, H_kv, R, D) of hidden (B R, hidden_size)."""
         config = self.config
         heads, kv_heads, head_dim = config.num_heads, config.num_kv_heads, config.head_dim
         normed = ops.rms_norm(hidden, layer.attention_norm, config.rms_norm_eps)
@@ -163,11 +171,14 @@ class Transformer:
         ops.rotary_(qkv[:, : (heads + kv_heads) * head_dim], head_dim, cos, sin)
         by_head = qkv.reshape(batch, -1, heads + 2 * kv_heads, head_dim).transpose(0, 2, 1, 3)
         q, k, v = np.split(by_head, [heads, heads + kv_heads], axis=1)
-        out = attend(number, q, k, v, key_mask=mask)
+        return q, k, v
+
+    def _attention_out(self, layer: Layer, hidden: Array, q: Array, out: Array) -> Array:
+        """`hidden` + the projected output of the heads, (B R, hidden_size)."""
         if out.shape != q.shape:
             raise ValueError(f"forward: attend returned shape {list(out.shape)}, expected {list(q.shape)} (that of q)")
         joined = np.ascontiguousarray(out.transpose(0, 2, 1, 3), dtype=hidden.dtype)
-        return ops.linear(joined.reshape(len(hidden), heads * head_dim), layer.attention_out, residual=hidden)
+        return ops.linear(joined.reshape(len(hidden), -1), layer.attention_out, residual=hidden)
 
     def _mlp(self, layer: Layer, hidden: Array) -> Array:
         """`hidden` + the MLP; (B l, hidden_size) in and out."""
@@ -214,6 +225,22 @@ class Transformer:
 
 def _dense(layer: int, q: Array, k: Array, v: Array, key_mask: BoolArray | None = None) -> Array:
     return attention(q, k, v, key_mask=key_mask)
+
+
+def _rows(rows: ArrayLike | None, key_values: KeyValues | None, length: int, positions: IntArray) -> IntArray:
+    """The tokens to compute, (R,), checked."""
+    if rows is None:
+        return np.arange(length)
+    if key_values is None:
+        raise ValueError("forward: rows given without key_values, expected both")
+    computed = _integers("rows", rows, (1,))
+    _check_range("rows", computed, length)
+    if computed.size == 0 or (np.diff(computed) <= 0).any():
+        raise ValueError("forward: rows is empty or out of order, expected ascending positions")
+    missing = positions[~np.isin(positions, computed)]
+    if missing.size:
+        raise ValueError(f"forward: positions has {missing[0]}, expected only positions among rows")
+    return computed
 
 
 def _integers(name: str, values: ArrayLike, dimensions: tuple[int, ...]) -> IntArray:
