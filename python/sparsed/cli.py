@@ -1,4 +1,4 @@
-"""The command line: `sparsed demo | generate | bench | info`."""
+"""The command line: `sparsed demo | generate | eval | ablate | bench | info`."""
 
 from __future__ import annotations
 
@@ -6,25 +6,20 @@ import argparse
 import dataclasses
 import importlib
 import json
-import os
-import platform
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .attention import (
-    active_backend,
-    backends,
-    get_num_threads,
-    set_num_threads,
-)
+from .attention import set_num_threads
 from .config import BLOCK_SIZES, SlidingWindow, SparseConfig, StreamingLLM
 from .demo import DemoOptions, run_demo
+from .eval.command import add_ablate_options, add_eval_options, run_ablate, run_eval
 from .generate import generate
 from .kv_cache import DelayedCache, DualCache, KVCache, PrefixCache
 from .loader import load_model
+from .machine import machine_info
 from .sampling import SAMPLERS, Sampler
 from .tokenizer import load_tokenizer
 
@@ -74,10 +69,12 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="sparsed", description="Block-sparse attention for diffusion language models.")
     parser.add_argument("--version", action="version", version=f"sparsed {version('sparsed')}")
-    commands = parser.add_subparsers(dest="command", metavar="{demo,generate,bench,info}", required=True)
+    commands = parser.add_subparsers(dest="command", metavar="{demo,generate,eval,ablate,bench,info}", required=True)
     for name, add_options, run, text in (
         ("demo", _add_demo_options, _demo, "questions about a long text: dense, SparseD and sliding window"),
         ("generate", _add_generate_options, _generate, "text from a checkpoint folder"),
+        ("eval", add_eval_options, run_eval, "accuracy and cost of dense, SparseD and baselines on RULER-style tasks"),
+        ("ablate", add_ablate_options, run_ablate, "SparseD without its parts, and sweeps of rho and skip"),
         ("info", _add_info_options, _info, "version, kernels and machine"),
     ):
         command = commands.add_parser(name, help=text, description=text, formatter_class=_Formatter)
@@ -250,7 +247,7 @@ def _add_info_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _info(args: argparse.Namespace) -> int:
-    machine = _machine()
+    machine = machine_info()
     if args.json:
         print(json.dumps(machine, indent=1))
         return 0
@@ -261,33 +258,3 @@ def _info(args: argparse.Namespace) -> int:
     for name, state in machine["backends"].items():
         print(f"{'backend':{width}}  {name}: {state}")
     return 0
-
-
-def _machine() -> dict[str, Any]:
-    """What a bug report and a benchmark need to know."""
-    try:
-        active = active_backend()
-    except ValueError as error:  # SPARSED_ISA names none that runs here
-        active = f"none: {error}"
-    packages = ("sparsed", "numpy", "ml_dtypes", "tokenizers", "jinja2")
-    return {
-        **{package: version(package) for package in packages},
-        "python": platform.python_version(),
-        "system": platform.platform(),
-        "cpu": _cpu_name(),
-        "cores": os.cpu_count(),
-        "threads": get_num_threads(),
-        "SPARSED_ISA": os.environ.get("SPARSED_ISA", ""),
-        "active": active,
-        "backends": {
-            backend.name: "available" if backend.available else "; ".join(backend.reasons) for backend in backends()
-        },
-    }
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

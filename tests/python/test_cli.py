@@ -14,7 +14,7 @@ import pytest
 
 import sparsed
 from sparsed import cli, demo
-from sparsed.demo import DemoOptions, build_prompt, demo_model_folder, run_demo
+from sparsed.demo import DemoOptions, build_prompts, demo_model_folder, run_demo
 
 DATA = Path(__file__).parents[1] / "data"
 MODEL = str(demo_model_folder())
@@ -135,7 +135,7 @@ def test_errors_are_one_line_and_status_2(capsys, arguments, message) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "required: {demo,generate,bench,info}"),
+        ([], "required: {demo,generate,eval,ablate,bench,info}"),
         (["dream"], "invalid choice: 'dream'"),
         (["info", "--unknown"], "unrecognized arguments: --unknown"),
         (["generate"], "required: MODEL_DIR"),
@@ -188,7 +188,8 @@ def test_module_and_script_are_the_same_program() -> None:
 
 def test_demo_prompts_have_the_facts_and_the_question() -> None:
     tokenizer = sparsed.load_tokenizer(MODEL)
-    prompt = build_prompt(tokenizer, np.random.default_rng(3), length=600, needles=6, questions=2)
+    options = DemoOptions(length=600, needles=6, questions=2, prompts=3, seed=3)
+    prompt = build_prompts(tokenizer, options)[2]
     assert 580 <= len(prompt.ids) <= 600
     text = tokenizer.decode(prompt.ids)
     assert text.count("the magic number for") == 6
@@ -199,8 +200,7 @@ def test_demo_prompts_have_the_facts_and_the_question() -> None:
         assert answer.split()[0] in prompt.question
     unknown = {token for token in prompt.ids if tokenizer.decode([token]) == ""} - {tokenizer.bos_token_id}
     assert not unknown
-    again = build_prompt(tokenizer, np.random.default_rng(3), length=600, needles=6, questions=2)
-    assert again == prompt
+    assert build_prompts(tokenizer, options)[2] == prompt
 
 
 def test_demo_counts_whole_answers() -> None:
