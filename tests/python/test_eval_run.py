@@ -52,7 +52,7 @@ def test_eval_reports_and_goes_on(capsys, tmp_path, monkeypatch) -> None:
 
 def test_eval_reads_and_writes_ruler_files(capsys, tmp_path) -> None:
     tasks = ["--tasks", "niah_single_1", "--lengths", "200", "--samples", "2"]
-    status, out, err = run(capsys, "eval", *tasks, "--write-jsonl", str(tmp_path / "data"))
+    status, out, _err = run(capsys, "eval", *tasks, "--write-jsonl", str(tmp_path / "data"))
     path = tmp_path / "data" / "200" / "niah_single_1" / "validation.jsonl"
     assert status == 0 and out.strip() == str(path) and len(path.read_text().splitlines()) == 2
     status, out, _err = run(
