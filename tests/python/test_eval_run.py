@@ -118,6 +118,10 @@ def test_summary_pairs_the_same_samples() -> None:
     assert sparse.difference.low <= sparse.difference.mean <= sparse.difference.high
     assert "-33.33" in table([dense, sparse])
     assert summarise(records[4:])[0].difference is None
+    more = [*records, record("dense", 0, 1.0, length=128)]
+    pooled = [row for row in summarise(more) if row.length is None]
+    assert [(row.method, row.samples, row.answers) for row in pooled] == [("dense", 5, 5), ("SparseD", 3, 3)]
+    assert "all" in table(pooled)
 
 
 def test_log_refuses_damage(tmp_path) -> None:

@@ -19,19 +19,21 @@ _DPI = 150
 
 @dataclass(frozen=True)
 class Row:
-    """A method at a length, over all tasks.
+    """A method at a length, or at all lengths together (None), over all tasks.
 
     Attributes:
-        samples: Answers.
+        samples: Prompts answered.
+        answers: References that were asked for in them.
         accuracy: In points, 0 ... 100, the mean over the tasks' samples.
         difference: To dense on the same samples, in points; None for dense itself, or where dense did not run.
         seconds, forwards, density: Means per answer.
         tasks: Points by task.
     """
 
-    length: int
+    length: int | None
     method: str
     samples: int
+    answers: int
     accuracy: Interval
     difference: Interval | None
     seconds: float
@@ -41,12 +43,13 @@ class Row:
 
 
 def summarise(records: Sequence[Record], baseline: str = "dense") -> list[Row]:
-    """One row per length and method, in the order of the records' first appearance."""
+    """One row per length and method, in the order of the records' first appearance; then all lengths, if several."""
     rows = []
     by_key = {record.key: record for record in records}
-    for length in sorted({record.length for record in records}):
+    lengths: list[int | None] = [*sorted({record.length for record in records})]
+    for length in [*lengths, None] if len(lengths) > 1 else lengths:
         for method in dict.fromkeys(record.method for record in records):
-            own = [record for record in records if (record.length, record.method) == (length, method)]
+            own = [r for r in records if r.method == method and length in (None, r.length)]
             if not own:
                 continue
             pairs = [
@@ -60,6 +63,7 @@ def summarise(records: Sequence[Record], baseline: str = "dense") -> list[Row]:
                     length,
                     method,
                     len(own),
+                    sum(record.answers for record in own),
                     bootstrap([100 * record.score for record in own]),
                     bootstrap([100 * (mine - other) for mine, other in pairs]) if pairs else None,
                     float(np.mean([record.seconds for record in own])),
@@ -76,12 +80,25 @@ def summarise(records: Sequence[Record], baseline: str = "dense") -> list[Row]:
 
 def table(rows: Sequence[Row]) -> str:
     """Accuracy, difference to dense, cost; then accuracy by task."""
-    header = ("method", "length", "samples", "accuracy", "95 %", "minus dense", "95 %", "s", "forwards", "density")
+    header = (
+        "method",
+        "length",
+        "samples",
+        "answers",
+        "accuracy",
+        "95 %",
+        "minus dense",
+        "95 %",
+        "s",
+        "forwards",
+        "density",
+    )
     lines = [
         (
             row.method,
-            str(row.length),
+            _length(row),
             str(row.samples),
+            str(row.answers),
             f"{row.accuracy.mean:.2f}",
             f"{row.accuracy.low:.1f} ... {row.accuracy.high:.1f}",
             "" if row.difference is None else f"{row.difference.mean:+.2f}",
@@ -94,20 +111,25 @@ def table(rows: Sequence[Row]) -> str:
     ]
     tasks = list(dict.fromkeys(task for row in rows for task in row.tasks))
     by_task = [
-        (row.method, str(row.length), *(f"{row.tasks[task]:.1f}" if task in row.tasks else "-" for task in tasks))
+        (row.method, _length(row), *(f"{row.tasks[task]:.1f}" if task in row.tasks else "-" for task in tasks))
         for row in rows
     ]
     return f"{format_table(header, lines)}\n\n{format_table(('method', 'length', *tasks), by_task)}"
+
+
+def _length(row: Row) -> str:
+    return "all" if row.length is None else str(row.length)
 
 
 def write_report(folder: Path, rows: Sequence[Row], context: dict[str, Any]) -> list[Path]:
     """Writes report.txt, report.json and, where matplotlib is installed, report.png; returns their paths.
 
     Args:
-        folder: Where they go.
+        folder: Where they go; made where it does not exist.
         rows: What `summarise` returns.
         context: Command, plan and machine; goes into the JSON.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "report.txt", folder / "report.json"]
     paths[0].write_text(f"{table(rows)}\n\n{context['command']}\n", encoding="utf-8")
     content = {**context, "rows": [asdict(row) for row in rows]}
@@ -125,11 +147,11 @@ def _picture(path: Path, rows: Sequence[Row]) -> Path | None:
     from matplotlib import pyplot
 
     figure, (accuracy, cost) = pyplot.subplots(1, 2, figsize=(11, 4.2))
-    lengths = sorted({row.length for row in rows})
+    lengths = sorted({row.length for row in rows if row.length is not None})
     methods = list(dict.fromkeys(row.method for row in rows))
     width = 0.8 / len(methods)
     for i, method in enumerate(methods):
-        own = {row.length: row for row in rows if row.method == method}
+        own = {row.length: row for row in rows if row.method == method and row.length is not None}
         x = [j + (i - (len(methods) - 1) / 2) * width for j, length in enumerate(lengths) if length in own]
         found = [own[length] for length in lengths if length in own]
         means = [row.accuracy.mean for row in found]
