@@ -24,12 +24,15 @@ from .vocabulary import BOS, EOS, MASK, PAD, Vocabulary
 # Parts of the residual stream at the beginning of training: what a token is, a constant, and slots for what attention
 # brings: the tokens at offsets -2, -1, +2 and -4, and what was looked up for the token itself.
 _CONTENT = slice(0, 90)
+_FOUND, _WORDS = slice(0, 60), slice(60, 90)
 _CONSTANT = slice(90, 96)
 _SLOT = 32
+_NAME_DIMS = 24
 _OFFSETS = (-2, -1, 2, -4)
 _LOOKED_UP = 4
 # How strongly a head that finds nothing looks at <bos>: above chance resemblance, below a match.
-_SINK = 20.0
+_SINK = 16.0
+_MATCH = 2.6
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,7 @@ def initialise(model: DemoModel, vocabulary: Vocabulary, seed: int) -> None:
     carries what was noted to the place where it is asked for. The look-up thus happens at every mention of a key, in
     the question too, whose tokens are the same in every denoising step: a pattern selected early stays right.
 
-    Smaller shapes than the demo model's get the random start alone.
+    Other shapes than the demo model's get the random start alone.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -147,26 +150,38 @@ def initialise(model: DemoModel, vocabulary: Vocabulary, seed: int) -> None:
     shape = model.shape
     if (shape.width, shape.head_dim) != (256, 64) or shape.layers < 3:
         return
-    slots = [slice(96 + i * _SLOT, 96 + (i + 1) * _SLOT) for i in range(5)]
+    # What can be looked up (names, numbers) and the words around it lie in parts of the content of their own, so that
+    # a code of the one part is blind to the other. All have one length: a longer token would shorten the normed
+    # constant, by which the offsets are told apart.
     embedding = torch.zeros_like(model.embedding.weight)
-    embedding[:, _CONTENT] = normal(len(embedding), 90)
+    embedding[:, _WORDS] = normal(len(embedding), 30)
+    found = [vocabulary[word] for word in (*vocabulary.names, *vocabulary.numbers)]
+    embedding[found] = 0
+    embedding[found, _FOUND] = normal(len(found), 60)
     # Names and numbers have a direction in common, and the mask points there: an open place looks at what fits it.
+    embedding[vocabulary[MASK], _WORDS] *= 0.5
     for words in (vocabulary.names, vocabulary.numbers):
-        common = normal(90)
-        embedding[[vocabulary[word] for word in words], _CONTENT] += 0.3 * common
-        embedding[vocabulary[MASK], _CONTENT] += 0.5 * common
-    # One length: a longer token would shorten the normed constant, by which the offsets are told apart.
-    content = embedding[:, _CONTENT]
-    embedding[:, _CONTENT] = content * math.sqrt(90) / content.norm(dim=1, keepdim=True)
+        common = normal(60)
+        embedding[[vocabulary[word] for word in words], _FOUND] += 0.3 * common
+        embedding[vocabulary[MASK], _FOUND] += 0.5 * common
+    embedding *= math.sqrt(90) / embedding.norm(dim=1, keepdim=True)
     embedding[:, _CONSTANT] = 2.0
     model.embedding.weight.copy_(embedding)
-    # <bos> has no code: heads that find nothing look at it and bring nothing.
-    sink = embedding[vocabulary[BOS], _CONTENT]
-    blind = torch.eye(90) - torch.outer(sink, sink) / sink.square().sum()
-    codes = [torch.linalg.qr(normal(90, _SLOT)).Q.T @ blind for _ in range(5)]
     model.head.weight.zero_()
     model.head.weight[:, _CONTENT] = 0.3 * embedding[:, _CONTENT]
     model.head.weight[vocabulary[MASK]] = 0
+
+    def code(size: int, part: slice) -> Tensor:
+        """(size, 90), which reads one part of the content."""
+        matrix = torch.zeros(size, 90)
+        matrix[:, part] = torch.linalg.qr(normal(part.stop - part.start, size)).Q.T
+        return matrix
+
+    key, ahead, note_code = (code(_SLOT, _FOUND) for _ in range(3))
+    before = torch.cat([code(_NAME_DIMS, _FOUND), code(_SLOT - _NAME_DIMS, _WORDS)])
+    slots = [slice(96 + i * _SLOT, 96 + (i + 1) * _SLOT) for i in range(5)]
+    codes = [key, before, ahead, key]  # of the tokens at _OFFSETS
+    sink = embedding[vocabulary[BOS], _CONTENT]
 
     fast, slow = slice(0, 7), slice(17, 31)
     half = shape.head_dim // 2
@@ -199,33 +214,36 @@ def initialise(model: DemoModel, vocabulary: Vocabulary, seed: int) -> None:
     def match(layer: int, head: int, query: tuple[slice, Tensor], key: tuple[slice, Tensor], after: str | None) -> None:
         """A head whose query and key are codes, (columns, code) each; `after`: prefers tokens that follow this word."""
         qkv = model.blocks[layer].qkv.weight
-        mix = 2.6 * torch.linalg.qr(normal(_SLOT, 2 * (slow.stop - slow.start))).Q.T
+        n = slow.stop - slow.start
+        size = len(query[1])
+        mix = torch.zeros(2 * n, size)
+        mix[: min(2 * n, size)] = torch.linalg.qr(normal(size, min(2 * n, size))).Q.T
+        mix *= _MATCH * math.sqrt(_SLOT / size)
         for part, (columns, code) in enumerate((query, key)):
             start = place(part, head).start
             qkv[place(part, head)] = 0
             both = mix @ code
-            n = slow.stop - slow.start
             qkv[start + slow.start : start + slow.stop, columns] = both[:n]
             qkv[start + half + slow.start : start + half + slow.stop, columns] = both[n:]
         qkv[place(0, head).start + half - 2, _CONSTANT] = 0.5
         qkv[place(1, head).start + half - 2, _CONTENT] = _SINK * sink / sink.square().sum()
         if after is not None:
-            word = codes[1] @ embedding[vocabulary[after], _CONTENT]
+            word = before @ embedding[vocabulary[after], _CONTENT]
             qkv[place(0, head).start + half - 1, _CONSTANT] = 0.5
             qkv[place(1, head).start + half - 1, slots[1]] = 6.0 * word / word.square().sum()
 
-    own, plain = _CONTENT, torch.eye(_SLOT)
-    note = slots[_LOOKED_UP]
-    match(1, 0, (own, codes[0]), (slots[0], plain), "is")  # KEY -> the token that has it at -2, after "is"
-    write(1, 0, codes[4], _CONTENT, note, 0.8 * torch.eye(_SLOT))
-    match(1, 1, (own, codes[2]), (slots[2], plain), "var")  # a variable -> the one that has it at +2, after "var"
-    write(1, 1, codes[4], _CONTENT, note, 0.8 * torch.eye(_SLOT))
-    match(1, 2, (slots[3], codes[0] @ torch.linalg.pinv(codes[3])), (slots[0], plain), "and")  # the question's next key
-    write(1, 2, codes[4], _CONTENT, _CONTENT, 1.5 * codes[4].T)
-    match(2, 0, (slots[0], plain), (own, codes[0]), None)  # where KEY stands at -2: what every KEY noted
-    write(2, 0, plain, note, _CONTENT, 2.0 * codes[4].T)
-    match(2, 1, (slots[1], plain), (own, codes[1]), None)  # where a variable stands at -1: what every mention noted
-    write(2, 1, plain, note, _CONTENT, 2.0 * codes[4].T)
+    own, plain, note = _CONTENT, torch.eye(_SLOT), slots[_LOOKED_UP]
+    previous = torch.eye(_SLOT)[:_NAME_DIMS]  # the part of slot 1 that knows names
+    match(1, 0, (own, key), (slots[0], plain), "is")  # KEY -> the token that has it at -2, after "is"
+    write(1, 0, note_code, _CONTENT, note, 0.8 * plain)
+    match(1, 1, (own, ahead), (slots[2], plain), "var")  # a variable -> the one that has it at +2, after "var"
+    write(1, 1, note_code, _CONTENT, note, 0.8 * plain)
+    match(1, 2, (slots[3], plain), (slots[0], plain), "and")  # the key at -4 -> the next key of the question
+    write(1, 2, note_code, _CONTENT, _CONTENT, 3.0 * note_code.T)
+    match(2, 0, (slots[0], plain), (own, key), None)  # where KEY stands at -2: what every KEY noted
+    write(2, 0, plain, note, _CONTENT, 4.0 * note_code.T)
+    match(2, 1, (slots[1], previous), (own, before[:_NAME_DIMS]), None)  # the variable at -1: what every mention noted
+    write(2, 1, plain, note, _CONTENT, 4.0 * note_code.T)
     for part in (0, 1):  # one head that counts: it looks at everything alike
         model.blocks[1].qkv.weight[place(part, 3)] = 0
 
