@@ -53,13 +53,13 @@ class Phase:
 # Short rows first: the circuits form there, at 13,000 tokens a second. Long rows teach the model to find one sentence
 # among a thousand; the last phase puts everything together, with more sparse batches, while the learning rate falls.
 PHASES = (
-    Phase(128, 1200, own=1.0),
-    Phase(256, 900),
-    Phase(512, 1100, sparse=0.1),
-    Phase(1024, 800, sparse=0.2),
-    Phase(2048, 350, tokens=8192, local=0.8, sparse=0.2),
-    Phase(4096, 250, tokens=8192, local=0.95, sparse=0.2),
-    Phase(8192, 700, tokens=8192, local=0.97, sparse=0.35, own=0.45),
+    Phase(128, 1400, own=1.0),
+    Phase(256, 1100),
+    Phase(512, 1400, sparse=0.1),
+    Phase(1024, 1200, sparse=0.2),
+    Phase(2048, 500, tokens=8192, local=0.8, sparse=0.2),
+    Phase(4096, 400, tokens=8192, local=0.95, sparse=0.2),
+    Phase(8192, 900, tokens=8192, local=0.97, sparse=0.35, own=0.45),
 )
 
 
@@ -205,9 +205,10 @@ class Trainer:
         targets = torch.from_numpy(batch.targets)
         losses = functional.cross_entropy(logits, targets, reduction="none")
         loss = (losses * torch.from_numpy(batch.weights)).sum() / len(batch.ids)
-        in_answer = batch.columns >= batch.answers[batch.rows]
+        begins = batch.answers[batch.rows]
+        in_answer = (batch.columns >= begins) & (begins > 0)  # not those of plain text
         right = (logits.detach().argmax(-1) == targets).numpy()[in_answer]
-        return loss, float(right.mean())
+        return loss, float(right.mean()) if len(right) else 0.0
 
     @torch.no_grad()
     def evaluate(self, length: int, rows: int, *, sparse: bool = False) -> float:

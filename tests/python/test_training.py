@@ -149,6 +149,6 @@ def test_the_start_can_look_up() -> None:
 
 def test_rates_and_phases() -> None:
     options = train.Options()
-    assert [options.phase_of(step) for step in (0, 1199, 1200)] == [0, 0, 1]
+    assert [options.phase_of(step) for step in (0, 1399, 1400)] == [0, 0, 1]
     assert options.phase_of(options.steps - 1) == len(options.phases) - 1
     assert options.rate_at(0) < options.rate_at(200) == options.rate > options.rate_at(options.steps - 1) > 0
