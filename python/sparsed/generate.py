@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import signal
 import threading
@@ -17,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from . import ops
 from .config import SlidingWindow, SparseConfig, StreamingLLM
 from .guidance import predict
+from .kv_cache import CachedRows, KVCache
 from .pattern import PatternCache
 from .sampling import SAMPLERS, Checker, Choice, FloatArray, IntArray, Plan, Sampler
 from .stats import GenerationStats, GroupStep, StepStats
@@ -31,7 +33,7 @@ class StepInfo:
     """A step that just ended, as `on_step` sees it.
 
     Attributes:
-        phase: "dense", "select", "sparse" or "mixed", as in StepStats.
+        phase: "dense", "select", "sparse", "cached" or "mixed", as in StepStats.
         tokens: (B, l) int64, the sequence after the step (a copy).
         unmasked: per batch row, the positions in `tokens` that the step filled.
         confidence: per batch row, the sampler's confidence in what it filled there.
@@ -142,6 +144,7 @@ def generate(
     gen_length: int,
     steps: int,
     sparse: SparseConfig | SlidingWindow | StreamingLLM | None = None,
+    cache: KVCache | None = None,
     sampler: Sampler | None = None,
     prompt_mask: ArrayLike | None = None,
     seed: int | None = None,
@@ -163,6 +166,8 @@ def generate(
         gen_length: Tokens to generate.
         steps: T. With a threshold in the sampler it is not used.
         sparse: None: dense attention.
+        cache: PrefixCache, DualCache or DelayedCache: steps compute a part of the tokens and reuse the keys and values
+            of the others. Not together with sparse.
         sampler: None: LLaDASampler() or DreamSampler(), by the model's family.
         prompt_mask: (B, p), False (or 0) at the left padding of shorter prompts, True (or 1) elsewhere.
         seed: Row i draws from child i of np.random.SeedSequence(seed); a seed repeats a run bit for bit.
@@ -191,6 +196,17 @@ def generate(
         raise TypeError(
             f"generate: sparse is {type(sparse).__name__}, expected SparseConfig, SlidingWindow, StreamingLLM or None"
         )
+    if cache is not None and not isinstance(cache, KVCache):
+        raise TypeError(
+            f"generate: cache is {type(cache).__name__}, expected PrefixCache, DualCache, DelayedCache or None"
+        )
+    if cache is not None and "key_values" not in inspect.signature(model.forward).parameters:
+        raise ValueError(
+            f"generate: cache is given with a {type(model).__name__}, expected a model that keeps keys and values "
+            '(load_model with engine="native")'
+        )
+    if cache is not None and sparse is not None:
+        raise ValueError("generate: sparse and cache are both given, expected at most one of them")
     if seed is not None:
         check.integer("seed", seed, low=0)
     prompt, padding = _checked_prompt(prompt_ids, prompt_mask, model.config.vocab_size)
@@ -206,8 +222,10 @@ def generate(
     seeds = np.random.SeedSequence(seed).spawn(len(prompt))
     generators = [np.random.Generator(np.random.PCG64(child)) for child in seeds]
     runs = [
-        _GroupRun(model, sampler, plan, sparse, tokens, rows, int(padding[rows[0]]), [generators[row] for row in rows])
-        for rows in _group_rows(padding, alone=num_steps is None)
+        _GroupRun(
+            model, sampler, plan, sparse, cache, tokens, rows, int(padding[rows[0]]), [generators[row] for row in rows]
+        )
+        for rows in _group_rows(padding, alone=num_steps is None or cache is not None)
     ]
 
     stats = GenerationStats()
@@ -255,6 +273,7 @@ class _GroupRun:
         sampler: Sampler,
         plan: Plan,
         sparse: SparseConfig | SlidingWindow | StreamingLLM | None,
+        cache: KVCache | None,
         tokens: IntArray,
         rows: IntArray,
         padding: int,
@@ -271,6 +290,9 @@ class _GroupRun:
         self.cache = None
         if sparse is not None:
             self.cache = PatternCache(sparse, steps=sampler.num_steps(plan), prompt_length=self.start - padding)
+        self.cached_rows = None
+        if cache is not None:
+            self.cached_rows = CachedRows(cache, tokens.shape[1] - padding, int(model.config.shift_logits))
 
     @property
     def masked(self) -> NDArray[np.bool_]:
@@ -293,7 +315,8 @@ class _GroupRun:
         wanted = np.unique(np.concatenate([row.positions for row in candidates]))
         # A step without candidates still has to run where it selects: later steps reuse its pattern.
         forward = bool(len(wanted)) or (self.cache is not None and self.cache.phase == "select")
-        logits = self._logits(wanted) if forward else None
+        rows = self._rows(step, masked, wanted) if forward else None
+        logits = self._logits(wanted, rows) if forward else None
 
         unmasked, confidence = [], []
         for i, row in enumerate(candidates):
@@ -307,15 +330,30 @@ class _GroupRun:
             filled = choice.tokens != self.plan.mask_token_id
             unmasked.append(positions[filled])
             confidence.append(choice.confidence[filled])
-        phase = self.cache.phase if self.cache is not None else "dense"
+        phase: str = self.cache.phase if self.cache is not None else "dense"
         density = self._density() if forward else 0.0
+        length = self.tokens.shape[1] - self.padding
+        if rows is not None and len(rows) < length:
+            phase, density = "cached", len(rows) / length
         return GroupStep(phase, time.perf_counter() - began, density, int(forward), unmasked, confidence)
 
-    def _logits(self, wanted: IntArray) -> FloatArray:
+    def _rows(self, step: int, masked: NDArray[np.bool_], wanted: IntArray) -> IntArray | None:
+        """The positions to compute; None where nothing is cached."""
+        if self.cached_rows is None:
+            return None
+        first = self.start - self.padding
+        begin, end = self.sampler.block(self.plan, step, masked[0])
+        needed = first + wanted - int(self.model.config.shift_logits)
+        return self.cached_rows.next_rows((first + begin, first + end), first + np.flatnonzero(masked[0]), needed)
+
+    def _logits(self, wanted: IntArray, rows: IntArray | None) -> FloatArray:
         """(rows, len(wanted), V) float32: what predicts the tokens at `wanted`, guided and shifted where due."""
         ids = self.tokens[self.rows, self.padding :]
         attend = None if self.cache is None else self.cache.attend
-        return predict(self.model, ids, self.start - self.padding, wanted, self.sampler.cfg_scale, attend)
+        cached: dict[str, Any] = {}
+        if self.cached_rows is not None:
+            cached = {"key_values": self.cached_rows.key_values, "rows": rows}
+        return predict(self.model, ids, self.start - self.padding, wanted, self.sampler.cfg_scale, attend, **cached)
 
     def _density(self) -> float:
         if self.cache is None:
