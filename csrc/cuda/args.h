@@ -11,6 +11,13 @@ struct Array {
   int64_t batch = 0, head = 0, token = 0;
 };
 
+// Where the selection's sums come from.
+enum class Sums {
+  kNone,    // no selection
+  kShared,  // the attention's own probabilities
+  kOwn,     // a second exponential: the selection has another scale, or a softmax over the generation alone
+};
+
 // One softmax partial sum per (row, key block), kept until the row is done.
 struct PartialSum {
   float sum;   // of 2^(score * scale - base)

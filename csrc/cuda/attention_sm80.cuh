@@ -106,10 +106,10 @@ SPARSED_DEVICE void sum_blocks(const SelectArgs& select, const Scores<Traits>& r
 
 // One query tile against all keys of its walk; returns with nothing under way. sK, sV: Traits::kStages tiles each.
 template <class Traits>
-SPARSED_DEVICE void attend(const AttentionArgs& args, const typename Traits::Walk& walk, int b, int h, uint32_t sQ,
+SPARSED_DEVICE void attend(const AttentionArgs& args, const typename Traits::Walk& walk, int kv_head, uint32_t sQ,
                            RowState<Traits>& state, BlockSums<Traits::kRows>& sums) {
   constexpr int kRows = Traits::kRows, kStages = Traits::kStages;
-  const int warps = block_threads() / 32, tiles = walk.tiles(), kv_head = h / args.group;
+  const int warps = block_threads() / 32, tiles = walk.tiles();
   const bool with_output = args.out.data != nullptr;
   const auto sK = [&](int tile) {
     return static_cast<uint32_t>(Traits::q_bytes(warps) + tile % kStages * Traits::kTileBytes);
@@ -266,7 +266,8 @@ SPARSED_DEVICE void attend_tile(const AttentionArgs& args, int head, int row, bo
   state.start();
   if constexpr (Traits::kSums != Sums::kNone) sums.start();
   load_q<Traits>(args, b, h, row, row_end, sQ);
-  attend<Traits>(args, key_walk<Traits::kKeys, Traits::kSums != Sums::kNone>(args, b, h, row), b, h, sQ, state, sums);
+  const auto walk = key_walk<Traits::kKeys, Traits::kSums != Sums::kNone>(args, b, h, row);
+  attend<Traits>(args, walk, h / args.group, sQ, state, sums);
   sync_threads();  // shared memory is free for results
   finish_rows<Traits>(args, b, h, row, row_end, sQ, state);
   if constexpr (Traits::kSums != Sums::kNone) {

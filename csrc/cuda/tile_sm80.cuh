@@ -7,13 +7,6 @@
 
 namespace sparsed::cuda {
 
-// Where the selection's sums come from.
-enum class Sums {
-  kNone,    // no selection
-  kShared,  // the attention's own probabilities
-  kOwn,     // a second exponential: the selection has another scale, or a softmax over the generation alone
-};
-
 // What is fixed when a kernel is compiled. A warp owns 16 * kRowTiles query rows, a block 1, 2 or 4 warps.
 template <class T_, int kHeadDim_, Sums kSums_>
 struct Sm80 {
