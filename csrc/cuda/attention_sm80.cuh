@@ -10,8 +10,6 @@
 
 namespace sparsed::cuda {
 
-constexpr float kLn2 = 0.693147180559945309f;
-
 // The running softmax of a thread's rows, and their output.
 template <class Traits>
 struct RowState {
@@ -154,8 +152,7 @@ SPARSED_DEVICE void attend(const AttentionArgs& args, const typename Traits::Wal
     row_max<Traits>(rS, highest);
     if constexpr (Traits::kSums == Sums::kOwn) {
       if (tile * Traits::kKeys == walk.split) {  // the generation begins: it has a softmax of its own
-        store_global(partial_sums(args.select, args.select.kv_blocks),
-                     PartialSum{own_row_sum(sums.sum), own_row(sums.max)});
+        stash_prompt(args.select, RowSoftmax{own_row(sums.max), own_row_sum(sums.sum)});
         sums.start();
       }
       SPARSED_UNROLL
@@ -225,34 +222,21 @@ SPARSED_DEVICE void finish_rows(const AttentionArgs& args, int b, int h, int row
   if (args.out.data) store_output<Traits>(args, b, h, row, row_end, state.rO, inverse, sQ);
 }
 
-// Scores of the query blocks of a tile.
+// Scores of the query blocks of a tile: each lane answers for one row.
 template <class Traits>
-SPARSED_DEVICE void finish_selection(const AttentionArgs& args, int head, int row, bool first, uint32_t buffer,
-                                     const RowState<Traits>& state, const BlockSums<Traits::kRows>& sums) {
-  const SelectArgs& select = args.select;
+SPARSED_DEVICE void finish_blocks(const AttentionArgs& args, int head, int row, bool first, uint32_t buffer,
+                                  const RowState<Traits>& state, const BlockSums<Traits::kRows>& sums) {
   const int lane = thread_index() % 32, slot = lane % 4;
   const int own = row + thread_index() / 32 * Traits::kWarpRows + slot / 2 * 16 + slot % 2 * 8 + lane / 4;
-  const bool exists = slot < Traits::kRows && own < args.q_len;
-  RowSoftmax all{own_row(state.max), own_row_sum(state.sum)}, generation{0.f, 0.f};
+  RowSoftmax all, generation{0.f, 0.f};
   if constexpr (Traits::kSums == Sums::kOwn) {
-    all = generation = RowSoftmax{own_row(sums.max), own_row_sum(sums.sum)};
-    if (select.generation_apart) {
-      const PartialSum prompt = load_global(partial_sums(select, select.kv_blocks));
-      all.max = max_of(prompt.base, generation.max);
-      all.sum = prompt.sum * exp2_approx(prompt.base - all.max) +
-                generation.sum * exp2_approx(generation.max - all.max);
-    }
+    generation = RowSoftmax{own_row(sums.max), own_row_sum(sums.sum)};
+    all = args.select.generation_apart ? with_prompt(args.select, generation) : generation;
+  } else {
+    all = RowSoftmax{own_row(state.max), own_row_sum(state.sum)};
   }
-  const int tile_blocks = args.tile_rows >> select.block_shift;
-  const int groups = tile_blocks > 1 ? tile_blocks : 1;
-  const int halves = (1 << select.block_shift) < Traits::kWarpRows ? 2 : 1;
-  const int query_block = row >> select.block_shift;
-  const int live_groups = groups < select.q_blocks - query_block ? groups : select.q_blocks - query_block;
-  const int64_t at = (static_cast<int64_t>(head) * select.q_blocks + query_block) * select.kv_blocks;
-  add_scores(select, all, inverse_mass(all, exists), 0, halves, groups, live_groups, first, select.scores + at, buffer);
-  if (!select.generation_apart) return;
-  add_scores(select, generation, inverse_mass(generation, exists), select.generation_block, halves, groups,
-             live_groups, first, select.generation + at, buffer);
+  finish_selection(args, head, row, slot < Traits::kRows ? own : args.q_len, Traits::kWarpRows, all, generation, first,
+                   buffer);
 }
 
 // Query rows [row, row + args.tile_rows) of a head. `first`: of their query block's tiles.
@@ -272,7 +256,7 @@ SPARSED_DEVICE void attend_tile(const AttentionArgs& args, int head, int row, bo
   finish_rows<Traits>(args, b, h, row, row_end, sQ, state);
   if constexpr (Traits::kSums != Sums::kNone) {
     const uint32_t buffer = static_cast<uint32_t>(Traits::q_bytes(block_threads() / 32));
-    finish_selection<Traits>(args, head, row, first, buffer, state, sums);
+    finish_blocks<Traits>(args, head, row, first, buffer, state, sums);
     sync_threads();  // and for the next tile
   }
 }

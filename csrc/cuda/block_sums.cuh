@@ -8,6 +8,7 @@
 
 namespace sparsed::cuda {
 
+constexpr float kLn2 = 0.693147180559945309f;
 constexpr float kLowest = -3.0e38f;  // in place of -inf, so that a masked score minus it is -inf and not NaN
 
 // values[lane % 4].
@@ -75,10 +76,9 @@ SPARSED_DEVICE float inverse_mass(const RowSoftmax& row, bool exists) {
   return exists && row.sum != 0.f ? 1.f / row.sum : 0.f;
 }
 
-constexpr int kScoreColumns = 256;  // key blocks that are summed at a time
-
-// Shared memory that add_scores needs, in floats.
-SPARSED_DEVICE int score_buffer_floats(int units) { return units * kScoreColumns; }
+constexpr int kScoreColumns = 128;  // key blocks that are summed at a time
+constexpr int kScoreStride = kScoreColumns + 1;
+constexpr int kScoreBytes = 8 * kScoreStride * 4;  // of shared memory: 4 warps, 2 halves
 
 // Adds the probability mass of a tile's rows to rows of `scores`. All threads; shared memory from `buffer` on is free.
 //   row      the softmax of the lane's row; weight 0 where the lane has none
@@ -108,7 +108,7 @@ SPARSED_DEVICE void add_scores(const SelectArgs& select, const RowSoftmax& row, 
         if (halves == 1) mass += shuffle_xor(mass, 2);
         const int unit = warp * halves + lane / 2;
         if (column + i < columns && lane % 2 == 0 && lane / 2 < halves) {
-          store_shared(buffer + static_cast<uint32_t>(unit * kScoreColumns + column + i) * 4, mass);
+          store_shared(buffer + static_cast<uint32_t>(unit * kScoreStride + column + i) * 4, mass);
         }
       }
     }
@@ -118,12 +118,40 @@ SPARSED_DEVICE void add_scores(const SelectArgs& select, const RowSoftmax& row, 
       float* score = scores + static_cast<int64_t>(group) * select.kv_blocks + begin + column;
       float mass = first ? 0.f : load_global(score);
       for (int unit = group * units_per_group; unit < (group + 1) * units_per_group; ++unit) {
-        mass += load_shared(buffer + static_cast<uint32_t>(unit * kScoreColumns + column) * 4);
+        mass += load_shared(buffer + static_cast<uint32_t>(unit * kScoreStride + column) * 4);
       }
       store_global(score, mass);
     }
     sync_threads();
   }
+}
+
+// Scores of the query blocks of a tile from row `row` on. lane_row: the row of which this lane holds the softmax, or
+// beyond the array. `first`: the tile is the first of its query block.
+SPARSED_DEVICE void finish_selection(const AttentionArgs& args, int head, int row, int lane_row, int warp_rows,
+                                     const RowSoftmax& all, const RowSoftmax& generation, bool first,
+                                     uint32_t buffer) {
+  const SelectArgs& select = args.select;
+  const bool exists = lane_row < args.q_len;
+  const int tile_blocks = args.tile_rows >> select.block_shift, query_block = row >> select.block_shift;
+  const int groups = tile_blocks > 1 ? tile_blocks : 1;
+  const int halves = (1 << select.block_shift) < warp_rows ? 2 : 1;
+  const int live_groups = groups < select.q_blocks - query_block ? groups : select.q_blocks - query_block;
+  const int64_t at = (static_cast<int64_t>(head) * select.q_blocks + query_block) * select.kv_blocks;
+  add_scores(select, all, inverse_mass(all, exists), 0, halves, groups, live_groups, first, select.scores + at, buffer);
+  if (!select.generation_apart) return;
+  add_scores(select, generation, inverse_mass(generation, exists), select.generation_block, halves, groups,
+             live_groups, first, select.generation + at, buffer);
+}
+
+// The softmax over prompt and generation. The prompt's waits where the block sums do, behind the last one.
+SPARSED_DEVICE void stash_prompt(const SelectArgs& select, const RowSoftmax& prompt) {
+  store_global(partial_sums(select, select.kv_blocks), PartialSum{prompt.sum, prompt.max});
+}
+SPARSED_DEVICE RowSoftmax with_prompt(const SelectArgs& select, const RowSoftmax& generation) {
+  const PartialSum prompt = load_global(partial_sums(select, select.kv_blocks));
+  const float max = max_of(prompt.base, generation.max);
+  return {max, prompt.sum * exp2_approx(prompt.base - max) + generation.sum * exp2_approx(generation.max - max)};
 }
 
 }  // namespace sparsed::cuda

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/args.h"
+#include "cuda/block_sums.cuh"
 #include "cuda/key_walk.cuh"
 #include "cuda/prims.cuh"
 
@@ -24,6 +25,8 @@ struct Sm80 {
   static constexpr int kStages = kHeadDim <= 64 ? 2 : 1;
   static constexpr int kRowBytes = kHeadDim * 2;
   static constexpr int kTileBytes = kKeys * kRowBytes;
+
+  static_assert(kSums == Sums::kNone || 2 * kStages * kTileBytes >= kScoreBytes);
 
   static constexpr int q_bytes(int warps) { return warps * kWarpRows * kRowBytes; }
   static constexpr int shared_bytes(int warps) { return q_bytes(warps) + 2 * kStages * kTileBytes; }
