@@ -87,7 +87,7 @@ void attention_on_device(const AttentionParams& params, const DevicePattern* pat
     const CudaPattern& own = dynamic_cast<const CudaPattern&>(*pattern);
     counts = DeviceMemory(static_cast<size_t>(own.rows()) * sizeof(int32_t), stream);
     indices = DeviceMemory(static_cast<size_t>(own.rows() * own.most_blocks()) * sizeof(int32_t), stream);
-    const ListArgs list{own.bits(),  counts.as<int32_t>(),         indices.as<int32_t>(), static_cast<int>(own.rows()),
+    const ListArgs list{own.bits(),  counts.as<int32_t>(), indices.as<int32_t>(), static_cast<int>(own.rows()),
                         own.words(), own.most_blocks()};
     launch(kernel_list_blocks(), warp_blocks(own.rows()), kThreads, &list, stream);
     rows = {own.geometry().block_size, list.counts, list.indices, list.stride};
@@ -102,8 +102,7 @@ std::shared_ptr<const DevicePattern> select_on_device(const AttentionParams& par
   Plan plan = plan_selection(params, select);
   const DeviceKernel kernel = kernel_of(plan, params.q.dtype);
   const int64_t afford = static_cast<int64_t>(kMostPartialBytes / partial_bytes(plan));
-  const int64_t blocks =
-      std::min({plan.blocks, resident_blocks(kernel, plan.threads), std::max<int64_t>(afford, 1)});
+  const int64_t blocks = std::min({plan.blocks, resident_blocks(kernel, plan.threads), std::max<int64_t>(afford, 1)});
   SelectArgs& args = plan.args.select;
   const DeviceMemory partial(partial_bytes(plan) * static_cast<size_t>(blocks), stream);
   const DeviceMemory scores(score_bytes(plan), stream);
@@ -119,11 +118,11 @@ std::shared_ptr<const DevicePattern> select_on_device(const AttentionParams& par
   if (params.key_mask) {
     const int64_t live_count = params.batch() * args.kv_blocks;
     live = DeviceMemory(static_cast<size_t>(live_count), stream);
-    const LiveArgs live_args{params.key_mask, live.as<uint8_t>(), plan.args.batch,
+    const LiveArgs live_args{params.key_mask,  live.as<uint8_t>(), plan.args.batch,
                              plan.args.kv_len, args.kv_blocks,     select.block_size};
     launch(kernel_live_blocks(), warp_blocks(live_count), kThreads, &live_args, stream);
   }
-  const PatternGeometry geometry{params.batch(),  params.heads(),  select.block_size,
+  const PatternGeometry geometry{params.batch(), params.heads(),  select.block_size,
                                  params.q_len(), params.kv_len(), select.prompt_length};
   const auto pattern = std::make_shared<CudaPattern>(geometry, most_kept(select, params.kv_len()), stream);
   TopArgs top;

@@ -25,8 +25,8 @@ enum class Kernel {
 struct Plan {
   Kernel kernel = Kernel::kPlain;
   Sums sums = Sums::kNone;
-  int head_dim = 0;  // that the kernel is compiled for: the array's, or the next one above
-  int threads = 0;   // of a block
+  int head_dim = 0;    // that the kernel is compiled for: the array's, or the next one above
+  int threads = 0;     // of a block
   int64_t blocks = 0;  // one per work item
   AttentionArgs args;
 };

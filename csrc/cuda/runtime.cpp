@@ -106,9 +106,10 @@ int64_t resident_blocks(const DeviceKernel& kernel, int threads) {
 void launch(const DeviceKernel& kernel, int64_t blocks, int threads, const void* args, cudaStream_t stream) {
   allow_shared(kernel);
   void* arguments[] = {const_cast<void*>(args)};
-  check_cuda(cudaLaunchKernel(kernel.function, dim3(static_cast<unsigned>(blocks)), dim3(static_cast<unsigned>(threads)),
-                              arguments, static_cast<size_t>(kernel.shared_bytes), stream),
-             "a kernel's launch");
+  check_cuda(
+      cudaLaunchKernel(kernel.function, dim3(static_cast<unsigned>(blocks)), dim3(static_cast<unsigned>(threads)),
+                       arguments, static_cast<size_t>(kernel.shared_bytes), stream),
+      "a kernel's launch");
 }
 
 }  // namespace sparsed::cuda

@@ -56,7 +56,8 @@ SPARSED_DEVICE void top_rows(const TopArgs& args) {
       for (int word = 0; word < args.words; ++word) store_global(bits + word, 0u);
     }
     const int64_t first = static_cast<int64_t>(row) * args.kv_blocks;
-    const uint8_t* live = args.live ? args.live + static_cast<int64_t>(row / args.batch_rows) * args.kv_blocks : nullptr;
+    const uint8_t* live =
+        args.live ? args.live + static_cast<int64_t>(row / args.batch_rows) * args.kv_blocks : nullptr;
     for (int i = 0; i < args.ranges.count; ++i) {
       const SelectRange& range = args.ranges.range[i];
       mark_top((range.generation ? args.generation : args.scores) + first, live, range, args.rho, bits);

@@ -92,7 +92,7 @@ Launch launch_of(const Plan& plan, const Call& call, const How& how) {
   launch.threads = plan.threads;
   launch.landing = how.landing;
   launch.seed = how.seed;
-  launch.memory = {region_of(call.q, false),  region_of(call.k, false),   region_of(call.v, false),
+  launch.memory = {region_of(call.q, false),  region_of(call.k, false),  region_of(call.v, false),
                    region_of(call.out, true), region_of(call.lse, true), region_of(call.mask, false)};
   return launch;
 }
