@@ -231,6 +231,24 @@ TEST(CudaAttention, DenseMatchesReference) {
   }
 }
 
+// The cases of the CPU's kernels.
+TEST(CudaAttention, RandomCasesMatchReference) {
+  int number = 0;
+  for (const Case& c : random_cases(16)) {
+    const How how{++number % 2 ? Landing::kEarly : Landing::kLate, c.seed};
+    Call dense(c, DType::kBFloat16), sparse(c, DType::kBFloat16);
+    attention(dense, nullptr, how);
+    expect_matches_reference(dense, message("dense, seed ", c.seed));
+    const int block_size = 16 << number % 5;
+    const BlockPattern pattern = random_pattern(c, block_size, 35);
+    const Lists lists(pattern);
+    attention(sparse, &lists, how);
+    const BlockLists host = pattern.expand();
+    sparse.params.lists = &host;
+    expect_matches_reference(sparse, message("block ", block_size, ", seed ", c.seed));
+  }
+}
+
 TEST(CudaAttention, SparseMatchesReference) {
   for (int block_size : {16, 32, 64, 128, 256}) {
     for (const Case16& c : cases()) {
