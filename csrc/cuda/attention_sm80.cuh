@@ -136,7 +136,7 @@ SPARSED_DEVICE void attend(const AttentionArgs& args, const typename Traits::Wal
 
     Scores<Traits> rS;
     multiply_qk<Traits>(sQ, sK(tile), rS);
-    if (args.key_mask || walk.last(tile * Traits::kKeys)) {
+    if (args.key_mask || walk.ragged(tile * Traits::kKeys)) {
       const uint32_t low = walk.live_bits(tile * Traits::kKeys);
       const uint32_t high = Traits::kKeys > 32 ? walk.live_bits(tile * Traits::kKeys + 32) : 0u;
       mask_scores<Traits>(low, high, rS);

@@ -321,6 +321,27 @@ TEST(CudaAttention, FullPatternHasTheBitsOfDense) {
   }
 }
 
+// A last block of which a few keys exist, listed alone and with others.
+TEST(CudaAttention, LastBlockMayBeShort) {
+  for (int block_size : {16, 32, 64, 128, 256}) {
+    for (const int64_t tail : {1, 15, 66}) {
+      if (tail >= block_size) continue;
+      const Case shape{1, 1, 2, 40, block_size + tail, 32, false, false, 23};
+      BlockPattern pattern({1, 2, block_size, 40, block_size + tail, 0}, "test");
+      for (int64_t row = 0; row < pattern.rows(); ++row) {
+        pattern.set(row, 1);
+        if (row % 2) pattern.set(row, 0);
+      }
+      Call call(shape, DType::kBFloat16);
+      const Lists lists(pattern);
+      attention(call, &lists);
+      const BlockLists host = pattern.expand();
+      call.params.lists = &host;
+      expect_matches_reference(call, message("block ", block_size, ", tail ", tail));
+    }
+  }
+}
+
 TEST(CudaAttention, EmptyRowsGiveZero) {
   const Case shape{1, 1, 2, 70, 130, 64, false, false, 11};
   Call call(shape, DType::kBFloat16);
