@@ -1,0 +1,4 @@
+// Host forms of csrc/cuda/prims_sm90.cuh.
+#pragma once
+
+#include "cuda/prims.cuh"
