@@ -11,6 +11,8 @@
 
 #define SPARSED_DEVICE __device__ __forceinline__
 #define SPARSED_UNROLL _Pragma("unroll")
+#define SPARSED_UNROLL_BY(n) _Pragma(SPARSED_TEXT(unroll n))
+#define SPARSED_TEXT(x) #x
 
 namespace sparsed::cuda {
 
@@ -25,8 +27,8 @@ struct F16 {
 
 SPARSED_DEVICE int thread_index() { return static_cast<int>(threadIdx.x); }
 SPARSED_DEVICE int block_threads() { return static_cast<int>(blockDim.x); }
-SPARSED_DEVICE int64_t block_index() { return blockIdx.x; }
-SPARSED_DEVICE int64_t grid_blocks() { return gridDim.x; }
+SPARSED_DEVICE int block_index() { return static_cast<int>(blockIdx.x); }
+SPARSED_DEVICE int grid_blocks() { return static_cast<int>(gridDim.x); }
 
 // --- memory ----------------------------------------------------------------------------------------------------------
 
@@ -175,6 +177,11 @@ SPARSED_DEVICE T from_float(float x) {
   }
 }
 SPARSED_DEVICE uint32_t float_bits(float x) { return __float_as_uint(x); }
+// x; what is computed from it is not kept in registers from one turn of a loop to the next.
+SPARSED_DEVICE int opaque(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
 SPARSED_DEVICE int count_bits(uint64_t x) { return __popcll(x); }
 
 }  // namespace sparsed::cuda

@@ -13,6 +13,7 @@
 
 #define SPARSED_DEVICE inline
 #define SPARSED_UNROLL
+#define SPARSED_UNROLL_BY(n)
 
 namespace sparsed::cuda {
 
@@ -36,8 +37,8 @@ struct alignas(16) uint4 {
 
 inline int thread_index() { return emulator::thread().index; }
 inline int block_threads() { return emulator::block().launch.threads; }
-inline int64_t block_index() { return emulator::block().index; }
-inline int64_t grid_blocks() { return emulator::block().launch.blocks; }
+inline int block_index() { return emulator::block().index; }
+inline int grid_blocks() { return emulator::block().launch.blocks; }
 
 // --- memory ----------------------------------------------------------------------------------------------------------
 
@@ -255,6 +256,7 @@ T from_float(float x) {
   }
 }
 inline uint32_t float_bits(float x) { return float_to_bits(x); }
+inline int opaque(int x) { return x; }
 inline int count_bits(uint64_t x) { return std::popcount(x); }
 
 }  // namespace sparsed::cuda

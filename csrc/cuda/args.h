@@ -1,0 +1,63 @@
+// What the kernels are given, by value. Plain structs of device pointers; sizes fit int (checked by the launcher).
+#pragma once
+
+#include <cstdint>
+
+namespace sparsed::cuda {
+
+// [B, heads, tokens, D] with a contiguous last axis; strides in elements.
+struct Array {
+  void* data = nullptr;
+  int64_t batch = 0, head = 0, token = 0;
+};
+
+// Where the selection's sums come from.
+enum class Sums {
+  kNone,    // no selection
+  kShared,  // the attention's own probabilities
+  kOwn,     // a second exponential: the selection has another scale, or a softmax over the generation alone
+};
+
+// One softmax partial sum per (row, key block), kept until the row is done.
+struct PartialSum {
+  float sum;   // of 2^(score * scale - base)
+  float base;  // the running maximum at that time
+};
+
+// The selection inside the dense pass.
+struct SelectArgs {
+  float scale = 0;  // of the selection, times log2(e)
+  bool generation_apart = false;
+  int block_shift = 0;
+  int kv_blocks = 0;
+  int q_blocks = 0;
+  int generation_block = 0;          // first one
+  PartialSum* partial = nullptr;     // [grid, kv_blocks + 1, threads]
+  float* scores = nullptr;           // [B, H, q_blocks, kv_blocks] mass under the softmax over all keys
+  float* generation = nullptr;       // the same under the softmax over generation keys; with generation_apart
+};
+
+struct AttentionArgs {
+  Array q, k, v, out;  // v, out: nullptr in a selection alone
+  float* lse = nullptr;               // [B, H, L] or nullptr
+  const uint8_t* key_mask = nullptr;  // [B, S] or nullptr
+  int batch = 0, heads = 0, group = 0;  // group: query heads per key/value head
+  int q_len = 0, kv_len = 0, head_dim = 0;
+  float scale = 0;  // times log2(e)
+
+  // Selected key blocks of query block i: indices[row * list_stride ...], counts[row] of them, row = (b H + h) q_blocks
+  // + i. counts == nullptr: all keys.
+  const int32_t* counts = nullptr;
+  const int32_t* indices = nullptr;
+  int64_t list_stride = 0;
+  int list_shift = 0;  // log2 of the block size
+  int list_rows = 0;   // q_blocks
+
+  int tile_rows = 0;  // query rows of a block's tile
+  int item_rows = 0;  // query rows of a work item: a multiple of tile_rows
+  int items = 0;      // per head; batch * heads * items fits int
+
+  SelectArgs select;  // kernels that select
+};
+
+}  // namespace sparsed::cuda

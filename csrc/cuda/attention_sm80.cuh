@@ -1,0 +1,281 @@
+// Attention for compute capability 8.0 and up: dense, block-sparse and dense with selection are one loop over the tiles
+// of a key walk. Names: s shared, r registers (of a thread).
+#pragma once
+
+#include "cuda/args.h"
+#include "cuda/block_sums.cuh"
+#include "cuda/key_walk.cuh"
+#include "cuda/prims.cuh"
+#include "cuda/tile_sm80.cuh"
+
+namespace sparsed::cuda {
+
+// The running softmax of a thread's rows, and their output.
+template <class Traits>
+struct RowState {
+  float max[Traits::kRows];  // scaled, the same in a quad
+  float sum[Traits::kRows];  // of this thread's columns
+  float rO[Traits::kRowTiles][Traits::kHeadDim / 8][4];
+
+  SPARSED_DEVICE void start() {
+    SPARSED_UNROLL
+    for (int r = 0; r < Traits::kRows; ++r) {
+      max[r] = kLowest;
+      sum[r] = 0.f;
+    }
+    SPARSED_UNROLL
+    for (int t = 0; t < Traits::kRowTiles; ++t) {
+      SPARSED_UNROLL
+      for (int d = 0; d < Traits::kHeadDim / 8; ++d) {
+        SPARSED_UNROLL
+        for (int i = 0; i < 4; ++i) rO[t][d][i] = 0.f;
+      }
+    }
+  }
+};
+
+template <class Traits>
+using Scores = float[Traits::kRowTiles][Traits::kKeys / 8][4];
+
+// Scores of keys that do not take part become -inf. Bit j of low / high: key j of the first / second 32.
+template <class Traits>
+SPARSED_DEVICE void mask_scores(uint32_t low, uint32_t high, Scores<Traits>& rS) {
+  const int column = thread_index() % 4 * 2;
+  SPARSED_UNROLL
+  for (int n = 0; n < Traits::kKeys / 8; ++n) {
+    const uint32_t bits = (n < 4 ? low : high) >> (n % 4 * 8 + column);
+    SPARSED_UNROLL
+    for (int t = 0; t < Traits::kRowTiles; ++t) {
+      SPARSED_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        if (!(bits >> i % 2 & 1u)) rS[t][n][i] = -__builtin_inff();
+      }
+    }
+  }
+}
+
+// Largest score of each row in the tile, the same in a quad. NaN is not larger than anything.
+template <class Traits>
+SPARSED_DEVICE void row_max(const Scores<Traits>& rS, float (&highest)[Traits::kRows]) {
+  SPARSED_UNROLL
+  for (int r = 0; r < Traits::kRows; ++r) {
+    float value = -__builtin_inff();
+    SPARSED_UNROLL
+    for (int n = 0; n < Traits::kKeys / 8; ++n) {
+      value = max_of(value, max_of(rS[r / 2][n][r % 2 * 2], rS[r / 2][n][r % 2 * 2 + 1]));
+    }
+    value = max_of(value, shuffle_xor(value, 1));
+    highest[r] = max_of(value, shuffle_xor(value, 2));
+  }
+}
+
+// The selection's sums of one tile, which begins at position `tile`; rX: its probabilities, or scores (Sums::kOwn).
+template <class Traits>
+SPARSED_DEVICE void sum_blocks(const SelectArgs& select, const Scores<Traits>& rX, const typename Traits::Walk& walk, int tile,
+                               const float (&base)[Traits::kRows], BlockSums<Traits::kRows>& sums) {
+  const int first_key = walk.key(tile), block_size = 1 << select.block_shift;
+  const bool last = walk.last(tile);
+  const int key_end = walk.key_end(tile);
+  SPARSED_UNROLL
+  for (int n = 0; n < Traits::kKeys / 16; ++n) {
+    SPARSED_UNROLL
+    for (int r = 0; r < Traits::kRows; ++r) {
+      const float(&left)[4] = rX[r / 2][2 * n];
+      const float(&right)[4] = rX[r / 2][2 * n + 1];
+      float sum;
+      if constexpr (Traits::kSums == Sums::kOwn) {
+        sum = (exp2_approx(multiply_add(left[r % 2 * 2], select.scale, -base[r])) +
+               exp2_approx(multiply_add(left[r % 2 * 2 + 1], select.scale, -base[r]))) +
+              (exp2_approx(multiply_add(right[r % 2 * 2], select.scale, -base[r])) +
+               exp2_approx(multiply_add(right[r % 2 * 2 + 1], select.scale, -base[r])));
+        sums.sum[r] += sum;
+      } else {
+        sum = (left[r % 2 * 2] + left[r % 2 * 2 + 1]) + (right[r % 2 * 2] + right[r % 2 * 2 + 1]);
+      }
+      sums.open[r] += sum;
+    }
+    const int end = first_key + (n + 1) * 16;
+    const bool exists = end - 16 < key_end;
+    if (exists && ((end & (block_size - 1)) == 0 || (last && end >= key_end))) {
+      close_block(select, (end - 16) >> select.block_shift, base, sums.open);
+    }
+  }
+}
+
+// One query tile against all keys of its walk; returns with nothing under way. sK, sV: Traits::kStages tiles each.
+template <class Traits>
+SPARSED_DEVICE void attend(const AttentionArgs& args, const typename Traits::Walk& walk, int kv_head, uint32_t sQ,
+                           RowState<Traits>& state, BlockSums<Traits::kRows>& sums) {
+  constexpr int kRows = Traits::kRows, kStages = Traits::kStages;
+  const int warps = block_threads() / 32, tiles = walk.tiles();
+  const bool with_output = args.out.data != nullptr;
+  const auto sK = [&](int tile) {
+    return static_cast<uint32_t>(Traits::q_bytes(warps) + tile % kStages * Traits::kTileBytes);
+  };
+  const auto sV = [&](int tile) { return sK(tile) + kStages * Traits::kTileBytes; };
+  const auto load_k = [&](int tile) {
+    if (tile < tiles) load_keys<Traits>(walk, args.k, kv_head, tile * Traits::kKeys, sK(tile));
+  };
+  const auto load_v = [&](int tile) {
+    if (with_output && tile < tiles) load_keys<Traits>(walk, args.v, kv_head, tile * Traits::kKeys, sV(tile));
+  };
+
+  load_k(0);
+  if constexpr (kStages == 2) load_v(0);
+  copy_async_commit();  // with Q
+  for (int tile = 0; tile < tiles; ++tile) {
+    copy_async_wait<0>();
+    sync_threads();  // this tile's K (and V) is there, the tile before is no longer read
+    if constexpr (kStages == 2) {
+      load_k(tile + 1);
+      load_v(tile + 1);
+    } else {
+      load_v(tile);
+    }
+    copy_async_commit();
+
+    Scores<Traits> rS;
+    multiply_qk<Traits>(sQ, sK(tile), rS);
+    if (args.key_mask || walk.last(tile * Traits::kKeys)) {
+      const uint32_t low = walk.live_bits(tile * Traits::kKeys);
+      const uint32_t high = Traits::kKeys > 32 ? walk.live_bits(tile * Traits::kKeys + 32) : 0u;
+      mask_scores<Traits>(low, high, rS);
+    }
+    if constexpr (kStages == 1) {
+      copy_async_wait<0>();
+      sync_threads();  // V is there, K is no longer read
+      load_k(tile + 1);
+      copy_async_commit();
+    }
+
+    float highest[kRows], alpha[kRows];
+    row_max<Traits>(rS, highest);
+    if constexpr (Traits::kSums == Sums::kOwn) {
+      if (tile * Traits::kKeys == walk.split) {  // the generation begins: it has a softmax of its own
+        stash_prompt(args.select, RowSoftmax{own_row(sums.max), own_row_sum(sums.sum)});
+        sums.start();
+      }
+      SPARSED_UNROLL
+      for (int r = 0; r < kRows; ++r) {
+        const float max = max_of(highest[r] * args.select.scale, sums.max[r]);
+        const float factor = exp2_approx(sums.max[r] - max);
+        sums.max[r] = max;
+        sums.sum[r] *= factor;
+        sums.open[r] *= factor;
+      }
+      sum_blocks<Traits>(args.select, rS, walk, tile * Traits::kKeys, sums.max, sums);
+    }
+    bool changed = false;
+    SPARSED_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      const float max = max_of(highest[r] * args.scale, state.max[r]);
+      changed = changed || max != state.max[r];
+      alpha[r] = exp2_approx(state.max[r] - max);
+      state.max[r] = max;
+      state.sum[r] *= alpha[r];
+      SPARSED_UNROLL
+      for (int n = 0; n < Traits::kKeys / 8; ++n) {
+        float& x = rS[r / 2][n][r % 2 * 2];
+        float& y = rS[r / 2][n][r % 2 * 2 + 1];
+        x = exp2_approx(multiply_add(x, args.scale, -max));
+        y = exp2_approx(multiply_add(y, args.scale, -max));
+        state.sum[r] += x + y;
+      }
+    }
+    if constexpr (Traits::kSums == Sums::kShared) {
+      SPARSED_UNROLL
+      for (int r = 0; r < kRows; ++r) sums.open[r] *= alpha[r];
+      sum_blocks<Traits>(args.select, rS, walk, tile * Traits::kKeys, state.max, sums);
+    }
+    if (!with_output) continue;
+    if (vote(changed)) {
+      SPARSED_UNROLL
+      for (int t = 0; t < Traits::kRowTiles; ++t) {
+        SPARSED_UNROLL
+        for (int d = 0; d < Traits::kHeadDim / 8; ++d) {
+          SPARSED_UNROLL
+          for (int i = 0; i < 4; ++i) state.rO[t][d][i] *= alpha[2 * t + i / 2];
+        }
+      }
+    }
+    multiply_pv<Traits>(rS, sV(tile), state.rO);
+  }
+  copy_async_wait<0>();
+}
+
+// Output and log-sum-exp of a tile.
+template <class Traits>
+SPARSED_DEVICE void finish_rows(const AttentionArgs& args, int b, int h, int row, int row_end, uint32_t sQ,
+                                const RowState<Traits>& state) {
+  float inverse[Traits::kRows];
+  SPARSED_UNROLL
+  for (int r = 0; r < Traits::kRows; ++r) {
+    float sum = state.sum[r] + shuffle_xor(state.sum[r], 1);
+    sum += shuffle_xor(sum, 2);
+    inverse[r] = sum == 0.f ? 0.f : 1.f / sum;
+    const int i = row + thread_index() / 32 * Traits::kWarpRows + r / 2 * 16 + r % 2 * 8 + thread_index() % 32 / 4;
+    if (args.lse && thread_index() % 4 == 0 && i < row_end) {
+      const float lse = sum == 0.f ? -__builtin_inff() : (state.max[r] + log2_approx(sum)) * kLn2;
+      store_global(args.lse + (static_cast<int64_t>(b) * args.heads + h) * args.q_len + i, lse);
+    }
+  }
+  if (args.out.data) store_output<Traits>(args, b, h, row, row_end, state.rO, inverse, sQ);
+}
+
+// Scores of the query blocks of a tile: each lane answers for one row.
+template <class Traits>
+SPARSED_DEVICE void finish_blocks(const AttentionArgs& args, int head, int row, bool first, uint32_t buffer,
+                                  const RowState<Traits>& state, const BlockSums<Traits::kRows>& sums) {
+  const int lane = thread_index() % 32, slot = lane % 4;
+  const int own = row + thread_index() / 32 * Traits::kWarpRows + slot / 2 * 16 + slot % 2 * 8 + lane / 4;
+  RowSoftmax all, generation{0.f, 0.f};
+  if constexpr (Traits::kSums == Sums::kOwn) {
+    generation = RowSoftmax{own_row(sums.max), own_row_sum(sums.sum)};
+    all = args.select.generation_apart ? with_prompt(args.select, generation) : generation;
+  } else {
+    all = RowSoftmax{own_row(state.max), own_row_sum(state.sum)};
+  }
+  finish_selection(args, head, row, slot < Traits::kRows ? own : args.q_len, Traits::kWarpRows, all, generation, first,
+                   buffer);
+}
+
+// Query rows [row, row + args.tile_rows) of a head. `first`: of their query block's tiles.
+template <class Traits>
+SPARSED_DEVICE void attend_tile(const AttentionArgs& args, int head, int row, bool first) {
+  constexpr uint32_t sQ = 0;
+  const int b = head / args.heads, h = head % args.heads;
+  const int row_end = row + args.tile_rows < args.q_len ? row + args.tile_rows : args.q_len;
+  RowState<Traits> state;
+  BlockSums<Traits::kRows> sums;
+  state.start();
+  if constexpr (Traits::kSums != Sums::kNone) sums.start();
+  load_q<Traits>(args, b, h, row, row_end, sQ);
+  const auto walk = key_walk<Traits::kKeys, Traits::kSums != Sums::kNone>(args, b, h, row);
+  attend<Traits>(args, walk, h / args.group, sQ, state, sums);
+  sync_threads();  // shared memory is free for results
+  finish_rows<Traits>(args, b, h, row, row_end, sQ, state);
+  if constexpr (Traits::kSums != Sums::kNone) {
+    const uint32_t buffer = static_cast<uint32_t>(Traits::q_bytes(block_threads() / 32));
+    finish_blocks<Traits>(args, head, row, first, buffer, state, sums);
+    sync_threads();  // and for the next tile
+  }
+}
+
+// Without selection one block a tile; with it few blocks that take work items in turn, because each has its own memory
+// for partial sums.
+template <class Traits>
+SPARSED_DEVICE void attention_sm80(const AttentionArgs& args) {
+  if constexpr (Traits::kSums == Sums::kNone) {
+    const int item = block_index();
+    attend_tile<Traits>(args, item / args.items, item % args.items * args.item_rows, true);
+  } else {
+    for (int item = block_index(); item < args.batch * args.heads * args.items; item += grid_blocks()) {
+      const int first = item % args.items * args.item_rows;
+      for (int row = first; row < first + args.item_rows && row < args.q_len; row += args.tile_rows) {
+        attend_tile<Traits>(args, item / args.items, row, row == first);
+      }
+    }
+  }
+}
+
+}  // namespace sparsed::cuda

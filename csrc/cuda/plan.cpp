@@ -1,0 +1,117 @@
+#include "cuda/plan.h"
+
+#include <algorithm>
+#include <bit>
+
+#include "core/error.h"
+#include "core/pattern.h"
+#include "core/selection.h"
+
+namespace sparsed::cuda {
+namespace {
+
+constexpr float kLog2e = 1.44269504088896341f;
+constexpr float kMinScale = 1e-37f;  // keeps scale * log2(e) a normal number
+constexpr int kMaxWarps = 4;
+
+Array array_of(const TensorView& view) { return {view.data, view.stride[0], view.stride[1], view.stride[2]}; }
+
+bool aligned(const TensorView& view) {
+  if (!view.data) return true;
+  const auto steps = {view.stride[0], view.stride[1], view.stride[2]};
+  return reinterpret_cast<uintptr_t>(view.data) % 16 == 0 &&
+         std::all_of(steps.begin(), steps.end(), [](int64_t step) { return step % 8 == 0; });
+}
+
+int kernel_head_dim(int head_dim) {
+  for (int size : {32, 64, 96, 128}) {
+    if (head_dim <= size) return size;
+  }
+  return 256;
+}
+
+// Query rows that a warp owns: 32 where the registers hold them.
+int warp_rows(const Plan& plan) { return plan.kernel == Kernel::kSm80 && plan.head_dim > 128 ? 16 : 32; }
+
+Plan make_plan(const AttentionParams& params, const char* function) {
+  constexpr int64_t kMost = int64_t{1} << 29;  // rows and items stay within int
+  const int64_t heads = params.batch() * params.heads();
+  check(params.q_len() <= kMost && params.kv_len() <= kMost, function, ": q and k have lengths ", params.q_len(),
+        " and ", params.kv_len(), ", expected at most ", kMost);
+  check(heads * ((params.q_len() + 15) / 16) <= kMost, function, ": q has shape ", shape_string(params.q.shape),
+        ", expected at most ", kMost, " blocks of 16 tokens");
+  Plan plan;
+  AttentionArgs& args = plan.args;
+  args.q = array_of(params.q);
+  args.k = array_of(params.k);
+  args.v = array_of(params.v);
+  args.out = array_of(params.out);
+  args.lse = params.lse;
+  args.key_mask = params.key_mask;
+  args.batch = static_cast<int>(params.batch());
+  args.heads = static_cast<int>(params.heads());
+  args.group = static_cast<int>(params.heads() / params.kv_heads());
+  args.q_len = static_cast<int>(params.q_len());
+  args.kv_len = static_cast<int>(params.kv_len());
+  args.head_dim = static_cast<int>(params.head_dim());
+  args.scale = std::max(params.scale * kLog2e, kMinScale);
+  const bool halves = params.q.dtype != DType::kFloat32;
+  if (halves && aligned(params.q) && aligned(params.k) && aligned(params.v) && aligned(params.out)) {
+    plan.kernel = Kernel::kSm80;
+  }
+  plan.head_dim = plan.kernel == Kernel::kSm80 ? kernel_head_dim(args.head_dim) : 256;
+  return plan;
+}
+
+void set_tiles(Plan& plan, int block_rows, bool whole_blocks) {
+  const int rows = warp_rows(plan);
+  const int warps = whole_blocks ? kMaxWarps : std::clamp(block_rows / rows, 1, kMaxWarps);
+  plan.threads = warps * 32;
+  plan.args.tile_rows = std::min(warps * rows, whole_blocks ? warps * rows : block_rows);
+  plan.args.item_rows = whole_blocks ? std::max(plan.args.tile_rows, block_rows) : plan.args.tile_rows;
+  plan.args.items = (plan.args.q_len + plan.args.item_rows - 1) / plan.args.item_rows;
+  plan.blocks = int64_t{plan.args.batch} * plan.args.heads * plan.args.items;
+}
+
+}  // namespace
+
+Plan plan_attention(const AttentionParams& params, const BlockRows* lists) {
+  Plan plan = make_plan(params, "attention");
+  if (lists) {
+    plan.args.counts = lists->counts;
+    plan.args.indices = lists->indices;
+    plan.args.list_stride = lists->stride;
+    plan.args.list_shift = std::countr_zero(static_cast<unsigned>(lists->block_size));
+    plan.args.list_rows = static_cast<int>(num_blocks(params.q_len(), lists->block_size));
+  }
+  // A tile lies in one query block: its rows share a list.
+  set_tiles(plan, lists ? lists->block_size : kMaxWarps * warp_rows(plan), false);
+  return plan;
+}
+
+Plan plan_selection(const AttentionParams& params, const SelectParams& select) {
+  Plan plan = make_plan(params, "select");
+  SelectArgs& args = plan.args.select;
+  args.scale = std::max(select.scale * kLog2e, kMinScale);
+  args.generation_apart = select.rule == SelectionRule::kReference && select.isolate;
+  args.block_shift = std::countr_zero(static_cast<unsigned>(select.block_size));
+  args.kv_blocks = static_cast<int>(num_blocks(params.kv_len(), select.block_size));
+  args.q_blocks = static_cast<int>(num_blocks(params.q_len(), select.block_size));
+  args.generation_block =
+      static_cast<int>(first_generation_block(params.kv_len(), select.prompt_length, select.block_size));
+  plan.sums = args.generation_apart || select.scale != params.scale ? Sums::kOwn : Sums::kShared;
+  set_tiles(plan, select.block_size, true);
+  return plan;
+}
+
+size_t partial_bytes(const Plan& plan) {
+  return sizeof(PartialSum) * static_cast<size_t>(plan.args.select.kv_blocks + 1) * static_cast<size_t>(plan.threads);
+}
+
+size_t score_bytes(const Plan& plan) {
+  const SelectArgs& select = plan.args.select;
+  return sizeof(float) * static_cast<size_t>(plan.args.batch) * static_cast<size_t>(plan.args.heads) *
+         static_cast<size_t>(select.q_blocks) * static_cast<size_t>(select.kv_blocks);
+}
+
+}  // namespace sparsed::cuda

@@ -1,0 +1,392 @@
+// The CUDA kernels' source on the emulator, against the float64 reference.
+#include <gtest/gtest.h>
+
+#include <functional>
+#include <numeric>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "attention_cases.h"
+#include "cuda/attention_plain.cuh"
+#include "cuda/attention_sm80.cuh"
+#include "cuda/plan.h"
+#include "machine.h"
+
+namespace sparsed::cuda {
+namespace {
+
+using emulator::Landing;
+using emulator::Launch;
+using emulator::Region;
+using emulator::Report;
+
+// A pattern as the kernels take it.
+struct Lists {
+  std::vector<int32_t> counts, indices;
+  BlockRows rows;
+
+  explicit Lists(const BlockPattern& pattern) {
+    const BlockLists lists = pattern.expand();
+    const size_t stride = static_cast<size_t>(pattern.geometry().kv_blocks());
+    indices.assign(counts.size() * stride, -1);
+    for (size_t row = 0; row + 1 < lists.offsets.size(); ++row) {
+      counts.push_back(static_cast<int32_t>(lists.offsets[row + 1] - lists.offsets[row]));
+      const auto first = lists.indices.begin() + lists.offsets[row];
+      indices.insert(indices.end(), first, first + counts.back());
+      indices.resize(counts.size() * stride, -1);
+    }
+    rows = {lists.block_size, counts.data(), indices.data(), static_cast<int64_t>(stride)};
+  }
+};
+
+template <class T, class F>
+void with_plain_traits(const Plan& plan, const F& f) {
+  switch (plan.sums) {
+    case Sums::kNone: f(Plain<T, Sums::kNone>{}); break;
+    case Sums::kShared: f(Plain<T, Sums::kShared>{}); break;
+    case Sums::kOwn: f(Plain<T, Sums::kOwn>{}); break;
+  }
+}
+
+template <class F>
+void with_traits(const Plan& plan, DType dtype, const F& f) {
+  const auto with_sums = [&](auto element, auto head_dim) {
+    using T = decltype(element);
+    constexpr int kHeadDim = decltype(head_dim)::value;
+    switch (plan.sums) {
+      case Sums::kNone: f(Sm80<T, kHeadDim, Sums::kNone>{}); break;
+      case Sums::kShared: f(Sm80<T, kHeadDim, Sums::kShared>{}); break;
+      case Sums::kOwn: f(Sm80<T, kHeadDim, Sums::kOwn>{}); break;
+    }
+  };
+  if (dtype == DType::kFloat16) {  // the element type changes two instructions: one head_dim stands for all
+    ASSERT_EQ(plan.head_dim, 64);
+    return with_sums(F16{}, std::integral_constant<int, 64>{});
+  }
+  switch (plan.head_dim) {
+    case 32: return with_sums(Bf16{}, std::integral_constant<int, 32>{});
+    case 64: return with_sums(Bf16{}, std::integral_constant<int, 64>{});
+    case 96: return with_sums(Bf16{}, std::integral_constant<int, 96>{});
+    case 128: return with_sums(Bf16{}, std::integral_constant<int, 128>{});
+    default: return with_sums(Bf16{}, std::integral_constant<int, 256>{});
+  }
+}
+
+Region region_of(const RandomArray& array, bool writable) {
+  return {array.storage.data(), array.storage.size() * sizeof(float), writable};
+}
+
+template <class T>
+Region region_of(const std::vector<T>& array, bool writable) {
+  return {array.data(), array.size() * sizeof(T), writable};
+}
+
+struct How {
+  Landing landing = Landing::kLate;
+  unsigned seed = 0;
+};
+
+Launch launch_of(const Plan& plan, const Call& call, const How& how) {
+  Launch launch;
+  launch.threads = plan.threads;
+  launch.landing = how.landing;
+  launch.seed = how.seed;
+  launch.memory = {region_of(call.q, false),  region_of(call.k, false),   region_of(call.v, false),
+                   region_of(call.out, true), region_of(call.lse, true), region_of(call.mask, false)};
+  return launch;
+}
+
+Report run(const Plan& plan, DType dtype, Launch launch) {
+  Report report;
+  if (plan.kernel == Kernel::kPlain) {
+    const auto run_plain = [&](auto traits) {
+      using Traits = decltype(traits);
+      launch.shared_bytes = static_cast<size_t>(Traits::shared_bytes(plan.threads / 32));
+      report = emulator::run(launch, [&] { attention_plain<Traits>(plan.args); });
+    };
+    switch (dtype) {
+      case DType::kFloat32: with_plain_traits<float>(plan, run_plain); break;
+      case DType::kFloat16: with_plain_traits<F16>(plan, run_plain); break;
+      case DType::kBFloat16: with_plain_traits<Bf16>(plan, run_plain); break;
+    }
+    return report;
+  }
+  with_traits(plan, dtype, [&](auto traits) {
+    using Traits = decltype(traits);
+    launch.shared_bytes = static_cast<size_t>(Traits::shared_bytes(plan.threads / 32));
+    report = emulator::run(launch, [&] { attention_sm80<Traits>(plan.args); });
+  });
+  return report;
+}
+
+Report attention(Call& call, const Lists* lists, const How& how = {}) {
+  const Plan plan = plan_attention(call.params, lists ? &lists->rows : nullptr);
+  Launch launch = launch_of(plan, call, how);
+  launch.blocks = static_cast<int>(plan.blocks);
+  if (lists) {
+    launch.memory.push_back(region_of(lists->counts, false));
+    launch.memory.push_back(region_of(lists->indices, false));
+  }
+  return run(plan, call.params.q.dtype, launch);
+}
+
+// Every second row starts 8 bytes off: what cannot be copied by 16 bytes.
+RandomArray misaligned(const Shape4& shape, DType dtype, unsigned seed) {
+  const Shape4 wide{shape[0], shape[1], shape[2], shape[3] + 4};
+  RandomArray array(wide, dtype, seed);
+  array.view.shape = shape;
+  return array;
+}
+
+struct Case16 {
+  DType dtype;
+  Case shape;
+  bool misaligned = false;
+};
+
+Call make_call(const Case16& c) {
+  Call call(c.shape, c.dtype);
+  if (c.misaligned) {
+    call.k = misaligned(call.k.view.shape, c.dtype, c.shape.seed + 1);
+    call.params.k = call.k.view;
+  }
+  return call;
+}
+
+// A few tiles, ragged everywhere, every head_dim that is compiled, and some that are not.
+std::vector<Case16> cases() {
+  constexpr DType kBf16 = DType::kBFloat16, kF16 = DType::kFloat16;
+  return {
+      {kBf16, {1, 1, 1, 1, 1, 256, false, false, 1}},
+      {kBf16, {1, 1, 2, 130, 200, 128, false, false, 2}},
+      {kBf16, {2, 1, 1, 37, 129, 128, true, true, 3}},
+      {kBf16, {1, 2, 1, 128, 64, 64, false, true, 4}},
+      {kBf16, {1, 1, 3, 70, 191, 64, true, false, 5}},
+      {kF16, {1, 1, 2, 150, 257, 64, true, true, 6}},
+      {kF16, {1, 1, 1, 20, 300, 48, false, false, 7}},
+      {kBf16, {1, 1, 1, 140, 130, 32, true, false, 8}},
+      {kBf16, {1, 1, 1, 33, 150, 24, false, true, 9}},
+      {kBf16, {1, 1, 2, 100, 150, 96, true, true, 10}},
+      {kBf16, {1, 1, 1, 129, 100, 80, false, false, 11}},
+      {kBf16, {1, 1, 1, 80, 130, 256, true, false, 12}},
+      {kBf16, {1, 1, 1, 17, 100, 136, false, true, 13}},
+      {DType::kFloat32, {1, 1, 2, 40, 70, 64, true, false, 14}},
+      {DType::kFloat32, {2, 1, 1, 130, 100, 16, false, true, 15}},
+      {DType::kFloat32, {1, 1, 1, 20, 50, 256, true, false, 16}},
+      {kF16, {1, 1, 1, 40, 70, 24, false, false, 17}, true},
+      {kBf16, {1, 1, 1, 30, 60, 128, true, false, 18}, true},
+  };
+}
+
+std::string name_of(const Case16& c) {
+  return message(dtype_name(c.dtype), " head_dim ", c.shape.head_dim, " seed ", c.shape.seed);
+}
+
+// Scores as the selecting kernel leaves them.
+struct Selected {
+  std::vector<float> scores, generation;
+  Report report;
+};
+
+Selected attention_and_scores(Call& call, const SelectParams& select, int blocks, const How& how = {}) {
+  Plan plan = plan_selection(call.params, select);
+  Selected selected;
+  selected.scores.assign(score_bytes(plan) / sizeof(float), NAN);
+  selected.generation = selected.scores;
+  std::vector<std::byte> partial(partial_bytes(plan) * static_cast<size_t>(blocks), std::byte{0xff});
+  plan.args.select.scores = selected.scores.data();
+  plan.args.select.generation = selected.generation.data();
+  plan.args.select.partial = reinterpret_cast<PartialSum*>(partial.data());
+  Launch launch = launch_of(plan, call, how);
+  launch.blocks = std::min(blocks, static_cast<int>(plan.blocks));
+  for (auto* array : {&selected.scores, &selected.generation}) launch.memory.push_back(region_of(*array, true));
+  launch.memory.push_back(region_of(partial, true));
+  selected.report = run(plan, call.params.q.dtype, launch);
+  return selected;
+}
+
+// Columns from `first` on of [rows, columns].
+void expect_scores(const std::vector<float>& found, const std::vector<double>& expected, int64_t first, int64_t columns,
+                   const std::string& what) {
+  ASSERT_EQ(found.size(), expected.size());
+  double worst = 0;
+  for (size_t i = 0; i < found.size(); ++i) {
+    if (static_cast<int64_t>(i) % columns < first) continue;
+    const double error = std::abs(found[i] - expected[i]) / (1e-6 + std::abs(expected[i]));
+    worst = std::max(worst, std::isnan(error) ? INFINITY : error);
+  }
+  EXPECT_LE(worst, 2e-5) << what;
+}
+
+TEST(CudaAttention, DenseMatchesReference) {
+  for (const Case16& c : cases()) {
+    for (const How& how : {How{Landing::kLate, 0}, How{Landing::kEarly, 1}}) {
+      Call call = make_call(c);
+      attention(call, nullptr, how);
+      expect_matches_reference(call, name_of(c));
+    }
+  }
+}
+
+TEST(CudaAttention, SparseMatchesReference) {
+  for (int block_size : {16, 32, 64, 128, 256}) {
+    for (const Case16& c : cases()) {
+      if ((c.shape.seed + static_cast<unsigned>(block_size) / 16) % 2) continue;
+      Call call = make_call(c);
+      const BlockPattern pattern = random_pattern(c.shape, block_size, 35);
+      const Lists lists(pattern);
+      attention(call, &lists, {c.shape.seed % 2 ? Landing::kLate : Landing::kEarly, c.shape.seed});
+      const BlockLists host = pattern.expand();
+      call.params.lists = &host;
+      expect_matches_reference(call, message(name_of(c), " block ", block_size));
+    }
+  }
+}
+
+TEST(CudaAttention, SelectionSumsMatchReference) {
+  int number = 0;
+  for (int block_size : {16, 32, 64, 128, 256}) {
+    for (const Case16& c : cases()) {
+      for (SelectionRule rule : {SelectionRule::kPaper, SelectionRule::kReference}) {
+        if ((++number + block_size / 16) % 3) continue;
+        Case16 square = c;
+        Case& shape = square.shape;
+        shape.q_len = shape.kv_len = std::max(shape.q_len, shape.kv_len);
+        Call call = make_call(square);
+        SelectParams select;
+        select.block_size = block_size;
+        select.rule = rule;
+        select.prompt_length = shape.kv_len * (number % 7) / 7;
+        select.scale = number % 4 ? call.params.scale : .3f;
+        const std::string what = message(name_of(c), " block ", block_size, " rule ", static_cast<int>(rule),
+                                         " prompt ", select.prompt_length, " of ", shape.kv_len);
+        const Selected selected = attention_and_scores(call, select, 1 + number % 3,
+                                                       {number % 2 ? Landing::kLate : Landing::kEarly, c.shape.seed});
+        expect_matches_reference(call, what);
+        const int64_t blocks = num_blocks(shape.kv_len, block_size);
+        const auto expected = [&](int64_t first_key) {
+          return reference::block_scores(call.params, block_size, select.scale, first_key);
+        };
+        expect_scores(selected.scores, expected(0), 0, blocks, what);
+        if (rule == SelectionRule::kPaper) continue;
+        const int64_t first = first_generation_block(shape.kv_len, select.prompt_length, block_size);
+        expect_scores(selected.generation, expected(first * block_size), first, blocks, what);
+      }
+    }
+  }
+}
+
+// A selection alone gives the scores that come with an output.
+TEST(CudaAttention, SelectionAloneHasTheSameScores) {
+  const Case shape{1, 1, 2, 200, 200, 64, true, false, 21};
+  Call with(shape, DType::kBFloat16), without(shape, DType::kBFloat16);
+  without.params.v.data = without.params.out.data = nullptr;
+  without.params.lse = nullptr;
+  SelectParams select;
+  select.block_size = 32;
+  select.scale = with.params.scale;
+  EXPECT_EQ(attention_and_scores(with, select, 2).scores, attention_and_scores(without, select, 1).scores);
+}
+
+TEST(CudaAttention, FullPatternHasTheBitsOfDense) {
+  for (int block_size : {16, 32, 64, 128, 256}) {
+    const Case shape{1, 1, 2, 150, 190, 128, true, false, 12};
+    Call dense(shape, DType::kBFloat16), sparse(shape, DType::kBFloat16);
+    const Lists lists(random_pattern(shape, block_size, 100));
+    attention(dense, nullptr);
+    attention(sparse, &lists);
+    EXPECT_EQ(dense.out.storage, sparse.out.storage) << block_size;
+    EXPECT_EQ(dense.lse, sparse.lse) << block_size;
+  }
+}
+
+TEST(CudaAttention, EmptyRowsGiveZero) {
+  const Case shape{1, 1, 2, 70, 130, 64, false, false, 11};
+  Call call(shape, DType::kBFloat16);
+  const Lists lists(random_pattern(shape, 32, 0));
+  attention(call, &lists);
+  for (float lse : call.lse) EXPECT_EQ(lse, -INFINITY);
+  for (int64_t i = 0; i < 2 * 70 * 64; ++i) EXPECT_EQ(load_float(call.out.view.data, DType::kBFloat16, i), 0.f);
+}
+
+TEST(CudaAttention, HiddenKeysMayHoldAnything) {
+  const Case shape{1, 1, 1, 40, 100, 64, true, false, 22};
+  Call call(shape, DType::kBFloat16), poisoned(shape, DType::kBFloat16);
+  for (int64_t key = 0; key < 100; ++key) {
+    if (call.mask[static_cast<size_t>(key)]) continue;
+    for (int64_t d = 0; d < 64; ++d) {
+      store_float(poisoned.k.view.row(0, 0, key), DType::kBFloat16, d, NAN);
+      store_float(poisoned.v.view.row(0, 0, key), DType::kBFloat16, d, INFINITY);
+    }
+  }
+  attention(call, nullptr);
+  attention(poisoned, nullptr);
+  EXPECT_EQ(call.out.storage, poisoned.out.storage);
+}
+
+TEST(CudaAttention, LargeScoresDoNotOverflow) {
+  const Case shape{1, 1, 1, 40, 200, 32, false, false, 13};
+  Call call(shape, DType::kBFloat16);
+  call.params.scale = 40.f;  // scores of several hundred
+  attention(call, nullptr);
+  std::vector<double> out(40 * 32), lse(40);
+  reference::attention(call.params, out.data(), lse.data());
+  for (size_t i = 0; i < out.size(); ++i) {
+    EXPECT_NEAR(out[i], load_float(call.out.view.data, DType::kBFloat16, static_cast<int64_t>(i)), 4e-2);
+  }
+}
+
+TEST(CudaAttention, NanReachesOnlyTheRowsThatSeeIt) {
+  const Case shape{1, 1, 1, 64, 128, 32, false, false, 14};
+  Call call(shape, DType::kBFloat16);
+  store_float(call.q.view.row(0, 0, 5), DType::kBFloat16, 3, NAN);
+  attention(call, nullptr);
+  for (int64_t i = 0; i < 64; ++i) {
+    for (int64_t d = 0; d < 32; ++d) EXPECT_EQ(std::isnan(call.out.at(0, 0, i, d)), i == 5) << i;
+  }
+}
+
+// A generation that gets e^-200 of the mass still ranks its own blocks.
+TEST(CudaAttention, GenerationSoftmaxDoesNotUnderflow) {
+  const DType dtype = DType::kBFloat16;
+  Call call({1, 1, 1, 256, 256, 16, false, false, 15}, dtype);
+  for (int64_t key = 0; key < 256; ++key) {
+    for (int64_t d = 0; d < 16; ++d) {
+      const float value = d > 0 ? 0.f : key < 128 ? 300.f : static_cast<float>(key / 32);
+      store_float(call.k.view.row(0, 0, key), dtype, d, value);
+    }
+  }
+  for (int64_t i = 0; i < 256; ++i) store_float(call.q.view.row(0, 0, i), dtype, 0, 4.f);
+  const SelectParams select{128, 32, 0.3, SelectionRule::kReference, true, call.params.scale};
+  const Selected selected = attention_and_scores(call, select, 1);
+  expect_scores(selected.generation, reference::block_scores(call.params, 32, select.scale, 128), 4, 8, "generation");
+}
+
+// No access to shared memory waits for a bank: counted over every place in the kernels, at every head_dim.
+TEST(CudaAttention, NoBankConflicts) {
+  for (const int64_t head_dim : {32, 64, 96, 128, 256}) {
+    const Case shape{1, 1, 1, 128, 192, head_dim, false, false, 16};
+    for (int block_size : {0, 16, 32, 64, 128}) {
+      Call call(shape, DType::kBFloat16);
+      const Lists lists(random_pattern(shape, block_size ? block_size : 16, 60));
+      const Report report = attention(call, block_size ? &lists : nullptr);
+      for (const auto& [place, count] : report.accesses) {
+        EXPECT_EQ(count.conflicts, 0) << place.first << ":" << place.second << " " << count.kind << ", head_dim "
+                                      << head_dim << ", block " << block_size;
+      }
+    }
+    SelectParams select;
+    select.block_size = 16;
+    Call call({1, 1, 1, 192, 192, head_dim, false, false, 17}, DType::kBFloat16);
+    const Selected selected = attention_and_scores(call, select, 1);
+    for (const auto& [place, count] : selected.report.accesses) {
+      if (place.first == "block_sums.cuh") continue;  // once a tile, at its end
+      EXPECT_EQ(count.conflicts, 0) << place.first << ":" << place.second << " " << count.kind << ", head_dim "
+                                    << head_dim;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace sparsed::cuda
