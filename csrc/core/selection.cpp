@@ -14,11 +14,10 @@ namespace sparsed {
 namespace {
 
 // One block as an integer that orders as (score, lower index first): all keys of a row differ, so the k largest are
-// one set. NaN is below -infinity, and -0 equals 0.
+// one set.
 uint64_t sort_key(float score, int64_t block) {
-  const uint32_t bits = float_to_bits(score + 0.f);
-  const uint32_t ordered = std::isnan(score) ? 0u : bits ^ ((bits >> 31) ? 0xffffffffu : 0x80000000u);
-  return static_cast<uint64_t>(ordered) << 32 | static_cast<uint32_t>(~static_cast<uint32_t>(block));
+  return static_cast<uint64_t>(ordered_score(float_to_bits(score))) << 32 |
+         static_cast<uint32_t>(~static_cast<uint32_t>(block));
 }
 
 int64_t block_of(uint64_t key) { return static_cast<uint32_t>(~static_cast<uint32_t>(key)); }
@@ -55,13 +54,13 @@ void take_largest(std::vector<uint64_t>& keys, size_t count) {
   std::copy_n(begin, count - taken, keys.begin() + static_cast<std::ptrdiff_t>(taken));
 }
 
-// Marks the k largest of the live blocks in [begin, end), but only those below `marked_end`.
-void mark_top(const float* scores, const uint8_t* live, int64_t begin, int64_t end, double rho, int64_t marked_end,
-              int64_t row, BlockPattern& pattern) {
+// Marks what a range takes from its row.
+void mark_top(const float* scores, const uint8_t* live, const SelectRange& range, double rho, int64_t row,
+              BlockPattern& pattern) {
   static thread_local std::vector<uint64_t> keys;
-  keys.resize(static_cast<size_t>(end - begin));
+  keys.resize(static_cast<size_t>(range.end - range.begin));
   size_t candidates = 0;
-  for (int64_t block = begin; block < end; ++block) {
+  for (int64_t block = range.begin; block < range.end; ++block) {
     keys[candidates] = sort_key(scores[block], block);
     candidates += live[block] != 0;
   }
@@ -69,7 +68,7 @@ void mark_top(const float* scores, const uint8_t* live, int64_t begin, int64_t e
   const size_t count = static_cast<size_t>(keep_count(static_cast<int64_t>(candidates), rho));
   take_largest(keys, count);
   for (size_t i = 0; i < count; ++i) {
-    if (block_of(keys[i]) < marked_end) pattern.set(row, block_of(keys[i]));
+    if (block_of(keys[i]) < range.marked_end) pattern.set(row, block_of(keys[i]));
   }
 }
 
@@ -90,23 +89,20 @@ int64_t first_generation_block(int64_t kv_len, int64_t prompt_length, int64_t bl
   return blocks == 0 ? 0 : std::min(num_blocks(prompt_length, block_size), blocks - 1);
 }
 
-int64_t keep_count(int64_t candidates, double rho) {
-  const int64_t share = static_cast<int64_t>(static_cast<double>(candidates) * rho);
-  return std::min(candidates, share + 1);
+SelectRanges select_ranges(const SelectParams& select, int64_t kv_len) {
+  const int64_t blocks = num_blocks(kv_len, select.block_size);
+  const int64_t last = first_generation_block(kv_len, select.prompt_length, select.block_size);
+  if (!select.isolate) return {{{0, blocks, blocks, false}, {}}, 1};
+  if (select.rule == SelectionRule::kPaper) return {{{0, last, last, false}, {last, blocks, blocks, false}}, 2};
+  return {{{0, blocks, last, false}, {last, blocks, blocks, true}}, 2};
 }
 
 void select_row(const SelectParams& select, int64_t kv_len, const float* scores, const float* generation,
                 const uint8_t* live, int64_t row, BlockPattern& pattern) {
-  const int64_t blocks = num_blocks(kv_len, select.block_size);
-  const int64_t last = first_generation_block(kv_len, select.prompt_length, select.block_size);
-  if (!select.isolate) {
-    mark_top(scores, live, 0, blocks, select.rho, blocks, row, pattern);
-  } else if (select.rule == SelectionRule::kPaper) {
-    mark_top(scores, live, 0, last, select.rho, last, row, pattern);
-    mark_top(scores, live, last, blocks, select.rho, blocks, row, pattern);
-  } else {
-    mark_top(scores, live, 0, blocks, select.rho, last, row, pattern);
-    mark_top(generation, live, last, blocks, select.rho, blocks, row, pattern);
+  const SelectRanges ranges = select_ranges(select, kv_len);
+  for (int i = 0; i < ranges.count; ++i) {
+    const SelectRange& range = ranges.range[i];
+    mark_top(range.generation ? generation : scores, live, range, select.rho, row, pattern);
   }
 }
 

@@ -6,6 +6,7 @@
 
 #include "core/params.h"
 #include "core/pattern.h"
+#include "core/selection_rule.h"
 
 namespace sparsed {
 
@@ -16,8 +17,8 @@ void check_select(const SelectParams& select, int64_t kv_len, const std::string&
 // last block. A block that holds both kinds is prompt, unless it is the sequence's last.
 int64_t first_generation_block(int64_t kv_len, int64_t prompt_length, int64_t block_size);
 
-// k = min(n, max(1, int(n * rho) + 1)); 0 of 0.
-int64_t keep_count(int64_t candidates, double rho);
+// What the rule takes from each row, in order.
+SelectRanges select_ranges(const SelectParams& select, int64_t kv_len);
 
 // Marks in `pattern` row `row` the blocks that the rule keeps. Threads may select different rows at once.
 //   scores      [kv_blocks] probability mass under the softmax over all keys

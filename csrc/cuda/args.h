@@ -18,6 +18,11 @@ enum class Sums {
   kOwn,     // a second exponential: the selection has another scale, or a softmax over the generation alone
 };
 
+// Query rows that a warp of the sm_80 kernels owns: 32 where its registers hold them.
+constexpr int warp_rows_sm80(int head_dim, Sums sums) {
+  return head_dim > 128 || (head_dim == 128 && sums == Sums::kOwn) ? 16 : 32;
+}
+
 // One softmax partial sum per (row, key block), kept until the row is done.
 struct PartialSum {
   float sum;   // of 2^(score * scale - base)

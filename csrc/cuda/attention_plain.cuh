@@ -119,7 +119,7 @@ SPARSED_DEVICE void attend_row(const AttentionArgs& args, const typename Traits:
   }
   if (!args.out.data) return;
   T* target = const_cast<T*>(row_of<T>(args.out, b, h, row));
-  const float inverse = sum == 0.f ? 0.f : 1.f / sum;
+  const float inverse = sum == 0.f ? 0.f : reciprocal(sum);
   SPARSED_UNROLL
   for (int i = 0; i < Traits::kMostDims; ++i) {
     const int d = i * 32 + lane;

@@ -108,7 +108,7 @@ SPARSED_DEVICE void attend(const AttentionArgs& args, const typename Traits::Wal
                            RowState<Traits>& state, BlockSums<Traits::kRows>& sums) {
   constexpr int kRows = Traits::kRows, kStages = Traits::kStages;
   const int warps = block_threads() / 32, tiles = walk.tiles();
-  const bool with_output = args.out.data != nullptr;
+  const bool with_output = Traits::kSums == Sums::kNone || args.out.data != nullptr;
   const auto sK = [&](int tile) {
     return static_cast<uint32_t>(Traits::q_bytes(warps) + tile % kStages * Traits::kTileBytes);
   };
@@ -141,13 +141,6 @@ SPARSED_DEVICE void attend(const AttentionArgs& args, const typename Traits::Wal
       const uint32_t high = Traits::kKeys > 32 ? walk.live_bits(tile * Traits::kKeys + 32) : 0u;
       mask_scores<Traits>(low, high, rS);
     }
-    if constexpr (kStages == 1) {
-      copy_async_wait<0>();
-      sync_threads();  // V is there, K is no longer read
-      load_k(tile + 1);
-      copy_async_commit();
-    }
-
     float highest[kRows], alpha[kRows];
     row_max<Traits>(rS, highest);
     if constexpr (Traits::kSums == Sums::kOwn) {
@@ -187,6 +180,14 @@ SPARSED_DEVICE void attend(const AttentionArgs& args, const typename Traits::Wal
       for (int r = 0; r < kRows; ++r) sums.open[r] *= alpha[r];
       sum_blocks<Traits>(args.select, rS, walk, tile * Traits::kKeys, state.max, sums);
     }
+    Probabilities<Traits> rP;
+    round_probabilities<Traits>(rS, rP);
+    if constexpr (kStages == 1) {
+      copy_async_wait<0>();
+      sync_threads();  // V is there, K is no longer read
+      load_k(tile + 1);
+      copy_async_commit();
+    }
     if (!with_output) continue;
     if (vote(changed)) {
       SPARSED_UNROLL
@@ -198,7 +199,7 @@ SPARSED_DEVICE void attend(const AttentionArgs& args, const typename Traits::Wal
         }
       }
     }
-    multiply_pv<Traits>(rS, sV(tile), state.rO);
+    multiply_pv<Traits>(rP, sV(tile), state.rO);
   }
   copy_async_wait<0>();
 }
@@ -212,7 +213,7 @@ SPARSED_DEVICE void finish_rows(const AttentionArgs& args, int b, int h, int row
   for (int r = 0; r < Traits::kRows; ++r) {
     float sum = state.sum[r] + shuffle_xor(state.sum[r], 1);
     sum += shuffle_xor(sum, 2);
-    inverse[r] = sum == 0.f ? 0.f : 1.f / sum;
+    inverse[r] = sum == 0.f ? 0.f : reciprocal(sum);
     const int i = row + thread_index() / 32 * Traits::kWarpRows + r / 2 * 16 + r % 2 * 8 + thread_index() % 32 / 4;
     if (args.lse && thread_index() % 4 == 0 && i < row_end) {
       const float lse = sum == 0.f ? -__builtin_inff() : (state.max[r] + log2_approx(sum)) * kLn2;

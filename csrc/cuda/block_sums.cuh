@@ -73,7 +73,7 @@ SPARSED_DEVICE void close_block(const SelectArgs& select, int block, const float
 
 // 1 / sum for a row that exists and sees a key.
 SPARSED_DEVICE float inverse_mass(const RowSoftmax& row, bool exists) {
-  return exists && row.sum != 0.f ? 1.f / row.sum : 0.f;
+  return exists && row.sum != 0.f ? reciprocal(row.sum) : 0.f;
 }
 
 constexpr int kScoreColumns = 128;  // key blocks that are summed at a time

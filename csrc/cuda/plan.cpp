@@ -30,8 +30,7 @@ int kernel_head_dim(int head_dim) {
   return 256;
 }
 
-// Query rows that a warp owns: 32 where the registers hold them.
-int warp_rows(const Plan& plan) { return plan.kernel == Kernel::kSm80 && plan.head_dim > 128 ? 16 : 32; }
+int warp_rows(const Plan& plan) { return plan.kernel == Kernel::kSm80 ? warp_rows_sm80(plan.head_dim, plan.sums) : 32; }
 
 Plan make_plan(const AttentionParams& params, const char* function) {
   constexpr int64_t kMost = int64_t{1} << 29;  // rows and items stay within int

@@ -149,7 +149,12 @@ SPARSED_DEVICE float log2_approx(float x) {
   asm("lg2.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
-// max(a, b), b where a is NaN.
+SPARSED_DEVICE float reciprocal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+// max(a, b), the other one where one is NaN.
 SPARSED_DEVICE float max_of(float a, float b) { return fmaxf(a, b); }
 SPARSED_DEVICE float multiply_add(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 

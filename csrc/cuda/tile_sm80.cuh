@@ -17,8 +17,8 @@ struct Sm80 {
   // Keys of a tile: as many as leave registers for the selection's sums.
   static constexpr int kKeys = kSums == Sums::kNone || (kHeadDim <= 64 && kSums == Sums::kShared) ? 64 : 32;
   using Walk = KeyWalk<kKeys, kSums != Sums::kNone>;
-  static constexpr int kRowTiles = kHeadDim > 128 ? 1 : 2;
-  static constexpr int kWarpRows = 16 * kRowTiles;
+  static constexpr int kWarpRows = warp_rows_sm80(kHeadDim, kSums);
+  static constexpr int kRowTiles = kWarpRows / 16;
   static constexpr int kRows = 2 * kRowTiles;  // query rows per thread
   static constexpr int kMaxWarps = 4;
   // Two K and V tiles each where they are small; else one each, loaded while the other is used.
@@ -50,7 +50,8 @@ struct RowChunks {
   uint32_t row;  // address of the row
   uint32_t flip;
 
-  SPARSED_DEVICE RowChunks(uint32_t shared, int index, int odd) {
+  SPARSED_DEVICE RowChunks(uint32_t shared, int row_index, int odd) {
+    const int index = opaque(row_index);
     row = shared + static_cast<uint32_t>(index * kHeadDim * 2);
     flip = static_cast<uint32_t>((odd ^ (kPeriod == 4 ? index & 7 : (index >> 1) & 3)) * 16);
   }
@@ -130,34 +131,43 @@ SPARSED_DEVICE void multiply_qk(uint32_t sQ, uint32_t sK, float (&rS)[Traits::kR
   }
 }
 
-// rO += P V, P rounded to T: its accumulator tiles are operand tiles as they are.
+// Probabilities rounded to T: accumulator tiles of S are operand tiles of P as they are.
 template <class Traits>
-SPARSED_DEVICE void multiply_pv(const float (&rP)[Traits::kRowTiles][Traits::kKeys / 8][4], uint32_t sV,
-                                float (&rO)[Traits::kRowTiles][Traits::kHeadDim / 8][4]) {
+using Probabilities = uint32_t[Traits::kRowTiles][Traits::kKeys / 16][4];
+
+template <class Traits>
+SPARSED_DEVICE void round_probabilities(const float (&rS)[Traits::kRowTiles][Traits::kKeys / 8][4],
+                                        Probabilities<Traits>& rP) {
   using T = typename Traits::T;
-  constexpr int kRowTiles = Traits::kRowTiles;
+  SPARSED_UNROLL
+  for (int t = 0; t < Traits::kRowTiles; ++t) {
+    SPARSED_UNROLL
+    for (int k = 0; k < Traits::kKeys / 16; ++k) {
+      SPARSED_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        const float(&part)[4] = rS[t][2 * k + i / 2];
+        rP[t][k][i] = pack_pair<T>(part[i % 2 * 2], part[i % 2 * 2 + 1]);
+      }
+    }
+  }
+}
+
+// rO += P V.
+template <class Traits>
+SPARSED_DEVICE void multiply_pv(const Probabilities<Traits>& rP, uint32_t sV,
+                                float (&rO)[Traits::kRowTiles][Traits::kHeadDim / 8][4]) {
   const int lane = thread_index() % 32;
   const RowChunks<Traits::kHeadDim> v_chunks(sV, lane % 16, lane / 16);
   SPARSED_UNROLL
   for (int k = 0; k < Traits::kKeys / 16; ++k) {
-    uint32_t rA[kRowTiles][4];
-    SPARSED_UNROLL
-    for (int t = 0; t < kRowTiles; ++t) {
-      const float(&left)[4] = rP[t][2 * k];
-      const float(&right)[4] = rP[t][2 * k + 1];
-      rA[t][0] = pack_pair<T>(left[0], left[1]);
-      rA[t][1] = pack_pair<T>(left[2], left[3]);
-      rA[t][2] = pack_pair<T>(right[0], right[1]);
-      rA[t][3] = pack_pair<T>(right[2], right[3]);
-    }
     SPARSED_UNROLL
     for (int d = 0; d < Traits::kHeadDim / 16; ++d) {
       uint32_t rV[4];
       load_matrices_transposed(rV, v_chunks.at(d, k * 16));
       SPARSED_UNROLL
-      for (int t = 0; t < kRowTiles; ++t) {
-        mma<T>(rO[t][2 * d], rA[t], rV[0], rV[1]);
-        mma<T>(rO[t][2 * d + 1], rA[t], rV[2], rV[3]);
+      for (int t = 0; t < Traits::kRowTiles; ++t) {
+        mma<typename Traits::T>(rO[t][2 * d], rP[t][k], rV[0], rV[1]);
+        mma<typename Traits::T>(rO[t][2 * d + 1], rP[t][k], rV[2], rV[3]);
       }
     }
   }

@@ -235,6 +235,7 @@ inline float exp2_approx(float x) {
   return y < 0x1p-126f ? 0.f : y;  // ftz
 }
 inline float log2_approx(float x) { return std::log2(x); }
+inline float reciprocal(float x) { return 1.f / x; }
 inline float max_of(float a, float b) { return std::fmax(a, b); }
 inline float multiply_add(float a, float b, float c) { return std::fma(a, b, c); }
 
