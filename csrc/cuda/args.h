@@ -33,6 +33,7 @@ struct PartialSum {
 struct SelectArgs {
   float scale = 0;  // of the selection, times log2(e)
   bool generation_apart = false;
+  int threads = 0;  // of a block that compute: the first ones
   int block_shift = 0;
   int kv_blocks = 0;
   int q_blocks = 0;
