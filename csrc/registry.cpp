@@ -8,6 +8,7 @@
 #include "cpu/isa.h"
 #include "cpu/ops.h"
 #include "cpu/parallel.h"
+#include "cuda/cuda.h"
 
 namespace sparsed {
 namespace {
@@ -68,6 +69,12 @@ std::vector<Backend> make_table() {
   table.push_back(CpuBackend<kernels_avx2, kernels_avx2>::entry("avx2", "AVX2 and FMA float32", reasons<Isa::kAvx2>));
 #endif
   table.push_back(CpuBackend<kernels_scalar, kernels_scalar>::entry("scalar", "portable C++", reasons<Isa::kScalar>));
+  // Behind a backend that runs everywhere: host arrays go to it only by name. Model operations stay on the host.
+  Backend cuda = cuda::backend();
+  for (const Backend& backend : table) {
+    if (!cuda.ops.linear && backend.not_supported_reasons().empty()) cuda.ops = backend.ops;
+  }
+  table.push_back(cuda);
   return table;
 }
 

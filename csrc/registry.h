@@ -1,4 +1,4 @@
-// The one ordered table of backends, best first, and the choice among them.
+// The one ordered table of backends, best first for host memory, and the choice among them.
 #pragma once
 
 #include <string>

@@ -1,7 +1,12 @@
 #include <pybind11/pybind11.h>
+#include <unistd.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#endif
 
 #include "bindings/register.h"
 #include "core/error.h"
+#include "core/interrupt.h"
 
 namespace py = pybind11;
 
@@ -18,6 +23,21 @@ PyObject* exception_type(sparsed::ErrorKind kind) {
   return PyExc_OSError;
 }
 
+// Python runs signal handlers in its main thread alone; other threads need not ask for the GIL.
+bool may_handle_signals() {
+#if defined(__linux__)
+  return syscall(SYS_gettid) == getpid();
+#else
+  return true;
+#endif
+}
+
+void poll_signals() {
+  if (!may_handle_signals()) return;
+  const py::gil_scoped_acquire acquire;
+  if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_core, m) {
@@ -29,6 +49,7 @@ PYBIND11_MODULE(_core, m) {
       py::set_error(exception_type(error.kind()), error.what());
     }
   });
+  sparsed::set_interrupt_poll(poll_signals);
   sparsed::python::register_pattern(m);
   sparsed::python::register_attention(m);
   sparsed::python::register_pattern_cache(m);

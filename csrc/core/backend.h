@@ -1,6 +1,7 @@
 // A backend is a row in the registry's table: a name, whether it can run here, and its entry points.
 #pragma once
 
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -9,6 +10,24 @@
 #include "core/pattern.h"
 
 namespace sparsed {
+
+// A pattern in the memory of a device, as its backend keeps it. Used on the stream that made it, or after that is done.
+class DevicePattern {
+ public:
+  virtual ~DevicePattern() = default;
+  virtual const PatternGeometry& geometry() const = 0;
+  virtual BlockPattern to_host() const = 0;  // waits for the device
+};
+
+// Entry points for arrays in the memory of a device, lse and key_mask too. Work is queued on params.stream: nothing
+// waits, and nothing comes back to the host. params.lists is not used.
+struct DeviceOps {
+  // pattern == nullptr: dense.
+  void (*attention)(const AttentionParams& params, const DevicePattern* pattern);
+  std::shared_ptr<const DevicePattern> (*attention_and_select)(const AttentionParams& params,
+                                                               const SelectParams& select);
+  std::shared_ptr<const DevicePattern> (*to_device)(const BlockPattern& pattern, void* stream);
+};
 
 struct Backend {
   const char* name;
@@ -19,6 +38,7 @@ struct Backend {
   // One dense pass that also selects. params.out.data == nullptr: the pattern alone.
   BlockPattern (*attention_and_select)(const AttentionParams& params, const SelectParams& select);
   ModelOps ops;
+  const DeviceOps* device = nullptr;  // nullptr: host memory only
 };
 
 }  // namespace sparsed

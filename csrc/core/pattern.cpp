@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <limits>
+#include <utility>
 
 #include "core/error.h"
 #include "core/memory.h"
@@ -118,6 +119,14 @@ BlockPattern BlockPattern::from_mask(const PatternGeometry& geometry, const uint
       if (mask[row * kv_blocks + block]) pattern.set(row, block);
     }
   }
+  return pattern;
+}
+
+BlockPattern BlockPattern::from_bits(const PatternGeometry& geometry, std::vector<uint64_t> bits) {
+  BlockPattern pattern(geometry, "BlockPattern.from_bits");
+  check(bits.size() == pattern.bits_.size(), "BlockPattern.from_bits: bits has ", bits.size(), " words, expected ",
+        pattern.bits_.size());
+  pattern.bits_ = std::move(bits);
   return pattern;
 }
 

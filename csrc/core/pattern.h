@@ -51,6 +51,8 @@ class BlockPattern {
                                 const std::string& function = "BlockPattern.streaming");
   // mask: [batch, heads, q_blocks, kv_blocks], nonzero = selected.
   static BlockPattern from_mask(const PatternGeometry& geometry, const uint8_t* mask);
+  // Words of all rows, as bits() gives them.
+  static BlockPattern from_bits(const PatternGeometry& geometry, std::vector<uint64_t> bits);
   // A file that is not what save() wrote is a kValue error that names the path; a missing one kFileNotFound.
   static BlockPattern load(const std::string& path);
   // Replaces the file in one step: readers see the old content or the new one.
@@ -61,6 +63,9 @@ class BlockPattern {
   // Unchecked. Rows share no words: threads may set bits of different rows at once.
   void set(int64_t row, int64_t block) { bits_[word(row, block)] |= uint64_t{1} << (block & 63); }
   bool test(int64_t row, int64_t block) const { return (bits_[word(row, block)] >> (block & 63)) & 1; }
+
+  // [rows, words per row]: bit j % 64 of word j / 64 is key block j.
+  const std::vector<uint64_t>& bits() const { return bits_; }
 
   BlockLists expand() const;
   void to_mask(uint8_t* mask) const;

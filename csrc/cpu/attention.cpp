@@ -1,6 +1,7 @@
 #include "cpu/attention.h"
 
 #include <algorithm>
+#include <cstring>
 #include <memory>
 #include <new>
 #include <vector>
@@ -52,6 +53,22 @@ struct PackedKv {
   }
 };
 
+// Rows of a group with zeros in place of the masked ones, whose probability 0 would not hide a NaN. In the scratch.
+PackRows without_masked(const PackRows& rows, const uint8_t* key_mask) {
+  const size_t size = dtype_size(rows.dtype), row_bytes = static_cast<size_t>(rows.head_dim) * size;
+  std::byte* copy = thread_scratch(static_cast<size_t>(rows.count) * row_bytes);
+  for (int64_t key = 0; key < rows.count; ++key) {
+    std::byte* to = copy + static_cast<size_t>(key) * row_bytes;
+    if (key_mask[rows.first + key]) {
+      const int64_t at = (rows.first + key) * rows.stride * static_cast<int64_t>(size);
+      std::memcpy(to, static_cast<const std::byte*>(rows.rows) + at, row_bytes);
+    } else {
+      std::memset(to, 0, row_bytes);
+    }
+  }
+  return {copy, rows.head_dim, rows.dtype, 0, rows.count, rows.head_dim};
+}
+
 constexpr int64_t kGroupsPerPackTask = 16;
 constexpr int64_t kMinItemQueries = 32;
 
@@ -79,7 +96,11 @@ PackedKv pack(const AttentionKernels& kernels, const AttentionParams& params) {
       if (!params.v.data) continue;
       rows.rows = params.v.row(b, h, 0);
       rows.stride = params.v.stride[2];
-      kernels.pack_v(rows, packed.v.get() + at * packed.v_head_bytes + group * kernels.v_group_bytes(head_dim));
+      const uint8_t* key_mask = params.key_mask ? params.key_mask + b * params.kv_len() : nullptr;
+      const bool masked = key_mask && !std::all_of(key_mask + rows.first, key_mask + rows.first + count,
+                                                   [](uint8_t real) { return real != 0; });
+      kernels.pack_v(masked ? without_masked(rows, key_mask) : rows,
+                     packed.v.get() + at * packed.v_head_bytes + group * kernels.v_group_bytes(head_dim));
     }
   });
   return packed;

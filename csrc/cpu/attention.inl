@@ -114,11 +114,12 @@ bool softmax(const Chunk& chunk, const float* s, State& state, Tile::Prob* p) {
     for (int key = first; key < end; key += 2) {
       for (int v = 0; v < NV; ++v) {
         const Vec s0 = Vec::load(s + key * kQ + v * kL), s1 = Vec::load(s + (key + 1) * kQ + v * kL);
-        Vec e0 = exp2(fma(s0, scale, Vec::zero() - base[v])), e1 = exp2(fma(s1, scale, Vec::zero() - base[v]));
+        Vec e0 = Tile::exp2(fma(s0, scale, Vec::zero() - base[v]));
+        Vec e1 = Tile::exp2(fma(s1, scale, Vec::zero() - base[v]));
         sum[v] = sum[v] + (e0 + e1);
         if constexpr (kSums == Sums::kTwice) {
-          select_sum[v] = select_sum[v] + (exp2(fma(s0, select_scale, Vec::zero() - select_base[v])) +
-                                           exp2(fma(s1, select_scale, Vec::zero() - select_base[v])));
+          select_sum[v] = select_sum[v] + (Tile::exp2(fma(s0, select_scale, Vec::zero() - select_base[v])) +
+                                           Tile::exp2(fma(s1, select_scale, Vec::zero() - select_base[v])));
         }
         if constexpr (kSums == Sums::kChunkMax) {
           e0 = e0 * factor[v];

@@ -22,6 +22,7 @@ struct Mul {
     return (__m512bh)_mm512_set1_epi32(pair);
   }
   static Vec multiply_add(Operand a, Operand b, Vec c) { return {_mm512_dpbf16_ps(c.v, a, b)}; }
+  static Vec exp2(Vec x) { return exp2_for_bf16(x); }
   // n <= kLanes pairs of a row, as they are.
   static Vec load_elems(const Bf16* row, int n) { return Vec::load_n(reinterpret_cast<const float*>(row), n); }
   // kRows columns of two keys side by side, as a panel of packed V holds them.

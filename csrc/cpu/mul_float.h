@@ -13,6 +13,7 @@ struct Mul {
   static Operand load(const Elem* p) { return Vec::load(p); }
   static Operand broadcast(const Elem* p) { return Vec::set(*p); }
   static Vec multiply_add(Operand a, Operand b, Vec c) { return fma(a, b, c); }
+  static Vec exp2(Vec x) { return sparsed::exp2(x); }
   // n <= kLanes elements of a row of any dtype.
   template <class T>
   static Vec load_elems(const T* row, int n) {

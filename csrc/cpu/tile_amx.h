@@ -42,30 +42,40 @@ struct Tile {
   static void pack_k(const Bf16* rows, int64_t stride, int count, int head_dim, std::byte* group) {
     Bf16* out = reinterpret_cast<Bf16*>(group);
     for (int step = 0; step < k_steps(head_dim); ++step) {
-      const int n = head_dim - 32 * step < 32 ? head_dim - 32 * step : 32;
-      for (int key = 0; key < kGroup; ++key) {
-        Bf16* to = out + (static_cast<size_t>(step) * kGroup + key) * 32;
-        for (int i = 0; i < 32; ++i) to[i] = key < count && i < n ? rows[key * stride + 32 * step + i] : Bf16{0};
+      for (int key = 0; key < kGroup; ++key, out += 32) {
+        load_pairs(rows, stride, key, count, 32 * step, head_dim).store(reinterpret_cast<float*>(out));
       }
     }
   }
 
   static void pack_q(const Bf16* rows, int64_t stride, int count, int head_dim, std::byte* q) {
     Bf16* out = reinterpret_cast<Bf16*>(q);
-    for (int d = 0; d < 32 * k_steps(head_dim); ++d) {
-      for (int i = 0; i < kQueries; ++i) {
-        const size_t tile = static_cast<size_t>(d / 32) * kVecs + i / 16;
-        out[tile * kTile + (d % 32 / 2 * 16 + i % 16) * 2 + d % 2] =
-            i < count && d < head_dim ? rows[i * stride + d] : Bf16{0};
+    for (int step = 0; step < k_steps(head_dim); ++step) {
+      for (int v = 0; v < kVecs; ++v, out += kTile) {
+        Vec block[16];
+        for (int i = 0; i < 16; ++i) block[i] = load_pairs(rows, stride, 16 * v + i, count, 32 * step, head_dim);
+        transpose(block);
+        for (int i = 0; i < 16; ++i) block[i].store(reinterpret_cast<float*>(out + 32 * i));
       }
     }
   }
 
+  // Two keys side by side first, then pairs are transposed as in pack_q.
   static void pack_v(const Bf16* rows, int64_t stride, int count, int head_dim, std::byte* group) {
     Bf16* out = reinterpret_cast<Bf16*>(group);
-    for (int d = 0; d < out_rows(head_dim); ++d) {
-      for (int key = 0; key < kGroup; ++key) {
-        out[static_cast<size_t>(d) * 32 + key] = key < count && d < head_dim ? rows[key * stride + d] : Bf16{0};
+    for (int d = 0; d < out_rows(head_dim); d += 32) {
+      Vec low[16], high[16];
+      for (int i = 0; i < 16; ++i) {
+        const Vec first = load_pairs(rows, stride, 2 * i, count, d, head_dim);
+        const Vec second = load_pairs(rows, stride, 2 * i + 1, count, d, head_dim);
+        interleave_bf16(first, second, low[i], high[i]);
+      }
+      transpose(low);
+      transpose(high);
+      for (int i = 0; i < 16; ++i) {  // an interleaved 128-bit lane holds four of its eight d
+        float* row = reinterpret_cast<float*>(out + static_cast<size_t>(d + i / 4 * 8 + i % 4) * 32);
+        low[i].store(row);
+        high[i].store(row + 4 * 16);
       }
     }
   }
@@ -82,6 +92,9 @@ struct Tile {
       store<NV>(s + static_cast<size_t>(g) * kGroup * kQueries);
     }
   }
+
+  // 2^x, as exact as the probabilities are stored.
+  static Vec exp2(Vec x) { return exp2_for_bf16(x); }
 
   // Probabilities of keys key and key + 1 for the query vector v: interleaved, as the B operand wants them.
   static void store_pair(Prob* p, int key, int v, Vec first, Vec second) {
@@ -111,6 +124,13 @@ struct Tile {
 
  private:
   static constexpr size_t kStride = kQueries * sizeof(float);
+
+  // Up to 32 elements of a row from column d on, zeros beyond the array.
+  static Vec load_pairs(const Bf16* rows, int64_t stride, int row, int count, int d, int head_dim) {
+    if (row >= count) return Vec::zero();
+    const int n = head_dim - d < 32 ? head_dim - d : 32;
+    return Vec::load_n(reinterpret_cast<const float*>(rows + row * stride + d), n / 2);
+  }
 
   // Tiles 0-3: a 32 x 16*NV block of float32; 4, 5: A; 6, 7: B.
   template <int NV>

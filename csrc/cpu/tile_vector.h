@@ -76,6 +76,9 @@ struct Tile {
     }
   }
 
+  // 2^x, as exact as the probabilities are stored.
+  static Vec exp2(Vec x) { return Mul::exp2(x); }
+
   // Probabilities of keys key and key + 1 (key even) for the query vector v.
   static void store_pair(Prob* p, int key, int v, Vec first, Vec second) {
     Mul::store_pair(p + key * kQueries + v * Vec::kLanes * kDepth, kQueries, first, second);

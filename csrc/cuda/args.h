@@ -37,16 +37,16 @@ struct SelectArgs {
   int block_shift = 0;
   int kv_blocks = 0;
   int q_blocks = 0;
-  int generation_block = 0;          // first one
-  PartialSum* partial = nullptr;     // [grid, kv_blocks + 1, threads]
-  float* scores = nullptr;           // [B, H, q_blocks, kv_blocks] mass under the softmax over all keys
-  float* generation = nullptr;       // the same under the softmax over generation keys; with generation_apart
+  int generation_block = 0;       // first one
+  PartialSum* partial = nullptr;  // [grid, kv_blocks + 1, threads]
+  float* scores = nullptr;        // [B, H, q_blocks, kv_blocks] mass under the softmax over all keys
+  float* generation = nullptr;    // the same under the softmax over generation keys; with generation_apart
 };
 
 struct AttentionArgs {
-  Array q, k, v, out;  // v, out: nullptr in a selection alone
-  float* lse = nullptr;               // [B, H, L] or nullptr
-  const uint8_t* key_mask = nullptr;  // [B, S] or nullptr
+  Array q, k, v, out;                   // v, out: nullptr in a selection alone
+  float* lse = nullptr;                 // [B, H, L] or nullptr
+  const uint8_t* key_mask = nullptr;    // [B, S] or nullptr
   int batch = 0, heads = 0, group = 0;  // group: query heads per key/value head
   int q_len = 0, kv_len = 0, head_dim = 0;
   float scale = 0;  // times log2(e)

@@ -64,8 +64,7 @@ SPARSED_DEVICE PartialSum* partial_sums(const SelectArgs& select, int block) {
 
 // The key block is done: one write per lane.
 template <int kRows>
-SPARSED_DEVICE void close_block(const SelectArgs& select, int block, const float (&base)[kRows],
-                                float (&open)[kRows]) {
+SPARSED_DEVICE void close_block(const SelectArgs& select, int block, const float (&base)[kRows], float (&open)[kRows]) {
   const float sum = own_row_sum(open);
   store_global(partial_sums(select, block), PartialSum{sum, own_row(base)});
   SPARSED_UNROLL
@@ -130,8 +129,7 @@ SPARSED_DEVICE void add_scores(const SelectArgs& select, const RowSoftmax& row, 
 // Scores of the query blocks of a tile from row `row` on. lane_row: the row of which this lane holds the softmax, or
 // beyond the array. `first`: the tile is the first of its query block.
 SPARSED_DEVICE void finish_selection(const AttentionArgs& args, int head, int row, int lane_row, int warp_rows,
-                                     const RowSoftmax& all, const RowSoftmax& generation, bool first,
-                                     uint32_t buffer) {
+                                     const RowSoftmax& all, const RowSoftmax& generation, bool first, uint32_t buffer) {
   const SelectArgs& select = args.select;
   const bool exists = lane_row < args.q_len;
   const int tile_blocks = args.tile_rows >> select.block_shift, query_block = row >> select.block_shift;
@@ -141,8 +139,8 @@ SPARSED_DEVICE void finish_selection(const AttentionArgs& args, int head, int ro
   const int64_t at = (static_cast<int64_t>(head) * select.q_blocks + query_block) * select.kv_blocks;
   add_scores(select, all, inverse_mass(all, exists), 0, halves, groups, live_groups, first, select.scores + at, buffer);
   if (!select.generation_apart) return;
-  add_scores(select, generation, inverse_mass(generation, exists), select.generation_block, halves, groups,
-             live_groups, first, select.generation + at, buffer);
+  add_scores(select, generation, inverse_mass(generation, exists), select.generation_block, halves, groups, live_groups,
+             first, select.generation + at, buffer);
 }
 
 // The softmax over prompt and generation. The prompt's waits where the block sums do, behind the last one.

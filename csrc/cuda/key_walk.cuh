@@ -15,8 +15,8 @@ struct KeyWalk {
   int b;
   int list;       // row of the lists, if there are any
   int positions;  // from here on there is nothing
-  // Positions from `split` on (a multiple of kKeys) are the generation, which starts `gap` keys earlier, so that no tile
-  // holds both. Without such a part split is beyond all positions.
+  // Positions from `split` on (a multiple of kKeys) are the generation, which starts `gap` keys earlier, so that no
+  // tile holds both. Without such a part split is beyond all positions.
   int split = 0x7fffffff, gap = 0;
 
   SPARSED_DEVICE int tiles() const { return (positions + kKeys - 1) / kKeys; }
@@ -48,9 +48,7 @@ struct KeyWalk {
     return position < positions && key < key_end && (!args.key_mask || load_global(mask() + key) != 0);
   }
   // The last tile of a part.
-  SPARSED_DEVICE bool last(int first) const {
-    return first + kKeys >= positions || (kParts && first + kKeys == split);
-  }
+  SPARSED_DEVICE bool last(int first) const { return first + kKeys >= positions || (kParts && first + kKeys == split); }
   // Which of 32 keys take part, as bits; all lanes of a warp.
   SPARSED_DEVICE uint32_t live_bits(int first) const {
     const int position = first + thread_index() % 32;

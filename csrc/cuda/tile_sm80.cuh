@@ -83,8 +83,8 @@ template <class Traits>
 SPARSED_DEVICE void load_keys(const typename Traits::Walk& walk, const Array& array, int kv_head, int first,
                               uint32_t shared) {
   constexpr int kChunks = Traits::kHeadDim / 8;
-  const auto* base = static_cast<const typename Traits::T*>(array.data) + opaque(walk.b) * array.batch +
-                     opaque(kv_head) * array.head;
+  const auto* base =
+      static_cast<const typename Traits::T*>(array.data) + opaque(walk.b) * array.batch + opaque(kv_head) * array.head;
   const bool contiguous = walk.contiguous();
   const int start = contiguous ? walk.key(first) : 0, key_end = walk.key_end(first);
   SPARSED_UNROLL_BY(1)

@@ -1,36 +1,10 @@
 // The selection rule on the GPU: rows of scores to rows of bits, and rows of bits to sorted lists. A warp takes a row.
 #pragma once
 
-#include <cstdint>
-
-#include "core/selection_rule.h"
 #include "cuda/prims.cuh"
+#include "cuda/top_k_args.h"
 
 namespace sparsed::cuda {
-
-struct TopArgs {
-  const float* scores = nullptr;      // [rows, kv_blocks]
-  const float* generation = nullptr;  // [rows, kv_blocks] or nullptr
-  const uint8_t* live = nullptr;      // [B, kv_blocks] nonzero where the block has a live key; nullptr: everywhere
-  uint32_t* bits = nullptr;           // [rows, words]: bit j % 32 of word j / 32 is block j
-  int rows = 0, batch_rows = 0, kv_blocks = 0, words = 0;
-  double rho = 0;
-  SelectRanges ranges;
-};
-
-struct LiveArgs {
-  const uint8_t* key_mask = nullptr;  // [B, kv_len]
-  uint8_t* live = nullptr;            // [B, kv_blocks]
-  int batch = 0, kv_len = 0, kv_blocks = 0, block_size = 0;
-};
-
-struct ListArgs {
-  const uint32_t* bits = nullptr;  // [rows, words]
-  int32_t* counts = nullptr;       // [rows]
-  int32_t* indices = nullptr;      // [rows, stride]
-  int rows = 0, words = 0;
-  int64_t stride = 0;
-};
 
 // Calls f(i) for i of [0, count), one warp each.
 template <class F>
@@ -82,7 +56,8 @@ SPARSED_DEVICE void top_rows(const TopArgs& args) {
       for (int word = 0; word < args.words; ++word) store_global(bits + word, 0u);
     }
     const int64_t first = static_cast<int64_t>(row) * args.kv_blocks;
-    const uint8_t* live = args.live ? args.live + static_cast<int64_t>(row / args.batch_rows) * args.kv_blocks : nullptr;
+    const uint8_t* live =
+        args.live ? args.live + static_cast<int64_t>(row / args.batch_rows) * args.kv_blocks : nullptr;
     for (int i = 0; i < args.ranges.count; ++i) {
       const SelectRange& range = args.ranges.range[i];
       mark_top((range.generation ? args.generation : args.scores) + first, live, range, args.rho, bits);

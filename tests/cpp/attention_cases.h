@@ -63,7 +63,9 @@ inline std::vector<Case> random_cases(int count) {
 }
 
 // Inputs round the same way in both; the allowance is the output's own rounding, and for AMX that of the probabilities.
-inline double tolerance(DType dtype) { return dtype == DType::kFloat32 ? 2e-6 : dtype == DType::kFloat16 ? 2e-3 : 1.6e-2; }
+inline double tolerance(DType dtype) {
+  return dtype == DType::kFloat32 ? 2e-6 : dtype == DType::kFloat16 ? 2e-3 : 1.6e-2;
+}
 
 inline void expect_matches_reference(const Call& call, const std::string& what) {
   const AttentionParams& p = call.params;
@@ -100,7 +102,7 @@ inline BlockPattern random_pattern(const Case& c, int block_size, unsigned perce
 
 // Row of `scores`: the k largest of the candidates are selected, up to rounding of nearly equal scores.
 inline void expect_top_k(const double* scores, const std::vector<int64_t>& candidates, double rho,
-                  const std::set<int64_t>& selected, int64_t dropped_from, const std::string& what) {
+                         const std::set<int64_t>& selected, int64_t dropped_from, const std::string& what) {
   std::vector<double> sorted;
   for (int64_t j : candidates) sorted.push_back(scores[j]);
   std::sort(sorted.rbegin(), sorted.rend());
@@ -120,7 +122,7 @@ inline void expect_top_k(const double* scores, const std::vector<int64_t>& candi
 }
 
 inline void expect_selects(const AttentionParams& params, const SelectParams& select, const BlockPattern& pattern,
-                    const std::string& what) {
+                           const std::string& what) {
   const int64_t blocks = num_blocks(params.kv_len(), select.block_size);
   const int64_t generation = first_generation_block(params.kv_len(), select.prompt_length, select.block_size);
   const std::vector<double> all = reference::block_scores(params, select.block_size, select.scale, 0);

@@ -7,10 +7,10 @@
 #include <random>
 #include <set>
 
+#include "attention_cases.h"
 #include "core/error.h"
 #include "core/reference.h"
 #include "core/selection.h"
-#include "attention_cases.h"
 #include "cpu/attention.h"
 #include "cpu/parallel.h"
 #include "cpu_targets.h"

@@ -166,7 +166,8 @@ TEST(CudaEmulator, AMissingWaitIsFound) {
     load_shared(base + 16);
     copy_async_wait<0>();
   });
-  expect_mistake(launch, "never committed", [&] { copy_async(16 * static_cast<uint32_t>(thread_index()), source, true); });
+  expect_mistake(launch, "never committed",
+                 [&] { copy_async(16 * static_cast<uint32_t>(thread_index()), source, true); });
 }
 
 // A ring of one buffer: the next copy is issued while other warps may still read.
@@ -255,9 +256,8 @@ TEST(CudaEmulator, WrongAddressesAreFound) {
 
 TEST(CudaEmulator, BankConflictsAreCounted) {
   const auto conflicts = [](uint32_t stride) {
-    const Report report = emulator::run(launch_of(32, 32 * 128), [&] {
-      store_shared(static_cast<uint32_t>(thread_index()) * stride, 1.f);
-    });
+    const Report report = emulator::run(launch_of(32, 32 * 128),
+                                        [&] { store_shared(static_cast<uint32_t>(thread_index()) * stride, 1.f); });
     return report.conflicts();
   };
   EXPECT_EQ(conflicts(4), 0);

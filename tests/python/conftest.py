@@ -27,7 +27,11 @@ def python_sigint() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.fixture(params=BACKENDS)
+# The GPU's own mark: `pytest -m gpu` runs what needs one.
+BACKEND_PARAMS = [pytest.param(name, marks=pytest.mark.gpu) if name == "cuda" else name for name in BACKENDS]
+
+
+@pytest.fixture(params=BACKEND_PARAMS)
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Each backend that can run here, forced."""
     monkeypatch.setenv("SPARSED_ISA", request.param)

@@ -22,19 +22,21 @@ INCLUDE = re.compile(r'^\s*#\s*include\s+["<]([^">]+)[">]', re.MULTILINE)
 MAY_INCLUDE = {
     "core": {"core"},
     "cpu": {"core", "cpu"},
-    "registry": {"core", "cpu", "registry"},
+    "cuda": {"core", "cuda"},
+    "registry": {"core", "cpu", "cuda", "registry"},
     "bindings": {"core", "registry", "bindings"},
 }
 # Threads, intrinsics and the operating system stay out of the core, pybind11 out of everything but the bindings.
 FOREIGN = {
     "core": re.compile(r"$^"),
     "cpu": re.compile(r"omp\.h|immintrin\.h|xmmintrin\.h|cpuid\.h|pthread\.h|sys/mman\.h|sys/syscall\.h|unistd\.h"),
+    "cuda": re.compile(r"cuda[\w.]*\.h"),
     "registry": re.compile(r"$^"),
     "bindings": re.compile(r"pybind11/.*"),
 }
 STANDARD = re.compile(r"[a-z_]+")  # <vector>, <cstdint>, ...
 
-SOURCES = sorted(path for path in CSRC.rglob("*") if path.suffix in {".h", ".cpp", ".inl"})
+SOURCES = sorted(path for path in CSRC.rglob("*") if path.suffix in {".h", ".cpp", ".inl", ".cu", ".cuh"})
 MAY_IMPORT_CORE = {"attention.py", "pattern.py", "ops.py"}
 
 
@@ -51,6 +53,10 @@ def test_include_rules(path: Path) -> None:
             assert layer(included) in MAY_INCLUDE[own], f"{path.name} includes {included}"
             if included.endswith(".inl"):
                 assert path.name.startswith("isa_") or path.suffix == ".inl", f"{path.name} includes {included}"
+            if included.endswith(".cuh"):
+                assert path.suffix in {".cu", ".cuh"}, f"{path.name} includes {included}"
+            if own == "registry" and included.startswith("cuda/"):
+                assert included == "cuda/cuda.h", f"{path.name} includes {included}"
         else:
             known = STANDARD.fullmatch(included) or FOREIGN[own].fullmatch(included)
             assert known, f"{path.name} includes {included}"

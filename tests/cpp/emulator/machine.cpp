@@ -86,8 +86,7 @@ void Block::run(const std::function<void()>& kernel) {
 // Who runs next: a lane of the same warp before others, so that warps stay together; among warps chance decides.
 Thread* Block::choose() {
   const auto can_run = [](Thread& thread) {
-    return thread.state == Thread::State::kReady ||
-           (thread.state == Thread::State::kWaiting && (*thread.predicate)());
+    return thread.state == Thread::State::kReady || (thread.state == Thread::State::kWaiting && (*thread.predicate)());
   };
   const int first_lane = running_ ? running_->lane() + 1 : 0;
   if (running_) {
@@ -288,14 +287,16 @@ void barrier(int id, int threads, bool wait, Where where) {
   });
   if (!wait) return;
   const uint64_t& generation = b.barriers[static_cast<size_t>(id)].generation;
-  wait_until("bar.sync", [&] { return generation != arrival.generation; }, where);
+  wait_until(
+      "bar.sync", [&] { return generation != arrival.generation; }, where);
 }
 
 // --- memory ----------------------------------------------------------------------------------------------------------
 
 const void* check_global(const void* address, size_t bytes, bool write) {
   const auto at = reinterpret_cast<uintptr_t>(address);
-  if (at % std::min<size_t>(bytes, 16)) fail("unaligned access of " + std::to_string(bytes) + " bytes to global memory");
+  if (at % std::min<size_t>(bytes, 16))
+    fail("unaligned access of " + std::to_string(bytes) + " bytes to global memory");
   for (const Region& region : block().launch.memory) {
     const auto begin = reinterpret_cast<uintptr_t>(region.begin);
     if (at < begin || at + bytes > begin + region.bytes) continue;

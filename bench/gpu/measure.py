@@ -1,0 +1,177 @@
+"""Dense, sparse and selecting attention on a GPU beside torch's, in one run: JSON and a table."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from bench.gpu.hook import Pattern, Sparsed
+
+Run = Callable[[], Any]
+PROMPT_SHARE = 15 / 16
+
+
+def time_alternating(runs: dict[str, Run], rounds: int) -> dict[str, float]:
+    """Median milliseconds of each; a contender that fails is left out."""
+    times: dict[str, list[float]] = {}
+    for name, run in list(runs.items()):
+        try:
+            run()
+            torch.cuda.synchronize()
+        except Exception as error:  # a backend of torch that does not take these inputs
+            print(f"  {name}: {type(error).__name__}: {str(error).splitlines()[0]}", file=sys.stderr)
+            continue
+        times[name] = []
+    for _ in range(rounds):
+        for name in times:
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            runs[name]()
+            end.record()
+            end.synchronize()
+            times[name].append(start.elapsed_time(end))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def random_qkv(heads: int, length: int, head_dim: int, dtype: Any) -> list[Any]:
+    return [torch.randn(1, heads, length, head_dim, device="cuda", dtype=dtype) for _ in range(3)]
+
+
+def random_pattern(sparsed: Sparsed, heads: int, length: int, block_size: int, density: float) -> tuple[Pattern, Any]:
+    blocks = (length + block_size - 1) // block_size
+    keep = max(1, round(blocks * density))
+    order = torch.rand(1, heads, blocks, blocks).argsort(-1)
+    mask = (order < keep).to(torch.uint8).contiguous()
+    return sparsed.pattern(mask, block_size, length), mask
+
+
+def check(sparsed: Sparsed) -> None:
+    """Small calls against float32 attention, before anything is timed."""
+    for head_dim in (64, 128):
+        for block_size in (32, 128):
+            q, k, v = random_qkv(2, 640, head_dim, torch.bfloat16)
+            pattern, mask = random_pattern(sparsed, 2, 640, block_size, 0.4)
+            visible = mask.bool().cuda().repeat_interleave(block_size, 2).repeat_interleave(block_size, 3)
+            for own, tokens in ((None, None), (pattern, visible)):
+                out = torch.full_like(q, float("nan"))
+                sparsed.attention(q, k, v, out, own)
+                expected = functional.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=tokens)
+                error = float((out.float() - expected).norm() / expected.norm())
+                if not error < 1e-2:
+                    sys.exit(f"wrong result: relative error {error} at head_dim {head_dim}, block {block_size}")
+
+
+def flex_run(mask: Any, block_size: int, q: Any, k: Any, v: Any) -> Run:
+    from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+    device_mask = mask.cuda().int()
+    counts = device_mask.sum(-1).int()
+    indices = device_mask.argsort(-1, descending=True, stable=True).int()
+    none = torch.zeros_like(counts)
+    blocks = BlockMask.from_kv_blocks(none, indices, counts, indices, BLOCK_SIZE=block_size)
+    compiled = torch.compile(flex_attention, dynamic=False)
+    return lambda: compiled(q, k, v, block_mask=blocks)
+
+
+def torch_sdpa(backend: Any, q: Any, k: Any, v: Any) -> Any:
+    with sdpa_kernel(backend):
+        return functional.scaled_dot_product_attention(q, k, v)
+
+
+def contenders(sparsed: Sparsed, args: argparse.Namespace, head_dim: int, length: int) -> dict[str, Run]:
+    q, k, v = random_qkv(args.heads, length, head_dim, torch.bfloat16)
+    own = (q, k, v, torch.empty_like(q))
+    runs: dict[str, Run] = {
+        "sparsed dense": partial(sparsed.attention, *own),
+        "sparsed select": partial(sparsed.attention_and_select, *own, int(length * PROMPT_SHARE), args.block_size, 0.3),
+        "torch cudnn": partial(torch_sdpa, SDPBackend.CUDNN_ATTENTION, q, k, v),
+        "torch flash": partial(torch_sdpa, SDPBackend.FLASH_ATTENTION, q, k, v),
+    }
+    for density in (0.5, 0.3, 0.1):
+        pattern, mask = random_pattern(sparsed, args.heads, length, args.block_size, density)
+        runs[f"sparsed {density}"] = partial(sparsed.attention, *own, pattern)
+        if args.flex and density == 0.3:
+            runs["torch flex 0.3"] = flex_run(mask, args.block_size, q, k, v)
+    return runs
+
+
+def measure(sparsed: Sparsed, args: argparse.Namespace) -> list[dict[str, Any]]:
+    records: list[dict[str, Any]] = []
+    deadline = time.monotonic() + args.seconds
+    for head_dim in args.head_dim:
+        for length in args.length:
+            if time.monotonic() > deadline:
+                print("out of time: the remaining cases are left out", file=sys.stderr)
+                return records
+            flops = 4 * args.heads * length * length * head_dim
+            times = time_alternating(contenders(sparsed, args, head_dim, length), args.rounds)
+            for name, milliseconds in times.items():
+                last = name.split()[-1]
+                density = float(last) if last.startswith("0.") else 1.0
+                records.append(
+                    {
+                        "name": name,
+                        "head_dim": head_dim,
+                        "length": length,
+                        "milliseconds": milliseconds,
+                        "tflops": flops * density / milliseconds / 1e9,
+                    }
+                )
+    return records
+
+
+def table(records: list[dict[str, Any]]) -> str:
+    names = list(dict.fromkeys(record["name"] for record in records))
+    lines = ["| head_dim, tokens | " + " | ".join(f"{name}, TFLOP/s" for name in names) + " |"]
+    lines.append("| --- | " + "---: | " * len(names))
+    for case in dict.fromkeys((record["head_dim"], record["length"]) for record in records):
+        by_name = {r["name"]: r["tflops"] for r in records if (r["head_dim"], r["length"]) == case}
+        cells = " | ".join(f"{by_name[name]:.0f}" if name in by_name else "-" for name in names)
+        lines.append(f"| {case[0]}, {case[1]} | {cells} |")
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--hook", type=Path, required=True, help="the library that is built from hook.cpp")
+    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--head-dim", type=int, nargs="+", default=[128, 64])
+    parser.add_argument("--length", type=int, nargs="+", default=[4096, 16384, 32768])
+    parser.add_argument("--heads", type=int, default=16)
+    parser.add_argument("--block-size", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--seconds", type=float, default=150, help="no new case is begun after these")
+    parser.add_argument("--flex", action="store_true", help="compiled flex_attention with the same pattern, too")
+    args = parser.parse_args()
+    sparsed = Sparsed(args.hook)
+    if sparsed.missing():
+        sys.exit(sparsed.missing())
+    torch.manual_seed(0)
+    check(sparsed)
+    records = measure(sparsed, args)
+    machine = {
+        "gpu": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "date": datetime.date.today().isoformat(),
+        "command": sys.argv[1:],
+    }
+    args.json.write_text(json.dumps({"machine": machine, "records": records}, indent=1) + "\n")
+    print(f"{machine['gpu']}, torch {machine['torch']}, {machine['date']}\n\n{table(records)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+#include "cuda/device_attention.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "core/error.h"
+#include "core/selection.h"
+#include "cuda/plan.h"
+#include "cuda/runtime.h"
+#include "cuda/top_k_args.h"
+
+namespace sparsed::cuda {
+namespace {
+
+constexpr int kThreads = 128;                            // of the kernels that take a row a warp
+constexpr size_t kMostPartialBytes = size_t{512} << 20;  // of the selection's partial sums, all blocks together
+
+int64_t warp_blocks(int64_t warps) { return std::min<int64_t>((warps + 3) / 4, 1 << 16); }
+
+// Bits as in BlockPattern, in device memory.
+class CudaPattern final : public DevicePattern {
+ public:
+  CudaPattern(const PatternGeometry& geometry, int64_t most_blocks, cudaStream_t stream)
+      : geometry_(geometry), most_blocks_(most_blocks), stream_(stream), bits_(nbytes(), stream) {
+    check_cuda(cudaGetDevice(&device_), "the current device");
+  }
+
+  const PatternGeometry& geometry() const override { return geometry_; }
+  BlockPattern to_host() const override {
+    const CurrentDevice current(device_);
+    std::vector<uint64_t> bits(nbytes() / sizeof(uint64_t));
+    cuda::to_host(bits.data(), bits_.data(), nbytes(), stream_);
+    return BlockPattern::from_bits(geometry_, std::move(bits));
+  }
+
+  int64_t rows() const { return geometry_.batch * geometry_.heads * geometry_.q_blocks(); }
+  int words() const { return static_cast<int>((geometry_.kv_blocks() + 63) / 64 * 2); }  // of 32 bits, per row
+  size_t nbytes() const { return static_cast<size_t>(rows() * words()) * sizeof(uint32_t); }
+  uint32_t* bits() const { return bits_.as<uint32_t>(); }
+  int64_t most_blocks() const { return most_blocks_; }  // no row has more
+
+ private:
+  PatternGeometry geometry_;
+  int64_t most_blocks_;
+  cudaStream_t stream_;
+  DeviceMemory bits_;
+  int device_ = 0;
+};
+
+DeviceKernel kernel_of(const Plan& plan, DType dtype) {
+  if (plan.kernel == Kernel::kPlain) return kernel_plain(dtype, plan.sums);
+  const int warps = plan.threads / 32;
+  switch (plan.head_dim) {
+    case 32: return kernel_sm80<32>(dtype, plan.sums, warps);
+    case 64: return kernel_sm80<64>(dtype, plan.sums, warps);
+    case 96: return kernel_sm80<96>(dtype, plan.sums, warps);
+    case 128: return kernel_sm80<128>(dtype, plan.sums, warps);
+    default: return kernel_sm80<256>(dtype, plan.sums, warps);
+  }
+}
+
+// Which arrays decide where the work runs.
+int device_of_params(const AttentionParams& params) {
+  const int device = device_of(params.q.data);
+  check(device >= 0, "cuda: q is not in the memory of a device");
+  return device;
+}
+
+// The most blocks that the rule can keep in a row.
+int64_t most_kept(const SelectParams& select, int64_t kv_len) {
+  const SelectRanges ranges = select_ranges(select, kv_len);
+  int64_t most = 0;
+  for (int i = 0; i < ranges.count; ++i) {
+    most += keep_count(ranges.range[i].end - ranges.range[i].begin, select.rho);
+  }
+  return std::min(most, num_blocks(kv_len, select.block_size));
+}
+
+}  // namespace
+
+void attention_on_device(const AttentionParams& params, const DevicePattern* pattern) {
+  const CurrentDevice current(device_of_params(params));
+  const auto stream = static_cast<cudaStream_t>(params.stream);
+  BlockRows rows;
+  DeviceMemory counts, indices;
+  if (pattern) {
+    const CudaPattern& own = dynamic_cast<const CudaPattern&>(*pattern);
+    counts = DeviceMemory(static_cast<size_t>(own.rows()) * sizeof(int32_t), stream);
+    indices = DeviceMemory(static_cast<size_t>(own.rows() * own.most_blocks()) * sizeof(int32_t), stream);
+    const ListArgs list{own.bits(),  counts.as<int32_t>(), indices.as<int32_t>(), static_cast<int>(own.rows()),
+                        own.words(), own.most_blocks()};
+    launch(kernel_list_blocks(), warp_blocks(own.rows()), kThreads, &list, stream);
+    rows = {own.geometry().block_size, list.counts, list.indices, list.stride};
+  }
+  const Plan plan = plan_attention(params, pattern ? &rows : nullptr);
+  launch(kernel_of(plan, params.q.dtype), plan.blocks, plan.threads, &plan.args, stream);
+}
+
+std::shared_ptr<const DevicePattern> select_on_device(const AttentionParams& params, const SelectParams& select) {
+  const CurrentDevice current(device_of_params(params));
+  const auto stream = static_cast<cudaStream_t>(params.stream);
+  Plan plan = plan_selection(params, select);
+  const DeviceKernel kernel = kernel_of(plan, params.q.dtype);
+  const int64_t afford = static_cast<int64_t>(kMostPartialBytes / partial_bytes(plan));
+  const int64_t blocks = std::min({plan.blocks, resident_blocks(kernel, plan.threads), std::max<int64_t>(afford, 1)});
+  SelectArgs& args = plan.args.select;
+  const DeviceMemory partial(partial_bytes(plan) * static_cast<size_t>(blocks), stream);
+  const DeviceMemory scores(score_bytes(plan), stream);
+  DeviceMemory generation, live;
+  args.partial = partial.as<PartialSum>();
+  args.scores = scores.as<float>();
+  if (args.generation_apart) {
+    generation = DeviceMemory(score_bytes(plan), stream);
+    args.generation = generation.as<float>();
+  }
+  launch(kernel, blocks, plan.threads, &plan.args, stream);
+
+  if (params.key_mask) {
+    const int64_t live_count = params.batch() * args.kv_blocks;
+    live = DeviceMemory(static_cast<size_t>(live_count), stream);
+    const LiveArgs live_args{params.key_mask,  live.as<uint8_t>(), plan.args.batch,
+                             plan.args.kv_len, args.kv_blocks,     select.block_size};
+    launch(kernel_live_blocks(), warp_blocks(live_count), kThreads, &live_args, stream);
+  }
+  const PatternGeometry geometry{params.batch(), params.heads(),  select.block_size,
+                                 params.q_len(), params.kv_len(), select.prompt_length};
+  const auto pattern = std::make_shared<CudaPattern>(geometry, most_kept(select, params.kv_len()), stream);
+  TopArgs top;
+  top.scores = args.scores;
+  top.generation = args.generation;
+  top.live = live.as<uint8_t>();
+  top.bits = pattern->bits();
+  top.rows = static_cast<int>(pattern->rows());
+  top.batch_rows = plan.args.heads * args.q_blocks;
+  top.kv_blocks = args.kv_blocks;
+  top.words = pattern->words();
+  top.rho = select.rho;
+  top.ranges = select_ranges(select, params.kv_len());
+  launch(kernel_top_rows(), warp_blocks(pattern->rows()), kThreads, &top, stream);
+  return pattern;
+}
+
+std::shared_ptr<const DevicePattern> pattern_to_device(const BlockPattern& pattern, void* stream) {
+  const auto own = static_cast<cudaStream_t>(stream);
+  const auto device = std::make_shared<CudaPattern>(pattern.geometry(), pattern.geometry().kv_blocks(), own);
+  check_cuda(cudaMemcpyAsync(device->bits(), pattern.bits().data(), device->nbytes(), cudaMemcpyHostToDevice, own),
+             "a copy to the device");
+  return device;
+}
+
+}  // namespace sparsed::cuda

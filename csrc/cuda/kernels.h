@@ -1,0 +1,27 @@
+// The compiled kernels as the runtime launches them; instantiate/*.cu define them.
+#pragma once
+
+#include "core/tensor.h"
+#include "cuda/plan.h"
+
+namespace sparsed::cuda {
+
+struct DeviceKernel {
+  const void* function = nullptr;  // takes one struct of arguments
+  int shared_bytes = 0;            // of a block
+};
+
+template <int kHeadDim>
+DeviceKernel kernel_sm80(DType dtype, Sums sums, int warps);
+extern template DeviceKernel kernel_sm80<32>(DType, Sums, int);
+extern template DeviceKernel kernel_sm80<64>(DType, Sums, int);
+extern template DeviceKernel kernel_sm80<96>(DType, Sums, int);
+extern template DeviceKernel kernel_sm80<128>(DType, Sums, int);
+extern template DeviceKernel kernel_sm80<256>(DType, Sums, int);
+DeviceKernel kernel_plain(DType dtype, Sums sums);
+
+DeviceKernel kernel_top_rows();     // TopArgs
+DeviceKernel kernel_live_blocks();  // LiveArgs
+DeviceKernel kernel_list_blocks();  // ListArgs
+
+}  // namespace sparsed::cuda

@@ -1,0 +1,93 @@
+// The CUDA backend on a GPU; skipped where there is none. Label: gpu.
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "attention_cases.h"
+#include "cuda/cuda.h"
+
+namespace sparsed {
+namespace {
+
+class Gpu : public testing::Test {
+ protected:
+  void SetUp() override {
+    const std::vector<std::string> reasons = backend_.not_supported_reasons();
+    if (!reasons.empty()) GTEST_SKIP() << reasons.front();
+  }
+
+  const Backend backend_ = cuda::backend();
+};
+
+constexpr DType kDTypes[] = {DType::kBFloat16, DType::kFloat16, DType::kFloat32};
+
+std::vector<Case> gpu_cases() {
+  std::vector<Case> cases = random_cases(16);
+  for (const int64_t head_dim : {32, 64, 96, 128, 256}) {
+    cases.push_back({1, 1, 2, 300, 700, head_dim, head_dim % 64 == 0, head_dim > 100, static_cast<unsigned>(head_dim)});
+  }
+  return cases;
+}
+
+TEST_F(Gpu, DenseMatchesReference) {
+  for (DType dtype : kDTypes) {
+    for (const Case& c : gpu_cases()) {
+      Call call(c, dtype);
+      backend_.attention(call.params);
+      expect_matches_reference(call, message(dtype_name(dtype), " seed ", c.seed));
+    }
+  }
+}
+
+TEST_F(Gpu, SparseMatchesReference) {
+  for (DType dtype : kDTypes) {
+    for (int block_size : {16, 32, 64, 128, 256}) {
+      for (const Case& c : gpu_cases()) {
+        Call call(c, dtype);
+        const BlockLists lists = random_pattern(c, block_size, 35).expand();
+        call.params.lists = &lists;
+        backend_.attention(call.params);
+        expect_matches_reference(call, message(dtype_name(dtype), " seed ", c.seed, " block ", block_size));
+      }
+    }
+  }
+}
+
+TEST_F(Gpu, SelectionMatchesReference) {
+  int number = 0;
+  for (DType dtype : kDTypes) {
+    for (int block_size : {16, 32, 64, 128, 256}) {
+      for (SelectionRule rule : {SelectionRule::kPaper, SelectionRule::kReference}) {
+        for (bool isolate : {true, false}) {
+          const unsigned seed = static_cast<unsigned>(++number) * 31;
+          const int64_t length = 150 + (number * 97) % 500;
+          const Case c{1 + number % 2, 1,   1 + number % 2, length, length, 32 + 8 * (number % 5), number % 3 == 0,
+                       false,          seed};
+          Call call(c, dtype);
+          SelectParams select{length - 60 - number % 40, block_size, 0.3, rule, isolate, call.params.scale};
+          if (number % 4 == 1) select.scale = 0.5f;
+          const BlockPattern pattern = backend_.attention_and_select(call.params, select);
+          const std::string what = message(dtype_name(dtype), " block ", block_size, " rule ", static_cast<int>(rule),
+                                           " isolate ", isolate, " length ", length);
+          expect_matches_reference(call, what);
+          expect_selects(call.params, select, pattern, what);
+        }
+      }
+    }
+  }
+}
+
+TEST_F(Gpu, SameBitsEveryTime) {
+  const Case c{2, 1, 3, 1500, 1500, 128, true, false, 16};
+  const SelectParams select{1000, 32, 0.3, SelectionRule::kPaper, true, 0.125f};
+  Call first(c, DType::kBFloat16);
+  const BlockPattern pattern = backend_.attention_and_select(first.params, select);
+  for (int i = 0; i < 5; ++i) {
+    Call again(c, DType::kBFloat16);
+    EXPECT_EQ(backend_.attention_and_select(again.params, select), pattern);
+    EXPECT_EQ(again.out.storage, first.out.storage);
+  }
+}
+
+}  // namespace
+}  // namespace sparsed
