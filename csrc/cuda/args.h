@@ -66,4 +66,11 @@ struct AttentionArgs {
   SelectArgs select;  // kernels that select
 };
 
+// Of the sm_90a kernels. Map: 128 bytes that the driver encodes, aligned to 64.
+template <class Map>
+struct Sm90Args {
+  AttentionArgs attention;
+  Map q, k, v;
+};
+
 }  // namespace sparsed::cuda

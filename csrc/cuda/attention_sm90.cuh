@@ -8,14 +8,8 @@
 namespace sparsed::cuda {
 
 // Named barriers; 0 is sync_threads, kSumsBarrier that of block_sums.cuh.
-constexpr int kTurn = 2;         // of warpgroup 0, then of warpgroup 1
+constexpr int kTurn = 2;  // of warpgroup 0, then of warpgroup 1
 constexpr int kMergeFull = 4, kMergeEmpty = 5;
-
-template <class Map>
-struct Sm90Args {
-  AttentionArgs attention;
-  Map q, k, v;
-};
 
 // Query rows [row, row_end) of head (b, h) and the keys that they see. `first`: of their query block's tiles.
 template <class Traits>
@@ -39,12 +33,13 @@ SPARSED_DEVICE void for_each_tile(const AttentionArgs& args, const Body& body) {
   }
 }
 
-// --- the loading warp --------------------------------------------------------------------------------------------------
+// --- the loading warp
+// --------------------------------------------------------------------------------------------------
 
 // Keys [kKeys] of a tile, by one copy or as many as its blocks; positions beyond the walk's last become zeros.
 template <class Traits>
-SPARSED_DEVICE void load_tile(const AttentionArgs& args, const TensorMap& map, const QueryTile<Traits>& tile, int number,
-                              bool leader, uint32_t shared, uint32_t empty, uint32_t round, uint32_t full) {
+SPARSED_DEVICE void load_tile(const AttentionArgs& args, const TensorMap& map, const QueryTile<Traits>& tile,
+                              int number, bool leader, uint32_t shared, uint32_t empty, uint32_t round, uint32_t full) {
   const int block = tile.walk.listed() ? 1 << args.list_shift : Traits::kKeys;
   const int box = block < Traits::kKeys ? block : Traits::kKeys;
   const int position = number * Traits::kKeys + thread_index() % 32 * box;  // lane i: of copy i
@@ -125,7 +120,8 @@ SPARSED_DEVICE void clear_values(const AttentionArgs& args) {
   });
 }
 
-// --- the computing warpgroups --------------------------------------------------------------------------------------------
+// --- the computing warpgroups
+// --------------------------------------------------------------------------------------------
 
 // Scores of the tile at position `first` become probabilities relative to the running maximum; alpha: what older sums
 // and outputs are to be multiplied by.
@@ -175,8 +171,8 @@ SPARSED_DEVICE void leave(uint32_t barrier) {
 // One warpgroup's tiles of the walk. `count`: tiles before this walk. The scores of a tile are issued before the values
 // of the tile before, so that the matrix units work during the softmax. Keeps the turns of both warpgroups in step.
 template <class Traits>
-SPARSED_DEVICE void attend_group(const AttentionArgs& args, const typename Traits::Walk& walk, int group, uint32_t count,
-                           RowState<Traits>& state, BlockSums<Traits::kRows>& sums) {
+SPARSED_DEVICE void attend_group(const AttentionArgs& args, const typename Traits::Walk& walk, int group,
+                                 uint32_t count, RowState<Traits>& state, BlockSums<Traits::kRows>& sums) {
   constexpr int kStep = Traits::kSplit ? 2 : 1;
   const int tiles = walk.tiles(), begin = Traits::kSplit ? group : 0;
   int number = begin;

@@ -80,7 +80,8 @@ constexpr int kScoreColumns = 128;  // key blocks that are summed at a time
 constexpr int kScoreStride = kScoreColumns + 1;
 constexpr int kScoreBytes = 8 * kScoreStride * 4;  // of shared memory: 4 warps, 2 halves
 
-// Adds the probability mass of a tile's rows to rows of `scores`. All threads that compute; shared memory from `buffer` on is free.
+// Adds the probability mass of a tile's rows to rows of `scores`. All threads that compute; shared memory from `buffer`
+// on is free.
 //   row      the softmax of the lane's row; weight 0 where the lane has none
 //   halves   2: the 32 rows of a warp belong to two query blocks (block size 16), lanes with bit 1 to the second
 //   groups   query blocks of the tile; their units (warps, or halves) are summed in order, so results are deterministic

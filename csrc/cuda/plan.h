@@ -27,8 +27,8 @@ struct Plan {
   Kernel kernel = Kernel::kPlain;
   Sums sums = Sums::kNone;
   bool split = false;  // kSm90: warpgroups share query rows
-  int head_dim = 0;  // that the kernel is compiled for: the array's, or the next one above
-  int threads = 0;   // of a block
+  int head_dim = 0;    // that the kernel is compiled for: the array's, or the next one above
+  int threads = 0;     // of a block
   int64_t blocks = 0;  // one per work item
   AttentionArgs args;
 };

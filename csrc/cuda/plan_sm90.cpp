@@ -9,7 +9,8 @@ constexpr int kTileRows = 128, kTileKeys = 128, kGroupRows = 64;
 constexpr int kComputingThreads = 256, kThreads = 384;
 
 CopyMap map_of(const Array& array, const AttentionArgs& args, int tokens, int heads, int box_tokens) {
-  CopyMap map{array.data, {args.head_dim, tokens, heads, args.batch}, {array.token, array.head, array.batch}, box_tokens};
+  CopyMap map{
+      array.data, {args.head_dim, tokens, heads, args.batch}, {array.token, array.head, array.batch}, box_tokens};
   for (size_t i = 0; i < 3; ++i) {  // the stride of a single entry may be anything
     if (map.size[i + 1] == 1) map.stride[i] = i ? map.stride[i - 1] * map.size[i] : (args.head_dim + 7) / 8 * 8;
   }
@@ -27,8 +28,7 @@ CopyMaps copy_maps(const Plan& plan) {
   const AttentionArgs& args = plan.args;
   const int kv_heads = args.heads / args.group;
   const int box = args.counts ? std::min(1 << args.list_shift, kTileKeys) : kTileKeys;
-  return {map_of(args.q, args, args.q_len, args.heads, kGroupRows),
-          map_of(args.k, args, args.kv_len, kv_heads, box),
+  return {map_of(args.q, args, args.q_len, args.heads, kGroupRows), map_of(args.k, args, args.kv_len, kv_heads, box),
           map_of(args.v, args, args.kv_len, kv_heads, box)};
 }
 

@@ -12,12 +12,14 @@ namespace sparsed::cuda {
 // take work items in turn: launch as many as run at once, and no more than plan.blocks.
 bool move_to_sm90(Plan& plan);
 
+constexpr int kCopyColumns = 64;  // of one copy: 128 bytes
+
 // An array as the tensor memory accelerator reads it, in elements: columns, tokens, heads, batch.
 struct CopyMap {
   const void* data;
   std::array<int64_t, 4> size;
   std::array<int64_t, 3> stride;  // of tokens, heads, batch
-  int box_tokens;                 // of one copy, 64 columns each
+  int box_tokens;                 // of one copy
 };
 struct CopyMaps {
   CopyMap q, k, v;

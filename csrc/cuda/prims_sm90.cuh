@@ -11,7 +11,8 @@ struct alignas(64) TensorMap {
   uint64_t opaque[16];
 };
 
-// --- barriers in shared memory: 8 bytes each ---------------------------------------------------------------------------
+// --- barriers in shared memory: 8 bytes each
+// ---------------------------------------------------------------------------
 
 // One thread; then mbarrier_init_fence() and a barrier before anybody uses it. `arrivals` end a phase.
 SPARSED_DEVICE void mbarrier_init(uint32_t barrier, int arrivals) {
@@ -49,8 +50,8 @@ SPARSED_DEVICE void tma_prefetch(const TensorMap& map) {
 SPARSED_DEVICE void tma_load(uint32_t shared, const TensorMap& map, uint32_t barrier, int column, int token, int head,
                              int batch) {
   asm volatile(
-      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], [%2];" ::
-          "r"(shared_window() + shared),
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], "
+      "[%2];" ::"r"(shared_window() + shared),
       "l"(&map), "r"(shared_window() + barrier), "r"(column), "r"(token), "r"(head), "r"(batch)
       : "memory");
 }
@@ -81,9 +82,10 @@ SPARSED_DEVICE void claim_registers() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
 }
 
-// --- warpgroup products ------------------------------------------------------------------------------------------------
-// D [64, N] += A [64, 16] B [16, N] by 4 warps, asynchronously; warp w holds rows 16 w ... 16 w + 15. d[n]: columns
-// 8 n ... 8 n + 7 as mma leaves them; A in registers as mma takes it.
+// --- warpgroup products
+// ------------------------------------------------------------------------------------------------ D [64, N] += A [64,
+// 16] B [16, N] by 4 warps, asynchronously; warp w holds rows 16 w ... 16 w + 15. d[n]: columns 8 n ... 8 n + 7 as mma
+// leaves them; A in registers as mma takes it.
 
 // A matrix in shared memory in rows of 128 bytes with the 128-byte swizzle, as tma_load leaves it. Rows are those of A
 // (columns of B) with K along them, or with `transposed` K itself with columns of B along them. `group_bytes`: from 8
@@ -124,50 +126,43 @@ SPARSED_DEVICE void wgmma_wait(float (&d)[kTiles][4]) {
   pin(d);
 }
 
-#define SPARSED_ACCUMULATORS_64 \
-  "+f"(d[0][0]), "+f"(d[0][1]), "+f"(d[0][2]), "+f"(d[0][3]), \
-  "+f"(d[1][0]), "+f"(d[1][1]), "+f"(d[1][2]), "+f"(d[1][3]), \
-  "+f"(d[2][0]), "+f"(d[2][1]), "+f"(d[2][2]), "+f"(d[2][3]), \
-  "+f"(d[3][0]), "+f"(d[3][1]), "+f"(d[3][2]), "+f"(d[3][3]), \
-  "+f"(d[4][0]), "+f"(d[4][1]), "+f"(d[4][2]), "+f"(d[4][3]), \
-  "+f"(d[5][0]), "+f"(d[5][1]), "+f"(d[5][2]), "+f"(d[5][3]), \
-  "+f"(d[6][0]), "+f"(d[6][1]), "+f"(d[6][2]), "+f"(d[6][3]), \
-  "+f"(d[7][0]), "+f"(d[7][1]), "+f"(d[7][2]), "+f"(d[7][3])
-#define SPARSED_NAMES_64 \
+#define SPARSED_ACCUMULATORS_64                                                                                \
+  "+f"(d[0][0]), "+f"(d[0][1]), "+f"(d[0][2]), "+f"(d[0][3]), "+f"(d[1][0]), "+f"(d[1][1]), "+f"(d[1][2]),     \
+      "+f"(d[1][3]), "+f"(d[2][0]), "+f"(d[2][1]), "+f"(d[2][2]), "+f"(d[2][3]), "+f"(d[3][0]), "+f"(d[3][1]), \
+      "+f"(d[3][2]), "+f"(d[3][3]), "+f"(d[4][0]), "+f"(d[4][1]), "+f"(d[4][2]), "+f"(d[4][3]), "+f"(d[5][0]), \
+      "+f"(d[5][1]), "+f"(d[5][2]), "+f"(d[5][3]), "+f"(d[6][0]), "+f"(d[6][1]), "+f"(d[6][2]), "+f"(d[6][3]), \
+      "+f"(d[7][0]), "+f"(d[7][1]), "+f"(d[7][2]), "+f"(d[7][3])
+#define SPARSED_NAMES_64                                                    \
   "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
   "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}"
-#define SPARSED_ACCUMULATORS_128 \
-  "+f"(d[0][0]), "+f"(d[0][1]), "+f"(d[0][2]), "+f"(d[0][3]), \
-  "+f"(d[1][0]), "+f"(d[1][1]), "+f"(d[1][2]), "+f"(d[1][3]), \
-  "+f"(d[2][0]), "+f"(d[2][1]), "+f"(d[2][2]), "+f"(d[2][3]), \
-  "+f"(d[3][0]), "+f"(d[3][1]), "+f"(d[3][2]), "+f"(d[3][3]), \
-  "+f"(d[4][0]), "+f"(d[4][1]), "+f"(d[4][2]), "+f"(d[4][3]), \
-  "+f"(d[5][0]), "+f"(d[5][1]), "+f"(d[5][2]), "+f"(d[5][3]), \
-  "+f"(d[6][0]), "+f"(d[6][1]), "+f"(d[6][2]), "+f"(d[6][3]), \
-  "+f"(d[7][0]), "+f"(d[7][1]), "+f"(d[7][2]), "+f"(d[7][3]), \
-  "+f"(d[8][0]), "+f"(d[8][1]), "+f"(d[8][2]), "+f"(d[8][3]), \
-  "+f"(d[9][0]), "+f"(d[9][1]), "+f"(d[9][2]), "+f"(d[9][3]), \
-  "+f"(d[10][0]), "+f"(d[10][1]), "+f"(d[10][2]), "+f"(d[10][3]), \
-  "+f"(d[11][0]), "+f"(d[11][1]), "+f"(d[11][2]), "+f"(d[11][3]), \
-  "+f"(d[12][0]), "+f"(d[12][1]), "+f"(d[12][2]), "+f"(d[12][3]), \
-  "+f"(d[13][0]), "+f"(d[13][1]), "+f"(d[13][2]), "+f"(d[13][3]), \
-  "+f"(d[14][0]), "+f"(d[14][1]), "+f"(d[14][2]), "+f"(d[14][3]), \
-  "+f"(d[15][0]), "+f"(d[15][1]), "+f"(d[15][2]), "+f"(d[15][3])
-#define SPARSED_NAMES_128 \
-  "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+#define SPARSED_ACCUMULATORS_128                                                                                      \
+  "+f"(d[0][0]), "+f"(d[0][1]), "+f"(d[0][2]), "+f"(d[0][3]), "+f"(d[1][0]), "+f"(d[1][1]), "+f"(d[1][2]),            \
+      "+f"(d[1][3]), "+f"(d[2][0]), "+f"(d[2][1]), "+f"(d[2][2]), "+f"(d[2][3]), "+f"(d[3][0]), "+f"(d[3][1]),        \
+      "+f"(d[3][2]), "+f"(d[3][3]), "+f"(d[4][0]), "+f"(d[4][1]), "+f"(d[4][2]), "+f"(d[4][3]), "+f"(d[5][0]),        \
+      "+f"(d[5][1]), "+f"(d[5][2]), "+f"(d[5][3]), "+f"(d[6][0]), "+f"(d[6][1]), "+f"(d[6][2]), "+f"(d[6][3]),        \
+      "+f"(d[7][0]), "+f"(d[7][1]), "+f"(d[7][2]), "+f"(d[7][3]), "+f"(d[8][0]), "+f"(d[8][1]), "+f"(d[8][2]),        \
+      "+f"(d[8][3]), "+f"(d[9][0]), "+f"(d[9][1]), "+f"(d[9][2]), "+f"(d[9][3]), "+f"(d[10][0]), "+f"(d[10][1]),      \
+      "+f"(d[10][2]), "+f"(d[10][3]), "+f"(d[11][0]), "+f"(d[11][1]), "+f"(d[11][2]), "+f"(d[11][3]), "+f"(d[12][0]), \
+      "+f"(d[12][1]), "+f"(d[12][2]), "+f"(d[12][3]), "+f"(d[13][0]), "+f"(d[13][1]), "+f"(d[13][2]), "+f"(d[13][3]), \
+      "+f"(d[14][0]), "+f"(d[14][1]), "+f"(d[14][2]), "+f"(d[14][3]), "+f"(d[15][0]), "+f"(d[15][1]), "+f"(d[15][2]), \
+      "+f"(d[15][3])
+#define SPARSED_NAMES_128                                                            \
+  "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "          \
   "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
   "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
   "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}"
 
-#define SPARSED_WGMMA(N, TYPE, A, B, ACCUMULATE, TRANSPOSED, ...)                                                      \
-  asm volatile(                                                                                                        \
-      "{\n"                                                                                                            \
-      ".reg .pred p;\n"                                                                                                \
-      "setp.ne.b32 p, " ACCUMULATE ", 0;\n"                                                                            \
-      "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE "." TYPE " " SPARSED_NAMES_##N ", " A ", " B              \
-      ", p, 1, 1, " TRANSPOSED ";\n"                                                                                   \
-      "}"                                                                                                              \
-      : SPARSED_ACCUMULATORS_##N                                                                                       \
+#define SPARSED_WGMMA(N, TYPE, A, B, ACCUMULATE, TRANSPOSED, ...)                                                    \
+  asm volatile(                                                                                                      \
+      "{\n"                                                                                                          \
+      ".reg .pred p;\n"                                                                                              \
+      "setp.ne.b32 p, " ACCUMULATE                                                                                   \
+      ", 0;\n"                                                                                                       \
+      "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE "." TYPE " " SPARSED_NAMES_##N ", " A ", " B            \
+                                                                                            ", p, 1, 1, " TRANSPOSED \
+                                                                                            ";\n"                    \
+                                                                                            "}"                      \
+      : SPARSED_ACCUMULATORS_##N                                                                                     \
       : __VA_ARGS__, "r"(static_cast<int>(accumulate)), "n"(static_cast<int>(kTransposed)))
 #define SPARSED_WGMMA_SHARED(N, TYPE, A, B, ACCUMULATE, TRANSPOSED) \
   SPARSED_WGMMA(N, TYPE, A, B, ACCUMULATE, "0, " TRANSPOSED, "l"(a), "l"(b))

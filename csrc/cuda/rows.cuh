@@ -81,8 +81,8 @@ SPARSED_DEVICE void row_max(const Scores<Traits>& rS, float (&highest)[Traits::k
 
 // The selection's sums of one tile, which begins at position `tile`; rX: its probabilities, or scores (Sums::kOwn).
 template <class Traits>
-SPARSED_DEVICE void sum_blocks(const SelectArgs& select, const Scores<Traits>& rX, const typename Traits::Walk& walk, int tile,
-                               const float (&base)[Traits::kRows], BlockSums<Traits::kRows>& sums) {
+SPARSED_DEVICE void sum_blocks(const SelectArgs& select, const Scores<Traits>& rX, const typename Traits::Walk& walk,
+                               int tile, const float (&base)[Traits::kRows], BlockSums<Traits::kRows>& sums) {
   const int first_key = walk.key(tile), block_size = 1 << select.block_shift;
   const bool last = walk.last(tile);
   const int key_end = walk.key_end(tile);

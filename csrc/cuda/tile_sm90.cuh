@@ -38,8 +38,9 @@ struct Sm90 {
   static constexpr uint32_t kQueryBytes = kQueryGroups * kQueryGroupBytes;
   static constexpr uint32_t kKeyTiles = kQueryBytes, kValueTiles = kKeyTiles + kStages * kTileBytes;
   static constexpr uint32_t kResults = kValueTiles + kStages * kTileBytes;
-  static constexpr uint32_t kResultBytes =
-      kSplit ? (kHeadDim / 2 + 4) * kGroup * 4 : kSums == Sums::kNone ? 0 : (kScoreBytes + 7) / 8 * 8;
+  static constexpr uint32_t kResultBytes = kSplit                 ? (kHeadDim / 2 + 4) * kGroup * 4
+                                           : kSums == Sums::kNone ? 0
+                                                                  : (kScoreBytes + 7) / 8 * 8;
   // Barriers: queries are there / no longer read, then per stage the same of keys and values; kRaw: values are there,
   // those of masked keys are not yet zeros.
   static constexpr uint32_t kQueriesFull = kResults + kResultBytes, kQueriesEmpty = kQueriesFull + 8;

@@ -55,7 +55,7 @@ inline Launch launch_of(const Plan& plan, const Call& call, const How& how) {
   launch.threads = plan.threads;
   launch.landing = how.landing;
   launch.seed = how.seed;
-  launch.memory = {region_of(call.q, false),  region_of(call.k, false),   region_of(call.v, false),
+  launch.memory = {region_of(call.q, false),  region_of(call.k, false),  region_of(call.v, false),
                    region_of(call.out, true), region_of(call.lse, true), region_of(call.mask, false)};
   return launch;
 }
@@ -67,8 +67,8 @@ struct Selected {
 };
 
 // Columns from `first` on of [rows, columns].
-inline void expect_scores(const std::vector<float>& found, const std::vector<double>& expected, int64_t first, int64_t columns,
-                   const std::string& what) {
+inline void expect_scores(const std::vector<float>& found, const std::vector<double>& expected, int64_t first,
+                          int64_t columns, const std::string& what) {
   ASSERT_EQ(found.size(), expected.size());
   double worst = 0;
   for (size_t i = 0; i < found.size(); ++i) {

@@ -18,7 +18,7 @@ TensorMap encode(const CopyMap& map) {
   encoded.data = static_cast<const std::byte*>(map.data);
   for (size_t i = 0; i < 4; ++i) encoded.size[i] = static_cast<uint64_t>(map.size[i]);
   for (size_t i = 0; i < 3; ++i) encoded.stride[i] = static_cast<uint64_t>(map.stride[i]) * 2;
-  encoded.box = {static_cast<uint32_t>(kBoxColumns), static_cast<uint32_t>(map.box_tokens)};
+  encoded.box = {static_cast<uint32_t>(kCopyColumns), static_cast<uint32_t>(map.box_tokens)};
   return encoded;
 }
 
@@ -94,10 +94,10 @@ struct Case16 {
 std::vector<Case16> cases() {
   constexpr DType kBf16 = DType::kBFloat16, kF16 = DType::kFloat16;
   return {
-      {kBf16, {1, 1, 1, 1, 1, 128, false, false, 1}},      {kBf16, {1, 1, 2, 130, 270, 128, false, false, 2}},
-      {kBf16, {2, 1, 1, 37, 129, 128, true, true, 3}},     {kBf16, {1, 2, 1, 128, 64, 64, false, true, 4}},
-      {kBf16, {1, 1, 3, 70, 400, 64, true, false, 5}},     {kF16, {1, 1, 2, 150, 257, 64, true, true, 6}},
-      {kF16, {1, 1, 1, 20, 640, 48, false, false, 7}},     {kBf16, {1, 1, 1, 200, 384, 112, true, true, 8}},
+      {kBf16, {1, 1, 1, 1, 1, 128, false, false, 1}},     {kBf16, {1, 1, 2, 130, 270, 128, false, false, 2}},
+      {kBf16, {2, 1, 1, 37, 129, 128, true, true, 3}},    {kBf16, {1, 2, 1, 128, 64, 64, false, true, 4}},
+      {kBf16, {1, 1, 3, 70, 400, 64, true, false, 5}},    {kF16, {1, 1, 2, 150, 257, 64, true, true, 6}},
+      {kF16, {1, 1, 1, 20, 640, 48, false, false, 7}},    {kBf16, {1, 1, 1, 200, 384, 112, true, true, 8}},
       {kBf16, {1, 1, 1, 256, 256, 128, false, false, 9}},
   };
 }

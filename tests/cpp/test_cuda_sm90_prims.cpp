@@ -18,9 +18,26 @@ using emulator::Launch;
 constexpr int kSteps = 3, kRows = 64, kDepth = 128;  // C [64, N] = sum over steps of A [64, 128] B [128, N]
 
 enum class Mistake {
-  kNone, kNoInitFence, kNoInitBarrier, kNoFullWait, kNoEmptyWait, kFewArrivals, kManyArrivals, kFewBytes, kManyBytes,
-  kNoWgmmaFence, kNoWgmmaWait, kEarlyArrive, kRegistersReused, kStart, kGroup, kPanel, kSwizzle, kOneWarpLess,
-  kUnevenDestination, kStoredWithoutFence,
+  kNone,
+  kNoInitFence,
+  kNoInitBarrier,
+  kNoFullWait,
+  kNoEmptyWait,
+  kFewArrivals,
+  kManyArrivals,
+  kFewBytes,
+  kManyBytes,
+  kNoWgmmaFence,
+  kNoWgmmaWait,
+  kEarlyArrive,
+  kRegistersReused,
+  kStart,
+  kGroup,
+  kPanel,
+  kSwizzle,
+  kOneWarpLess,
+  kUnevenDestination,
+  kStoredWithoutFence,
 };
 
 struct Product {
@@ -83,10 +100,9 @@ void product_kernel(const Product& args) {
     for (int k = 0; k < kDepth / 16; ++k) {
       const uint32_t panel = static_cast<uint32_t>(k / 4), inner = static_cast<uint32_t>(k % 4) * 32;
       const uint32_t group = has(Mistake::kGroup) ? 512 : 1024;
-      uint64_t b = kTransposed
-                       ? matrix_descriptor(sB + static_cast<uint32_t>(k) * 2048,
-                                           has(Mistake::kPanel) ? kPanelB / 2 : kPanelB, group)
-                       : matrix_descriptor(sB + panel * kPanelB + inner, 0, group);
+      uint64_t b = kTransposed ? matrix_descriptor(sB + static_cast<uint32_t>(k) * 2048,
+                                                   has(Mistake::kPanel) ? kPanelB / 2 : kPanelB, group)
+                               : matrix_descriptor(sB + panel * kPanelB + inner, 0, group);
       if (has(Mistake::kSwizzle)) b ^= uint64_t{3} << 62;
       if (has(Mistake::kStart)) b += 128 >> 4;
       if (has(Mistake::kOneWarpLess) && warp == 3 && k == 7) continue;
@@ -135,8 +151,12 @@ std::string outcome(bool a_in_registers, Mistake mistake, Landing landing, unsig
   const std::vector<uint16_t> a = small_numbers(kSteps * kRows * kDepth, 1, dtype);
   const std::vector<uint16_t> b = small_numbers(kSteps * kDepth * kN, 2, dtype);
   std::vector<float> c(kRows * kN);
-  const Product args{map_of(a, kRows, kDepth), kTransposed ? map_of(b, kDepth, kN) : map_of(b, kN, kDepth), a.data(),
-                     c.data(), a_in_registers, mistake};
+  const Product args{map_of(a, kRows, kDepth),
+                     kTransposed ? map_of(b, kDepth, kN) : map_of(b, kN, kDepth),
+                     a.data(),
+                     c.data(),
+                     a_in_registers,
+                     mistake};
   Launch launch;
   launch.threads = 160;
   launch.shared_bytes = kRows * kDepth * 2 + kN * kDepth * 2 + 16;
@@ -154,8 +174,8 @@ std::string outcome(bool a_in_registers, Mistake mistake, Landing landing, unsig
       float expected = 0;
       for (int step = 0; step < kSteps; ++step) {
         for (int k = 0; k < kDepth; ++k) {
-          const int64_t right = kTransposed ? int64_t{step * kDepth + k} * kN + column
-                                            : int64_t{step * kN + column} * kDepth + k;
+          const int64_t right =
+              kTransposed ? int64_t{step * kDepth + k} * kN + column : int64_t{step * kN + column} * kDepth + k;
           expected += at(a, int64_t{step * kRows + row} * kDepth + k) * at(b, right);
         }
       }

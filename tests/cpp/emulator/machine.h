@@ -65,8 +65,8 @@ struct Launch {
 
 // One line of source that touches shared memory.
 struct AccessCount {
-  std::string kind;       // "ldmatrix", "cp.async", "ld.shared", "st.shared" ...
-  int64_t accesses = 0;   // by a warp
+  std::string kind;      // "ldmatrix", "cp.async", "ld.shared", "st.shared" ...
+  int64_t accesses = 0;  // by a warp
   int64_t wavefronts = 0;
   int64_t conflicts = 0;  // wavefronts beyond those that the bytes need
 };
@@ -131,8 +131,8 @@ struct AccessKey {
 
 struct AccessHash {
   size_t operator()(const AccessKey& key) const {
-    return std::hash<const void*>()(key.file) ^ (key.line * 0x9e3779b1u + key.column * 0x85ebca77u +
-                                                 static_cast<unsigned>(key.warp) * 0xc2b2ae3du);
+    return std::hash<const void*>()(key.file) ^
+           (key.line * 0x9e3779b1u + key.column * 0x85ebca77u + static_cast<unsigned>(key.warp) * 0xc2b2ae3du);
   }
 };
 
@@ -145,7 +145,7 @@ struct PendingAccess {
 struct AccessSite {
   const char* kind = "";
   uint32_t bytes = 0;
-  std::array<uint32_t, kWarp> next{};           // number of each lane's next access here
+  std::array<uint32_t, kWarp> next{};            // number of each lane's next access here
   std::map<uint32_t, PendingAccess> unfinished;  // by number
 };
 
@@ -158,7 +158,7 @@ class Block {
   const Launch& launch;
   const int index;
   SharedMemory shared;
-  std::array<Barrier, 16> barriers;  // of bar.sync
+  std::array<Barrier, 16> barriers;           // of bar.sync
   std::vector<std::function<void()>> at_end;  // checks when all threads have returned
 
   void run(const std::function<void()>& kernel);

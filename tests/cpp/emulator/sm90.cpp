@@ -109,7 +109,8 @@ void mbarrier_init(uint32_t address, int arrivals) {
   b.shared.begin_flight(address, 8, b.actor(thread()));  // no ordinary access from now on
   const Clock none(b.clock(0).size(), 0);
   const int warp = thread().warp();
-  mbarriers().at[address] = {arrivals, arrivals, warp, b.clock(warp)[static_cast<size_t>(warp)], false, 0, 0, none, none};
+  mbarriers().at[address] = {arrivals, arrivals, warp, b.clock(warp)[static_cast<size_t>(warp)], false, 0,
+                             0,        none,     none};
 }
 
 void mbarrier_init_fence() {
@@ -128,7 +129,8 @@ void mbarrier_arrive(uint32_t address, uint32_t bytes) {
 void mbarrier_wait(uint32_t address, uint32_t parity, Where where) {
   MBarrier& m = mbarriers().find(address);
   if (parity > 1) fail("parity " + std::to_string(parity) + " of the " + name(address));
-  wait_until("mbarrier", [&] { return (m.phase & 1) != parity; }, where);
+  wait_until(
+      "mbarrier", [&] { return (m.phase & 1) != parity; }, where);
   acquire(m.passed);
 }
 
@@ -181,7 +183,8 @@ void set_registers(int count, bool claim, Where where) {
   Registers& registers = block().state<Registers>();
   int& held = registers.held[static_cast<size_t>(thread().warp())];
   if (claim) {
-    wait_until("setmaxnreg", [&] { return held == count || registers.free >= (count - held) * kWarp; }, where);
+    wait_until(
+        "setmaxnreg", [&] { return held == count || registers.free >= (count - held) * kWarp; }, where);
   } else if (held < count) {
     fail("setmaxnreg.dec to " + std::to_string(count) + " from " + std::to_string(held));
   }

@@ -214,8 +214,8 @@ void issue(Product product, Where where) {
     write_accumulators(product, multiply(product, read_accumulators(product)));
   } else if (product.has_accumulators) {
     product.accumulators = read_accumulators(product);
-    write_accumulators(product, std::vector<float>(product.accumulators.size(),
-                                                   std::numeric_limits<float>::quiet_NaN()));
+    write_accumulators(product,
+                       std::vector<float>(product.accumulators.size(), std::numeric_limits<float>::quiet_NaN()));
   }
   warp.open.push_back(std::move(product));
 }

@@ -39,7 +39,8 @@ void claim_registers(Where where = Where::current()) {
   emulator::set_registers(kRegisters, true, where);
 }
 
-// --- warpgroup products ------------------------------------------------------------------------------------------------
+// --- warpgroup products
+// ------------------------------------------------------------------------------------------------
 
 inline uint64_t matrix_descriptor(uint32_t address, uint32_t panel_bytes, uint32_t group_bytes) {
   return (address >> 4 & 0x3fff) | static_cast<uint64_t>(panel_bytes >> 4) << 16 |
@@ -62,8 +63,7 @@ void wgmma(float (&d)[kTiles][4], uint64_t a, uint64_t b, bool accumulate, Where
   emulator::wgmma({d[0], a, nullptr, b}, {kTiles, std::is_same_v<T, Bf16>, kTransposed, accumulate}, where);
 }
 template <class T, bool kTransposed, int kTiles>
-void wgmma(float (&d)[kTiles][4], const uint32_t (&a)[4], uint64_t b, bool accumulate,
-           Where where = Where::current()) {
+void wgmma(float (&d)[kTiles][4], const uint32_t (&a)[4], uint64_t b, bool accumulate, Where where = Where::current()) {
   emulator::wgmma({d[0], 0, a, b}, {kTiles, std::is_same_v<T, Bf16>, kTransposed, accumulate}, where);
 }
 
