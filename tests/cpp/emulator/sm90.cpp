@@ -141,6 +141,10 @@ void tma_load(uint32_t shared, const TensorMap& map, uint32_t barrier, const std
   MBarrier& m = mbarriers().find(barrier);
   if (!m.fenced) fail("tile copy to a " + name(barrier) + " whose initialisation no fence published");
   if (map.box[0] * 2 != kRowBytes || map.box[1] < 1 || map.box[1] > 256) fail("tensor map with a wrong box");
+  bool valid = reinterpret_cast<uintptr_t>(map.data) % 16 == 0;  // what the driver refuses to encode
+  for (const uint64_t stride : map.stride) valid = valid && stride % 16 == 0 && stride > 0 && stride < 1ull << 40;
+  for (const uint64_t size : map.size) valid = valid && size > 0 && size <= 1ull << 32;
+  if (!valid) fail("tensor map with a wrong address, stride or size");
   if (shared % 1024) fail("tile copy to byte " + std::to_string(shared) + ", expected a multiple of 1024 (swizzle)");
   const int engine = b.engine_agent(0);
   join(b.clock(engine), b.clock(thread().warp()));
