@@ -41,7 +41,7 @@ def compile_entries(nvcc: str, source: Path, include: Path, arch: str) -> list[E
     ]
     names = subprocess.run(["c++filt"], input="\n".join(e.kernel for e in found), capture_output=True, text=True)
     short = [
-        re.sub(r"\(anonymous namespace\)::|sparsed::cuda::|void |\(sparsed.*$|\([A-Z]\w*Args\)$", "", name)
+        re.sub(r"^void |\(\w*Args\)$", "", re.sub(r"\(anonymous namespace\)::|sparsed::cuda::", "", name))
         for name in names.stdout.splitlines()
     ]
     return [Entry(name, e.arch, e.registers, e.spills) for name, e in zip(short, found, strict=True)]

@@ -24,7 +24,7 @@ constexpr int warp_rows_sm80(int head_dim, Sums sums) {
 }
 
 // One softmax partial sum per (row, key block), kept until the row is done.
-struct PartialSum {
+struct alignas(8) PartialSum {
   float sum;   // of 2^(score * scale - base)
   float base;  // the running maximum at that time
 };

@@ -107,6 +107,7 @@ int64_t resident_blocks(const DeviceKernel& kernel, int threads) {
 }
 
 void launch(const DeviceKernel& kernel, int64_t blocks, int threads, const void* args, cudaStream_t stream) {
+  if (blocks == 0) return;
   allow_shared(kernel);
   void* arguments[] = {const_cast<void*>(args)};
   check_cuda(

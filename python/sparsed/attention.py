@@ -174,7 +174,10 @@ def select(
 
 
 def backends() -> list[Backend]:
-    """Returns every backend of this build, best first; the first available one is used unless SPARSED_ISA names one."""
+    """Returns every backend of this build, best first; the first available one is used unless SPARSED_ISA names one.
+
+    `cuda` stands last: it computes on a GPU, to which numpy arrays go only by that name.
+    """
     return [Backend(*row) for row in _core.backends()]
 
 

@@ -1,6 +1,8 @@
 // The CUDA kernels' source on the emulator, against the float64 reference.
 #include <gtest/gtest.h>
 
+#include <cstdlib>
+#include <fstream>
 #include <functional>
 #include <numeric>
 #include <random>
@@ -301,29 +303,57 @@ TEST(CudaAttention, GenerationSoftmaxDoesNotUnderflow) {
   expect_scores(selected.generation, reference::block_scores(call.params, 32, select.scale, 128), 4, 8, "generation");
 }
 
-// No access to shared memory waits for a bank: counted over every place in the kernels, at every head_dim.
+// Rows of a table of accesses to shared memory; SPARSED_BANKS_TABLE names the file that it is written to.
+class BanksTable {
+ public:
+  void add(const std::string& kernel, const Report& report) {
+    for (const auto& [place, count] : report.accesses) {
+      rows_ += message("| ", kernel, " | ", place.first, ":", place.second, " | ", count.kind, " | ", count.accesses,
+                       " | ", count.wavefronts, " | ", count.conflicts, " |\n");
+    }
+  }
+  void write() const {
+    const char* path = std::getenv("SPARSED_BANKS_TABLE");
+    if (!path) return;
+    std::ofstream(path)
+        << "# Shared memory of the CUDA kernels on the emulator\n\n"
+           "A block of 128 queries, 192 keys, bfloat16; a conflict is a wavefront beyond those that the "
+           "bytes of an access need. `block_sums.cuh` runs once a tile of queries, the rest is the main "
+           "loop. Written by `SPARSED_BANKS_TABLE=... test_cuda_attention`.\n\n"
+           "| kernel | place | access | by a warp | wavefronts | conflicts |\n"
+           "| --- | --- | --- | ---: | ---: | ---: |\n"
+        << rows_;
+  }
+
+ private:
+  std::string rows_;
+};
+
+// No access to shared memory in the main loop waits for a bank, at any head_dim.
 TEST(CudaAttention, NoBankConflicts) {
+  BanksTable table;
   for (const int64_t head_dim : {32, 64, 96, 128, 256}) {
-    const Case shape{1, 1, 1, 128, 192, head_dim, false, false, 16};
     for (int block_size : {0, 16, 32, 64, 128}) {
-      Call call(shape, DType::kBFloat16);
-      const Lists lists(random_pattern(shape, block_size ? block_size : 16, 60));
+      Call call({1, 1, 1, 128, 192, head_dim, false, false, 16}, DType::kBFloat16);
+      const Lists lists(
+          random_pattern({1, 1, 1, 128, 192, head_dim, false, false, 16}, block_size ? block_size : 16, 60));
       const Report report = attention(call, block_size ? &lists : nullptr);
-      for (const auto& [place, count] : report.accesses) {
-        EXPECT_EQ(count.conflicts, 0) << place.first << ":" << place.second << " " << count.kind << ", head_dim "
-                                      << head_dim << ", block " << block_size;
-      }
+      if (!block_size) table.add(message("dense, head_dim ", head_dim), report);
+      EXPECT_EQ(report.conflicts(), 0) << "head_dim " << head_dim << ", block " << block_size;
     }
     SelectParams select;
     select.block_size = 16;
     Call call({1, 1, 1, 192, 192, head_dim, false, false, 17}, DType::kBFloat16);
-    const Selected selected = attention_and_scores(call, select, 1);
-    for (const auto& [place, count] : selected.report.accesses) {
+    select.scale = call.params.scale;
+    const Report report = attention_and_scores(call, select, 1).report;
+    table.add(message("selecting, head_dim ", head_dim), report);
+    for (const auto& [place, count] : report.accesses) {
       if (place.first == "block_sums.cuh") continue;  // once a tile, at its end
       EXPECT_EQ(count.conflicts, 0) << place.first << ":" << place.second << " " << count.kind << ", head_dim "
                                     << head_dim;
     }
   }
+  table.write();
 }
 
 }  // namespace
