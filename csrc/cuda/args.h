@@ -63,6 +63,9 @@ struct AttentionArgs {
   int item_rows = 0;  // query rows of a work item: a multiple of tile_rows
   int items = 0;      // per head; batch * heads * items fits int
 
+  const int32_t* order =
+      nullptr;  // [B, H, items] how a head's items are taken in turn, or nullptr: as they come (sm_90a)
+
   SelectArgs select;  // kernels that select
 };
 

@@ -23,7 +23,8 @@ struct QueryTile {
 template <class Traits, class Body>
 SPARSED_DEVICE void for_each_tile(const AttentionArgs& args, const Body& body) {
   for (int item = block_index(); item < args.batch * args.heads * args.items; item += grid_blocks()) {
-    const int head = item / args.items, first = item % args.items * args.item_rows;
+    const int head = item / args.items;
+    const int first = (args.order ? load_global(args.order + item) : item % args.items) * args.item_rows;
     const int b = head / args.heads, h = head % args.heads;
     for (int row = first; row < first + args.item_rows && row < args.q_len; row += args.tile_rows) {
       const int row_end = row + args.tile_rows < args.q_len ? row + args.tile_rows : args.q_len;

@@ -102,7 +102,7 @@ void attention_on_device(const AttentionParams& params, const DevicePattern* pat
   const CurrentDevice current(device_of_params(params));
   const auto stream = static_cast<cudaStream_t>(params.stream);
   BlockRows rows;
-  DeviceMemory counts, indices;
+  DeviceMemory counts, indices, order;
   if (pattern) {
     const CudaPattern& own = dynamic_cast<const CudaPattern&>(*pattern);
     counts = DeviceMemory(static_cast<size_t>(own.rows()) * sizeof(int32_t), stream);
@@ -113,7 +113,15 @@ void attention_on_device(const AttentionParams& params, const DevicePattern* pat
     rows = {own.geometry().block_size, list.counts, list.indices, list.stride};
   }
   const DType dtype = params.q.dtype;
-  const Plan plan = for_this_device(plan_attention(params, pattern ? &rows : nullptr));
+  Plan plan = for_this_device(plan_attention(params, pattern ? &rows : nullptr));
+  AttentionArgs& args = plan.args;
+  if (plan.kernel == Kernel::kSm90 && pattern) {
+    order = DeviceMemory(static_cast<size_t>(plan.blocks) * sizeof(int32_t), stream);
+    args.order = order.as<int32_t>();
+    const OrderArgs own{args.counts,     order.as<int32_t>(), args.batch * args.heads, args.list_rows,
+                        args.list_shift, args.items,          args.item_rows};
+    launch(kernel_order_items(), warp_blocks(plan.blocks), kThreads, &own, stream);
+  }
   int64_t blocks = plan.blocks;
   if (plan.kernel == Kernel::kSm90) blocks = std::min(blocks, resident_blocks(kernel_of(plan, dtype), plan.threads));
   launch_attention(plan, dtype, blocks, stream);

@@ -27,5 +27,6 @@ DeviceKernel kernel_plain(DType dtype, Sums sums);
 DeviceKernel kernel_top_rows();     // TopArgs
 DeviceKernel kernel_live_blocks();  // LiveArgs
 DeviceKernel kernel_list_blocks();  // ListArgs
+DeviceKernel kernel_order_items();  // OrderArgs
 
 }  // namespace sparsed::cuda

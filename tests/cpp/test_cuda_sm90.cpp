@@ -1,6 +1,8 @@
 // The sm_90a kernels' source on the emulator, against the float64 reference.
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <numeric>
 #include <string>
 #include <type_traits>
 #include <vector>
@@ -8,6 +10,7 @@
 #include "attention_cases.h"
 #include "cuda/attention_sm90.cuh"
 #include "cuda/plan_sm90.h"
+#include "cuda/top_k.cuh"
 #include "cuda_calls.h"
 
 namespace sparsed::cuda {
@@ -54,13 +57,29 @@ Report run(const Plan& plan, DType dtype, Launch launch) {
   return report;
 }
 
+void order_longest_first(const Plan& plan, const Lists& lists, std::vector<int32_t>& order) {
+  const AttentionArgs& args = plan.args;
+  Launch launch;
+  launch.blocks = 2;
+  launch.threads = 64;
+  launch.memory = {region_of(lists.counts, false), region_of(order, true)};
+  emulator::run(launch, [&] {
+    order_items({lists.counts.data(), order.data(), args.batch * args.heads, args.list_rows, args.list_shift,
+                 args.items, args.item_rows});
+  });
+}
+
 // By `blocks` blocks.
 Report attention(Call& call, const Lists* lists, int blocks, const How& how = {}) {
   Plan plan = plan_attention(call.params, lists ? &lists->rows : nullptr);
   EXPECT_TRUE(move_to_sm90(plan));
+  std::vector<int32_t> order(static_cast<size_t>(plan.blocks), -1);
   Launch launch = launch_of(plan, call, how);
   launch.blocks = std::min(blocks, static_cast<int>(plan.blocks));
   if (lists) {
+    order_longest_first(plan, *lists, order);
+    plan.args.order = order.data();
+    launch.memory.push_back(region_of(order, false));
     launch.memory.push_back(region_of(lists->counts, false));
     launch.memory.push_back(region_of(lists->indices, false));
   }
@@ -157,6 +176,29 @@ TEST(CudaSm90Attention, SelectionSumsMatchReference) {
       if (select.rule == SelectionRule::kPaper) continue;
       const int64_t first = first_generation_block(shape.kv_len, select.prompt_length, block_size);
       expect_scores(selected.generation, expected(first * block_size), first, blocks, what);
+    }
+  }
+}
+
+TEST(CudaSm90Attention, LongestListsComeFirst) {
+  for (int block_size : {32, 128, 256}) {  // one item a list, and two
+    const Case shape{1, 1, 2, 40 * block_size - 5, 600, 64, false, false, 24};
+    Call call(shape, DType::kBFloat16);
+    const Lists lists(random_pattern(shape, block_size, 50));
+    Plan plan = plan_attention(call.params, &lists.rows);
+    ASSERT_TRUE(move_to_sm90(plan));
+    std::vector<int32_t> order(static_cast<size_t>(plan.blocks), -1);
+    order_longest_first(plan, lists, order);
+    const int items = plan.args.items, per_list = std::max(1, block_size / plan.args.item_rows);
+    for (int head = 0; head < 2; ++head) {
+      std::vector<int32_t> expected(static_cast<size_t>(items));
+      std::iota(expected.begin(), expected.end(), 0);
+      const auto length = [&](int32_t item) {
+        return lists.counts[static_cast<size_t>(head * plan.args.list_rows + item / per_list)];
+      };
+      std::stable_sort(expected.begin(), expected.end(), [&](int a, int b) { return length(a) > length(b); });
+      const auto begin = order.begin() + head * items;
+      EXPECT_EQ(std::vector<int32_t>(begin, begin + items), expected) << block_size;
     }
   }
 }
