@@ -112,11 +112,16 @@ SPARSED_DEVICE void pin(T (&r)[kTiles][kSize]) {
   }
 }
 
-// Before the first product of a group: what the warp did to these accumulators (and to A in registers) is done.
+// Before the first product of a group: what the warp did to these accumulators, and to A in registers, is done.
 template <int kTiles>
 SPARSED_DEVICE void wgmma_fence(float (&d)[kTiles][4]) {
   pin(d);
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+template <int kTiles, int kSteps>
+SPARSED_DEVICE void wgmma_fence(float (&d)[kTiles][4], uint32_t (&a)[kSteps][4]) {
+  pin(a);
+  wgmma_fence(d);
 }
 SPARSED_DEVICE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 // Waits until at most kPending of the warp's latest groups are under way; `d` is then ready.
@@ -152,18 +157,18 @@ SPARSED_DEVICE void wgmma_wait(float (&d)[kTiles][4]) {
   "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
   "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}"
 
-#define SPARSED_WGMMA(N, TYPE, A, B, ACCUMULATE, TRANSPOSED, ...)                                                    \
-  asm volatile(                                                                                                      \
-      "{\n"                                                                                                          \
-      ".reg .pred p;\n"                                                                                              \
-      "setp.ne.b32 p, " ACCUMULATE                                                                                   \
-      ", 0;\n"                                                                                                       \
-      "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE "." TYPE " " SPARSED_NAMES_##N ", " A ", " B            \
-                                                                                            ", p, 1, 1, " TRANSPOSED \
-                                                                                            ";\n"                    \
-                                                                                            "}"                      \
-      : SPARSED_ACCUMULATORS_##N                                                                                     \
+// clang-format off
+#define SPARSED_WGMMA(N, TYPE, A, B, ACCUMULATE, TRANSPOSED, ...)                                             \
+  asm volatile(                                                                                               \
+      "{\n"                                                                                                   \
+      ".reg .pred p;\n"                                                                                       \
+      "setp.ne.b32 p, " ACCUMULATE ", 0;\n"                                                                   \
+      "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE "." TYPE " "                                     \
+      SPARSED_NAMES_##N ", " A ", " B ", p, 1, 1, " TRANSPOSED ";\n"                                          \
+      "}"                                                                                                     \
+      : SPARSED_ACCUMULATORS_##N                                                                              \
       : __VA_ARGS__, "r"(static_cast<int>(accumulate)), "n"(static_cast<int>(kTransposed)))
+// clang-format on
 #define SPARSED_WGMMA_SHARED(N, TYPE, A, B, ACCUMULATE, TRANSPOSED) \
   SPARSED_WGMMA(N, TYPE, A, B, ACCUMULATE, "0, " TRANSPOSED, "l"(a), "l"(b))
 #define SPARSED_WGMMA_REGISTERS(N, TYPE, A, B, ACCUMULATE, TRANSPOSED) \

@@ -94,10 +94,10 @@ SPARSED_DEVICE void issue_qk(int group, const Slot<Traits>& slot, float (&rS)[Tr
 
 // rO += P V, a group of its own.
 template <class Traits>
-SPARSED_DEVICE void issue_pv(const uint32_t (&rP)[Traits::kKeys / 16][4], const Slot<Traits>& slot,
+SPARSED_DEVICE void issue_pv(uint32_t (&rP)[Traits::kKeys / 16][4], const Slot<Traits>& slot,
                              float (&rO)[Traits::kHeadDim / 8][4]) {
   const uint64_t v = matrix_descriptor(slot.values(), Traits::kPanelBytes, 1024);
-  wgmma_fence(rO);
+  wgmma_fence(rO, rP);
   SPARSED_UNROLL
   for (uint32_t i = 0; i < Traits::kKeys / 16; ++i) wgmma<typename Traits::T, true>(rO, rP[i], v + i * 2048 / 16, true);
   wgmma_commit();

@@ -28,6 +28,7 @@ enum class Mistake {
   kFewBytes,
   kManyBytes,
   kNoWgmmaFence,
+  kNoRegisterFence,
   kNoWgmmaWait,
   kEarlyArrive,
   kRegistersReused,
@@ -96,7 +97,11 @@ void product_kernel(const Product& args) {
       store_shared(sA + static_cast<uint32_t>(thread_index()) * 4, 0u);
       barrier_sync(1, 128);
     }
-    if (!has(Mistake::kNoWgmmaFence)) wgmma_fence(d);
+    if (has(Mistake::kNoRegisterFence)) {
+      wgmma_fence(d);
+    } else if (!has(Mistake::kNoWgmmaFence)) {
+      wgmma_fence(d, a);
+    }
     for (int k = 0; k < kDepth / 16; ++k) {
       const uint32_t panel = static_cast<uint32_t>(k / 4), inner = static_cast<uint32_t>(k % 4) * 32;
       const uint32_t group = has(Mistake::kGroup) ? 512 : 1024;
@@ -235,6 +240,7 @@ TEST(CudaSm90, MistakesWithBarriersAreFound) {
 
 TEST(CudaSm90, MistakesWithProductsAreFound) {
   expect_mistake(Mistake::kNoWgmmaFence, "without wgmma.fence", true);
+  expect_mistake(Mistake::kNoRegisterFence, "without wgmma.fence", true, true);
   expect_mistake(Mistake::kNoWgmmaWait, "", true);
   expect_mistake(Mistake::kEarlyArrive, "", true);
   expect_mistake(Mistake::kRegistersReused, "wrong result", false, true);

@@ -43,7 +43,12 @@ struct WgmmaShape {
   bool accumulate;
 };
 void wgmma(const WgmmaLane& lane, const WgmmaShape& shape, Where where);
-void wgmma_fence(float* d, Where where);
+struct WgmmaFenced {
+  const float* d;
+  const uint32_t* a;  // nullptr: none
+  int a_count;
+};
+void wgmma_fence(const WgmmaFenced& registers, Where where);
 void wgmma_commit(Where where);
 void wgmma_wait(int pending, float* d, Where where);
 

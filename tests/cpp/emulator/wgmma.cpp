@@ -62,7 +62,7 @@ struct Product {
 struct Warp {
   std::deque<std::vector<Product>> groups;  // committed, oldest first
   std::vector<Product> open;
-  std::vector<const float*> fenced;                    // accumulators
+  std::vector<WgmmaFenced> fenced;                     // registers of lane 0
   std::map<const float*, std::vector<float>> carried;  // late: between products of one accumulator
   size_t issued = 0;
 
@@ -187,10 +187,13 @@ void issue(Product product, Where where) {
   const int index = thread().warp();
   const size_t group = static_cast<size_t>(index / kWarpsPerGroup);
   if (group >= units().history.size()) fail("wgmma by a warp that belongs to no warpgroup");
-  if (std::find(warp.fenced.begin(), warp.fenced.end(), product.key()) == warp.fenced.end()) {
-    fail("wgmma without wgmma.fence for its accumulators since the last group");
-  }
   const WgmmaLane& first = product.lanes[0];
+  bool d_fenced = false, a_fenced = !first.a_registers;
+  for (const WgmmaFenced& fenced : warp.fenced) {
+    d_fenced = d_fenced || fenced.d == first.d;
+    a_fenced = a_fenced || (fenced.a <= first.a_registers && first.a_registers < fenced.a + fenced.a_count);
+  }
+  if (!d_fenced || !a_fenced) fail("wgmma without wgmma.fence for its registers since the last group");
   for (const WgmmaLane& lane : product.lanes) {
     if (lane.a_descriptor != first.a_descriptor || lane.b_descriptor != first.b_descriptor) {
       fail("wgmma: lanes give different descriptors");
@@ -250,9 +253,10 @@ void wgmma(const WgmmaLane& lane, const WgmmaShape& shape, Where where) {
   });
 }
 
-void wgmma_fence(float* d, Where where) {
-  warp_collective(where, "wgmma.fence", d,
-                  [&](std::array<float**, kWarp>& lanes) { own().fenced.push_back(*lanes[0]); });
+void wgmma_fence(const WgmmaFenced& registers, Where where) {
+  WgmmaFenced argument = registers;
+  warp_collective(where, "wgmma.fence", argument,
+                  [](std::array<WgmmaFenced*, kWarp>& lanes) { own().fenced.push_back(*lanes[0]); });
 }
 
 void wgmma_commit(Where where) {

@@ -51,7 +51,11 @@ void pin(T (&)[kTiles][kSize]) {}
 
 template <int kTiles>
 void wgmma_fence(float (&d)[kTiles][4], Where where = Where::current()) {
-  emulator::wgmma_fence(d[0], where);
+  emulator::wgmma_fence({d[0], nullptr, 0}, where);
+}
+template <int kTiles, int kSteps>
+void wgmma_fence(float (&d)[kTiles][4], uint32_t (&a)[kSteps][4], Where where = Where::current()) {
+  emulator::wgmma_fence({d[0], a[0], kSteps * 4}, where);
 }
 inline void wgmma_commit(Where where = Where::current()) { emulator::wgmma_commit(where); }
 template <int kPending, int kTiles>
