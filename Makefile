@@ -15,10 +15,11 @@ TEST_FILES := $(shell find tests/cpp -type f)
 JOBS := $(shell getconf _NPROCESSORS_ONLN)
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: help demo test cpp-test scalar-test python-test wheel wheel-test lint stubs format clean googletest
+.PHONY: help demo test extras cpp-test scalar-test python-test wheel wheel-test lint stubs format clean googletest
 help:
 	@echo "make demo     build, then answer questions about a long text: dense, SparseD, sliding window"
 	@echo "make test     build, then all C++ and Python tests"
+	@echo "make extras   install what the optional tests need (torch, transformers, lm-eval, Ray, JAX): make test runs them too"
 	@echo "make wheel    sdist and a wheel that other Linux machines can install, in dist/; make wheel-test installs it"
 	@echo "make lint     ruff, mypy, clang-format, freshness of the stubs"
 	@echo "make stubs    write python/sparsed/_core.pyi anew"
@@ -41,6 +42,11 @@ scalar-test: $(VENV)/.tests
 
 python-test: $(VENV)/.tests
 	$(BIN)/python -m pytest
+
+# torch first and pinned: the others then take it as it is.
+extras: $(VENV)/.tests
+	$(PIP) install torch==2.13.0
+	$(INSTALL_TESTS) '.[test,transformers,eval,distributed,bench]' jax
 
 # The platform tag is that of the oldest glibc that the build machine's libraries allow; libgomp goes into the wheel.
 wheel: $(VENV)/.tools

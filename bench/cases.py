@@ -169,6 +169,7 @@ GENERATION = tuple(
 # Longer steps take torch minutes each.
 TORCH_STEP_TOKENS = 16384
 GENERATION_QUICK = (GenerationCase("demo", 2, 512, 2),)
+TORCH_LENGTHS = (2048, 4096, 8192, 16384)
 # Rows of the random checkpoints' embedding and head.
 RANDOM_VOCABULARY = 1024
 STEP_COUNTS = (128, 256, 1024)

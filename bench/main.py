@@ -24,6 +24,11 @@ _BENCHMARKS = {
     "linear": ("linear", "packed linear layers against torch", ("model", "peers")),
     "step": ("step", "a denoising step by part", ("length", "model", "layers", "blocks")),
     "generate": ("generate", "whole generations from measured steps", ("length", "model", "layers", "peers")),
+    "torch": (
+        "torch_model",
+        "a step of a torch model: SDPA, flex, sparsed",
+        ("length", "model", "layers", "peers"),
+    ),
     "memory": ("memory", "the peak memory of one call", ("shape",)),
     "scaling": ("scaling", "a sparse step from 4k to 256k tokens", ("shape", "sparsity")),
     "peers": ("check_peers", "who can be compared with here, and how exact everybody is", ("peers",)),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import check_peers, machine, memory, scaling, step
+from . import check_peers, machine, memory, scaling, step, torch_model
 from .cases import PUBLISHED_BLOCK, PUBLISHED_DENSITY
 from .report import Column, Row, read
 
@@ -149,6 +149,7 @@ _TABLES: dict[str, Callable[[Sequence[Row]], Table]] = {
     "linear": _linear,
     "generate": _generate,
     "step": _as_printed(("model", "length", "dtype"), step.COLUMNS),
+    "torch": _as_printed(("model", "length"), torch_model.COLUMNS),
     "memory": _as_printed(("dtype", "head_dim", "length", "heads"), memory.COLUMNS),
     "scaling": _as_printed(("dtype", "head_dim"), scaling.COLUMNS),
     "peers": _as_printed((), check_peers.COLUMNS),

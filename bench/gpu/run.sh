@@ -32,7 +32,7 @@ arch=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 1 | tr
 tests=OFF
 echo '#include <gtest/gtest.h>' | "${CXX:-c++}" -E -x c++ - >/dev/null 2>&1 && tests=ON
 step configure 90 cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DSPARSED_CUDA=ON -DBUILD_TESTING=$tests \
-  -DCMAKE_CUDA_ARCHITECTURES="$arch-real" -DPython_EXECUTABLE="$(command -v "$python")" -DPYTHON="$python" || exit 1
+  -DCMAKE_CUDA_ARCHITECTURES="$arch-real" -DPython_EXECUTABLE="$(command -v "$python")" || exit 1
 targets=(_core sparsed_gpu_hook)
 [ $tests = ON ] && targets+=(test_gpu)
 step build 240 cmake --build "$build" --target "${targets[@]}" || exit 1

@@ -1,10 +1,13 @@
 #include "bindings/arrays.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <limits>
 #include <string>
+#include <utility>
 
+#include "bindings/buffer.h"
 #include "core/error.h"
 #include "core/memory.h"
 
@@ -16,6 +19,12 @@ std::string type_name(const py::object& object) {
   const std::string module = py::cast<std::string>(type.attr("__module__"));
   const std::string name = py::cast<std::string>(type.attr("__qualname__"));
   return module == "builtins" ? name : module + "." + name;
+}
+
+// The one place that says which devices this build has kernels for.
+void require_cpu(const ArrayView& array, const char* function, const char* argument, const char* source) {
+  check(on_cpu(array.device), function, ": ", argument, " is on ", device_name(array.device), ", expected the CPU",
+        source);
 }
 
 void require_same(int64_t found, int64_t expected, const char* function, const char* argument, const char* what,
@@ -39,44 +48,42 @@ py::array numpy_array(const py::object& object, const char* function, const char
   return py::reinterpret_borrow<py::array>(object);
 }
 
+DType element_type(const std::string& dtype, const char* function, const char* argument, bool float16) {
+  if (dtype == "float32") return DType::kFloat32;
+  if (dtype == "float16" && float16) return DType::kFloat16;
+  if (dtype == "bfloat16") return DType::kBFloat16;
+  fail(ErrorKind::kType, function, ": ", argument, " has dtype ", dtype, ", expected float32",
+       float16 ? ", float16" : "", " or bfloat16 (ml_dtypes)");
+}
+
 DType element_type(const py::array& array, const char* function, const char* argument, bool float16) {
-  constexpr int kFloat = 11, kHalf = 23;  // NPY_FLOAT, NPY_HALF: fixed by numpy's ABI
-  const py::dtype dtype = array.dtype();
-  if (py::cast<bool>(dtype.attr("isnative"))) {
-    if (dtype.num() == kFloat) return DType::kFloat32;
-    if (dtype.num() == kHalf && float16) return DType::kFloat16;
-    if (dtype.itemsize() == 2 && py::cast<std::string>(dtype.attr("name")) == "bfloat16") return DType::kBFloat16;
-  }
-  fail(ErrorKind::kType, function, ": ", argument, " has dtype ", py::cast<std::string>(py::str(dtype)),
-       ", expected float32", float16 ? ", float16" : "", " or bfloat16 (ml_dtypes)");
+  return element_type(py::cast<std::string>(py::str(array.dtype())), function, argument, float16);
 }
 
 void wrong_type(const py::object& object, const char* function, const char* argument, const char* expected) {
   fail(ErrorKind::kType, function, ": ", argument, " is a ", type_name(object), ", expected ", expected);
 }
 
-TensorView tensor_view(const py::object& object, const char* function, const char* argument) {
-  const py::array array = numpy_array(object, function, argument);
+TensorView tensor_view(const ArrayView& array, const char* function, const char* argument) {
   TensorView view;
-  view.dtype = element_type(array, function, argument, true);
-  check(array.ndim() == 4, function, ": ", argument, " has shape ", shape_text(array),
-        ", expected 4 axes [batch, heads, tokens, head_dim]");
-  view.data = const_cast<void*>(array.data());
-  for (size_t axis = 0; axis < 4; ++axis) view.shape[axis] = array.shape(static_cast<py::ssize_t>(axis));
+  view.dtype = element_type(array.dtype, function, argument, true);
+  check(array.shape.size() == 4, function, ": ", argument, " has shape ",
+        shape_string(array.shape.data(), array.shape.size()), ", expected 4 axes [batch, heads, tokens, head_dim]");
+  view.data = array.data;
+  std::copy(array.shape.begin(), array.shape.end(), view.shape.begin());
   view.stride = contiguous_strides(view.shape);
-  if (array.size() == 0) return view;
+  if (array.empty()) return view;
 
-  const int64_t itemsize = array.itemsize();
-  check(array.shape(3) == 1 || array.strides(3) == itemsize, function, ": ", argument,
-        " has a last axis with a stride of ", array.strides(3), " bytes, expected ", itemsize, " (contiguous)");
-  check((array.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_) != 0, function, ": ", argument,
+  const int64_t itemsize = array.itemsize;
+  check(array.shape[3] == 1 || array.strides[3] == itemsize, function, ": ", argument,
+        " has a last axis with a stride of ", array.strides[3], " bytes, expected ", itemsize, " (contiguous)");
+  check(reinterpret_cast<uintptr_t>(array.data) % static_cast<uintptr_t>(itemsize) == 0, function, ": ", argument,
         " is not aligned, expected addresses that are multiples of ", itemsize);
   for (size_t axis = 0; axis < 3; ++axis) {
-    if (view.shape[axis] == 1) continue;  // numpy leaves any stride there
-    const int64_t stride = array.strides(static_cast<py::ssize_t>(axis));
-    check(stride % itemsize == 0, function, ": ", argument, " has a stride of ", stride, " bytes on axis ", axis,
-          ", expected a multiple of ", itemsize);
-    view.stride[axis] = stride / itemsize;
+    if (view.shape[axis] == 1) continue;  // any stride may stand there
+    check(array.strides[axis] % itemsize == 0, function, ": ", argument, " has a stride of ", array.strides[axis],
+          " bytes on axis ", axis, ", expected a multiple of ", itemsize);
+    view.stride[axis] = array.strides[axis] / itemsize;
   }
   return view;
 }
@@ -131,14 +138,14 @@ SelectionRule selection_rule(const py::object& object, const char* function) {
 
 py::array bool_array(const py::object& object, py::ssize_t rank, const char* axes, const char* function,
                      const char* argument) {
-  const py::array array = numpy_array(object, function, argument);
-  if (array.dtype().kind() != 'b') {
-    fail(ErrorKind::kType, function, ": ", argument, " has dtype ", py::cast<std::string>(py::str(array.dtype())),
-         ", expected bool");
-  }
-  check(array.ndim() == rank, function, ": ", argument, " has shape ", shape_text(array), ", expected ", rank, " axes ",
-        axes);
-  return py::array::ensure(array, py::array::c_style);
+  const ArrayView view = array_view(object, function, argument);
+  if (view.dtype != "bool")
+    fail(ErrorKind::kType, function, ": ", argument, " has dtype ", view.dtype, ", expected bool");
+  require_cpu(view, function, argument, "");
+  check(static_cast<py::ssize_t>(view.shape.size()) == rank, function, ": ", argument, " has shape ",
+        shape_string(view.shape.data(), view.shape.size()), ", expected ", rank, " axes ", axes);
+  return py::array::ensure(py::array(py::dtype::of<bool>(), view.shape, view.strides, view.data, view.owner),
+                           py::array::c_style);
 }
 
 bool AttentionArguments::trivial() const {
@@ -149,9 +156,17 @@ AttentionArguments attention_arguments(const char* function, const py::object& q
                                        const py::object* v, const py::object& scale, const py::object& key_mask) {
   AttentionArguments arguments;
   AttentionParams& params = arguments.params;
-  params.q = tensor_view(q, function, "q");
-  params.k = tensor_view(k, function, "k");
-  if (v) params.v = tensor_view(*v, function, "v");
+  const auto view_of = [&](const py::object& object, const char* argument) {
+    const ArrayView array = array_view(object, function, argument);
+    const bool first = arguments.alive.empty();
+    require_cpu(array, function, argument, first ? " (this build has no CUDA kernels)" : " (from q)");
+    if (first) arguments.foreign = array.foreign;
+    arguments.alive.push_back(array.owner);
+    return tensor_view(array, function, argument);
+  };
+  params.q = view_of(q, "q");
+  params.k = view_of(k, "k");
+  if (v) params.v = view_of(*v, "v");
 
   const int64_t head_dim = params.head_dim();
   check(head_dim >= 16 && head_dim <= 256 && head_dim % 8 == 0, function, ": q has head_dim ", head_dim,
@@ -177,11 +192,12 @@ AttentionArguments attention_arguments(const char* function, const py::object& q
   params.scale = scale.is_none() ? static_cast<float>(1.0 / std::sqrt(static_cast<double>(head_dim)))
                                  : positive_scale(scale, function, "scale");
   if (!key_mask.is_none()) {
-    arguments.key_mask = bool_array(key_mask, 2, "[batch, keys]", function, "key_mask");
-    check(arguments.key_mask.shape(0) == params.batch() && arguments.key_mask.shape(1) == params.kv_len(), function,
-          ": key_mask has shape ", shape_text(arguments.key_mask), ", expected [", params.batch(), ", ",
-          params.kv_len(), "] (from k ", shape_string(params.k.shape), ")");
-    params.key_mask = static_cast<const uint8_t*>(arguments.key_mask.data());
+    const py::array mask = bool_array(key_mask, 2, "[batch, keys]", function, "key_mask");
+    check(mask.shape(0) == params.batch() && mask.shape(1) == params.kv_len(), function, ": key_mask has shape ",
+          shape_text(mask), ", expected [", params.batch(), ", ", params.kv_len(), "] (from k ",
+          shape_string(params.k.shape), ")");
+    params.key_mask = static_cast<const uint8_t*>(mask.data());
+    arguments.alive.push_back(mask);
   }
   return arguments;
 }
@@ -194,20 +210,39 @@ py::array new_array(const py::dtype& dtype, const std::vector<py::ssize_t>& shap
   return py::array(dtype, shape);
 }
 
-py::array new_output(const char* function, const py::object& q, AttentionParams& params) {
+py::object new_output(const char* function, AttentionArguments& arguments) {
+  AttentionParams& params = arguments.params;
   const Shape4& shape = params.q.shape;
-  const py::dtype dtype = py::reinterpret_borrow<py::array>(q).dtype();
+  const bool by_token = std::abs(params.q.stride[1]) < std::abs(params.q.stride[2]);  // q is (B, L, H, D) in memory
   params.out = {nullptr, params.q.dtype, shape, contiguous_strides(shape)};
-  py::array out;
-  if (std::abs(params.q.stride[1]) < std::abs(params.q.stride[2])) {  // q is (B, L, H, D) in memory
-    const std::vector<py::ssize_t> by_token{shape[0], shape[2], shape[1], shape[3]};
-    out = py::array(new_array(dtype, by_token, function, "out").attr("transpose")(0, 2, 1, 3));
+  std::vector<int64_t> in_memory(shape.begin(), shape.end());
+  if (by_token) {
+    std::swap(in_memory[1], in_memory[2]);
     params.out.stride = {shape[1] * shape[2] * shape[3], shape[3], shape[1] * shape[3], 1};
-  } else {
-    out = new_array(dtype, {shape.begin(), shape.end()}, function, "out");
   }
+  if (arguments.foreign) {
+    Buffer out(params.q.dtype, in_memory, function, "out");
+    params.out.data = out.data();
+    if (by_token) out.swap_heads_and_tokens();
+    return py::cast(std::move(out));
+  }
+  const py::dtype dtype = py::reinterpret_borrow<py::array>(arguments.alive[0]).dtype();
+  py::array out = new_array(dtype, {in_memory.begin(), in_memory.end()}, function, "out");
   params.out.data = out.mutable_data();
-  return out;
+  return by_token ? py::object(out.attr("transpose")(0, 2, 1, 3)) : py::object(out);
+}
+
+py::object new_lse(const char* function, AttentionArguments& arguments) {
+  AttentionParams& params = arguments.params;
+  const std::vector<int64_t> shape{params.batch(), params.heads(), params.q_len()};
+  if (arguments.foreign) {
+    Buffer lse(DType::kFloat32, shape, function, "lse");
+    params.lse = static_cast<float*>(lse.data());
+    return py::cast(std::move(lse));
+  }
+  py::array lse = new_array(py::dtype::of<float>(), {shape.begin(), shape.end()}, function, "lse");
+  params.lse = static_cast<float*>(lse.mutable_data());
+  return lse;
 }
 
 }  // namespace sparsed::python

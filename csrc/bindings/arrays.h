@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "bindings/array_view.h"
 #include "core/params.h"
 
 namespace sparsed::python {
@@ -23,11 +24,12 @@ namespace py = pybind11;
 std::string shape_text(const py::array& array);
 py::array numpy_array(const py::object& object, const char* function, const char* argument);
 // float32, bfloat16 and, where it is allowed, float16; a TypeError otherwise.
+DType element_type(const std::string& dtype, const char* function, const char* argument, bool float16);
 DType element_type(const py::array& array, const char* function, const char* argument, bool float16);
 
-// The one place that turns an object into a view: a numpy array [B, heads, tokens, D] of float32, float16 or bfloat16
-// with a contiguous last axis. The view borrows the array's memory.
-TensorView tensor_view(const py::object& object, const char* function, const char* argument);
+// The one place that turns an array into a view: [B, heads, tokens, D] of float32, float16 or bfloat16 with a
+// contiguous last axis. The view borrows the array's memory.
+TensorView tensor_view(const ArrayView& array, const char* function, const char* argument);
 
 double real_number(const py::object& object, const char* function, const char* argument);
 int64_t integer(const py::object& object, const char* function, const char* argument);
@@ -36,13 +38,14 @@ float positive_scale(const py::object& object, const char* function, const char*
 // Only that it is an int: which ones are block sizes, check_geometry knows.
 int block_size_number(const py::object& object, const char* function);
 SelectionRule selection_rule(const py::object& object, const char* function);
-// A C-contiguous array of bool with `rank` axes, which `axes` names.
+// A C-contiguous array of bool with `rank` axes, which `axes` names, of any library.
 py::array bool_array(const py::object& object, py::ssize_t rank, const char* axes, const char* function,
                      const char* argument);
 
 struct AttentionArguments {
-  AttentionParams params;  // without outputs and lists; borrows q, k and v
-  py::array key_mask;      // keeps params.key_mask alive
+  AttentionParams params;         // without outputs and lists; borrows q, k and v
+  std::vector<py::object> alive;  // what params points into
+  bool foreign;                   // q is not numpy's: results leave as a Buffer
 
   // Nothing to compute: no output element, or no key (each row is then empty).
   bool trivial() const;
@@ -56,7 +59,10 @@ AttentionArguments attention_arguments(const char* function, const py::object& q
 py::array new_array(const py::dtype& dtype, const std::vector<py::ssize_t>& shape, const char* function,
                     const char* argument);
 
-// out [B, H, L, D] in the dtype of q, and like q with heads or tokens outside; params.out becomes its view.
-py::array new_output(const char* function, const py::object& q, AttentionParams& params);
+// out [B, H, L, D] in the dtype of q, and like q with heads or tokens outside; params.out becomes its view. A numpy
+// array or a Buffer, as q came.
+py::object new_output(const char* function, AttentionArguments& arguments);
+// lse [B, H, L]; params.lse points at it.
+py::object new_lse(const char* function, AttentionArguments& arguments);
 
 }  // namespace sparsed::python

@@ -19,13 +19,6 @@
 namespace sparsed::python {
 namespace {
 
-// lse [B, H, L]; params.lse points at it.
-py::array_t<float> new_lse(const char* function, AttentionParams& params) {
-  py::array lse = new_array(py::dtype::of<float>(), {params.batch(), params.heads(), params.q_len()}, function, "lse");
-  params.lse = static_cast<float*>(lse.mutable_data());
-  return lse;
-}
-
 // Rows without a key: out 0, lse -inf.
 void fill_empty(const AttentionParams& params) {
   const int64_t rows = params.batch() * params.heads() * params.q_len();
@@ -57,9 +50,9 @@ py::object attention(const py::object& q, const py::object& k, const py::object&
   AttentionParams& params = arguments.params;
   const BlockPattern* blocks = pattern.is_none() ? nullptr : &fitting_pattern(pattern, params, function);
   const Backend& backend = active_backend();
-  const py::array out = new_output(function, q, params);
+  const py::object out = new_output(function, arguments);
   py::object lse = py::none();
-  if (return_lse) lse = new_lse(function, params);
+  if (return_lse) lse = new_lse(function, arguments);
   {
     const py::gil_scoped_release release;
     if (arguments.trivial()) {
@@ -73,7 +66,7 @@ py::object attention(const py::object& q, const py::object& k, const py::object&
       backend.attention(params);
     }
   }
-  return return_lse ? py::object(py::make_tuple(out, lse)) : py::object(out);
+  return return_lse ? py::object(py::make_tuple(out, lse)) : out;
 }
 
 SelectParams select_params(const char* function, const AttentionParams& params, const py::object& prompt_length,
@@ -104,17 +97,17 @@ BlockPattern run_selection(const char* function, const AttentionArguments& argum
       function);
 }
 
-py::typing::Tuple<py::array, BlockPattern> attention_and_select(const py::object& q, const py::object& k,
-                                                                const py::object& v, const py::object& prompt_length,
-                                                                const py::object& block_size, const py::object& rho,
-                                                                const py::object& selection, const py::object& scale,
-                                                                const py::object& selection_scale,
-                                                                const py::object& key_mask) {
+py::typing::Tuple<py::object, BlockPattern> attention_and_select(const py::object& q, const py::object& k,
+                                                                 const py::object& v, const py::object& prompt_length,
+                                                                 const py::object& block_size, const py::object& rho,
+                                                                 const py::object& selection, const py::object& scale,
+                                                                 const py::object& selection_scale,
+                                                                 const py::object& key_mask) {
   const char* function = "attention_and_select";
   AttentionArguments arguments = attention_arguments(function, q, k, &v, scale, key_mask);
   const SelectParams select =
       select_params(function, arguments.params, prompt_length, block_size, rho, selection, selection_scale);
-  const py::array out = new_output(function, q, arguments.params);
+  const py::object out = new_output(function, arguments);
   return py::make_tuple(out, run_selection(function, arguments, select));
 }
 

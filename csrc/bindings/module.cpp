@@ -1,8 +1,4 @@
 #include <pybind11/pybind11.h>
-#include <unistd.h>
-#if defined(__linux__)
-#include <sys/syscall.h>
-#endif
 
 #include "bindings/register.h"
 #include "core/error.h"
@@ -24,16 +20,10 @@ PyObject* exception_type(sparsed::ErrorKind kind) {
 }
 
 // Python runs signal handlers in its main thread alone; other threads need not ask for the GIL.
-bool may_handle_signals() {
-#if defined(__linux__)
-  return syscall(SYS_gettid) == getpid();
-#else
-  return true;
-#endif
-}
+unsigned long g_main_thread = 0;
 
 void poll_signals() {
-  if (!may_handle_signals()) return;
+  if (PyThread_get_thread_ident() != g_main_thread) return;
   const py::gil_scoped_acquire acquire;
   if (PyErr_CheckSignals() != 0) throw py::error_already_set();
 }
@@ -49,7 +39,9 @@ PYBIND11_MODULE(_core, m) {
       py::set_error(exception_type(error.kind()), error.what());
     }
   });
+  g_main_thread = py::cast<unsigned long>(py::module_::import("threading").attr("main_thread")().attr("ident"));
   sparsed::set_interrupt_poll(poll_signals);
+  sparsed::python::register_buffer(m);
   sparsed::python::register_pattern(m);
   sparsed::python::register_attention(m);
   sparsed::python::register_pattern_cache(m);

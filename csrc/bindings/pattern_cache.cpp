@@ -38,15 +38,15 @@ class LockedCache {
   std::mutex mutex_;
 };
 
-py::array attend(LockedCache& self, const py::object& layer, const py::object& q, const py::object& k,
-                 const py::object& v, const py::object& key_mask, const py::object& scale) {
+py::object attend(LockedCache& self, const py::object& layer, const py::object& q, const py::object& k,
+                  const py::object& v, const py::object& key_mask, const py::object& scale) {
   const char* function = "PatternCache.attend";
   const int64_t index = integer(layer, function, "layer");
   AttentionArguments arguments = attention_arguments(function, q, k, &v, scale, key_mask);
   check(!arguments.trivial(), function, ": q has shape ", shape_string(arguments.params.q.shape), " and k ",
         shape_string(arguments.params.k.shape), ", expected at least one row, head, query and key");
   const Backend& backend = active_backend();
-  const py::array out = new_output(function, q, arguments.params);
+  const py::object out = new_output(function, arguments);
   self.with([&](PatternCache& cache) { cache.attend(backend, index, arguments.params); });
   return out;
 }

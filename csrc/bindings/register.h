@@ -5,6 +5,7 @@
 
 namespace sparsed::python {
 
+void register_buffer(pybind11::module_& m);
 void register_pattern(pybind11::module_& m);
 void register_attention(pybind11::module_& m);
 void register_pattern_cache(pybind11::module_& m);

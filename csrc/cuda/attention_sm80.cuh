@@ -45,7 +45,7 @@ SPARSED_DEVICE void attend(const AttentionArgs& args, const typename Traits::Wal
 
     Scores<Traits> rS;
     multiply_qk<Traits>(sQ, sK(tile), rS);
-    if (args.key_mask || walk.last(tile * Traits::kKeys)) {
+    if (args.key_mask || walk.ragged(tile * Traits::kKeys)) {
       LiveBits<Traits> bits;
       find_live<Traits>(walk, tile * Traits::kKeys, bits);
       mask_scores<Traits>(bits, rS);

@@ -185,7 +185,7 @@ SPARSED_DEVICE void attend_group(const AttentionArgs& args, const typename Trait
       float alpha[Traits::kRows];
       mbarrier_wait(slot.barrier(Traits::kKeysFull), slot.round());
       issue_qk<Traits>(group, slot, rS[0]);
-      const bool ragged = args.key_mask || walk.last(number * Traits::kKeys);
+      const bool ragged = args.key_mask || walk.ragged(number * Traits::kKeys);
       LiveBits<Traits> live;
       if (ragged) find_live<Traits>(walk, number * Traits::kKeys, live);
       wgmma_wait<0>(rS[0]);
@@ -204,7 +204,7 @@ SPARSED_DEVICE void attend_group(const AttentionArgs& args, const typename Trait
       mbarrier_wait(before.barrier(Traits::kValuesFull), before.round());
       issue_pv<Traits>(rP[0], before, state.rO[0]);
       barrier_arrive(kTurn + 1 - group, kConsumers);
-      const bool ragged = args.key_mask || walk.last(number * Traits::kKeys);
+      const bool ragged = args.key_mask || walk.ragged(number * Traits::kKeys);
       LiveBits<Traits> live;
       if (ragged) find_live<Traits>(walk, number * Traits::kKeys, live);
       wgmma_wait<1>(rS[0]);

@@ -49,6 +49,11 @@ struct KeyWalk {
   }
   // The last tile of a part.
   SPARSED_DEVICE bool last(int first) const { return first + kKeys >= positions || (kParts && first + kKeys == split); }
+  // Whether the tile at `first` may hold keys that do not exist: the last listed block may end within any of its tiles.
+  SPARSED_DEVICE bool ragged(int first) const {
+    const int block = listed() ? 1 << args.list_shift : 0;
+    return last(first) || first + block >= positions;
+  }
   // Which of 32 keys take part, as bits; all lanes of a warp.
   SPARSED_DEVICE uint32_t live_bits(int first) const {
     const int position = first + thread_index() % 32;

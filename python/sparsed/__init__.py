@@ -18,7 +18,7 @@ from .attention import (
     set_num_threads,
 )
 from .config import SlidingWindow, SparseConfig, StreamingLLM
-from .generate import GenerationResult, StepInfo, generate
+from .generate import GenerationResult, StepInfo, generate, pad_left
 from .loader import load_model
 from .pattern import BlockPattern, PatternCache
 from .sampling import DreamSampler, LLaDASampler
@@ -50,6 +50,7 @@ __all__ = [
     "get_num_threads",
     "load_model",
     "load_tokenizer",
+    "pad_left",
     "select",
     "set_num_threads",
 ]

@@ -6,7 +6,18 @@ import collections.abc
 import numpy
 import numpy.typing
 import typing
-__all__: list[str] = ['BlockPattern', 'PackedWeight', 'PatternCache', 'active_backend', 'attention', 'attention_and_select', 'backends', 'linear', 'num_threads', 'pack_weight', 'pack_weights', 'require_memory', 'rms_norm', 'rotary_', 'select', 'set_num_threads', 'silu_gate_', 'token_confidence']
+import typing_extensions
+__all__: list[str] = ['BlockPattern', 'Buffer', 'PackedWeight', 'PatternCache', 'active_backend', 'attention', 'attention_and_select', 'backends', 'linear', 'num_threads', 'pack_weight', 'pack_weights', 'require_memory', 'rms_norm', 'rotary_', 'select', 'set_num_threads', 'silu_gate_', 'token_confidence']
+class Buffer:
+    """
+    A result that another library's ``from_dlpack`` takes without a copy.
+    """
+    def __dlpack__(self: typing_extensions.Buffer, **kwargs) -> typing_extensions.CapsuleType:
+        """
+        A new capsule. Consumers' arguments (stream, max_version, dl_device, copy) change nothing on the CPU.
+        """
+    def __dlpack_device__(self: typing_extensions.Buffer) -> tuple[int, int]:
+        ...
 class BlockPattern:
     """
     Which key blocks each (batch, query head, query block) attends to.
@@ -119,7 +130,7 @@ class PatternCache:
     @staticmethod
     def window(*, steps: typing.Any, prompt_length: typing.Any, window: typing.SupportsInt | typing.SupportsIndex, sinks: typing.SupportsInt | typing.SupportsIndex, block_size: typing.SupportsInt | typing.SupportsIndex) -> PatternCache:
         ...
-    def attend(self, layer: typing.Any, q: typing.Any, k: typing.Any, v: typing.Any, key_mask: typing.Any, scale: typing.Any) -> numpy.ndarray:
+    def attend(self, layer: typing.Any, q: typing.Any, k: typing.Any, v: typing.Any, key_mask: typing.Any, scale: typing.Any) -> typing.Any:
         ...
     def begin_step(self, step: typing.Any, unmasked: typing.Any) -> None:
         ...
@@ -163,7 +174,7 @@ def active_backend() -> str:
     ...
 def attention(q: typing.Any, k: typing.Any, v: typing.Any, pattern: typing.Any, scale: typing.Any, key_mask: typing.Any, return_lse: bool) -> typing.Any:
     ...
-def attention_and_select(q: typing.Any, k: typing.Any, v: typing.Any, prompt_length: typing.Any, block_size: typing.Any, rho: typing.Any, selection: typing.Any, scale: typing.Any, selection_scale: typing.Any, key_mask: typing.Any) -> tuple[numpy.ndarray, BlockPattern]:
+def attention_and_select(q: typing.Any, k: typing.Any, v: typing.Any, prompt_length: typing.Any, block_size: typing.Any, rho: typing.Any, selection: typing.Any, scale: typing.Any, selection_scale: typing.Any, key_mask: typing.Any) -> tuple[typing.Any, BlockPattern]:
     ...
 def backends() -> list[tuple[str, bool, list[str]]]:
     """

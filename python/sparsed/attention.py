@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, overload
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any, Literal, NamedTuple, TypeVar, overload
 
 from . import _core
+from .arrays import arguments
 from .pattern import BlockPattern
 
 __all__ = [
@@ -21,8 +19,7 @@ __all__ = [
     "set_num_threads",
 ]
 
-Array = NDArray[Any]
-Mask = NDArray[np.bool_]
+Array = TypeVar("Array")  # numpy, torch, jax, cupy ...: what goes in is what comes out
 
 
 class Backend(NamedTuple):
@@ -41,7 +38,7 @@ def attention(
     pattern: BlockPattern | None = ...,
     *,
     scale: float | None = ...,
-    key_mask: Mask | None = ...,
+    key_mask: Any = ...,
     return_lse: Literal[False] = ...,
 ) -> Array: ...
 @overload
@@ -52,9 +49,9 @@ def attention(
     pattern: BlockPattern | None = ...,
     *,
     scale: float | None = ...,
-    key_mask: Mask | None = ...,
+    key_mask: Any = ...,
     return_lse: Literal[True],
-) -> tuple[Array, NDArray[np.float32]]: ...
+) -> tuple[Array, Array]: ...
 @overload
 def attention(
     q: Array,
@@ -63,9 +60,9 @@ def attention(
     pattern: BlockPattern | None = ...,
     *,
     scale: float | None = ...,
-    key_mask: Mask | None = ...,
+    key_mask: Any = ...,
     return_lse: bool,
-) -> Array | tuple[Array, NDArray[np.float32]]: ...
+) -> Array | tuple[Array, Array]: ...
 def attention(
     q: Array,
     k: Array,
@@ -73,14 +70,17 @@ def attention(
     pattern: BlockPattern | None = None,
     *,
     scale: float | None = None,
-    key_mask: Mask | None = None,
+    key_mask: Any = None,
     return_lse: bool = False,
-) -> Array | tuple[Array, NDArray[np.float32]]:
+) -> Array | tuple[Array, Array]:
     """Computes softmax(scale * q k^T) v over all keys or over the blocks of a pattern.
 
     B batch, H query heads, H_kv key/value heads (H a multiple of it), L queries, S keys, D head_dim (a multiple of 8
-    from 16 to 256). Arrays are float32, float16 or bfloat16 (``ml_dtypes``), all three alike, and may be strided
-    views: nothing is copied as long as the last axis is contiguous. Accumulation is in float32.
+    from 16 to 256). Arrays are float32, float16 or bfloat16 (``ml_dtypes`` in numpy), all three alike, and may be
+    strided views: nothing is copied as long as the last axis is contiguous. Accumulation is in float32.
+
+    Arrays are numpy's or of any library that has ``__dlpack__`` (torch, JAX, CuPy ...), all three of one; the results
+    are arrays of that library. Inference only: no gradient is computed.
 
     Args:
         q: Queries (B, H, L, D).
@@ -88,7 +88,7 @@ def attention(
         v: Values (B, H_kv, S, D).
         pattern: The key blocks that each query block attends to; None: dense.
         scale: Finite and above 0; None: 1 / sqrt(D).
-        key_mask: (B, S), True for a real key; None: all are.
+        key_mask: (B, S) bool of any library, True for a real key; None: all are.
         return_lse: Also return the log-sum-exp of each row.
 
     Returns:
@@ -96,8 +96,8 @@ def attention(
         to attend to has out 0 and lse -inf.
 
     Raises:
-        TypeError: An argument of another type or dtype.
-        ValueError: Shapes or values that do not fit; the message names them.
+        TypeError: An argument of another type, dtype or library.
+        ValueError: Shapes, devices or values that do not fit, a tensor that requires grad; the message names them.
         MemoryError: The outputs or the workspace cannot fit into memory.
 
     Example:
@@ -105,8 +105,12 @@ def attention(
         >>> attention(q, k, v).shape
         (1, 4, 1000, 64)
     """
-    result: Array | tuple[Array, NDArray[np.float32]] = _core.attention(q, k, v, pattern, scale, key_mask, return_lse)
-    return result
+    library, (q, k, v, key_mask) = arguments("attention", key_mask, q=q, k=k, v=v)
+    result = _core.attention(q, k, v, pattern, scale, key_mask, return_lse)
+    if not return_lse:
+        out: Array = library.wrap(result)
+        return out
+    return library.wrap(result[0]), library.wrap(result[1])
 
 
 def attention_and_select(
@@ -120,7 +124,7 @@ def attention_and_select(
     selection: Literal["paper", "reference"] = "paper",
     scale: float | None = None,
     selection_scale: float | None = None,
-    key_mask: Mask | None = None,
+    key_mask: Any = None,
 ) -> tuple[Array, BlockPattern]:
     """Computes dense attention and, in the same pass, the blocks to keep for later steps.
 
@@ -149,9 +153,11 @@ def attention_and_select(
 
     Source: arXiv 2509.24014, section 4.
     """
-    return _core.attention_and_select(
+    library, (q, k, v, key_mask) = arguments("attention_and_select", key_mask, q=q, k=k, v=v)
+    out, pattern = _core.attention_and_select(
         q, k, v, prompt_length, block_size, rho, selection, scale, selection_scale, key_mask
     )
+    return library.wrap(out), pattern
 
 
 def select(
@@ -164,12 +170,13 @@ def select(
     selection: Literal["paper", "reference"] = "paper",
     scale: float | None = None,
     selection_scale: float | None = None,
-    key_mask: Mask | None = None,
+    key_mask: Any = None,
 ) -> BlockPattern:
     """Selects the blocks to keep, without the attention output: the pattern of ``attention_and_select``.
 
     Arguments and errors as there.
     """
+    _, (q, k, key_mask) = arguments("select", key_mask, q=q, k=k)
     return _core.select(q, k, prompt_length, block_size, rho, selection, scale, selection_scale, key_mask)
 
 

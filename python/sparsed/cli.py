@@ -1,4 +1,4 @@
-"""The command line: `sparsed demo | generate | bench | info`."""
+"""The command line: `sparsed demo | generate | bench | lm-eval | info`."""
 
 from __future__ import annotations
 
@@ -37,10 +37,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if arguments[:1] == ["bench"]:
             return _bench(arguments[1:])
+        if arguments[:1] == ["lm-eval"]:
+            return _lm_eval(arguments[1:])
         args = _parser().parse_args(arguments)
         debug = args.debug
         return _run(args)
-    except (ValueError, TypeError, OSError, MemoryError, RuntimeError) as error:
+    except (ValueError, TypeError, OSError, MemoryError, RuntimeError, ImportError) as error:
         if debug:
             raise
         print(f"sparsed: error: {error}", file=sys.stderr)
@@ -72,7 +74,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="sparsed", description="Block-sparse attention for diffusion language models.")
     parser.add_argument("--version", action="version", version=f"sparsed {version('sparsed')}")
-    commands = parser.add_subparsers(dest="command", metavar="{demo,generate,bench,info}", required=True)
+    commands = parser.add_subparsers(dest="command", metavar="{demo,generate,bench,lm-eval,info}", required=True)
     for name, add_options, run, text in (
         ("demo", _add_demo_options, _demo, "questions about a long text: dense, SparseD and sliding window"),
         ("generate", _add_generate_options, _generate, "text from a checkpoint folder"),
@@ -83,7 +85,9 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
         add_options(command)
         command.set_defaults(run=run)
-    commands.add_parser("bench", help="benchmarks: sparsed bench --help", add_help=False)  # main() takes it first
+    # main() takes these two first.
+    commands.add_parser("bench", help="benchmarks: sparsed bench --help", add_help=False)
+    commands.add_parser("lm-eval", help="lm-evaluation-harness with the model sparsed", add_help=False)
     return parser
 
 
@@ -233,6 +237,20 @@ def _bench(arguments: Sequence[str]) -> int:
     """Hands everything behind `bench` to the benchmarks, which parse it themselves."""
     benchmarks = importlib.import_module("sparsed.bench")
     return int(benchmarks.main(arguments))
+
+
+# --- lm-eval ---------------------------------------------------------------------------------------------------------
+
+
+def _lm_eval(arguments: Sequence[str]) -> int:
+    """Hands everything behind `lm-eval` to lm-eval's own command line."""
+    try:
+        harness = importlib.import_module("sparsed.lm_eval")
+    except ModuleNotFoundError as error:
+        if error.name != "lm_eval":
+            raise
+        raise ImportError("lm-eval is not installed, expected: pip install 'sparsed[eval]'") from error
+    return int(harness.main(arguments))
 
 
 # --- info ------------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import itertools
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
@@ -16,12 +16,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import ops
 from .config import SlidingWindow, SparseConfig, StreamingLLM
+from .guidance import predict
 from .pattern import PatternCache
 from .sampling import SAMPLERS, Checker, Choice, FloatArray, IntArray, Plan, Sampler
 from .stats import GenerationStats, GroupStep, StepStats
 
 if TYPE_CHECKING:
-    from .models import Transformer
+    from .models import Model
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class GenerationResult:
 
 
 def generate(
-    model: Transformer,
+    model: Model,
     prompt_ids: ArrayLike,
     *,
     gen_length: int,
@@ -193,7 +194,7 @@ class _GroupRun:
 
     def __init__(
         self,
-        model: Transformer,
+        model: Model,
         sampler: Sampler,
         plan: Plan,
         sparse: SparseConfig | SlidingWindow | StreamingLLM | None,
@@ -256,25 +257,37 @@ class _GroupRun:
     def _logits(self, wanted: IntArray) -> FloatArray:
         """(rows, len(wanted), V) float32: what predicts the tokens at `wanted`, guided and shifted where due."""
         ids = self.tokens[self.rows, self.padding :]
-        prompt_length = self.start - self.padding
-        if self.sampler.cfg_scale > 0:
-            unconditional = ids.copy()
-            unconditional[:, :prompt_length] = self.plan.mask_token_id
-            ids = np.concatenate([ids, unconditional])
-        positions = prompt_length + wanted - int(self.model.config.shift_logits)
         attend = None if self.cache is None else self.cache.attend
-        logits = self.model.forward(ids, attend=attend, positions=positions)
-        if self.sampler.cfg_scale > 0:
-            conditional, unconditional_logits = np.split(logits, 2)
-            scale = np.float32(self.sampler.cfg_scale + 1)
-            logits = unconditional_logits + scale * (conditional - unconditional_logits)
-        return logits
+        return predict(self.model, ids, self.start - self.padding, wanted, self.sampler.cfg_scale, attend)
 
     def _density(self) -> float:
         if self.cache is None:
             return 1.0
         layers = range(self.model.config.num_layers)
         return sum(self.cache.density(layer) for layer in layers) / len(layers)
+
+
+def pad_left(rows: Sequence[ArrayLike]) -> tuple[IntArray, NDArray[np.bool_]]:
+    """Prompts of unequal length as the batch that `generate` takes.
+
+    Args:
+        rows: Token ids, (n,) each.
+
+    Returns:
+        prompt_ids (B, p), zeros at the left of shorter prompts, and prompt_mask (B, p).
+
+    Raises:
+        ValueError: No rows, or a row that is not one-dimensional.
+    """
+    arrays = [np.asarray(row, np.int64) for row in rows]
+    wrong = [array.shape for array in arrays if array.ndim != 1]
+    if wrong or not arrays:
+        raise ValueError(f"pad_left: rows has {f'a row of shape {list(wrong[0])}' if wrong else 'none'}, expected [n]")
+    width = max(map(len, arrays))
+    mask = np.arange(width) >= width - np.array([[len(array)] for array in arrays])
+    ids = np.zeros(mask.shape, np.int64)
+    ids[mask] = np.concatenate(arrays)
+    return ids, mask
 
 
 def _checked_prompt(prompt_ids: ArrayLike, prompt_mask: ArrayLike | None, vocab_size: int) -> tuple[IntArray, IntArray]:

@@ -1,13 +1,13 @@
-"""`load_model`: a checkpoint folder (config.json and safetensors) into a Transformer, without torch or remote code."""
+"""`load_model`: a checkpoint folder (config.json and safetensors) into a model, without remote code."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import ml_dtypes
 import numpy as np
@@ -27,6 +27,11 @@ from .models import (
 )
 from .safetensors import SafetensorsFile, TensorInfo
 
+if TYPE_CHECKING:
+    import torch
+
+    from .torch.engine import TorchTransformer
+
 Array = NDArray[Any]
 
 _SINGLE_FILE = "model.safetensors"
@@ -36,22 +41,69 @@ _NAMED = 5
 _COMPARED_ROWS = 4096
 
 
-def load_model(folder: str | os.PathLike[str], dtype: str = "float32") -> Transformer:
+@overload
+def load_model(folder: str | os.PathLike[str], dtype: str = ..., *, engine: Literal["native"] = ...) -> Transformer: ...
+@overload
+def load_model(
+    folder: str | os.PathLike[str],
+    dtype: str | torch.dtype = ...,
+    *,
+    engine: Literal["torch"],
+    device: str | torch.device | None = ...,
+    device_map: str | Mapping[str, Any] | None = ...,
+    group: torch.distributed.ProcessGroup | None = ...,
+) -> TorchTransformer: ...
+@overload
+def load_model(
+    folder: str | os.PathLike[str],
+    dtype: str | torch.dtype = ...,
+    *,
+    engine: str,
+    device: str | torch.device | None = ...,
+    device_map: str | Mapping[str, Any] | None = ...,
+    group: torch.distributed.ProcessGroup | None = ...,
+) -> Transformer | TorchTransformer: ...
+def load_model(
+    folder: str | os.PathLike[str],
+    dtype: str | torch.dtype = "float32",
+    *,
+    engine: str = "native",
+    device: str | torch.device | None = None,
+    device_map: str | Mapping[str, Any] | None = None,
+    group: torch.distributed.ProcessGroup | None = None,
+) -> Transformer | TorchTransformer:
     """A LLaDA or Dream model from its checkpoint folder.
 
     Args:
         folder: config.json and model.safetensors, or shards with model.safetensors.index.json.
         dtype: what activations and attention are computed in, "float32" or "bfloat16". bfloat16 weights stay bfloat16
-            in memory either way; "bfloat16" rounds others to it.
+            in memory either way with the native engine; "bfloat16" rounds others to it. The torch engine keeps
+            weights in `dtype`.
+        engine: "native": sparsed's own kernels; "torch": matrix products by torch, attention by sparsed.
+        device: engine "torch": where the model lies; None: the CPU.
+        device_map: engine "torch", instead of `device`: "auto", "balanced" ... or {module: device}; accelerate splits
+            the layers over several devices.
+        group: engine "torch": each process of this torch.distributed group holds its share of the heads, and selects,
+            stores and reports the patterns of these.
 
     Raises:
         FileNotFoundError: the folder, its config.json or its weights do not exist.
         ValueError: a config value that changes the arithmetic and is not supported; a tensor that is missing, extra or
-            misshapen; a damaged file.
+            misshapen; a damaged file; arguments that do not go together.
         MemoryError: the weights do not fit into the memory that is available.
+        ImportError: engine "torch" without torch, `device_map` without accelerate.
     """
-    if dtype not in DTYPES:
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
         raise ValueError(f"load_model: dtype is {dtype!r}, expected one of {list(DTYPES)}")
+    if engine not in ("native", "torch"):
+        raise ValueError(f"load_model: engine is {engine!r}, expected 'native' or 'torch'")
+    placement = {"device": device, "device_map": device_map, "group": group}
+    given = [key for key, value in placement.items() if value is not None]
+    if given and engine == "native":
+        raise ValueError(f"load_model: {given[0]} is given, expected engine 'torch' with it")
+    if len(given) > 1 and "device_map" in given:
+        raise ValueError(f"load_model: device_map and {given[0]} are given, expected device_map alone")
     path = find_folder(folder, "load_model")
     config_path = path / "config.json"
     if not config_path.is_file():
@@ -59,9 +111,13 @@ def load_model(folder: str | os.PathLike[str], dtype: str = "float32") -> Transf
     values = read_json(config_path)
     architecture = find_architecture(values, str(config_path))
     config = _add_end_tokens(architecture.read_config(ConfigReader(values, str(config_path))), path)
-    checkpoint = _Checkpoint(path)
-    head = _check_tensors(checkpoint, config, architecture.names)
-    return _Packer(checkpoint, dtype).transformer(config, architecture.names, head)
+    checkpoint = Checkpoint(path)
+    ends = _check_tensors(checkpoint, config, architecture.names)
+    if engine == "torch":
+        from .torch.loading import load_transformer
+
+        return load_transformer(checkpoint, config, architecture.names, ends, name, device, device_map, group)
+    return _Packer(checkpoint, name).transformer(config, architecture.names, ends)
 
 
 def _add_end_tokens(config: ModelConfig, path: Path) -> ModelConfig:
@@ -73,8 +129,11 @@ def _add_end_tokens(config: ModelConfig, path: Path) -> ModelConfig:
     return dataclasses.replace(config, end_token_ids=tuple(dict.fromkeys(config.end_token_ids + more)))
 
 
-class _Checkpoint:
-    """The tensors of all files of a folder by name."""
+class Checkpoint:
+    """The tensors of all files of a folder by name.
+
+    Their arrays lie in mapped files, whose pages count as this process' memory once read: `release` them after use.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -90,10 +149,23 @@ class _Checkpoint:
 
     @property
     def tensors(self) -> dict[str, TensorInfo]:
+        """Where each one lies."""
         return {name: file.tensors[name] for name, file in self._files.items()}
 
     def array(self, name: str) -> Array:
+        """The tensor as a view of its mapped file."""
         return self._files[name].array(name)
+
+    def release(self) -> None:
+        """Gives back the memory of the pages read so far; arrays stay valid and read them again."""
+        for file in set(self._files.values()):
+            file.release()
+
+    def stream(self) -> Iterator[tuple[str, Array]]:
+        """Each tensor once, file by file in the order on disk; its array is valid until the next one."""
+        for name, _ in sorted(self.tensors.items(), key=lambda item: (item[1].file, item[1].begin)):
+            yield name, self.array(name)
+            self._files[name].release()
 
     def _add(self, file: SafetensorsFile) -> None:
         self._files |= dict.fromkeys(file.tensors, file)
@@ -127,7 +199,7 @@ def _refuse(problem: str, names: Iterable[str], where: Path) -> None:
         raise ValueError(f"load_model: tensors {problem} {where}: {', '.join(listed[:_NAMED])}{more}")
 
 
-def _check_tensors(checkpoint: _Checkpoint, config: ModelConfig, names: TensorNames) -> tuple[str, str]:
+def _check_tensors(checkpoint: Checkpoint, config: ModelConfig, names: TensorNames) -> tuple[str, str]:
     """Refuses missing, extra and misshapen tensors; returns the names of the embedding and of the head."""
     tensors = checkpoint.tensors
     expected = tensor_shapes(config, names)
@@ -164,7 +236,7 @@ def _same(a: Array, b: Array) -> bool:
 class _Packer:
     """Packs the weights one by one, straight from the mapped files: in memory there is one copy."""
 
-    def __init__(self, checkpoint: _Checkpoint, dtype: str) -> None:
+    def __init__(self, checkpoint: Checkpoint, dtype: str) -> None:
         self._checkpoint = checkpoint
         self._dtype = dtype
         self._packed_dtype: Literal["bfloat16"] | None = "bfloat16" if dtype == "bfloat16" else None
@@ -180,7 +252,7 @@ class _Packer:
             embedding=self._checkpoint.array(embedding),
             layers=layers,
             final_norm=self._norm(f"{names.final_norm}.weight"),
-            head=ops.pack_weight(self._checkpoint.array(head), dtype=self._packed_dtype),
+            head=self._pack([head.removesuffix(".weight")]),
             dtype=self._dtype,
         )
 
@@ -208,7 +280,9 @@ class _Packer:
         """The weights of `modules`, their rows one after the other."""
         weights = [self._checkpoint.array(f"{name}.weight") for name in modules]
         biases = [self._checkpoint.array(f"{name}.bias") for name in modules] if bias else None
-        return ops.pack_weights(weights, biases, dtype=self._packed_dtype)
+        packed = ops.pack_weights(weights, biases, dtype=self._packed_dtype)
+        self._checkpoint.release()
+        return packed
 
     def _norm(self, name: str) -> NDArray[np.float32]:
         return self._checkpoint.array(name).astype(np.float32)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, cast
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any, Literal, TypeVar, cast
 
 from . import _core
 from ._core import BlockPattern
+from .arrays import arguments
 from .config import SlidingWindow, SparseConfig, StreamingLLM
 
 __all__ = ["BlockPattern", "PatternCache"]
+
+Array = TypeVar("Array")
 
 
 class PatternCache:
@@ -88,14 +88,16 @@ class PatternCache:
     def attend(
         self,
         layer: int,
-        q: NDArray[Any],
-        k: NDArray[Any],
-        v: NDArray[Any],
-        key_mask: NDArray[np.bool_] | None = None,
+        q: Array,
+        k: Array,
+        v: Array,
+        key_mask: Any = None,
         *,
         scale: float | None = None,
-    ) -> NDArray[Any]:
+    ) -> Array:
         """Computes one layer's attention in the current step: dense, with selection, or sparse.
+
+        Arrays of any library, as in ``sparsed.attention``.
 
         Args:
             layer: The layer, from 0.
@@ -112,7 +114,9 @@ class PatternCache:
             TypeError, ValueError: As ``sparsed.attention``; also no step begun, a layer that never selected, a
                 changed shape.
         """
-        return self._state.attend(layer, q, k, v, key_mask, scale)
+        library, (q, k, v, key_mask) = arguments("PatternCache.attend", key_mask, q=q, k=k, v=v)
+        out: Array = library.wrap(self._state.attend(layer, q, k, v, key_mask, scale))
+        return out
 
     def pattern(self, layer: int) -> BlockPattern:
         """Returns the pattern that ``layer`` has selected.

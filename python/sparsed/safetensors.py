@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import mmap
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -44,13 +45,18 @@ class SafetensorsFile:
         header, data_begin = _read_header(path, size)
         self.path = path
         self.tensors = _check_entries(header, path, data_begin, size)
-        self._bytes: NDArray[np.uint8] = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
+        with open(path, "rb") as file:
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
     def array(self, name: str) -> NDArray[Any]:
         """The tensor as a read-only view of the mapped file, copied only where the file stores it unaligned."""
         info = self.tensors[name]
-        view = self._bytes[info.begin : info.end].view(info.dtype).reshape(info.shape)
-        return np.require(view, requirements="A")
+        values = np.frombuffer(self._map, np.uint8, info.end - info.begin, info.begin)
+        return np.require(values.view(info.dtype).reshape(info.shape), requirements="A")
+
+    def release(self) -> None:
+        """Gives back the memory of the pages read so far; arrays stay valid and read the file again."""
+        self._map.madvise(mmap.MADV_DONTNEED)
 
 
 def _read_header(path: Path, size: int) -> tuple[dict[str, Any], int]:

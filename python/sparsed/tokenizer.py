@@ -101,13 +101,19 @@ class Tokenizer:
         """Tokens that the tokenizer knows, the added ones included."""
         return self._backend.get_vocab_size(with_added_tokens=True)
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """The ids of `text`, with the marks that the tokenizer's own files put around a text; no second bos.
+
+        Args:
+            text: what to encode.
+            add_special_tokens: False leaves the marks out.
 
         Raises:
             TypeError: text is not a str.
         """
         plain = self._encode(text, add_special_tokens=False)
+        if not add_special_tokens:
+            return plain
         if self.bos_token_id is not None and plain[:1] == [self.bos_token_id]:
             return plain
         return self._encode(text, add_special_tokens=True)

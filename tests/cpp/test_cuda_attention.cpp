@@ -169,6 +169,24 @@ TEST(CudaAttention, DenseMatchesReference) {
   }
 }
 
+// The cases of the CPU's kernels.
+TEST(CudaAttention, RandomCasesMatchReference) {
+  int number = 0;
+  for (const Case& c : random_cases(16)) {
+    const How how{++number % 2 ? Landing::kEarly : Landing::kLate, c.seed};
+    Call dense(c, DType::kBFloat16), sparse(c, DType::kBFloat16);
+    attention(dense, nullptr, how);
+    expect_matches_reference(dense, message("dense, seed ", c.seed));
+    const int block_size = 16 << number % 5;
+    const BlockPattern pattern = random_pattern(c, block_size, 35);
+    const Lists lists(pattern);
+    attention(sparse, &lists, how);
+    const BlockLists host = pattern.expand();
+    sparse.params.lists = &host;
+    expect_matches_reference(sparse, message("block ", block_size, ", seed ", c.seed));
+  }
+}
+
 TEST(CudaAttention, SparseMatchesReference) {
   for (int block_size : {16, 32, 64, 128, 256}) {
     for (const Case16& c : cases()) {
@@ -238,6 +256,27 @@ TEST(CudaAttention, FullPatternHasTheBitsOfDense) {
     attention(sparse, &lists);
     EXPECT_EQ(dense.out.storage, sparse.out.storage) << block_size;
     EXPECT_EQ(dense.lse, sparse.lse) << block_size;
+  }
+}
+
+// A last block of which a few keys exist, listed alone and with others.
+TEST(CudaAttention, LastBlockMayBeShort) {
+  for (int block_size : {16, 32, 64, 128, 256}) {
+    for (const int64_t tail : {1, 15, 66}) {
+      if (tail >= block_size) continue;
+      const Case shape{1, 1, 2, 40, block_size + tail, 32, false, false, 23};
+      BlockPattern pattern({1, 2, block_size, 40, block_size + tail, 0}, "test");
+      for (int64_t row = 0; row < pattern.rows(); ++row) {
+        pattern.set(row, 1);
+        if (row % 2) pattern.set(row, 0);
+      }
+      Call call(shape, DType::kBFloat16);
+      const Lists lists(pattern);
+      attention(call, &lists);
+      const BlockLists host = pattern.expand();
+      call.params.lists = &host;
+      expect_matches_reference(call, message("block ", block_size, ", tail ", tail));
+    }
   }
 }
 

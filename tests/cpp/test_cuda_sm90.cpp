@@ -215,6 +215,27 @@ TEST(CudaSm90Attention, FullPatternHasTheBitsOfDense) {
   }
 }
 
+// A last block of which a few keys exist, listed alone and with others.
+TEST(CudaSm90Attention, LastBlockMayBeShort) {
+  for (int block_size : {16, 32, 64, 128, 256}) {
+    for (const int64_t tail : {1, 15, 66}) {
+      if (tail >= block_size) continue;
+      const Case shape{1, 1, 2, 40, block_size + tail, 64, false, false, 23};
+      BlockPattern pattern({1, 2, block_size, 40, block_size + tail, 0}, "test");
+      for (int64_t row = 0; row < pattern.rows(); ++row) {
+        pattern.set(row, 1);
+        if (row % 2) pattern.set(row, 0);
+      }
+      Call call(shape, DType::kBFloat16);
+      const Lists lists(pattern);
+      attention(call, &lists, 2);
+      const BlockLists host = pattern.expand();
+      call.params.lists = &host;
+      expect_matches_reference(call, message("block ", block_size, ", tail ", tail));
+    }
+  }
+}
+
 TEST(CudaSm90Attention, EmptyRowsGiveZero) {
   for (int block_size : {32, 128}) {
     const Case shape{1, 1, 2, 130, 130, 64, false, false, 11};

@@ -89,6 +89,33 @@ def test_generate_and_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode
     assert tables.markdown(content).count("\n| ") == 7
 
 
+def test_torch_model(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    common = [*TINY, "--length", "512", "--model", "demo", "--layers", "1", "--folder", str(tmp_path / "checkpoints")]
+    content = run(tmp_path, "torch", *common, "--peers", "sdpa")
+    steps = [(row["contender"], row["phase"], row["density"]) for row in content["rows"]]
+    assert steps == [
+        ("torch SDPA", "dense", 1),
+        ("sparsed", "dense", 1),
+        ("sparsed", "select", 1),
+        ("sparsed", "sparse", 0.5),
+    ]
+    assert content["rows"][0]["versus_sdpa"] == 1
+    assert content["skipped"] == [{"contender": "torch flex", "reason": "not asked for"}]
+    assert tables.markdown(content).count("\n| ") == 5
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_torch_model_with_flex(tmp_path: Path) -> None:
+    reason = peers.PEERS["flex"].why_not()
+    if reason is not None:
+        pytest.skip(reason)
+    content = run(tmp_path, "torch", *TINY, "--length", "512", "--layers", "1", "--folder", str(tmp_path))
+    assert ("torch flex", "sparse", 0.5) in [
+        (row["contender"], row["phase"], row["density"]) for row in content["rows"]
+    ]
+
+
 def test_computed_speedup_and_bound() -> None:
     case = cases.GenerationCase("llada-8b", 2, 65536, 1)
     medians = generate.Medians(dense=10.0, select=10.0, sparse=4.5, attention=8.0, density=0.3)

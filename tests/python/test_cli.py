@@ -130,7 +130,7 @@ def test_errors_are_one_line_and_status_2(capsys, arguments, message) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "required: {demo,generate,bench,info}"),
+        ([], "required: {demo,generate,bench,lm-eval,info}"),
         (["dream"], "invalid choice: 'dream'"),
         (["info", "--unknown"], "unrecognized arguments: --unknown"),
         (["generate"], "required: MODEL_DIR"),

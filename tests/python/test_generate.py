@@ -123,6 +123,16 @@ def test_prompt_tokens_never_change_not_even_masks() -> None:
     np.testing.assert_array_equal(result.tokens[0, :8], prompt)
 
 
+def test_pad_left() -> None:
+    ids, mask = sparsed.pad_left([[5, 6], np.array([7, 8, 9]), []])
+    np.testing.assert_array_equal(ids, [[0, 5, 6], [7, 8, 9], [0, 0, 0]])
+    np.testing.assert_array_equal(mask, [[False, True, True], [True, True, True], [False, False, False]])
+    with pytest.raises(ValueError, match=r"pad_left: rows has a row of shape \[1, 2\], expected \[n\]"):
+        sparsed.pad_left([[[5, 6]]])
+    with pytest.raises(ValueError, match="pad_left: rows has none"):
+        sparsed.pad_left([])
+
+
 # --- random draws ----------------------------------------------------------------------------------------------------
 
 

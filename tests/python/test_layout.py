@@ -77,7 +77,17 @@ def test_only_three_modules_import_the_compiled_one(path: Path) -> None:
             continue
         if any(name.split(".")[-1] == "_core" for name in names):
             assert str(path.relative_to(PACKAGE)) in MAY_IMPORT_CORE
-        assert not any(name.split(".")[0] == "torch" for name in names)
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_torch_is_imported_by_its_own_package_or_late(path: Path) -> None:
+    if PACKAGE / "torch" in path.parents:
+        return
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import):
+            assert not any(alias.name.split(".")[0] in {"torch", "transformers"} for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert (node.module or "").split(".")[0] not in {"torch", "transformers"}
 
 
 def test_the_version_has_one_place() -> None:

@@ -8,8 +8,9 @@ from typing import Any
 from .architecture import Architecture, TensorNames, tensor_shapes
 from .config import ConfigReader, ModelConfig
 from .dream import DREAM
+from .inputs import Inputs, inverse_frequencies, read_inputs, require_activations
 from .llada import ILLADA, LLADA
-from .transformer import DTYPES, Attend, Layer, Transformer
+from .transformer import DTYPES, Attend, Layer, Model, Transformer
 
 ARCHITECTURES = (LLADA, ILLADA, DREAM)
 
@@ -19,11 +20,16 @@ __all__ = [
     "Architecture",
     "Attend",
     "ConfigReader",
+    "Inputs",
     "Layer",
+    "Model",
     "ModelConfig",
     "TensorNames",
     "Transformer",
     "find_architecture",
+    "inverse_frequencies",
+    "read_inputs",
+    "require_activations",
     "tensor_shapes",
 ]
 

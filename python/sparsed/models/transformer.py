@@ -15,11 +15,9 @@ from numpy.typing import ArrayLike, NDArray
 from .. import ops
 from ..attention import attention
 from .config import ModelConfig
+from .inputs import BoolArray, FloatArray, IntArray, inverse_frequencies, read_inputs, require_activations
 
 Array = NDArray[Any]
-FloatArray = NDArray[np.float32]
-IntArray = NDArray[np.int64]
-BoolArray = NDArray[np.bool_]
 
 DTYPES: dict[str, np.dtype[Any]] = {
     "float32": np.dtype(np.float32),
@@ -35,6 +33,24 @@ class Attend(Protocol):
 
     def __call__(self, layer: int, q: Array, k: Array, v: Array, key_mask: BoolArray | None = None) -> Array:
         """Q (B, H, l, D), k and v (B, H_kv, l, D), key_mask (B, l) or None -> (B, H, l, D)."""
+
+
+class Model(Protocol):
+    """What `generate` drives: a loaded model of any engine."""
+
+    @property
+    def config(self) -> ModelConfig:
+        """Its shape and arithmetic."""
+
+    def forward(
+        self,
+        ids: ArrayLike,
+        attend: Attend | None = None,
+        positions: ArrayLike | None = None,
+        position_ids: ArrayLike | None = None,
+        key_mask: ArrayLike | None = None,
+    ) -> FloatArray:
+        """(B, P, V) float32: the raw logits, as `Transformer.forward` describes them."""
 
 
 @dataclass(frozen=True)
@@ -74,10 +90,7 @@ class Transformer:
         self._final_norm = final_norm
         self._head = head
         self._activations = DTYPES[dtype]
-        # Rounded to float32 where the published code rounds: at position 1000 the logits show the difference.
-        exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
-        powers = config.rope_theta ** exponents.astype(np.float64)
-        self._inverse_frequencies: FloatArray = np.float32(1) / powers.astype(np.float32)
+        self._inverse_frequencies = inverse_frequencies(config)
 
     def __repr__(self) -> str:
         config = self.config
@@ -124,16 +137,10 @@ class Transformer:
         Source: the forward methods of modeling_llada.py and modeling_dream.py; positions under a mask are those of
             Dream's generation_utils.py.
         """
-        tokens = _integers("ids", ids, (2,))
-        if tokens.size == 0:
-            raise ValueError(f"forward: ids has shape {list(tokens.shape)}, expected at least one token in [B, l]")
-        _check_range("ids", tokens, self.config.vocab_size)
+        tokens, where, turns, mask = read_inputs(self.config, ids, positions, position_ids, key_mask)
         batch, length = tokens.shape
-        where = np.arange(length) if positions is None else _integers("positions", positions, (1,))
-        _check_range("positions", where, length)
-        mask = _key_mask(key_mask, batch, length)
-        self._require_memory(tokens.size, batch * where.size)
-        cos, sin = self._rotary_tables(self._position_ids(position_ids, mask, batch, length))
+        require_activations(self.config, self._activations.itemsize, tokens.size, batch * where.size)
+        cos, sin = self._rotary_tables(turns)
 
         hidden: Array = self._embedding[tokens.reshape(-1)].astype(self._activations)  # (B l, hidden_size)
         for number, layer in enumerate(self._layers):
@@ -180,29 +187,6 @@ class Transformer:
             out[begin : begin + _MLP_ROWS] = ops.linear(gate, layer.down, residual=rows)
         return out
 
-    def _require_memory(self, num_tokens: int, num_logits: int) -> None:
-        """Refuses a forward whose largest arrays cannot fit: around the attention of a layer, and the logits."""
-        config = self.config
-        heads = 2 * (config.num_heads + config.num_kv_heads)  # q, k, v and the output
-        per_token = (3 * config.hidden_size + heads * config.head_dim) * self._activations.itemsize
-        ops.require_memory(num_tokens * per_token + num_logits * config.vocab_size * 4, "forward: a sequence this long")
-
-    def _position_ids(
-        self, position_ids: ArrayLike | None, mask: BoolArray | None, batch: int, length: int
-    ) -> IntArray:
-        """(B, l)."""
-        if position_ids is not None:
-            given = _integers("position_ids", position_ids, (1, 2))
-            if given.shape not in ((length,), (batch, length)):
-                raise ValueError(
-                    f"forward: position_ids has shape {list(given.shape)}, expected [{batch}, {length}] or [{length}]"
-                )
-            _check_range("position_ids", given, None)
-            return np.broadcast_to(given, (batch, length))
-        if mask is not None and self.config.masked_positions:
-            return np.where(mask, np.cumsum(mask, axis=1, dtype=np.int64) - 1, 1)
-        return np.broadcast_to(np.arange(length), (batch, length))
-
     def _rotary_tables(self, position_ids: IntArray) -> tuple[FloatArray, FloatArray]:
         """Cosines and sines, (B l, D / 2) float32, with the rounding of the published code."""
         angles = position_ids.reshape(-1, 1).astype(np.float32) * self._inverse_frequencies
@@ -214,33 +198,3 @@ class Transformer:
 
 def _dense(layer: int, q: Array, k: Array, v: Array, key_mask: BoolArray | None = None) -> Array:
     return attention(q, k, v, key_mask=key_mask)
-
-
-def _integers(name: str, values: ArrayLike, dimensions: tuple[int, ...]) -> IntArray:
-    array = np.asarray(values)
-    if array.dtype.kind not in "iu" and array.size:
-        raise TypeError(f"forward: {name} has dtype {array.dtype}, expected integers")
-    if array.ndim not in dimensions:
-        expected = " or ".join(str(number) for number in dimensions)
-        raise ValueError(f"forward: {name} has shape {list(array.shape)}, expected {expected} dimensions")
-    return array.astype(np.int64)
-
-
-def _check_range(name: str, values: IntArray, count: int | None) -> None:
-    """Refuses values that are negative or reach `count`."""
-    wrong = values < 0 if count is None else (values < 0) | (values >= count)
-    if wrong.any():
-        index = tuple(int(i) for i in np.argwhere(wrong)[0])
-        expected = "at least 0" if count is None else f"0 ... {count - 1}"
-        raise ValueError(f"forward: {name} is {values[index]} at {list(index)}, expected {expected}")
-
-
-def _key_mask(key_mask: ArrayLike | None, batch: int, length: int) -> BoolArray | None:
-    if key_mask is None:
-        return None
-    mask = np.asarray(key_mask)
-    if mask.dtype != np.bool_:
-        raise TypeError(f"forward: key_mask has dtype {mask.dtype}, expected bool")
-    if mask.shape != (batch, length):
-        raise ValueError(f"forward: key_mask has shape {list(mask.shape)}, expected [{batch}, {length}] (that of ids)")
-    return mask

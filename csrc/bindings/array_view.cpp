@@ -1,0 +1,113 @@
+#include "bindings/array_view.h"
+
+#include <pybind11/numpy.h>
+
+#include <algorithm>
+#include <string>
+
+#include "bindings/arrays.h"
+#include "core/error.h"
+
+namespace sparsed::python {
+namespace {
+
+ArrayView numpy_view(const py::array& array) {
+  ArrayView view;
+  view.owner = array;
+  view.data = const_cast<void*>(array.data());
+  view.dtype = py::cast<std::string>(py::str(array.dtype()));
+  view.itemsize = array.itemsize();
+  view.shape.assign(array.shape(), array.shape() + array.ndim());
+  view.strides.assign(array.strides(), array.strides() + array.ndim());
+  return view;
+}
+
+std::string dtype_text(DLDataType dtype) {
+  if (dtype.code == kDLBool && dtype.bits == 8) return "bool";
+  const auto base = [&]() -> std::string {
+    switch (dtype.code) {
+      case kDLInt: return "int";
+      case kDLUInt: return "uint";
+      case kDLFloat: return "float";
+      case kDLBfloat: return "bfloat";
+      case kDLComplex: return "complex";
+      default: return message("DLPack code ", static_cast<int>(dtype.code), " of bits ");
+    }
+  }();
+  const std::string text = base + std::to_string(dtype.bits);
+  return dtype.lanes == 1 ? text : message(text, " x ", dtype.lanes);
+}
+
+// Calls a method of the protocol; what it raises becomes a TypeError that names the argument.
+template <class Call>
+auto exported(const Call& call, const char* function, const char* argument) {
+  try {
+    return call();
+  } catch (py::error_already_set& error) {
+    if (!error.matches(PyExc_Exception)) throw;  // KeyboardInterrupt
+    fail(ErrorKind::kType, function, ": ", argument,
+         " cannot be shared through DLPack: ", py::cast<std::string>(py::str(error.value())));
+  }
+}
+
+// Version 1 where the array knows it: only that exports read-only memory.
+py::object capsule_of(const py::object& array) {
+  const py::object method = array.attr("__dlpack__");
+  try {
+    return method(py::arg("max_version") = py::make_tuple(1, 1));
+  } catch (py::error_already_set& error) {
+    if (!error.matches(PyExc_TypeError)) throw;  // an argument that older libraries do not have
+  }
+  return method();
+}
+
+const DLTensor& tensor_of(const py::object& capsule, const char* function, const char* argument) {
+  if (PyCapsule_IsValid(capsule.ptr(), kVersionedCapsule)) {
+    const auto* managed =
+        static_cast<DLManagedTensorVersioned*>(PyCapsule_GetPointer(capsule.ptr(), kVersionedCapsule));
+    if (managed->version.major == 1) return managed->dl_tensor;
+    fail(ErrorKind::kType, function, ": ", argument, " exports DLPack ", managed->version.major, ".",
+         managed->version.minor, ", expected 0.x or 1.x");
+  }
+  if (!PyCapsule_IsValid(capsule.ptr(), kCapsule)) wrong_type(capsule, function, argument, "a DLPack capsule");
+  return static_cast<DLManagedTensor*>(PyCapsule_GetPointer(capsule.ptr(), kCapsule))->dl_tensor;
+}
+
+// The capsule is not taken over: it stays as the owner, and frees its tensor when the call is done.
+ArrayView dlpack_view(const py::object& object, const char* function, const char* argument) {
+  ArrayView view;
+  view.foreign = true;
+  view.owner = exported([&] { return capsule_of(object); }, function, argument);
+  const DLTensor& tensor = tensor_of(view.owner, function, argument);
+  view.device = tensor.device;
+  view.dtype = dtype_text(tensor.dtype);
+  view.itemsize = (tensor.dtype.bits * tensor.dtype.lanes + 7) / 8;
+  view.data = static_cast<char*>(tensor.data) + tensor.byte_offset;
+  view.shape.assign(tensor.shape, tensor.shape + tensor.ndim);
+  view.strides.resize(view.shape.size());
+  int64_t row_major = view.itemsize;
+  for (size_t axis = view.shape.size(); axis-- > 0; row_major *= view.shape[axis]) {
+    view.strides[axis] = tensor.strides ? tensor.strides[axis] * view.itemsize : row_major;
+  }
+  return view;
+}
+
+}  // namespace
+
+bool ArrayView::empty() const { return std::find(shape.begin(), shape.end(), 0) != shape.end(); }
+
+ArrayView array_view(const py::object& object, const char* function, const char* argument) {
+  if (py::isinstance<py::array>(object)) return numpy_view(numpy_array(object, function, argument));
+  if (py::hasattr(object, "__dlpack__")) return dlpack_view(object, function, argument);
+  wrong_type(object, function, argument, "a numpy array or an array that has __dlpack__");
+}
+
+bool on_cpu(DLDevice device) { return device.device_type == kDLCPU || device.device_type == kDLCUDAHost; }
+
+std::string device_name(DLDevice device) {
+  if (on_cpu(device)) return "the CPU";
+  if (device.device_type == kDLCUDA) return message("CUDA device ", device.device_id);
+  return message("device ", device.device_id, " of DLPack type ", device.device_type);
+}
+
+}  // namespace sparsed::python

@@ -1,0 +1,37 @@
+// Arrays of any library as they lie in memory: numpy's through its own interface, all others through DLPack.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "bindings/dlpack.h"
+
+namespace sparsed::python {
+
+namespace py = pybind11;
+
+struct ArrayView {
+  py::object owner;  // keeps the memory alive
+  void* data = nullptr;
+  DLDevice device{kDLCPU, 0};
+  std::string dtype;  // "float32", as numpy writes it
+  int64_t itemsize = 0;
+  std::vector<int64_t> shape;
+  std::vector<int64_t> strides;  // in bytes
+  bool foreign = false;          // not numpy's: results leave through DLPack
+
+  bool empty() const;
+};
+
+// Nothing is copied. A TypeError for what is neither a numpy array nor exports itself through DLPack.
+ArrayView array_view(const py::object& object, const char* function, const char* argument);
+
+// Memory that the CPU reads.
+bool on_cpu(DLDevice device);
+// "the CPU", "CUDA device 1".
+std::string device_name(DLDevice device);
+
+}  // namespace sparsed::python

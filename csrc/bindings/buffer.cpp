@@ -1,0 +1,94 @@
+#include "bindings/buffer.h"
+
+#include <memory>
+#include <utility>
+
+#include "bindings/arrays.h"
+#include "bindings/dlpack.h"
+#include "bindings/register.h"
+
+namespace sparsed::python {
+namespace {
+
+constexpr size_t kAlignment = 64;
+
+// What a capsule points at: the tensor and all that it needs.
+struct Export {
+  DLManagedTensor managed{};
+  py::array memory;
+  std::vector<int64_t> shape, strides;
+};
+
+// Called by whoever took the tensor, on any thread, with or without the GIL.
+void release(DLManagedTensor* tensor) {
+  if (!Py_IsInitialized()) return;  // the interpreter is gone, and the memory goes with the process
+  const py::gil_scoped_acquire acquire;
+  delete static_cast<Export*>(tensor->manager_ctx);
+}
+
+// A capsule that nobody took.
+void release_capsule(PyObject* capsule) {
+  if (!PyCapsule_IsValid(capsule, kCapsule)) return;
+  auto* tensor = static_cast<DLManagedTensor*>(PyCapsule_GetPointer(capsule, kCapsule));
+  tensor->deleter(tensor);
+}
+
+DLDataType dlpack_dtype(DType dtype) {
+  const uint8_t code = dtype == DType::kBFloat16 ? kDLBfloat : kDLFloat;
+  return {code, static_cast<uint8_t>(8 * dtype_size(dtype)), 1};
+}
+
+int64_t elements(const std::vector<int64_t>& shape) {
+  int64_t count = 1;
+  for (const int64_t size : shape) count *= size;
+  return count;
+}
+
+}  // namespace
+
+Buffer::Buffer(DType dtype, std::vector<int64_t> shape, const char* function, const char* argument)
+    : dtype_(dtype), shape_(std::move(shape)), strides_(shape_.size()) {
+  int64_t stride = 1;
+  for (size_t axis = shape_.size(); axis-- > 0; stride *= shape_[axis]) strides_[axis] = stride;
+  // numpy's allocator asks for huge pages, which a first touch of large arrays gains from.
+  const int64_t bytes = elements(shape_) * static_cast<int64_t>(dtype_size(dtype));
+  size_t space = static_cast<size_t>(bytes) + kAlignment;
+  memory_ = new_array(py::dtype::of<uint8_t>(), {static_cast<py::ssize_t>(space)}, function, argument);
+  data_ = memory_.mutable_data();
+  std::align(kAlignment, static_cast<size_t>(bytes), data_, space);
+}
+
+void Buffer::swap_heads_and_tokens() {
+  std::swap(shape_[1], shape_[2]);
+  std::swap(strides_[1], strides_[2]);
+}
+
+py::capsule Buffer::capsule() const {
+  auto exported = std::make_unique<Export>();
+  exported->memory = memory_;
+  exported->shape = shape_;
+  exported->strides = strides_;
+  DLManagedTensor& managed = exported->managed;
+  managed.dl_tensor = {data_,
+                       {kDLCPU, 0},
+                       static_cast<int32_t>(shape_.size()),
+                       dlpack_dtype(dtype_),
+                       exported->shape.data(),
+                       exported->strides.data(),
+                       0};
+  managed.manager_ctx = exported.get();
+  managed.deleter = &release;
+  py::capsule capsule(&managed, kCapsule, &release_capsule);
+  exported.release();
+  return capsule;
+}
+
+void register_buffer(py::module_& m) {
+  py::class_<Buffer>(m, "Buffer", "A result that another library's ``from_dlpack`` takes without a copy.")
+      .def(
+          "__dlpack__", [](const Buffer& self, const py::kwargs&) { return self.capsule(); },
+          "A new capsule. Consumers' arguments (stream, max_version, dl_device, copy) change nothing on the CPU.")
+      .def("__dlpack_device__", [](const Buffer&) { return std::pair<int32_t, int32_t>(kDLCPU, 0); });
+}
+
+}  // namespace sparsed::python

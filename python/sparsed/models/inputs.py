@@ -1,0 +1,110 @@
+"""The checked arguments of a forward pass, and what follows from them alone: the same for every engine."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .. import ops
+from .config import ModelConfig
+
+FloatArray = NDArray[np.float32]
+IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
+
+
+class Inputs(NamedTuple):
+    """What a forward pass computes with; B batch, l sequence length, P positions."""
+
+    tokens: IntArray  # (B, l)
+    positions: IntArray  # (P,), where logits are wanted
+    position_ids: IntArray  # (B, l), what RoPE turns by
+    key_mask: BoolArray | None  # (B, l)
+
+
+def read_inputs(
+    config: ModelConfig,
+    ids: ArrayLike,
+    positions: ArrayLike | None,
+    position_ids: ArrayLike | None,
+    key_mask: ArrayLike | None,
+) -> Inputs:
+    """The arguments of `Transformer.forward` as arrays, with its defaults and its errors."""
+    tokens = _integers("ids", ids, (2,))
+    if tokens.size == 0:
+        raise ValueError(f"forward: ids has shape {list(tokens.shape)}, expected at least one token in [B, l]")
+    _check_range("ids", tokens, config.vocab_size)
+    batch, length = tokens.shape
+    where = np.arange(length) if positions is None else _integers("positions", positions, (1,))
+    _check_range("positions", where, length)
+    mask = _key_mask(key_mask, batch, length)
+    return Inputs(tokens, where, _position_ids(config, position_ids, mask, batch, length), mask)
+
+
+def inverse_frequencies(config: ModelConfig) -> FloatArray:
+    """RoPE's angle per position of each pair, (D / 2,)."""
+    # Rounded to float32 where the published code rounds: at position 1000 the logits show the difference.
+    exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
+    powers = config.rope_theta ** exponents.astype(np.float64)
+    frequencies: FloatArray = np.float32(1) / powers.astype(np.float32)
+    return frequencies
+
+
+def require_activations(config: ModelConfig, itemsize: int, num_tokens: int, num_logits: int) -> None:
+    """Refuses a forward whose largest arrays cannot fit: around the attention of a layer, and the logits.
+
+    Raises:
+        MemoryError: They do not fit into the memory that is available.
+    """
+    heads = 2 * (config.num_heads + config.num_kv_heads)  # q, k, v and the output
+    per_token = (3 * config.hidden_size + heads * config.head_dim) * itemsize
+    ops.require_memory(num_tokens * per_token + num_logits * config.vocab_size * 4, "forward: a sequence this long")
+
+
+def _position_ids(
+    config: ModelConfig, position_ids: ArrayLike | None, mask: BoolArray | None, batch: int, length: int
+) -> IntArray:
+    """(B, l)."""
+    if position_ids is not None:
+        given = _integers("position_ids", position_ids, (1, 2))
+        if given.shape not in ((length,), (batch, length)):
+            raise ValueError(
+                f"forward: position_ids has shape {list(given.shape)}, expected [{batch}, {length}] or [{length}]"
+            )
+        _check_range("position_ids", given, None)
+        return np.broadcast_to(given, (batch, length))
+    if mask is not None and config.masked_positions:
+        return np.where(mask, np.cumsum(mask, axis=1, dtype=np.int64) - 1, 1)
+    return np.broadcast_to(np.arange(length), (batch, length))
+
+
+def _integers(name: str, values: ArrayLike, dimensions: tuple[int, ...]) -> IntArray:
+    array = np.asarray(values)
+    if array.dtype.kind not in "iu" and array.size:
+        raise TypeError(f"forward: {name} has dtype {array.dtype}, expected integers")
+    if array.ndim not in dimensions:
+        expected = " or ".join(str(number) for number in dimensions)
+        raise ValueError(f"forward: {name} has shape {list(array.shape)}, expected {expected} dimensions")
+    return array.astype(np.int64)
+
+
+def _check_range(name: str, values: IntArray, count: int | None) -> None:
+    """Refuses values that are negative or reach `count`."""
+    wrong = values < 0 if count is None else (values < 0) | (values >= count)
+    if wrong.any():
+        index = tuple(int(i) for i in np.argwhere(wrong)[0])
+        expected = "at least 0" if count is None else f"0 ... {count - 1}"
+        raise ValueError(f"forward: {name} is {values[index]} at {list(index)}, expected {expected}")
+
+
+def _key_mask(key_mask: ArrayLike | None, batch: int, length: int) -> BoolArray | None:
+    if key_mask is None:
+        return None
+    mask = np.asarray(key_mask)
+    if mask.dtype != np.bool_:
+        raise TypeError(f"forward: key_mask has dtype {mask.dtype}, expected bool")
+    if mask.shape != (batch, length):
+        raise ValueError(f"forward: key_mask has shape {list(mask.shape)}, expected [{batch}, {length}] (that of ids)")
+    return mask

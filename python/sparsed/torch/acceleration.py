@@ -1,0 +1,236 @@
+"""One line that makes the attention of a user's own LLaDA or Dream sparse."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from sparsed import PatternCache, SlidingWindow, SparseConfig, StreamingLLM
+
+from .ops import attend, cache_handle
+from .structure import AttentionLayer, find_layers
+
+__all__ = ["Acceleration", "accelerate"]
+
+_logger = logging.getLogger("sparsed")
+
+
+def accelerate(
+    model: nn.Module,
+    sparse: SparseConfig | SlidingWindow | StreamingLLM,
+    *,
+    steps: int,
+    prompt_length: int,
+) -> Acceleration:
+    """Replaces the attention in the layers of a diffusion language model; its own ``generate`` then runs sparse.
+
+    The layers are recognised by their projections and rotary module. All but the call of
+    ``scaled_dot_product_attention`` inside them stays as it is: projections, rotation, norms. A padding mask that the
+    model hands to it counts; one that the model's code ignores, as LLaDA's published code does, stays ignored.
+
+    Each forward pass of the model is one step. The count starts anew after ``steps`` of them, when the shape of the
+    batch changes, and on entering ``with``: do that where a sampler may stop early. Guidance that doubles the batch, as
+    LLaDA's does, is one forward pass a step; a sampler that calls the model twice a step cannot run here.
+
+    Args:
+        model: LLaDA or Dream as transformers loads them, or a model that is built like them.
+        sparse: When and what to skip.
+        steps: Forward passes of one generation.
+        prompt_length: Tokens before the generation, padding included.
+
+    Returns:
+        What undoes it: ``.undo()``, or the end of ``with accelerate(...):``. Printed, it says what was found. A second
+        call on the same model takes the place of the first.
+
+    Raises:
+        TypeError, ValueError: An argument of another type or outside its range; a model without layers that are known.
+            In the forward pass: a causal mask, a KV cache, dropout, gradients, a layer that does not call
+            ``scaled_dot_product_attention``.
+
+    Example:
+        >>> with accelerate(model, SparseConfig(), steps=128, prompt_length=prompt.shape[1]):
+        ...     out = generate(model, prompt, steps=128, gen_length=128)
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"accelerate: model is a {type(model).__name__}, expected a torch.nn.Module")
+    if steps is None:
+        raise TypeError("accelerate: steps is None, expected the number of forward passes of one generation")
+    acceleration = Acceleration(model, sparse, steps, prompt_length)
+    _logger.info("%s", acceleration)
+    return acceleration
+
+
+class Acceleration:
+    """A model whose attention is replaced; see ``accelerate``.
+
+    Attributes:
+        layers: The attention layers that were found.
+        cache: The ``PatternCache`` of the generation in progress, or of the last one; its patterns, step and phase.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        sparse: SparseConfig | SlidingWindow | StreamingLLM,
+        steps: int,
+        prompt_length: int,
+    ) -> None:
+        self._new_cache = functools.partial(PatternCache, sparse, steps=steps, prompt_length=prompt_length)
+        self.cache = self._new_cache()
+        self.layers = find_layers(model)
+        self._title = f"{type(model).__name__}: {sparse}, {steps} steps after a prompt of {prompt_length} tokens"
+        self._steps = steps
+        self._geometry: tuple[Any, ...] | None = None
+        self._replaced: list[tuple[nn.Module, Callable[..., Any], Any]] = []
+        self._handle = cache_handle(self)
+        self._replace()
+
+    def __enter__(self) -> Acceleration:
+        """Starts the count of steps anew; puts the attention back in place where it was undone."""
+        self.restart()
+        self._replace()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.undo()
+
+    def __repr__(self) -> str:
+        first = self.layers[0]
+        shared = f", {first.groups} query heads share a key/value head" if first.groups > 1 else ""
+        return (
+            f"{self._title}; {len(self.layers)} layers {first.place} ({type(first.module).__name__}): "
+            f"{', '.join(first.projections)}, rotary {first.rotary}, width {first.q_width}{shared}"
+        )
+
+    def restart(self) -> None:
+        """The next forward pass is step 0 of a new generation."""
+        self._geometry = None
+
+    def undo(self) -> None:
+        """Gives the model its own attention back."""
+        for module, forward, before in self._replaced:
+            if module.__dict__.get("forward") is not forward:
+                continue  # wrapped by somebody else meanwhile: ours passes everything on
+            if before is None:
+                del module.forward
+            else:
+                module.forward = before
+        self._replaced = []
+
+    def attend(
+        self,
+        layer: int,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        key_mask: torch.Tensor | None,
+        *,
+        scale: float | None,
+    ) -> torch.Tensor:
+        """Computes one layer's attention; the first layer begins the next step."""
+        if layer == 0:
+            geometry = (q.shape, q.dtype, q.device)
+            if geometry != self._geometry or self.cache.step + 1 == self._steps:
+                self.cache = self._new_cache()
+                self._geometry = geometry
+            self.cache.begin_step(self.cache.step + 1)
+        return self.cache.attend(layer, q, k, v, key_mask, scale=scale)
+
+    def _replace(self) -> None:
+        if self._replaced:
+            return
+        for number, layer in enumerate(self.layers):
+            earlier = getattr(layer.module.__dict__.get("forward"), "_sparsed", None)
+            if earlier is not None and earlier is not self:
+                earlier.undo()
+            before = layer.module.__dict__.get("forward")
+            forward = self._forward(number, layer, layer.module.forward)
+            layer.module.forward = forward
+            self._replaced.append((layer.module, forward, before))
+
+    def _forward(self, number: int, layer: AttentionLayer, original: Callable[..., Any]) -> Any:
+        replaced = self._replaced
+
+        @functools.wraps(original)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if self._replaced is not replaced:  # undone
+                return original(*args, **kwargs)
+            with _Replacement(self._handle, number, layer.groups) as replacement:
+                result = original(*args, **kwargs)
+            if replacement.calls != 1:
+                raise ValueError(
+                    f"accelerate: {layer.name} called scaled_dot_product_attention {replacement.calls} times, expected "
+                    'once (load the model with attn_implementation="sdpa", without flash attention)'
+                )
+            return result
+
+        # A function mode is more than Dynamo traces well: in a compiled model these layers run as they are.
+        disabled: Any = torch.compiler.disable(forward)  # type: ignore[no-untyped-call, unused-ignore]
+        disabled._sparsed = self
+        return disabled
+
+
+class _Replacement(TorchFunctionMode):
+    """Inside it, ``scaled_dot_product_attention`` and ``sparsed::attention`` are one layer's attention in this step."""
+
+    def __init__(self, handle: int, layer: int, groups: int) -> None:
+        super().__init__()
+        self.handle, self.layer, self.groups, self.calls = handle, layer, groups, 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.nn.functional.scaled_dot_product_attention:
+            self.calls += 1
+            return self._attention(*args, **(kwargs or {}))
+        if func is torch.ops.sparsed.attention:  # a layer that attends with our operator already
+            self.calls += 1
+            q, k, v, _, _, scale, key_mask = args
+            return attend(self.handle, self.layer, q, k, v, key_mask, scale=scale)
+        return func(*args, **(kwargs or {}))
+
+    def _attention(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attn_mask: torch.Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        *,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> torch.Tensor:
+        if is_causal:
+            raise ValueError("accelerate: the attention is causal, expected one that sees the whole sequence")
+        if dropout_p > 0:
+            raise ValueError(f"accelerate: dropout is {dropout_p}, expected 0 (inference only: use model.eval())")
+        if query.shape[2] != key.shape[2]:
+            raise ValueError(
+                f"accelerate: {query.shape[2]} queries meet {key.shape[2]} keys, expected as many "
+                "(a KV cache: call the model with use_cache=False)"
+            )
+        if self.groups > 1 and key.shape[1] == value.shape[1] == query.shape[1]:
+            key, value = _without_repeats(key, value, self.groups)
+        if torch.is_autocast_enabled(query.device.type):  # as the function itself would
+            dtype = torch.get_autocast_dtype(query.device.type)
+            query, key, value = (tensor.to(dtype) for tensor in (query, key, value))
+        if attn_mask is not None and attn_mask.dim() < 4:
+            attn_mask = attn_mask[(None,) * (4 - attn_mask.dim())]
+        return attend(self.handle, self.layer, query, key, value, attn_mask, scale=scale)
+
+
+def _without_repeats(key: torch.Tensor, value: torch.Tensor, groups: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Views of the key/value heads (B, H_kv, S, D) that a model has repeated to (B, H, S, D), if it has."""
+    shared = key[:, ::groups], value[:, ::groups]
+    for heads, first in zip((key, value), shared, strict=True):
+        if not all(torch.equal(heads[:, other::groups], first) for other in range(1, groups)):
+            return key, value
+    return shared

@@ -1,0 +1,196 @@
+"""The transformer of `sparsed.models` with matrix products by torch and attention by sparsed.
+
+Glossary: B batch, l sequence length, H query heads, H_kv key/value heads, D head_dim, V rows of the logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..attention import attention
+from ..models import Attend, ModelConfig, inverse_frequencies, read_inputs, require_activations
+from ..models.inputs import FloatArray
+from .parallel import HeadShare
+
+# Attention of one layer: (layer, q, k, v, key_mask) -> out.
+TensorAttend = Callable[..., Tensor]
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+# Tokens that pass through the MLP at once: it bounds the memory of long sequences.
+_MLP_ROWS = 4096
+
+
+class TorchTransformer:
+    """A loaded model; `load_model` with engine="torch" makes it.
+
+    Attributes:
+        config: its shape and arithmetic, of the whole model.
+        dtype: what weights, activations and attention are in, "float32" or "bfloat16".
+        network: the torch module with the weights, of this process' share of the heads.
+        devices: where it computes, or with "cpu" beside others keeps weights.
+    """
+
+    def __init__(
+        self, config: ModelConfig, network: Network, dtype: str, share: HeadShare, devices: tuple[torch.device, ...]
+    ) -> None:
+        self.config = config
+        self.dtype = dtype
+        self.network = network
+        self.devices = devices
+        self._share = share
+        self._frequencies = inverse_frequencies(config)
+
+    def __repr__(self) -> str:
+        config = self.config
+        return (
+            f"TorchTransformer(family={config.family!r}, num_layers={config.num_layers}, "
+            f"hidden_size={config.hidden_size}, vocab_size={config.vocab_size}, dtype={self.dtype!r}, "
+            f"devices={[str(device) for device in self.devices]})"
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weights in memory."""
+        return sum(parameter.nbytes for parameter in self.network.parameters())
+
+    def forward(
+        self,
+        ids: ArrayLike,
+        attend: Attend | None = None,
+        positions: ArrayLike | None = None,
+        position_ids: ArrayLike | None = None,
+        key_mask: ArrayLike | None = None,
+    ) -> FloatArray:
+        """The raw logits at `positions`, (B, P, V) float32: arguments and errors as `Transformer.forward`.
+
+        `attend` gets tensors, in a group those of this process' heads; None is dense: sparsed on the CPU, torch's
+        scaled_dot_product_attention on other devices. All processes of a group must give the same ids.
+        """
+        inputs = read_inputs(self.config, ids, positions, position_ids, key_mask)
+        device = next((device for device in self.devices if device.type != "cpu"), self.devices[0])
+        if device.type == "cpu":
+            itemsize = DTYPES[self.dtype].itemsize
+            require_activations(self.config, itemsize, inputs.tokens.size, len(inputs.tokens) * inputs.positions.size)
+        with torch.inference_mode():
+            tokens = torch.tensor(inputs.tokens, device=device)
+            self._share.check_same(tokens)
+            cos, sin = self._rotary_tables(torch.tensor(inputs.position_ids, device=device))
+            logits = self.network(
+                tokens,
+                torch.tensor(inputs.positions, device=device),
+                cos,
+                sin,
+                dense if attend is None else attend,
+                None if inputs.key_mask is None else torch.tensor(inputs.key_mask, device=device),
+            )
+            return np.asarray(logits.float().cpu().numpy())
+
+    def _rotary_tables(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines (B, 1, l, D / 2) of position_ids (B, l), float32, rounded as the published code does."""
+        angles = position_ids[:, None, :, None].float() * torch.tensor(self._frequencies, device=position_ids.device)
+        cos, sin = angles.cos(), angles.sin()
+        if not self.config.rope_full_precision:
+            cos, sin = (table.to(DTYPES[self.dtype]).float() for table in (cos, sin))
+        return cos, sin
+
+
+class Network(nn.Module):
+    """The weights of a process' share, and the pass over the layers. Made without memory, on torch's meta device."""
+
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, share: HeadShare) -> None:
+        super().__init__()
+        with torch.device("meta"):
+            self.embedding = nn.Embedding(config.vocab_size, config.hidden_size, dtype=dtype)
+            self.layers = nn.ModuleList(NetworkLayer(config, dtype, share) for _ in range(config.num_layers))
+            self.final_norm = RMSNorm(config)
+            self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False, dtype=dtype)
+        self.requires_grad_(False)
+
+    def forward(
+        self, tokens: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, attend: TensorAttend, key_mask: Tensor | None
+    ) -> Tensor:
+        """(B, P, V) at `positions` (P,) of `tokens` (B, l)."""
+        hidden = self.embedding(tokens)
+        for number, layer in enumerate(self.layers):
+            hidden = layer(number, hidden, cos, sin, attend, key_mask)
+        logits: Tensor = self.head(self.final_norm(hidden[:, positions.to(hidden.device)]))
+        return logits
+
+
+class NetworkLayer(nn.Module):
+    """One layer. `qkv` holds the rows of the query, key and value projections one after the other."""
+
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, share: HeadShare) -> None:
+        super().__init__()
+        hidden, columns = config.hidden_size, len(share.mlp_columns)
+        heads, kv_heads = len(share.heads), len(share.kv_heads)
+        width = heads * config.head_dim
+        self.attention_norm = RMSNorm(config)
+        self.qkv = nn.Linear(hidden, width + 2 * kv_heads * config.head_dim, bias=config.qkv_bias, dtype=dtype)
+        self.attention_out = nn.Linear(width, hidden, bias=False, dtype=dtype)
+        self.mlp_norm = RMSNorm(config)
+        self.gate = nn.Linear(hidden, columns, bias=False, dtype=dtype)
+        self.up = nn.Linear(hidden, columns, bias=False, dtype=dtype)
+        self.down = nn.Linear(columns, hidden, bias=False, dtype=dtype)
+        self._sizes = [heads, kv_heads, kv_heads]
+        self._head_dim = config.head_dim
+        self._share = share
+
+    def forward(
+        self, number: int, hidden: Tensor, cos: Tensor, sin: Tensor, attend: TensorAttend, key_mask: Tensor | None
+    ) -> Tensor:
+        """`hidden` (B, l, hidden_size) through attention and MLP."""
+        by_head = self.qkv(self.attention_norm(hidden)).unflatten(-1, (-1, self._head_dim)).transpose(1, 2)
+        q, k, v = by_head.split(self._sizes, dim=1)
+        q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
+        out = attend(number, q, k, v, key_mask)
+        if out.shape != q.shape:
+            raise ValueError(f"forward: attend returned shape {list(out.shape)}, expected {list(q.shape)} (that of q)")
+        joined = out.to(hidden.dtype).transpose(1, 2).flatten(2)
+        hidden = hidden + self._share.all_reduce(self.attention_out(joined))
+        return hidden + self._share.all_reduce(self._mlp(hidden))
+
+    def _mlp(self, hidden: Tensor) -> Tensor:
+        out = torch.empty_like(hidden)
+        parts = (torch.split(tensor.flatten(0, 1), _MLP_ROWS) for tensor in (hidden, out))
+        for rows, result in zip(*parts, strict=True):
+            normed = self.mlp_norm(rows)
+            result.copy_(self.down(F.silu(self.gate(normed)) * self.up(normed)))
+        return out
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis, in float32, rounded once."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(config.hidden_size, dtype=torch.float32))
+        self._eps = config.rms_norm_eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """X (..., hidden_size) in any dtype, which the result has too."""
+        return F.rms_norm(x.float(), self.weight.shape, self.weight, self._eps).to(x.dtype)
+
+
+def dense(layer: int, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
+    """Dense attention of any layer, by whoever is fastest on the tensors' device."""
+    return attention(q, k, v, key_mask=key_mask) if q.device.type == "cpu" else sdpa(q, k, v, key_mask)
+
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
+    """Dense attention by torch; a row of the batch without a real key gets 0."""
+    mask = None if key_mask is None else key_mask[:, None, None, :]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turns the pairs (j, j + D / 2) of x (B, heads, l, D), in float32."""
+    a, b = x.float().chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)

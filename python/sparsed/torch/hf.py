@@ -1,0 +1,78 @@
+"""``attn_implementation="sparsed"`` for the models inside transformers: importing this module registers it.
+
+Layers then attend with sparsed's dense kernels, and sparse inside ``sparsed.torch.accelerate``. Models that bring their
+own code (LLaDA, Dream) do not look there: they need ``accelerate`` alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .ops import attention
+
+try:
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+except ImportError as error:
+    raise ImportError(
+        "sparsed.torch.hf needs transformers 4.53 or newer: pip install 'sparsed[transformers]'"
+    ) from error
+
+__all__ = ["sparsed_attention"]
+
+# What changes the scores in a way that the kernels do not know.
+_UNKNOWN = ("softcap", "position_bias", "s_aux")
+
+
+def sparsed_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """An attention function as transformers calls it.
+
+    B batch, H query heads, H_kv key/value heads, L queries, S keys, D head_dim.
+
+    Args:
+        module: The layer; its ``is_causal`` counts where the argument is None.
+        query: (B, H, L, D).
+        key: (B, H_kv, S, D).
+        value: (B, H_kv, S, D).
+        attention_mask: None or a padding mask that broadcasts to (B, H, L, S).
+        dropout: 0.
+        scaling: Of the scores; None: 1 / sqrt(D).
+        is_causal: False.
+        kwargs: What other implementations take.
+
+    Returns:
+        out (B, L, H, D), and None for the weights.
+
+    Raises:
+        ValueError: Causal attention, dropout, scores with a cap, a bias or sinks, gradients.
+    """
+    if is_causal is None:
+        is_causal = getattr(module, "is_causal", False)
+    name = type(module).__name__
+    if is_causal and attention_mask is None and query.shape[2] > 1:
+        raise ValueError(f'attn_implementation="sparsed": {name} is causal, expected a layer that sees every key')
+    if dropout:
+        raise ValueError(f'attn_implementation="sparsed": {name} has dropout {dropout}, expected 0 (use model.eval())')
+    for option in _UNKNOWN:
+        if kwargs.get(option) is not None:
+            raise ValueError(f'attn_implementation="sparsed": {name} has {option}, expected plain softmax attention')
+    if attention_mask is not None:
+        attention_mask = attention_mask[..., : key.shape[2]]
+    out = attention(query, key, value, scale=scaling, key_mask=attention_mask)
+    return out.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register("sparsed", sparsed_attention)
+AttentionMaskInterface.register("sparsed", sdpa_mask)

@@ -1,0 +1,279 @@
+"""torch operators ``sparsed::attention``, ``sparsed::attention_and_select`` and ``sparsed::attend``.
+
+``torch.compile`` takes them whole, without a graph break. A pattern crosses them as a bool tensor, a ``PatternCache``
+as a number.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Literal, Protocol, cast
+from weakref import WeakValueDictionary
+
+import torch
+
+import sparsed
+
+from .masks import key_mask as to_key_mask
+
+__all__ = ["attend", "attention", "attention_and_select", "cache_handle"]
+
+_QKV = "Tensor q, Tensor k, Tensor v"
+
+
+def attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    block_mask: torch.Tensor | None = None,
+    *,
+    block_size: int = 128,
+    scale: float | None = None,
+    key_mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Computes dense or block-sparse attention, as ``sparsed.attention``.
+
+    B batch, H query heads, H_kv key/value heads, L queries, S keys, D head_dim, b block size.
+
+    Args:
+        q: Queries (B, H, L, D).
+        k: Keys (B, H_kv, S, D).
+        v: Values (B, H_kv, S, D).
+        block_mask: (B, H, ceil(L / b), ceil(S / b)) bool, the key blocks of each query block; None: dense.
+        block_size: b, of ``block_mask``.
+        scale: Finite and above 0; None: 1 / sqrt(D).
+        key_mask: (B, S) bool, True for a real key; or a 4-axis mask of ``scaled_dot_product_attention`` that hides the
+            same keys from every query.
+
+    Returns:
+        out (B, H, L, D) in q's dtype and memory order.
+
+    Raises:
+        TypeError, ValueError: As ``sparsed.attention``.
+    """
+    _refuse_gradients("attention", q, k, v)
+    return cast(torch.Tensor, torch.ops.sparsed.attention(q, k, v, block_mask, block_size, scale, key_mask))
+
+
+def attention_and_select(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    prompt_length: int,
+    block_size: int = 128,
+    rho: float = 0.3,
+    selection: Literal["paper", "reference"] = "paper",
+    scale: float | None = None,
+    selection_scale: float | None = None,
+    key_mask: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Computes dense attention and selects the blocks to keep, as ``sparsed.attention_and_select``.
+
+    Arguments as there; ``key_mask`` as in ``attention``.
+
+    Returns:
+        (out, block_mask): what ``attention`` takes.
+    """
+    _refuse_gradients("attention_and_select", q, k, v)
+    return cast(
+        "tuple[torch.Tensor, torch.Tensor]",
+        torch.ops.sparsed.attention_and_select(
+            q, k, v, prompt_length, block_size, rho, selection, scale, selection_scale, key_mask
+        ),
+    )
+
+
+def attend(
+    handle: int,
+    layer: int,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    key_mask: torch.Tensor | None = None,
+    *,
+    scale: float | None = None,
+) -> torch.Tensor:
+    """Computes one layer's attention in the current step of a cache, as ``PatternCache.attend``.
+
+    Args:
+        handle: Of ``cache_handle``. Code that is compiled for it serves all steps and generations of that cache.
+        layer: The layer, from 0.
+        q: Queries (B, H, L, D).
+        k: Keys (B, H_kv, L, D).
+        v: Values (B, H_kv, L, D).
+        key_mask: As in ``attention``.
+        scale: Finite and above 0; None: 1 / sqrt(D).
+
+    Returns:
+        out (B, H, L, D) in q's dtype and memory order.
+
+    Raises:
+        TypeError, ValueError: As ``PatternCache.attend``; also a handle whose cache is gone.
+    """
+    _refuse_gradients("attend", q, k, v)
+    return cast(torch.Tensor, torch.ops.sparsed.attend(q, k, v, key_mask, scale, handle, layer))
+
+
+class Attends(Protocol):
+    """A ``PatternCache``, or what stands for one."""
+
+    def attend(
+        self,
+        layer: int,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        key_mask: torch.Tensor | None,
+        *,
+        scale: float | None,
+    ) -> torch.Tensor:
+        """Computes one layer's attention."""
+
+
+_caches: WeakValueDictionary[int, Attends] = WeakValueDictionary()
+_numbers = itertools.count()
+
+
+def cache_handle(cache: Attends) -> int:
+    """Returns the number by which ``attend`` finds a cache, always the same one; it does not keep the cache alive."""
+    for number, known in _caches.items():
+        if known is cache:
+            return number
+    number = next(_numbers)
+    _caches[number] = cache
+    return number
+
+
+def _refuse_gradients(function: str, *tensors: torch.Tensor) -> None:
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        raise ValueError(
+            f"{function}: an input requires grad, expected none that does (inference only: use torch.no_grad())"
+        )
+
+
+@torch.library.custom_op(
+    "sparsed::attention",
+    mutates_args=(),
+    schema=f"({_QKV}, Tensor? block_mask, int block_size, float? scale, Tensor? key_mask) -> Tensor",
+)
+def _attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    block_mask: torch.Tensor | None,
+    block_size: int,
+    scale: float | None,
+    key_mask: torch.Tensor | None,
+) -> torch.Tensor:
+    pattern = None
+    if block_mask is not None:
+        pattern = sparsed.BlockPattern.from_mask(block_mask, block_size=block_size, q_len=q.shape[2], kv_len=k.shape[2])
+    keys = to_key_mask("attention", key_mask, q.shape[0])
+    return sparsed.attention(q, k, v, pattern, scale=scale, key_mask=keys)
+
+
+@torch.library.custom_op(
+    "sparsed::attention_and_select",
+    mutates_args=(),
+    schema=f"({_QKV}, int prompt_length, int block_size, float rho, str selection, float? scale, "
+    "float? selection_scale, Tensor? key_mask) -> (Tensor, Tensor)",
+)
+def _attention_and_select(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    prompt_length: int,
+    block_size: int,
+    rho: float,
+    selection: Literal["paper", "reference"],
+    scale: float | None,
+    selection_scale: float | None,
+    key_mask: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    out, pattern = sparsed.attention_and_select(
+        q,
+        k,
+        v,
+        prompt_length=prompt_length,
+        block_size=block_size,
+        rho=rho,
+        selection=selection,
+        scale=scale,
+        selection_scale=selection_scale,
+        key_mask=to_key_mask("attention_and_select", key_mask, q.shape[0]),
+    )
+    return out, torch.from_numpy(pattern.to_mask()).to(q.device)
+
+
+@torch.library.custom_op(
+    "sparsed::attend",
+    mutates_args=(),
+    schema=f"({_QKV}, Tensor? key_mask, float? scale, int handle, int layer) -> Tensor",
+)
+def _attend(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    key_mask: torch.Tensor | None,
+    scale: float | None,
+    handle: int,
+    layer: int,
+) -> torch.Tensor:
+    cache = _caches.get(handle)
+    if cache is None:
+        raise ValueError(f"attend: handle {handle} belongs to no cache (any more)")
+    return cache.attend(layer, q, k, v, to_key_mask("attend", key_mask, q.shape[0]), scale=scale)
+
+
+def _new_output(q: torch.Tensor) -> torch.Tensor:
+    """An output as the kernels allocate it: in q's memory order."""
+    batch, heads, length, head_dim = q.shape
+    head_stride = q.stride(1) if heads != 1 else length * head_dim
+    token_stride = q.stride(2) if length != 1 else head_dim
+    if head_stride < token_stride:
+        return q.new_empty(batch, length, heads, head_dim).transpose(1, 2)
+    return q.new_empty(q.shape)
+
+
+@_attention.register_fake
+def _(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    block_mask: torch.Tensor | None,
+    block_size: int,
+    scale: float | None,
+    key_mask: torch.Tensor | None,
+) -> torch.Tensor:
+    return _new_output(q)
+
+
+@_attention_and_select.register_fake
+def _(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    prompt_length: int,
+    block_size: int,
+    rho: float,
+    selection: str,
+    scale: float | None,
+    selection_scale: float | None,
+    key_mask: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    blocks = (q.shape[2] + block_size - 1) // block_size
+    return _new_output(q), q.new_empty(q.shape[0], q.shape[1], blocks, blocks, dtype=torch.bool)
+
+
+@_attend.register_fake
+def _(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    key_mask: torch.Tensor | None,
+    scale: float | None,
+    handle: int,
+    layer: int,
+) -> torch.Tensor:
+    return _new_output(q)

@@ -1,0 +1,68 @@
+// What instantiate/*.cu define, for the host.
+#include "cuda/kernels.h"
+
+#include "cuda/attention_plain.cuh"
+#include "cuda/attention_sm80.cuh"
+#include "cuda/top_k.cuh"
+#include "fake_cuda/runtime.h"
+
+namespace sparsed::cuda {
+namespace {
+
+template <class Args, void (*kRun)(const Args&)>
+const void* host_kernel() {
+  static constexpr fake_cuda::HostKernel kernel{[](const void* args) { kRun(*static_cast<const Args*>(args)); }};
+  return &kernel;
+}
+
+template <class T, int kHeadDim>
+DeviceKernel sm80_kernel(Sums sums, int warps) {
+  const auto of = [&](auto traits) {
+    using Traits = decltype(traits);
+    return DeviceKernel{host_kernel<AttentionArgs, attention_sm80<Traits>>(), Traits::shared_bytes(warps)};
+  };
+  switch (sums) {
+    case Sums::kNone: return of(Sm80<T, kHeadDim, Sums::kNone>{});
+    case Sums::kShared: return of(Sm80<T, kHeadDim, Sums::kShared>{});
+    default: return of(Sm80<T, kHeadDim, Sums::kOwn>{});
+  }
+}
+
+template <class T>
+DeviceKernel plain_kernel(Sums sums) {
+  const auto of = [&](auto traits) {
+    using Traits = decltype(traits);
+    return DeviceKernel{host_kernel<AttentionArgs, attention_plain<Traits>>(), Traits::shared_bytes(0)};
+  };
+  switch (sums) {
+    case Sums::kNone: return of(Plain<T, Sums::kNone>{});
+    case Sums::kShared: return of(Plain<T, Sums::kShared>{});
+    default: return of(Plain<T, Sums::kOwn>{});
+  }
+}
+
+}  // namespace
+
+template <int kHeadDim>
+DeviceKernel kernel_sm80(DType dtype, Sums sums, int warps) {
+  return dtype == DType::kBFloat16 ? sm80_kernel<Bf16, kHeadDim>(sums, warps) : sm80_kernel<F16, kHeadDim>(sums, warps);
+}
+template DeviceKernel kernel_sm80<32>(DType, Sums, int);
+template DeviceKernel kernel_sm80<64>(DType, Sums, int);
+template DeviceKernel kernel_sm80<96>(DType, Sums, int);
+template DeviceKernel kernel_sm80<128>(DType, Sums, int);
+template DeviceKernel kernel_sm80<256>(DType, Sums, int);
+
+DeviceKernel kernel_plain(DType dtype, Sums sums) {
+  switch (dtype) {
+    case DType::kFloat32: return plain_kernel<float>(sums);
+    case DType::kFloat16: return plain_kernel<F16>(sums);
+    default: return plain_kernel<Bf16>(sums);
+  }
+}
+
+DeviceKernel kernel_top_rows() { return {host_kernel<TopArgs, top_rows>(), 0}; }
+DeviceKernel kernel_live_blocks() { return {host_kernel<LiveArgs, live_blocks>(), 0}; }
+DeviceKernel kernel_list_blocks() { return {host_kernel<ListArgs, list_blocks>(), 0}; }
+
+}  // namespace sparsed::cuda

@@ -1,0 +1,40 @@
+"""One process of a gloo group: generates and saves what it got. Started by test_torch_parallel.py."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+import sparsed
+from test_goldens_generate import DATA, options_of, sparse_of
+
+
+def main(rank: int, size: int, folder: Path, name: str) -> None:
+    torch.set_num_threads(1)
+    sparsed.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
+    arrays = {}
+    try:
+        model = sparsed.load_model(DATA / name, engine="torch", group=dist.group.WORLD)
+        dense = sparsed.generate(model, **options_of(name))
+        sparse = sparsed.generate(model, sparse=sparse_of(name), **options_of(name))
+        patterns = [sparse.groups[0].cache.pattern(layer).to_mask()[0] for layer in range(model.config.num_layers)]
+        arrays |= {"dense": dense.tokens, "sparse": sparse.tokens, "pattern": np.stack(patterns)}
+        bfloat16 = sparsed.load_model(DATA / name, "bfloat16", engine="torch", group=dist.group.WORLD)
+        arrays["bfloat16"] = bfloat16.forward(dense.tokens)
+        try:
+            model.forward([[1 + rank, 2]])
+        except ValueError as error:
+            arrays["error"] = str(error)
+        arrays["nbytes"] = model.nbytes
+    finally:
+        dist.destroy_process_group()
+    np.savez(folder / f"{rank}.npz", **arrays)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4])

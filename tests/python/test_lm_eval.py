@@ -1,0 +1,275 @@
+"""sparsed in lm-eval: the harness' own command line on local tasks, and the model's methods."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+pytest.importorskip("lm_eval")
+
+from lm_eval.api.instance import Instance
+
+import sparsed
+from sparsed.demo import demo_model_folder
+from sparsed.likelihood import log_likelihood
+from sparsed.lm_eval import SparsedLM
+from tiny_checkpoint import tiny_config, write_checkpoint
+
+MODEL = demo_model_folder()
+FACTS = {"ravon": "1 2 3 4", "tarka": "5 6 0 7", "sunel": "9 8 7 6"}
+QUESTION = "the sun is yellow . the magic number for {} is {} . question : what are the magic numbers for {} ?"
+
+
+@pytest.fixture(scope="module")
+def names():
+    """Three names that the demo tokenizer knows."""
+    vocabulary = json.loads((MODEL / "tokenizer.json").read_text())["model"]["vocab"]
+    known = [word for word in vocabulary if word.isalpha() and len(word) >= 5]
+    return ["ravon", *[word for word in known if word != "ravon"][-2:]]
+
+
+@pytest.fixture(scope="module")
+def facts(names):
+    return dict(zip(names, FACTS.values(), strict=True))
+
+
+@pytest.fixture(scope="module")
+def dream(tmp_path_factory):
+    """A tiny random Dream with the demo tokenizer."""
+    folder = tmp_path_factory.mktemp("dream")
+    tokens = {"mask_token_id": 3, "eos_token_id": 2, "pad_token_id": 0, "bos_token_id": 1}
+    write_checkpoint(folder, tiny_config("dream_7b", vocab_size=481, max_position_embeddings=64, **tokens))
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        shutil.copy(MODEL / name, folder)
+    return folder
+
+
+def requests_of(kind, *arguments):
+    return [Instance(kind, {}, args, index) for index, args in enumerate(arguments)]
+
+
+# --- the command line ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory, facts):
+    """Three tasks, one of each output type, as files that lm-eval reads."""
+    folder = tmp_path_factory.mktemp("tasks")
+    rows = []
+    for name, digits in facts.items():
+        choices = [f"{name} is {number} ;" for number in (digits, digits[::-1])]
+        rows.append({"question": QUESTION.format(name, digits, name), "answer": choices[0], "choices": choices})
+    data = folder / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shared = {
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(data)}},
+        "test_split": "test",
+        "doc_to_text": "{{question}}",
+    }
+    kinds = {
+        "local_generate": {
+            "output_type": "generate_until",
+            "doc_to_target": "{{answer}}",
+            "generation_kwargs": {"until": ["<eos>"], "max_gen_toks": 8},
+            "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+        },
+        "local_choice": {
+            "output_type": "multiple_choice",
+            "doc_to_choice": "choices",
+            "doc_to_target": 0,
+            "target_delimiter": " ",
+            "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+        },
+        "local_texts": {
+            "output_type": "loglikelihood_rolling",
+            "doc_to_text": "",
+            "doc_to_target": "{{answer}}",
+            "metric_list": [{"metric": "word_perplexity"}],
+        },
+    }
+    for name, values in kinds.items():
+        (folder / f"{name}.yaml").write_text(json.dumps({"task": name} | shared | values))  # JSON is YAML
+    return folder
+
+
+def run_harness(tmp_path, tasks, names, model_args, *more):
+    command = [sys.executable, "-m", "sparsed", "lm-eval", "--model", "sparsed", "--model_args", model_args]
+    command += ["--tasks", names, "--include_path", str(tasks), "--output_path", str(tmp_path / "out"), *more]
+    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
+    run = subprocess.run(command, capture_output=True, text=True, env=os.environ | offline, timeout=300)
+    assert run.returncode == 0, run.stderr[-3000:]
+    (results,) = (tmp_path / "out").rglob("results_*.json")
+    return json.loads(results.read_text())["results"]
+
+
+def test_every_output_type(tmp_path, tasks):
+    sparse = "sparse=true,min_length=0,block_size=16,rho=0.9,skip=0.5"
+    model_args = f"pretrained={MODEL},mc_num=8,is_check_greedy=false,steps=8,{sparse}"
+    names = "local_generate,local_choice,local_texts"
+    results = run_harness(tmp_path, tasks, names, model_args, "--batch_size", "2", "--apply_chat_template")
+    assert results["local_generate"]["exact_match,none"] == 1
+    assert results["local_choice"]["acc,none"] == 1
+    assert results["local_texts"]["word_perplexity,none"] > 1
+
+
+def test_no_lm_eval(tmp_path):
+    """Where it is not installed, the command says how to get it."""
+    (tmp_path / "lm_eval.py").write_text("raise ModuleNotFoundError(\"No module named 'lm_eval'\", name='lm_eval')")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-m", "sparsed", "lm-eval", "--tasks", "arc"]
+    run = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path})
+    assert run.returncode == 2 and "lm-eval is not installed, expected: pip install 'sparsed[eval]'" in run.stderr
+
+
+# --- generation ------------------------------------------------------------------------------------------------------
+
+
+def ask(facts):
+    tokenizer = sparsed.load_tokenizer(MODEL)
+    filler = ("", "the sky is blue . ", "here we go . the grass is green . ")
+    return [
+        tokenizer.apply_chat_template([{"role": "user", "content": more + QUESTION.format(name, digits, name)}])
+        for more, (name, digits) in zip(filler, facts.items(), strict=True)
+    ]
+
+
+@pytest.mark.parametrize("options", [{}, {"sparse": sparsed.SparseConfig(block_size=16, rho=0.9, min_length=0)}])
+def test_batches_give_what_each_text_gets_alone(facts, options):
+    texts = {}
+    for batch_size in (1, 3):
+        lm = SparsedLM(MODEL, batch_size=batch_size, **options)
+        arguments = [(text, {"until": ["<eos>"], "max_gen_toks": 8}) for text in ask(facts)]
+        texts[batch_size] = lm.generate_until(requests_of("generate_until", *arguments), disable_tqdm=True)
+    assert texts[1] == texts[3] == [f"{name} is {digits} ;" for name, digits in facts.items()]
+
+
+def test_generation_options(facts, monkeypatch):
+    calls = []
+
+    def note(model, prompts, **options):
+        calls.append(options)
+        return sparsed.generate(model, prompts, gen_length=4, steps=1)
+
+    monkeypatch.setattr("sparsed.lm_eval.generate", note)
+    (text, *_) = ask(facts)
+
+    def options_of(gen_kwargs, **options):
+        SparsedLM(MODEL, **options).generate_until(requests_of("generate_until", (text, gen_kwargs)), disable_tqdm=True)
+        return calls[-1]
+
+    made = options_of({"until": [], "max_gen_toks": 16, "temperature": 0.0})
+    assert (made["gen_length"], made["steps"], made["seed"]) == (16, 16, 0)
+    assert made["sampler"] == sparsed.LLaDASampler() and made["sparse"] is None
+    made = options_of({"max_gen_toks": 16, "do_sample": True, "temperature": 0.5}, gen_length=32, steps=8, seed=5)
+    assert (made["gen_length"], made["steps"], made["seed"]) == (32, 8, 5)
+    assert made["sampler"] == sparsed.LLaDASampler(temperature=0.5)
+    made = options_of({"do_sample": True, "temperature": 0.5}, temperature=0.0, block_length=8, sparse=True, rho=0.5)
+    assert made["gen_length"] == 256
+    assert made["sampler"] == sparsed.LLaDASampler(block_length=8) and made["sparse"] == sparsed.SparseConfig(rho=0.5)
+    assert options_of({}, sparse="sliding_window", window=64)["sparse"] == sparsed.SlidingWindow(64)
+
+
+def test_stop_strings(facts):
+    request = requests_of("generate_until", (ask(facts)[0], {"until": [" 3", " 2"], "max_gen_toks": 8}))
+    assert SparsedLM(MODEL).generate_until(request, disable_tqdm=True) == ["ravon is 1"]
+    assert SparsedLM(MODEL, escape_until=True).generate_until(request, disable_tqdm=True) == ["ravon is 1 2 3 4 ;"]
+
+
+def test_dream_generates(dream):
+    lm = SparsedLM(dream, batch_size=2, alg="maskgit_plus", temperature=0.1, top_p=0.9)
+    assert isinstance(lm.sampler, sparsed.DreamSampler)
+    requests = requests_of("generate_until", *[(text, {"max_gen_toks": 4}) for text in ("", "the sun", "the sky is")])
+    once, again = (lm.generate_until(requests, disable_tqdm=True) for _ in range(2))
+    assert once == again and len(once) == 3
+
+
+# --- likelihood ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ["native", "torch"])
+def test_loglikelihood(facts, engine, monkeypatch):
+    if engine == "torch":
+        torch = pytest.importorskip("torch")
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    # The harness' own command line gives this device where the user gives none.
+    lm = SparsedLM(MODEL, engine=engine, device="cuda:0", mc_num=8, batch_size=4)
+    (text, *_) = ask(facts)
+    requests = requests_of("loglikelihood", (text, " ravon is 1 2 3 4 ;"), (text, " ravon is 4 3 2 1 ;"), ("", "sun"))
+    (right, greedy), (wrong, not_greedy), (single, _) = lm.loglikelihood(requests, disable_tqdm=True)
+    assert right > wrong and greedy and not not_greedy
+    model, tokenizer = sparsed.load_model(MODEL), sparsed.load_tokenizer(MODEL)
+    context = tokenizer.encode(text)
+    answer = tokenizer.encode(" ravon is 1 2 3 4 ;", add_special_tokens=False)
+    expected = log_likelihood(model, context, answer, samples=8, batch_size=4, seed=0)
+    assert right == pytest.approx(expected, rel=1e-3)
+    sun = tokenizer.encode("sun", add_special_tokens=False)
+    expected = log_likelihood(model, [tokenizer.bos_token_id], sun, samples=4)
+    assert single == pytest.approx(expected, rel=1e-3)
+    assert not SparsedLM(MODEL, mc_num=1, is_check_greedy=False).loglikelihood(requests[:1], disable_tqdm=True)[0][1]
+
+
+def test_dream_likelihoods_are_shifted(dream):
+    lm = SparsedLM(dream, mc_num=2, add_bos_token=True)
+    ((value, greedy),) = lm.loglikelihood(requests_of("loglikelihood", ("the", " sun")), disable_tqdm=True)
+    model = sparsed.load_model(dream)
+    the, sun = lm.tok_encode("the", add_special_tokens=False), lm.tok_encode("sun", add_special_tokens=False)
+    logits = model.forward([[1, *the, 3]])[0, len(the)].astype(np.float64)
+    assert value == pytest.approx(logits[sun[0]] - np.log(np.exp(logits).sum()), abs=1e-4)
+    assert greedy == (int(np.argmax(logits)) == sun[0])
+
+
+def test_rolling_windows_follow_each_other(dream):
+    """64 tokens at most: a longer text is split, each part behind as much context as there is room for."""
+    lm = SparsedLM(dream, mc_num=4, batch_size=4)
+    text = "the sun is yellow . " * 20
+    ids = lm.tok_encode(text, add_special_tokens=False)
+    (value,) = lm.loglikelihood_rolling(requests_of("loglikelihood_rolling", (text,)), disable_tqdm=True)
+    parts = [([1], ids[:63]), (ids[36:63], ids[63:])]
+    model = sparsed.load_model(dream)
+    expected = sum(log_likelihood(model, *part, samples=4, batch_size=4, seed=0) for part in parts)
+    assert len(ids) == 100 and value == pytest.approx(expected, rel=1e-5)
+
+
+def test_long_contexts_lose_their_beginning(dream, caplog):
+    lm = SparsedLM(dream, mc_num=2, is_check_greedy=False)
+    context = "the sky is blue . " * 20
+    ((value, _),) = lm.loglikelihood(requests_of("loglikelihood", (context, " sun")), disable_tqdm=True)
+    assert "loses all but its last 63" in caplog.text
+    ids, sun = lm.tok_encode(context)[-63:], lm.tok_encode("sun", add_special_tokens=False)
+    assert value == pytest.approx(log_likelihood(lm.model, ids, sun, samples=2), rel=1e-5)
+    with pytest.raises(ValueError, match="64 tokens follow the context, expected less than max_length 64"):
+        lm.generate_until(requests_of("generate_until", ("the", {"max_gen_toks": 64})), disable_tqdm=True)
+
+
+# --- the rest --------------------------------------------------------------------------------------------------------
+
+
+def test_chat_templates():
+    lm = SparsedLM(MODEL)
+    turns = [{"role": "user", "content": "the sun"}, {"role": "assistant", "content": " is "}]
+    assert lm.apply_chat_template(turns[:1]) == "<bos> user : the sun assistant :"
+    assert lm.apply_chat_template(turns, add_generation_prompt=False) == "<bos> user : the sun assistant :  is"
+    assert lm.chat_template(True) == lm.tokenizer.chat_template
+    assert "/" not in lm.tokenizer_name
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": "auto"}, "SparsedLM: batch_size is 'auto', expected an integer"),
+        ({"alg": "entropy"}, "SparsedLM: alg given, expected only options that apply .* llada family"),
+        ({"rho": 0.5}, "SparsedLM: rho given, expected only options that apply .* sparse is False"),
+        ({"sparse": "dense"}, "SparsedLM: sparse is 'dense', expected True, False or one of"),
+        ({"device_map": "auto"}, "load_model: device_map is given, expected engine 'torch' with it"),
+    ],
+)
+def test_refused_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        SparsedLM(MODEL, **options)

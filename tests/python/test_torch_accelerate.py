@@ -1,0 +1,424 @@
+"""`accelerate` on modules that are built like LLaDA and Dream: the golden cases, masks, guidance, structure, errors."""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+
+import sparsed
+from test_goldens_generate import CASES, DATA, case_of, sparse_of
+
+torch = pytest.importorskip("torch")
+
+from torch import nn  # noqa: E402
+from torch.nn import functional as F  # noqa: E402
+
+import torch_models  # noqa: E402
+from sparsed.torch import accelerate  # noqa: E402
+
+TINY = sparsed.SparseConfig(skip=0.0, rho=0.3, block_size=16, min_length=0)
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request: pytest.FixtureRequest) -> tuple[str, nn.Module]:
+    return request.param, torch_models.load(DATA / request.param)
+
+
+@pytest.fixture(scope="module")
+def llada() -> nn.Module:
+    return torch_models.load(DATA / "llada_b32")
+
+
+@pytest.fixture(scope="module")
+def dream() -> nn.Module:
+    return torch_models.load(DATA / "dream_b32")
+
+
+def golden_steps(name: str, kind: str) -> list[tuple[Any, np.ndarray]]:
+    """ids (1, l) and the golden logits of each step."""
+    arrays = case_of(name)[2]
+    return [
+        (torch.from_numpy(ids[None].astype(np.int64)), logits)
+        for ids, logits in zip(arrays[f"{kind}_x"], arrays[f"{kind}_logits"], strict=True)
+    ]
+
+
+def settings(name: str) -> dict[str, Any]:
+    meta, _, arrays = case_of(name)
+    return {"steps": meta["steps"], "prompt_length": arrays["prompt"].shape[1]}
+
+
+def random_ids(*shape: int) -> Any:
+    return torch.from_numpy(np.random.default_rng(0).integers(0, 190, shape))
+
+
+@torch.no_grad()
+def test_sparse_logits(case: tuple[str, nn.Module]) -> None:
+    name, model = case
+    begin = settings(name)["prompt_length"] - 1
+    config = case_of(name)[1]
+    with accelerate(model, sparse_of(name), **settings(name)) as acceleration:
+        assert len(acceleration.layers) == config.get("n_layers", config.get("num_hidden_layers"))
+        for _ in range(2):  # the second generation counts from 0 again
+            for step, (ids, expected) in enumerate(golden_steps(name, "sparse")):
+                logits = model(ids)[0, begin:].numpy()
+                np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-3, err_msg=f"step {step}")
+                assert acceleration.cache.step == step
+            patterns = case_of(name)[2]["pattern"]
+            for layer, expected in enumerate(patterns):
+                np.testing.assert_array_equal(acceleration.cache.pattern(layer).to_mask()[0], expected)
+    assert not any("forward" in module.__dict__ for module in model.modules())
+
+
+@torch.no_grad()
+def test_short_sequences_and_undone_models_are_dense(case: tuple[str, nn.Module]) -> None:
+    name, model = case
+    begin = settings(name)["prompt_length"] - 1
+    acceleration = accelerate(model, sparsed.SparseConfig(min_length=100_000), **settings(name))
+    for ids, expected in golden_steps(name, "dense")[-2:]:
+        np.testing.assert_allclose(model(ids)[0, begin:].numpy(), expected, rtol=0, atol=1e-3)
+    assert acceleration.cache.phase == "dense"
+    acceleration.undo()
+    for ids, expected in golden_steps(name, "dense")[-2:]:
+        np.testing.assert_allclose(model(ids)[0, begin:].numpy(), expected, rtol=0, atol=1e-3)
+    assert acceleration.cache.step == 1
+    acceleration.undo()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["llada_b32", "dream_b32"])
+def test_as_our_own_model(name: str) -> None:
+    model, own = torch_models.load(DATA / name), sparsed.load_model(DATA / name)
+    ids = random_ids(2, 300)
+    cache = sparsed.PatternCache(TINY, steps=3, prompt_length=200)
+    with accelerate(model, TINY, steps=3, prompt_length=200):
+        for step in range(3):
+            cache.begin_step(step)
+            expected = own.forward(ids.numpy(), attend=cache.attend)
+            np.testing.assert_allclose(model(ids).numpy(), expected, rtol=0, atol=1e-3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["llada", "bool", "2-axis float"])
+def test_padding_masks(kind: str, llada: nn.Module, dream: nn.Module) -> None:
+    ids = random_ids(2, 250)
+    live = torch.arange(250)[None] >= torch.tensor([[0], [33]])
+    positions = (live.long().cumsum(1) - 1).clamp(min=0)
+    mask: Any = live[:, None, None, :] & live[:, None, :, None]  # Dream's own: padded queries see nothing
+    if kind == "llada":
+        mask, positions = live.long(), torch.arange(250).expand(2, -1)
+    elif kind == "2-axis float":
+        ids, live, positions = ids[1:], live[1:], positions[1:]
+        mask = torch.zeros(250, 250).masked_fill(~live, -math.inf)
+    model, arguments = (llada, (mask,)) if kind == "llada" else (dream, (mask, positions))
+    own = sparsed.load_model(DATA / ("llada_b32" if kind == "llada" else "dream_b32"))
+    cache = sparsed.PatternCache(TINY, steps=2, prompt_length=150)
+    with accelerate(model, TINY, steps=2, prompt_length=150):
+        for step in range(2):
+            cache.begin_step(step)
+            expected = own.forward(
+                ids.numpy(), attend=cache.attend, key_mask=live.numpy(), position_ids=positions.numpy()
+            )
+            logits = model(ids, *arguments).numpy()
+            np.testing.assert_allclose(logits[live.numpy()], expected[live.numpy()], rtol=0, atol=1e-3)
+
+
+@torch.no_grad()
+def test_guidance_doubles_the_batch(llada: nn.Module) -> None:
+    ids = random_ids(1, 200)
+    bare = ids.clone()
+    bare[:, :120] = 197
+    pair = torch.cat([ids, bare])
+    with accelerate(llada, TINY, steps=2, prompt_length=120) as acceleration:
+        both = [llada(pair) for _ in range(2)][1]
+        assert acceleration.cache.pattern(0).batch == 2
+        alone = [torch.cat([llada(row[None]) for _ in range(2)][1:]) for row in pair]
+    torch.testing.assert_close(both, torch.cat(alone), rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("repeated", [True, False])
+def test_heads_that_the_model_repeats_are_shared_again(
+    repeated: bool, dream: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids, kv_heads = random_ids(1, 64), []
+    attend = sparsed.PatternCache.attend
+
+    def spy(self: Any, layer: int, q: Any, k: Any, *args: Any, **kwargs: Any) -> Any:
+        kv_heads.append(k.shape[1])
+        return attend(self, layer, q, k, *args, **kwargs)
+
+    monkeypatch.setattr(sparsed.PatternCache, "attend", spy)
+    if not repeated:  # another order of the same heads: each query head has a key head of its own
+        monkeypatch.setattr(torch.Tensor, "repeat_interleave", lambda x, n, dim: torch.cat([x] * n, dim))
+    plain = dream(ids)
+    with accelerate(dream, sparsed.SparseConfig(min_length=100), steps=1, prompt_length=20):
+        torch.testing.assert_close(dream(ids), plain, rtol=0, atol=1e-4)
+    assert kv_heads == [2 if repeated else 4] * 3
+
+
+@torch.no_grad()
+def test_when_the_count_starts_anew(llada: nn.Module) -> None:
+    acceleration = accelerate(llada, TINY, steps=3, prompt_length=20)
+
+    def step_after(*shape: int) -> int:
+        llada(random_ids(*shape))
+        return acceleration.cache.step
+
+    assert [step_after(1, 64) for _ in range(4)] == [0, 1, 2, 0]
+    assert [step_after(1, 80), step_after(1, 80), step_after(2, 80), step_after(1, 80)] == [0, 1, 0, 0]
+    acceleration.restart()
+    assert step_after(1, 80) == 0
+    with acceleration as same:
+        assert same is acceleration
+        assert step_after(1, 80) == 0
+    assert step_after(1, 80) == 0  # undone: nothing counts
+    with acceleration:
+        assert [step_after(1, 80), step_after(1, 80)] == [0, 1]
+
+
+@torch.no_grad()
+def test_the_second_call_takes_the_place_of_the_first(llada: nn.Module) -> None:
+    ids = random_ids(1, 64)
+    plain = llada(ids)
+    first = accelerate(llada, TINY, steps=3, prompt_length=20)
+    with accelerate(llada, TINY, steps=5, prompt_length=30) as second:
+        llada(ids)
+        assert (first.cache.step, second.cache.step) == (-1, 0)
+    first.undo()
+    assert torch.equal(llada(ids), plain)
+
+
+@torch.no_grad()
+def test_other_wrappers_of_forward_stay(llada: nn.Module) -> None:
+    block = llada.model.transformer["blocks"][0]
+    calls = []
+
+    def wrap(forward: Any) -> Any:
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            calls.append(1)
+            return forward(*args, **kwargs)
+
+        return counted
+
+    ids = random_ids(1, 64)
+    plain = llada(ids)
+    block.forward = inside = wrap(block.forward)
+    with accelerate(llada, TINY, steps=3, prompt_length=20) as acceleration:
+        llada(ids)
+        block.forward = wrap(block.forward)
+        llada(ids)
+        assert acceleration.cache.step == 1
+    assert len(calls) == 3
+    assert torch.equal(llada(ids), plain)  # the outer wrapper still holds ours, which passes everything on
+    assert len(calls) == 5
+    assert acceleration.cache.step == 1
+    with acceleration:
+        llada(ids)
+        assert acceleration.cache.step == 0
+    block.forward = inside
+    del block.forward
+
+
+def test_what_it_says(llada: nn.Module, dream: nn.Module, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="sparsed"), accelerate(llada, TINY, steps=3, prompt_length=20) as acceleration:
+        text = str(acceleration)
+    assert text in caplog.text
+    assert "3 layers model.transformer.blocks.* (LLaDABlock): q_proj, k_proj, v_proj, attn_out" in text
+    assert "rotary model.transformer.blocks.0.rotary_emb, width 128" in text
+    with accelerate(dream, TINY, steps=3, prompt_length=20) as acceleration:
+        assert "model.layers.*.self_attn (DreamAttention): q_proj, k_proj, v_proj, o_proj" in str(acceleration)
+        assert "2 query heads share a key/value head" in str(acceleration)
+
+
+def renamed(model: nn.Module, names: dict[str, str]) -> nn.Module:
+    """A copy whose attention modules hold the same children under other names."""
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        if "q_proj" in module._modules:
+            old_names = {old: property(lambda self, new=new: self._modules[new]) for old, new in names.items()}
+            for old, new in names.items():
+                module._modules[new] = module._modules.pop(old)
+            module.__class__ = type("Attention", (type(module),), old_names)
+    return model
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"q_proj": "wq", "k_proj": "wk", "v_proj": "wv", "attn_out": "wo", "rotary_emb": "rope"},
+        {"q_proj": "query", "k_proj": "key", "v_proj": "value", "attn_out": "dense", "rotary_emb": "RotaryEmbedding"},
+        {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "attn_out": "to_out", "rotary_emb": "pos"},
+        {"q_proj": "Wq", "k_proj": "Wk", "v_proj": "Wv", "attn_out": "proj", "rotary_emb": "RoPE"},
+        {"q_proj": "q_lin", "k_proj": "k_lin", "v_proj": "v_lin", "attn_out": "out_lin", "rotary_emb": "rotary"},
+    ],
+)
+def test_models_that_rename_things(names: dict[str, str], llada: nn.Module) -> None:
+    model = renamed(llada, names)
+    with accelerate(model, sparse_of("llada_b32"), **settings("llada_b32")) as acceleration:
+        assert acceleration.layers[0].projections == tuple(names.values())[:4]
+        assert acceleration.layers[0].rotary.endswith(names["rotary_emb"])
+        for ids, expected in golden_steps("llada_b32", "sparse"):
+            logits = model(ids)[0, settings("llada_b32")["prompt_length"] - 1 :].numpy()
+            np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["llada_b32", "dream_b32"])
+def test_autocast_and_inference_mode(name: str) -> None:
+    model, ids = torch_models.load(DATA / name), random_ids(1, 200)
+    everything = sparsed.SparseConfig(skip=0.0, rho=1.0, block_size=16, min_length=0)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        plain = model(ids)
+        with accelerate(model, everything, steps=2, prompt_length=100):
+            for _ in range(2):
+                logits = model(ids)
+                assert logits.dtype == plain.dtype
+                assert (logits - plain).float().std() < 0.03 * plain.float().std()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("first", ["accelerate", "compile"])
+def test_compiled_models(first: str) -> None:
+    torch.compiler.reset()
+    model, ids = torch_models.load(DATA / "llada_b32"), random_ids(1, 200)
+    plain = model(ids)
+    with accelerate(model, TINY, steps=3, prompt_length=100):
+        expected = [model(ids) for _ in range(3)]
+    compiled = torch.compile(model, backend="eager")
+    if first == "compile":
+        compiled(ids)
+    with accelerate(model, TINY, steps=3, prompt_length=100) as acceleration:
+        for logits in expected * 2:
+            torch.testing.assert_close(compiled(ids), logits, rtol=0, atol=1e-4)
+        assert acceleration.cache.phase == "sparse"
+    torch.testing.assert_close(compiled(ids), plain, rtol=0, atol=1e-4)
+
+
+class Fused(nn.Module):
+    """One projection for queries, keys and values, as OLMo's sequential block has."""
+
+    def __init__(self, rotary: bool = True, out: bool = True) -> None:
+        super().__init__()
+        self.att_proj = nn.Linear(64, 64 + 2 * 32)
+        if out:
+            self.attn_out = nn.Linear(64, 64)
+        if rotary:
+            self.rotary_emb = torch_models.Rotary(10000.0, 16)
+
+    def forward(self, x: Any) -> Any:
+        q, k, v = (part.unflatten(-1, (-1, 16)).transpose(1, 2) for part in self.att_proj(x).split((64, 32, 32), -1))
+        q, k = self.rotary_emb(q, k)
+        return self.attn_out(F.scaled_dot_product_attention(q, k, v, enable_gqa=True).transpose(1, 2).flatten(2))
+
+
+@torch.no_grad()
+def test_fused_projections() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(Fused(), Fused()), torch.randn(2, 90, 64)
+    plain = model(x)
+    everything = sparsed.SparseConfig(skip=0.0, rho=1.0, block_size=16, min_length=0)
+    with accelerate(model, everything, steps=2, prompt_length=40) as acceleration:
+        assert "att_proj, attn_out" in str(acceleration)
+        for _ in range(2):
+            torch.testing.assert_close(model(x), plain, rtol=0, atol=1e-5)
+        assert acceleration.cache.pattern(1).heads == 4
+
+
+class Eager(Fused):
+    def forward(self, x: Any) -> Any:
+        q, k, v = (part.unflatten(-1, (-1, 16)).transpose(1, 2) for part in self.att_proj(x).split((64, 32, 32), -1))
+        k, v = (part.repeat_interleave(2, 1) for part in (k, v))
+        return self.attn_out(((q @ k.mT).softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
+class Variant(nn.Module):
+    """Attention that is called as the test says."""
+
+    def __init__(self, keys: int = 0, **kwargs: Any) -> None:
+        super().__init__()
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(32, 32) for _ in range(4))
+        self.rotary_emb = nn.Identity()
+        self.keys, self.kwargs = keys, kwargs
+
+    def forward(self, x: Any) -> Any:
+        q, k, v = (proj(x)[:, None] for proj in (self.q_proj, self.k_proj, self.v_proj))
+        return F.scaled_dot_product_attention(q, k[:, :, self.keys :], v[:, :, self.keys :], **self.kwargs)
+
+
+BIAS = torch.linspace(0, 1, 48)[None, None, None]
+CAUSAL = torch.ones(48, 48, dtype=torch.bool).tril()
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (
+            Eager,
+            "accelerate: model called scaled_dot_product_attention 0 times, expected once (load the model with attn",
+        ),
+        (lambda: Variant(is_causal=True), "accelerate: the attention is causal, expected one that sees the whole sequ"),
+        (lambda: Variant(attn_mask=CAUSAL), "hides different keys from different queries or heads, expected a padding"),
+        (lambda: Variant(attn_mask=BIAS), "mask is a bias on the scores, expected 0 (seen) and -inf (hidden) alone"),
+        (lambda: Variant(dropout_p=0.1), "accelerate: dropout is 0.1, expected 0 (inference only: use model.eval())"),
+        (
+            lambda: Variant(keys=8),
+            "accelerate: 48 queries meet 40 keys, expected as many (a KV cache: call the model wi",
+        ),
+    ],
+)
+def test_what_a_forward_pass_refuses(model: Any, message: str) -> None:
+    holder = nn.Module()
+    holder.model = model()
+    with accelerate(holder, TINY, steps=2, prompt_length=9), torch.no_grad():
+        with pytest.raises(ValueError, match=re.escape(message)):
+            holder.model(torch.randn(1, 48, 64 if model is Eager else 32))
+
+
+def test_training_is_refused(llada: nn.Module) -> None:
+    with accelerate(llada, TINY, steps=2, prompt_length=9):
+        with pytest.raises(
+            ValueError, match=re.escape("attend: an input requires grad, expected none that does (infer")
+        ):
+            llada(random_ids(1, 48))
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (
+            lambda: nn.Linear(2, 2),
+            "accelerate: Linear has no attention layer that is known, expected modules with proje",
+        ),
+        (lambda: nn.Sequential(Fused(rotary=False)), "found: 0 (Fused) has att_proj, attn_out, but no rotary module"),
+        (lambda: nn.Sequential(Fused(out=False)), "found: 0 (Fused) has att_proj, but no output projection"),
+        (
+            lambda: nn.Sequential(Fused(), Variant()),
+            "accelerate: Sequential has attention layers of different kinds, ex",
+        ),
+    ],
+)
+def test_unknown_models_are_refused(model: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        accelerate(model(), TINY, steps=2, prompt_length=9)
+
+
+def test_wrong_arguments(llada: nn.Module) -> None:
+    for changes, error, message in (
+        ({"model": "LLaDA"}, TypeError, "accelerate: model is a str, expected a torch.nn.Module"),
+        ({"sparse": 0.3}, TypeError, "config is a float, expected a SparseConfig"),
+        ({"steps": None}, TypeError, "accelerate: steps is None, expected the number of forward passes"),
+        ({"steps": 0}, ValueError, "steps is 0"),
+        ({"prompt_length": -1}, ValueError, "prompt_length is -1"),
+    ):
+        arguments: dict[str, Any] = {"model": llada, "sparse": TINY, "steps": 2, "prompt_length": 9, **changes}
+        with pytest.raises(error, match=re.escape(message)):
+            accelerate(arguments.pop("model"), arguments.pop("sparse"), **arguments)
+    with accelerate(llada, TINY, steps=2, prompt_length=99), torch.no_grad():
+        with pytest.raises(ValueError, match="prompt_length"):
+            llada(random_ids(1, 48))

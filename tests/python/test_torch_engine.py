@@ -1,0 +1,216 @@
+"""The torch engine: the same logits, tokens and patterns as the native one."""
+
+from __future__ import annotations
+
+import builtins
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import sparsed  # noqa: E402
+from sparsed.demo import demo_model_folder  # noqa: E402
+from sparsed.torch import engine  # noqa: E402
+from test_goldens_generate import CASES, DATA, case_of, options_of, sparse_of  # noqa: E402
+from tiny_checkpoint import (  # noqa: E402
+    BFLOAT16,
+    PUBLISHED,
+    random_tensors,
+    reference_logits,
+    tiny_config,
+    write_checkpoint,
+)
+
+
+def random_ids(batch=2, length=21, seed=1):
+    return np.random.default_rng(seed).integers(0, 90, (batch, length))
+
+
+# --- logits ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("stored", [np.float32, BFLOAT16, np.float16], ids=["f32", "bf16", "f16"])
+def test_published_configs(tmp_path, name, stored):
+    values = tiny_config(name)
+    tensors = random_tensors(values, stored)
+    folder = write_checkpoint(tmp_path, values, tensors, shards=3)
+    expected = reference_logits(values, tensors, random_ids())
+    logits = sparsed.load_model(folder, engine="torch").forward(random_ids())
+    assert logits.dtype == np.float32
+    np.testing.assert_allclose(logits, expected, atol=2e-4)
+    error = sparsed.load_model(folder, "bfloat16", engine="torch").forward(random_ids()) - expected
+    assert np.sqrt(np.mean(error**2)) < 0.03 * np.sqrt(np.mean(expected**2))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("llada_8b", {"include_qkv_bias": True, "n_kv_heads": 2}),
+        ("llada_8b", {"n_kv_heads": None, "multi_query_attention": True}),
+        ("llada_8b", {"weight_tying": True, "rope_full_precision": False}),
+        ("dream_7b", {"num_key_value_heads": 1, "tie_word_embeddings": True}),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_is_the_native_engine(tmp_path, name, changes, dtype):
+    folder = write_checkpoint(tmp_path, tiny_config(name, **changes))
+    models = [sparsed.load_model(folder, dtype, engine=name) for name in ("native", "torch")]
+    mask = np.ones((2, 21), bool)
+    mask[1, :6] = False
+    for options in ({}, {"key_mask": mask}, {"positions": [3, 20, 0], "position_ids": np.arange(5, 26)}):
+        native, other = (model.forward(random_ids(), **options) for model in models)
+        assert other.shape == native.shape
+        tolerance = 1e-4 if dtype == "float32" else 0.25
+        live = mask[:, options.get("positions", range(21))]
+        np.testing.assert_allclose(other[live], native[live], atol=tolerance)
+
+
+def test_the_mlp_takes_long_sequences_in_parts(tmp_path, monkeypatch):
+    model = sparsed.load_model(write_checkpoint(tmp_path, tiny_config("dream_7b")), engine="torch")
+    whole = model.forward(random_ids())
+    monkeypatch.setattr(engine, "_MLP_ROWS", 5)
+    np.testing.assert_allclose(model.forward(random_ids()), whole, atol=1e-5)
+
+
+def test_dense_attention_elsewhere_is_torchs(tmp_path, monkeypatch):
+    """On other devices scaled_dot_product_attention is used; here it runs on the CPU."""
+    model = sparsed.load_model(write_checkpoint(tmp_path, tiny_config("dream_7b")), engine="torch")
+    mask = np.ones((2, 21), bool)
+    mask[1, :6] = False
+    expected = [model.forward(random_ids(), key_mask=key_mask) for key_mask in (None, mask)]
+    monkeypatch.setattr(engine, "dense", lambda layer, q, k, v, key_mask: engine.sdpa(q, k, v, key_mask))
+    for key_mask, logits in zip((None, mask), expected, strict=True):
+        other = model.forward(random_ids(), key_mask=key_mask)
+        np.testing.assert_allclose(other[mask], logits[mask], atol=1e-4)
+
+
+def test_loading_reads_no_tensor_twice_and_ties(tmp_path):
+    values = tiny_config("illada_8b")
+    tensors = random_tensors(values)
+    model = sparsed.load_model(write_checkpoint(tmp_path, values, tensors), engine="torch")
+    assert model.network.head.weight is model.network.embedding.weight
+    assert model.nbytes == sum(tensor.nbytes for tensor in tensors.values())
+    assert "illada" not in repr(model) and "cpu" in repr(model)
+
+
+# --- goldens ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_golden_logits(name):
+    arrays = case_of(name)[2]
+    model = sparsed.load_model(DATA / name, engine="torch")
+    positions = np.arange(arrays["prompt"].shape[1] - 1, arrays["dense_x"].shape[1])
+    for ids, expected in zip(arrays["dense_x"][::3], arrays["dense_logits"][::3], strict=True):
+        logits = model.forward(ids[None], positions=positions)[0]
+        np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_golden_generations(name):
+    model = sparsed.load_model(DATA / name, engine="torch")
+    arrays = case_of(name)[2]
+    result = sparsed.generate(model, **options_of(name))
+    np.testing.assert_array_equal(result.history[:-1, 0], arrays["dense_x"])
+    np.testing.assert_array_equal(result.tokens, arrays["dense_tokens"])
+    result = sparsed.generate(model, sparse=sparse_of(name), **options_of(name))
+    np.testing.assert_array_equal(result.history[:-1, 0], arrays["sparse_x"])
+    np.testing.assert_array_equal(result.tokens, arrays["sparse_tokens"])
+    for layer, expected in enumerate(arrays["pattern"]):
+        np.testing.assert_array_equal(result.groups[0].cache.pattern(layer).to_mask()[0], expected)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_guided_batches_with_padding(dtype):
+    model = sparsed.load_model(demo_model_folder(), dtype, engine="torch")
+    ids = np.random.default_rng(3).integers(4, 400, (2, 70))
+    mask = np.ones(ids.shape, bool)
+    mask[1, :20] = False
+    options = dict(gen_length=8, steps=4, sampler=sparsed.LLaDASampler(cfg_scale=1.0))
+    options["sparse"] = sparsed.SparseConfig(min_length=0, block_size=16)
+    both = sparsed.generate(model, ids, prompt_mask=mask, **options)
+    alone = sparsed.generate(model, ids[1:, 20:], **options)
+    np.testing.assert_array_equal(both.generated[1], alone.generated[0])
+    if dtype == "float32":
+        native = sparsed.load_model(demo_model_folder())
+        np.testing.assert_array_equal(both.tokens, sparsed.generate(native, ids, prompt_mask=mask, **options).tokens)
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+PEAK = """
+import sys, sparsed
+folder, warm, options = sys.argv[1], sys.argv[2], dict(arg.split("=") for arg in sys.argv[3:])
+def status(key):
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(key))
+sparsed.load_model(warm, **options).forward([[1]])
+before = status("VmRSS")
+open("/proc/self/clear_refs", "w").write("5")  # the peak starts anew
+model = sparsed.load_model(folder, **options)
+print(status("VmHWM") - before, model.nbytes)
+"""
+
+
+@pytest.mark.parametrize("options", [["engine=native"], ["engine=torch"], ["engine=torch", "dtype=bfloat16"]], ids=str)
+def test_loading_holds_the_model_and_one_shard(tmp_path, options):
+    sizes = dict(d_model=512, n_heads=8, n_layers=8, mlp_hidden_size=1536, n_kv_heads=8)
+    values = tiny_config("llada_8b", **sizes)
+    folder = write_checkpoint(tmp_path / "big", values, shards=6)
+    warm = write_checkpoint(tmp_path / "warm", tiny_config("llada_8b"))
+    shard = max(path.stat().st_size for path in folder.glob("*.safetensors"))
+    command = [sys.executable, "-c", PEAK, str(folder), str(warm), *options]
+    run = subprocess.run(command, check=True, capture_output=True, text=True)
+    peak, model = map(int, run.stdout.split())
+    assert peak <= model + shard
+
+
+# --- errors ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"engine": "jax"}, "load_model: engine is 'jax', expected 'native' or 'torch'"),
+        ({"engine": "torch", "dtype": torch.float16}, "load_model: dtype is torch.float16, expected one of"),
+        ({"device": "cpu"}, "load_model: device is given, expected engine 'torch' with it"),
+        ({"engine": "torch", "device": "cpu", "device_map": "auto"}, "device_map and device are given, expected"),
+    ],
+)
+def test_refused_arguments(options, message):
+    with pytest.raises(ValueError, match=message):
+        sparsed.load_model(DATA / "dream_tail", **options)
+
+
+def test_torch_dtypes_are_names(tmp_path):
+    model = sparsed.load_model(DATA / "dream_tail", torch.bfloat16, engine="torch", device=torch.device("cpu"))
+    assert model.dtype == "bfloat16" and model.network.head.weight.dtype == torch.bfloat16
+
+
+def test_forward_refuses_what_the_native_engine_refuses():
+    model = sparsed.load_model(DATA / "dream_tail", engine="torch")
+    with pytest.raises(TypeError, match="forward: ids has dtype float64, expected integers"):
+        model.forward(np.ones((1, 4)))
+    with pytest.raises(ValueError, match=r"attend returned shape \[1, 2, 4, 16\], expected \[1, 2, 4, 32\]"):
+        model.forward([[1, 2, 3, 4]], attend=lambda layer, q, k, v, key_mask=None: q[..., :16])
+    with pytest.raises(MemoryError, match="forward: a sequence this long"):
+        model.forward(np.ones((64, 4), np.int64), positions=np.zeros(1 << 20, np.int64))
+
+
+def test_torch_is_needed_only_when_asked_for(monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("sparsed.torch")]:
+        monkeypatch.delitem(sys.modules, name)
+    original = builtins.__import__
+
+    def without_torch(name, globals=None, locals=None, fromlist=(), level=0):
+        if name == "torch" and level == 0:
+            raise ModuleNotFoundError("No module named 'torch'", name="torch")
+        return original(name, globals, locals, fromlist, level)
+
+    monkeypatch.setattr(builtins, "__import__", without_torch)
+    assert sparsed.load_model(DATA / "dream_tail").dtype == "float32"
+    with pytest.raises(ImportError, match="sparsed.torch needs torch"):
+        sparsed.load_model(DATA / "dream_tail", engine="torch")
