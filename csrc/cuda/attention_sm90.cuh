@@ -280,7 +280,7 @@ SPARSED_DEVICE void finish_group(const AttentionArgs& args, const QueryTile<Trai
       store_global(args.lse + (static_cast<int64_t>(tile.b) * args.heads + tile.h) * args.q_len + own, lse);
     }
   }
-  store_rows<Traits>(args, tile.b, tile.h, row, tile.row_end, state.rO[0], inverse);
+  if (args.out.data) store_rows<Traits>(args, tile.b, tile.h, row, tile.row_end, state.rO[0], inverse);
 }
 
 template <class Traits>

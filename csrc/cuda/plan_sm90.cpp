@@ -27,15 +27,16 @@ bool can_copy(const CopyMap& map) {
 CopyMaps copy_maps(const Plan& plan) {
   const AttentionArgs& args = plan.args;
   const int kv_heads = args.heads / args.group;
+  const Array& values = args.v.data ? args.v : args.k;  // in a selection alone no output comes of them
   const int box = args.counts ? std::min(1 << args.list_shift, kTileKeys) : kTileKeys;
   return {map_of(args.q, args, args.q_len, args.heads, kGroupRows), map_of(args.k, args, args.kv_len, kv_heads, box),
-          map_of(args.v, args, args.kv_len, kv_heads, box)};
+          map_of(values, args, args.kv_len, kv_heads, box)};
 }
 
 bool move_to_sm90(Plan& plan) {
   AttentionArgs& args = plan.args;
   if (plan.kernel != Kernel::kSm80 || (plan.head_dim != 64 && plan.head_dim != 128)) return false;
-  if (!args.out.data || plan.blocks == 0 || args.kv_len == 0) return false;
+  if (plan.blocks == 0 || args.kv_len == 0) return false;
   const CopyMaps maps = copy_maps(plan);
   if (!can_copy(maps.q) || !can_copy(maps.k) || !can_copy(maps.v)) return false;
   const int block = args.counts ? 1 << args.list_shift : kTileRows;

@@ -46,7 +46,7 @@ struct Sm90 {
   static constexpr uint32_t kQueriesFull = kResults + kResultBytes, kQueriesEmpty = kQueriesFull + 8;
   static constexpr uint32_t kRing = kQueriesFull + 16, kRingStage = 40;
   static constexpr uint32_t kKeysFull = 0, kKeysEmpty = 8, kValuesFull = 16, kValuesEmpty = 24, kRaw = 32;
-  static constexpr uint32_t kSharedBytes = kRing + kStages * kRingStage;
+  static constexpr int kSharedBytes = kRing + kStages * kRingStage;
 };
 
 // The place of the count-th tile in the ring.
