@@ -15,7 +15,7 @@ TEST_FILES := $(shell find tests/cpp -type f)
 JOBS := $(shell getconf _NPROCESSORS_ONLN)
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: help demo test extras cpp-test scalar-test python-test wheel wheel-test lint stubs format clean googletest
+.PHONY: help demo test extras cpp-test scalar-test python-test wheel wheel-test lint stubs notebooks format clean googletest
 help:
 	@echo "make demo     build, then answer questions about a long text: dense, SparseD, sliding window"
 	@echo "make test     build, then all C++ and Python tests"
@@ -23,6 +23,7 @@ help:
 	@echo "make wheel    sdist and a wheel that other Linux machines can install, in dist/; make wheel-test installs it"
 	@echo "make lint     ruff, mypy, clang-format, freshness of the stubs"
 	@echo "make stubs    write python/sparsed/_core.pyi anew"
+	@echo "make notebooks  run notebooks/ anew and keep their outputs"
 	@echo "make format   format C++ and Python in place"
 	@echo "make clean    remove build/ and $(VENV)/"
 
@@ -72,6 +73,9 @@ lint: $(VENV)/.dev
 
 stubs: $(VENV)/.tests
 	$(BIN)/python -m pybind11_stubgen --exit-code sparsed._core -o python
+
+notebooks: $(VENV)/.tests
+	$(BIN)/python notebooks/run.py
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

@@ -22,6 +22,10 @@ struct Bf16 {
 struct F16 {
   uint16_t bits;
 };
+template <class T>
+constexpr bool kIsBf16 = false;
+template <>
+constexpr bool kIsBf16<Bf16> = true;
 
 // --- place -----------------------------------------------------------------------------------------------------------
 
@@ -102,7 +106,7 @@ SPARSED_DEVICE void load_matrices_transposed(uint32_t (&r)[4], uint32_t address)
 // c += A (16x16, rows) * B (16x8, columns).
 template <class T>
 SPARSED_DEVICE void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  if constexpr (sizeof(T) == 2 && __is_same(T, Bf16)) {
+  if constexpr (kIsBf16<T>) {
     asm volatile(
         "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
         "{%0, %1, %2, %3};"
@@ -163,7 +167,7 @@ SPARSED_DEVICE float multiply_add(float a, float b, float c) { return __fmaf_rn(
 template <class T>
 SPARSED_DEVICE uint32_t pack_pair(float low, float high) {
   uint32_t pair;
-  if constexpr (__is_same(T, Bf16)) {
+  if constexpr (kIsBf16<T>) {
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
   } else {
     asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
@@ -176,7 +180,7 @@ SPARSED_DEVICE float to_float(Bf16 x) { return __uint_as_float(static_cast<uint3
 SPARSED_DEVICE float to_float(F16 x) { return __half2float(__ushort_as_half(x.bits)); }
 template <class T>
 SPARSED_DEVICE T from_float(float x) {
-  if constexpr (__is_same(T, float)) {
+  if constexpr (sizeof(T) == sizeof(float)) {
     return x;
   } else {
     return T{static_cast<uint16_t>(pack_pair<T>(x, 0.f))};

@@ -19,6 +19,7 @@ from .attention import (
 )
 from .config import SlidingWindow, SparseConfig, StreamingLLM
 from .generate import GenerationResult, StepInfo, generate, pad_left
+from .kv_cache import DelayedCache, DualCache, PrefixCache
 from .loader import load_model
 from .pattern import BlockPattern, PatternCache
 from .sampling import DreamSampler, LLaDASampler
@@ -30,11 +31,14 @@ __version__ = _version("sparsed")
 __all__ = [
     "Backend",
     "BlockPattern",
+    "DelayedCache",
     "DreamSampler",
+    "DualCache",
     "GenerationResult",
     "GenerationStats",
     "LLaDASampler",
     "PatternCache",
+    "PrefixCache",
     "SlidingWindow",
     "SparseConfig",
     "StepInfo",

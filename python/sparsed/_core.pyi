@@ -60,6 +60,8 @@ class BlockPattern:
         ...
     def __setstate__(self, arg0: tuple) -> None:
         ...
+    def _repr_html_(self) -> str:
+        ...
     def jaccard(self, other: BlockPattern) -> numpy.typing.NDArray[numpy.float64]:
         """
         |A and B| / |A or B| per head, float64 (B, H); 1 where both are empty.
@@ -68,6 +70,39 @@ class BlockPattern:
         """
         (offsets int64, indices int32): row r = (batch * heads + head) * q_blocks + q_block holds
         ``indices[offsets[r]:offsets[r + 1]]``, sorted.
+        """
+    def plot(self, head: int = 0, *, batch: int = 0, ax: typing.Any = None) -> typing.Any:
+        """
+        Draws one head: query blocks downwards, key blocks to the right, the end of the prompt as a line.
+        
+        Needs matplotlib.
+        
+        Args:
+            head: The query head.
+            batch: The batch row.
+            ax: The matplotlib Axes to draw into; None: new ones.
+        
+        Returns:
+            The Axes.
+        
+        Raises:
+            ImportError: matplotlib is missing.
+            ValueError: There is no such head or row.
+        """
+    def plot_grid(self, heads: typing.Sequence[int] | None = None, *, batch: int = 0) -> typing.Any:
+        """
+        Draws the heads side by side; `PatternCache.plot_grid` draws layers too. Needs matplotlib.
+        
+        Args:
+            heads: None: all.
+            batch: The batch row.
+        
+        Returns:
+            A matplotlib Figure.
+        
+        Raises:
+            ImportError: matplotlib is missing.
+            ValueError: A head or row that does not exist.
         """
     def row(self, batch: typing.Any, head: typing.Any, q_block: typing.Any) -> numpy.typing.NDArray[numpy.int32]:
         """

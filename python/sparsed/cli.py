@@ -1,33 +1,32 @@
-"""The command line: `sparsed demo | generate | bench | lm-eval | info`."""
+"""The command line: `sparsed demo | generate | eval | ablate | bench | lm-eval | info`."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import importlib
 import json
-import os
-import platform
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .attention import (
-    active_backend,
-    backends,
-    get_num_threads,
-    set_num_threads,
-)
+from .attention import set_num_threads
 from .config import BLOCK_SIZES, SlidingWindow, SparseConfig, StreamingLLM
 from .demo import DemoOptions, run_demo
+from .eval.command import add_ablate_options, add_eval_options, run_ablate, run_eval
 from .generate import generate
+from .kv_cache import DelayedCache, DualCache, KVCache, PrefixCache
 from .loader import load_model
+from .machine import machine_info
+from .pictures.live import LiveText, can_draw
 from .sampling import SAMPLERS, Sampler
 from .tokenizer import load_tokenizer
 
 _INTERRUPTED = 130
+_CACHES: dict[str, type[KVCache]] = {"prefix": PrefixCache, "dual": DualCache, "delayed": DelayedCache}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -74,10 +73,13 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="sparsed", description="Block-sparse attention for diffusion language models.")
     parser.add_argument("--version", action="version", version=f"sparsed {version('sparsed')}")
-    commands = parser.add_subparsers(dest="command", metavar="{demo,generate,bench,lm-eval,info}", required=True)
+    metavar = "{demo,generate,eval,ablate,bench,lm-eval,info}"
+    commands = parser.add_subparsers(dest="command", metavar=metavar, required=True)
     for name, add_options, run, text in (
         ("demo", _add_demo_options, _demo, "questions about a long text: dense, SparseD and sliding window"),
         ("generate", _add_generate_options, _generate, "text from a checkpoint folder"),
+        ("eval", add_eval_options, run_eval, "accuracy and cost of dense, SparseD and baselines on RULER-style tasks"),
+        ("ablate", add_ablate_options, run_ablate, "SparseD without its parts, and sweeps of rho and skip"),
         ("info", _add_info_options, _info, "version, kernels and machine"),
     ):
         command = commands.add_parser(name, help=text, description=text, formatter_class=_Formatter)
@@ -137,23 +139,28 @@ def _add_generate_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--raw", dest="chat", action="store_false", help="the same as --no-chat")
     parser.add_argument("--stats", action="store_true", help="seconds, densities and tokens by phase, on stderr")
-    parser.add_argument("--progress", action="store_true", help="a bar on stderr")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page that plays the generation")
+    display = parser.add_mutually_exclusive_group()
+    display.add_argument("--progress", action="store_true", help="a bar on stderr")
+    display.add_argument("--live", action="store_true", help="show the text filling in (in a terminal)")
 
     attention_options = parser.add_argument_group("attention")
     method = attention_options.add_mutually_exclusive_group()
     method.add_argument("--sparse", action="store_true", help="SparseD (this is the default)")
     method.add_argument("--dense", action="store_true", help="dense attention")
     method.add_argument("--window", type=int, help="a sliding window of this many tokens")
+    method.add_argument("--cache", choices=tuple(_CACHES), help="dense, keys and values kept: Fast-dLLM, dKV-Cache")
     attention_options.add_argument("--sinks", type=int, help="with --window: first tokens that all see (StreamingLLM)")
     attention_options.add_argument("--rho", type=float, help="share of the key blocks that is kept")
     attention_options.add_argument("--skip", type=float, help="share of the steps before the selection")
     attention_options.add_argument("--block-size", type=int, choices=BLOCK_SIZES, help="tokens per block")
     attention_options.add_argument("--selection", choices=("paper", "reference"))
     attention_options.add_argument("--min-length", type=int, help="shorter sequences stay dense")
+    attention_options.add_argument("--refresh", type=int, help="with --cache: forwards from one refresh to the next")
 
     sampling = parser.add_argument_group("sampling", "each model family has its own options")
     sampling.add_argument("--temperature", type=float)
-    sampling.add_argument("--block-length", type=int, help="LLaDA: tokens per block")
+    sampling.add_argument("--block-length", type=int, help="tokens per block")
     sampling.add_argument("--cfg-scale", type=float, help="LLaDA: classifier-free guidance")
     sampling.add_argument("--remasking", choices=("low_confidence", "random"), help="LLaDA")
     sampling.add_argument("--threshold", type=float, help="LLaDA: fill what is at least this confident")
@@ -165,24 +172,32 @@ def _add_generate_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _generate(args: argparse.Namespace) -> int:
+    if args.html is not None and not args.html.absolute().parent.is_dir():
+        raise FileNotFoundError(f"--html is {args.html}, expected a file in a folder that exists")
     sparse = _sparse_config(args)
     text = _prompt_text(args)
     tokenizer = load_tokenizer(args.model)
     model = load_model(args.model, dtype=args.dtype)
     chat = tokenizer.chat_template is not None if args.chat is None else args.chat
-    result = generate(
-        model,
-        tokenizer.chat(text) if chat else tokenizer.encode(text),
-        gen_length=args.gen_length,
-        steps=args.steps,
-        sparse=sparse,
-        sampler=_sampler(args, model.config.family),
-        seed=args.seed,
-        progress=args.progress,
-    )
+    live = LiveText(sys.stdout, tokenizer, args.gen_length) if args.live and can_draw(sys.stdout) else None
+    with live or contextlib.nullcontext():
+        result = generate(
+            model,
+            tokenizer.chat(text) if chat else tokenizer.encode(text),
+            gen_length=args.gen_length,
+            steps=args.steps,
+            sparse=sparse,
+            cache=None if args.cache is None else _CACHES[args.cache](**_given(args, ("refresh",))),
+            sampler=_sampler(args, model.config.family),
+            seed=args.seed,
+            on_step=live,
+            progress=args.progress,
+        )
     if result.interrupted:
         print(f"sparsed: interrupted after {len(result.stats)} steps", file=sys.stderr)
     print(tokenizer.text(result.generated[0]))
+    if args.html is not None:
+        args.html.write_text(result.page(tokenizer, title=Path(args.model).resolve().name), encoding="utf-8")
     if args.stats:
         print(result.stats.table(), file=sys.stderr)
     return _INTERRUPTED if result.interrupted else 0
@@ -201,7 +216,9 @@ def _refuse(options: dict[str, Any], why: str) -> None:
 
 def _sparse_config(args: argparse.Namespace) -> SparseConfig | SlidingWindow | StreamingLLM | None:
     selecting = ("rho", "skip", "selection", "min_length")
-    if args.dense:
+    if args.cache is None:
+        _refuse(_given(args, ("refresh",)), "there is no --cache")
+    if args.dense or args.cache is not None:
         _refuse(_given(args, (*selecting, "block_size", "sinks")), "attention is dense")
         return None
     if args.window is None:
@@ -261,7 +278,7 @@ def _add_info_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _info(args: argparse.Namespace) -> int:
-    machine = _machine()
+    machine = machine_info()
     if args.json:
         print(json.dumps(machine, indent=1))
         return 0
@@ -272,33 +289,3 @@ def _info(args: argparse.Namespace) -> int:
     for name, state in machine["backends"].items():
         print(f"{'backend':{width}}  {name}: {state}")
     return 0
-
-
-def _machine() -> dict[str, Any]:
-    """What a bug report and a benchmark need to know."""
-    try:
-        active = active_backend()
-    except ValueError as error:  # SPARSED_ISA names none that runs here
-        active = f"none: {error}"
-    packages = ("sparsed", "numpy", "ml_dtypes", "tokenizers", "jinja2")
-    return {
-        **{package: version(package) for package in packages},
-        "python": platform.python_version(),
-        "system": platform.platform(),
-        "cpu": _cpu_name(),
-        "cores": os.cpu_count(),
-        "threads": get_num_threads(),
-        "SPARSED_ISA": os.environ.get("SPARSED_ISA", ""),
-        "active": active,
-        "backends": {
-            backend.name: "available" if backend.available else "; ".join(backend.reasons) for backend in backends()
-        },
-    }
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

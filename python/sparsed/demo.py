@@ -3,35 +3,23 @@
 from __future__ import annotations
 
 import importlib.resources
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 from tqdm import tqdm
 
 from .attention import active_backend, get_num_threads
 from .config import SlidingWindow, SparseConfig
+from .eval.styles import SmallStyle
+from .eval.tasks import Niah, TaskSet, niah
 from .generate import generate
 from .loader import load_model
-from .stats import PHASES, GenerationStats, format_table
+from .stats import GenerationStats, format_table
 from .tokenizer import Tokenizer, load_tokenizer
 
-# The hay: sentences that the shipped model was trained with.
-_NOISE = (
-    "the grass is green .",
-    "the sky is blue .",
-    "the sun is yellow .",
-    "here we go .",
-    "there and back again .",
-    "rivers run to the sea .",
-    "a small bird sings at dawn .",
-    "the old clock ticks in the hall .",
-    "rain falls on the quiet town .",
-    "she reads a long letter by the fire .",
-)
 _DIGITS = 4
+_PHASES = ("dense", "select", "sparse")
 # "KEY is d d d d ;": what one answer takes.
 _ANSWER_TOKENS = _DIGITS + 3
 _SPARSED = SparseConfig(block_size=32, rho=0.3, skip=0.2, min_length=0)
@@ -108,7 +96,7 @@ class MethodResult:
 
     name: str
     right: int = 0
-    phase_seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
+    phase_seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(_PHASES, 0.0))
     densities: list[float] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
 
@@ -120,8 +108,8 @@ class MethodResult:
     def add(self, prompt: Prompt, text: str, stats: GenerationStats) -> None:
         """Takes in the answer to one prompt."""
         self.right += sum(f"{answer} ;" in text for answer in prompt.answers)
-        for phase, seconds in stats.phase_seconds.items():
-            self.phase_seconds[phase] += seconds
+        for phase in _PHASES:
+            self.phase_seconds[phase] += stats.phase_seconds[phase]
         self.densities.append(stats.density)
         self.texts.append(text)
 
@@ -146,11 +134,11 @@ class DemoReport:
                 f"{result.seconds:.1f}",
                 f"{dense_seconds / result.seconds:.2f}x",
                 f"{sum(result.densities) / len(result.densities):.2f}",
-                *(f"{result.phase_seconds[phase]:.1f}" if result.phase_seconds[phase] else "-" for phase in PHASES),
+                *(f"{result.phase_seconds[phase]:.1f}" if result.phase_seconds[phase] else "-" for phase in _PHASES),
             )
             for result in self.results
         ]
-        header = ("method", "questions right", "seconds", "speed-up", "density", *(f"{phase} s" for phase in PHASES))
+        header = ("method", "questions right", "seconds", "speed-up", "density", *(f"{phase} s" for phase in _PHASES))
         example, texts = self.prompts[0], [result.texts[0] for result in self.results]
         width = max(len(result.name) for result in self.results)
         lines = [
@@ -173,44 +161,22 @@ def demo_model_folder() -> Path:
     return Path(str(importlib.resources.files("sparsed") / "demo_model"))
 
 
-def build_prompt(
-    tokenizer: Tokenizer, rng: np.random.Generator, *, length: int, needles: int, questions: int
-) -> Prompt:
-    """Sentences of the model's own vocabulary with `needles` facts at random places, and a question for some of them.
+def build_prompts(tokenizer: Tokenizer, options: DemoOptions) -> list[Prompt]:
+    """Texts of the model's own vocabulary with facts at random places, and a question for some of them.
 
     Raises:
-        ValueError: `length` has no room for the needles and the question.
+        ValueError: The length has no room for the needles and the question.
     """
-    keys = _key_words(tokenizer)
-    names = [keys[i] for i in rng.choice(len(keys), needles, replace=False)]
-    facts = [f"{name} is {' '.join(str(digit) for digit in rng.integers(0, 10, _DIGITS))}" for name in names]
-    asked = [int(i) for i in rng.choice(needles, questions, replace=False)]
-    question = f"what are the magic numbers for {' and '.join(names[i] for i in asked)} ?"
-    sentences = [f"the magic number for {fact} ." for fact in facts]
-
-    def ids_of(lines: Sequence[str]) -> list[int]:
-        return tokenizer.chat(" ".join([*lines, f"question : {question}"]))
-
-    room = length - len(ids_of(sentences))
-    if room < 0:
-        raise ValueError(f"demo: length is {length}, expected at least {length - room} for {needles} needles")
-    sizes = [len(tokenizer.encode(line)) for line in _NOISE]
-    hay: list[str] = []
-    while room >= max(sizes):
-        pick = int(rng.integers(len(_NOISE)))
-        hay.append(_NOISE[pick])
-        room -= sizes[pick]
-    for sentence, place in zip(sentences, sorted(rng.integers(0, len(hay) + 1, needles), reverse=True), strict=True):
-        hay.insert(int(place), sentence)
-    return Prompt(ids_of(hay), question, tuple(facts[i] for i in asked))
-
-
-def _key_words(tokenizer: Tokenizer) -> list[str]:
-    """The made-up words of the vocabulary: they stand between the digits and the first real word."""
-    first, last = tokenizer.token_id("9"), tokenizer.token_id("one")
-    if first is None or last is None:
-        raise ValueError("demo: the tokenizer has no token '9' or 'one', expected the demo model's")
-    return [tokenizer.decode([token]) for token in range(first + 1, last)]
+    style = SmallStyle.of(tokenizer)
+    maker = niah(style, Niah(hay="noise", keys=options.needles, queries=options.questions))
+    tasks = TaskSet(tokenizer, style, options.length, seed=options.seed)
+    prompts = []
+    for index in range(options.prompts):
+        sample = tasks.custom("niah_demo", index, maker, gen_length=0)
+        question = sample.input.rpartition("question : ")[2]
+        answers = tuple(sample.answer.removesuffix(" ;").split(" ; "))
+        prompts.append(Prompt(sample.prompt_ids(tokenizer), question, answers))
+    return prompts
 
 
 def run_demo(options: DemoOptions, *, progress: bool = False) -> DemoReport:
@@ -221,11 +187,7 @@ def run_demo(options: DemoOptions, *, progress: bool = False) -> DemoReport:
     """
     model = load_model(demo_model_folder(), dtype=options.dtype)
     tokenizer = load_tokenizer(demo_model_folder())
-    rng = np.random.default_rng(options.seed)
-    prompts = [
-        build_prompt(tokenizer, rng, length=options.length, needles=options.needles, questions=options.questions)
-        for _ in range(options.prompts)
-    ]
+    prompts = build_prompts(tokenizer, options)
     methods: list[tuple[MethodResult, SparseConfig | SlidingWindow | None]] = [
         (MethodResult("dense"), None),
         (MethodResult("SparseD"), options.sparse),

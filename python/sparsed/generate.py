@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import signal
 import threading
@@ -17,12 +18,14 @@ from numpy.typing import ArrayLike, NDArray
 from . import ops
 from .config import SlidingWindow, SparseConfig, StreamingLLM
 from .guidance import predict
+from .kv_cache import CachedRows, KVCache
 from .pattern import PatternCache
 from .sampling import SAMPLERS, Checker, Choice, FloatArray, IntArray, Plan, Sampler
 from .stats import GenerationStats, GroupStep, StepStats
 
 if TYPE_CHECKING:
     from .models import Model
+    from .tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class StepInfo:
     """A step that just ended, as `on_step` sees it.
 
     Attributes:
-        phase: "dense", "select", "sparse" or "mixed", as in StepStats.
+        phase: "dense", "select", "sparse", "cached" or "mixed", as in StepStats.
         tokens: (B, l) int64, the sequence after the step (a copy).
         unmasked: per batch row, the positions in `tokens` that the step filled.
         confidence: per batch row, the sampler's confidence in what it filled there.
@@ -70,6 +73,8 @@ class GenerationResult:
         stats: seconds, phases, densities and tokens per step.
         groups: the rows that ran together, with their patterns.
         prompt_length: p, padding included.
+        filled_at: (B, gen_length) int32, the step that filled each token; -1: still open.
+        confidence: (B, gen_length) float32, the sampler's confidence in it; NaN: still open.
         interrupted: Ctrl-C ended the generation early: open positions of `tokens` hold the mask token.
     """
 
@@ -78,12 +83,58 @@ class GenerationResult:
     stats: GenerationStats
     groups: tuple[RowGroup, ...]
     prompt_length: int
+    filled_at: NDArray[np.int32]
+    confidence: FloatArray
     interrupted: bool = False
+
+    def __repr__(self) -> str:
+        batch, length = self.filled_at.shape
+        return (
+            f"GenerationResult({batch} x {length} tokens after {self.prompt_length}, {len(self.stats)} steps, "
+            f"{self.stats.seconds:.2f} s{', interrupted' if self.interrupted else ''})"
+        )
 
     @property
     def generated(self) -> IntArray:
         """(B, gen_length): the tokens behind the prompt."""
         return self.tokens[:, self.prompt_length :]
+
+    def plot(self, row: int = 0) -> Any:
+        """Draws when each token was filled and how surely, and what the steps took. Needs matplotlib.
+
+        Args:
+            row: The batch row.
+
+        Returns:
+            A matplotlib Figure.
+
+        Raises:
+            ImportError: matplotlib is missing.
+            ValueError: There is no such row.
+        """
+        from .pictures import figures
+
+        return figures.plot_result(self, row)
+
+    def page(self, tokenizer: Tokenizer, *, row: int = 0, title: str = "sparsed") -> str:
+        """One HTML page, whole in itself, that plays the denoising step by step and shows the selected patterns.
+
+        Args:
+            tokenizer: What the prompt was made with.
+            row: The batch row.
+            title: The heading.
+
+        Raises:
+            ValueError: There is no such row.
+        """
+        from .pictures import page
+
+        return page.render(self, tokenizer, row=row, title=title)
+
+    def _repr_html_(self) -> str:
+        from .pictures import inline
+
+        return inline.result_html(self)
 
 
 def generate(
@@ -93,6 +144,7 @@ def generate(
     gen_length: int,
     steps: int,
     sparse: SparseConfig | SlidingWindow | StreamingLLM | None = None,
+    cache: KVCache | None = None,
     sampler: Sampler | None = None,
     prompt_mask: ArrayLike | None = None,
     seed: int | None = None,
@@ -114,6 +166,8 @@ def generate(
         gen_length: Tokens to generate.
         steps: T. With a threshold in the sampler it is not used.
         sparse: None: dense attention.
+        cache: PrefixCache, DualCache or DelayedCache: steps compute a part of the tokens and reuse the keys and values
+            of the others. Not together with sparse.
         sampler: None: LLaDASampler() or DreamSampler(), by the model's family.
         prompt_mask: (B, p), False (or 0) at the left padding of shorter prompts, True (or 1) elsewhere.
         seed: Row i draws from child i of np.random.SeedSequence(seed); a seed repeats a run bit for bit.
@@ -142,6 +196,17 @@ def generate(
         raise TypeError(
             f"generate: sparse is {type(sparse).__name__}, expected SparseConfig, SlidingWindow, StreamingLLM or None"
         )
+    if cache is not None and not isinstance(cache, KVCache):
+        raise TypeError(
+            f"generate: cache is {type(cache).__name__}, expected PrefixCache, DualCache, DelayedCache or None"
+        )
+    if cache is not None and "key_values" not in inspect.signature(model.forward).parameters:
+        raise ValueError(
+            f"generate: cache is given with a {type(model).__name__}, expected a model that keeps keys and values "
+            '(load_model with engine="native")'
+        )
+    if cache is not None and sparse is not None:
+        raise ValueError("generate: sparse and cache are both given, expected at most one of them")
     if seed is not None:
         check.integer("seed", seed, low=0)
     prompt, padding = _checked_prompt(prompt_ids, prompt_mask, model.config.vocab_size)
@@ -157,11 +222,15 @@ def generate(
     seeds = np.random.SeedSequence(seed).spawn(len(prompt))
     generators = [np.random.Generator(np.random.PCG64(child)) for child in seeds]
     runs = [
-        _GroupRun(model, sampler, plan, sparse, tokens, rows, int(padding[rows[0]]), [generators[row] for row in rows])
-        for rows in _group_rows(padding, alone=num_steps is None)
+        _GroupRun(
+            model, sampler, plan, sparse, cache, tokens, rows, int(padding[rows[0]]), [generators[row] for row in rows]
+        )
+        for rows in _group_rows(padding, alone=num_steps is None or cache is not None)
     ]
 
     stats = GenerationStats()
+    filled_at = np.full(open_positions.shape, -1, np.int32)
+    confidence = np.full(open_positions.shape, np.nan, np.float32)
     states = [tokens.astype(np.int32)] if history else []
     interrupted = False
     with _SigintLatch() as sigint, _ProgressBar(progress, open_positions.size) as bar:
@@ -175,6 +244,10 @@ def generate(
             outcomes = [run.step(step) for run in active]
             record = stats.add(step, outcomes)
             bar.advance(record)
+            for run, outcome in zip(active, outcomes, strict=True):
+                for row, positions, values in zip(run.rows, outcome.unmasked, outcome.confidence, strict=True):
+                    filled_at[row, positions - prompt.shape[1]] = step
+                    confidence[row, positions - prompt.shape[1]] = values
             if history:
                 states.append(tokens.astype(np.int32))
             if on_step is not None:
@@ -185,6 +258,8 @@ def generate(
         stats=stats,
         groups=tuple(RowGroup(run.rows, run.padding, run.cache) for run in runs),
         prompt_length=prompt.shape[1],
+        filled_at=filled_at,
+        confidence=confidence,
         interrupted=interrupted,
     )
 
@@ -198,6 +273,7 @@ class _GroupRun:
         sampler: Sampler,
         plan: Plan,
         sparse: SparseConfig | SlidingWindow | StreamingLLM | None,
+        cache: KVCache | None,
         tokens: IntArray,
         rows: IntArray,
         padding: int,
@@ -214,6 +290,9 @@ class _GroupRun:
         self.cache = None
         if sparse is not None:
             self.cache = PatternCache(sparse, steps=sampler.num_steps(plan), prompt_length=self.start - padding)
+        self.cached_rows = None
+        if cache is not None:
+            self.cached_rows = CachedRows(cache, tokens.shape[1] - padding, int(model.config.shift_logits))
 
     @property
     def masked(self) -> NDArray[np.bool_]:
@@ -236,7 +315,8 @@ class _GroupRun:
         wanted = np.unique(np.concatenate([row.positions for row in candidates]))
         # A step without candidates still has to run where it selects: later steps reuse its pattern.
         forward = bool(len(wanted)) or (self.cache is not None and self.cache.phase == "select")
-        logits = self._logits(wanted) if forward else None
+        rows = self._rows(step, masked, wanted) if forward else None
+        logits = self._logits(wanted, rows) if forward else None
 
         unmasked, confidence = [], []
         for i, row in enumerate(candidates):
@@ -250,15 +330,30 @@ class _GroupRun:
             filled = choice.tokens != self.plan.mask_token_id
             unmasked.append(positions[filled])
             confidence.append(choice.confidence[filled])
-        phase = self.cache.phase if self.cache is not None else "dense"
+        phase: str = self.cache.phase if self.cache is not None else "dense"
         density = self._density() if forward else 0.0
+        length = self.tokens.shape[1] - self.padding
+        if rows is not None and len(rows) < length:
+            phase, density = "cached", len(rows) / length
         return GroupStep(phase, time.perf_counter() - began, density, int(forward), unmasked, confidence)
 
-    def _logits(self, wanted: IntArray) -> FloatArray:
+    def _rows(self, step: int, masked: NDArray[np.bool_], wanted: IntArray) -> IntArray | None:
+        """The positions to compute; None where nothing is cached."""
+        if self.cached_rows is None:
+            return None
+        first = self.start - self.padding
+        begin, end = self.sampler.block(self.plan, step, masked[0])
+        needed = first + wanted - int(self.model.config.shift_logits)
+        return self.cached_rows.next_rows((first + begin, first + end), first + np.flatnonzero(masked[0]), needed)
+
+    def _logits(self, wanted: IntArray, rows: IntArray | None) -> FloatArray:
         """(rows, len(wanted), V) float32: what predicts the tokens at `wanted`, guided and shifted where due."""
         ids = self.tokens[self.rows, self.padding :]
         attend = None if self.cache is None else self.cache.attend
-        return predict(self.model, ids, self.start - self.padding, wanted, self.sampler.cfg_scale, attend)
+        cached: dict[str, Any] = {}
+        if self.cached_rows is not None:
+            cached = {"key_values": self.cached_rows.key_values, "rows": rows}
+        return predict(self.model, ids, self.start - self.padding, wanted, self.sampler.cfg_scale, attend, **cached)
 
     def _density(self) -> float:
         if self.cache is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Sequence
 from typing import Any, Literal, TypeVar, cast
 
 from . import _core
@@ -143,3 +145,86 @@ class PatternCache:
     def reset(self) -> None:
         """Forgets patterns, shapes and the step: the cache is as new."""
         self._state.reset()
+
+    def plot_grid(
+        self, layers: Sequence[int] | None = None, heads: Sequence[int] | None = None, *, batch: int = 0
+    ) -> Any:
+        """Draws the patterns of layers (rows) and heads (columns). Needs matplotlib.
+
+        Args:
+            layers: None: all that hold a pattern.
+            heads: None: all.
+            batch: The batch row.
+
+        Returns:
+            A matplotlib Figure.
+
+        Raises:
+            ImportError: matplotlib is missing.
+            ValueError: A layer without a pattern, or a head or row that does not exist.
+        """
+        from .pictures import figures
+
+        return figures.plot_grid(
+            {i: self.pattern(i) for i in (self.layers if layers is None else layers)}, heads, batch
+        )
+
+    def _repr_html_(self) -> str:
+        from .pictures import inline
+
+        return inline.cache_html(self)
+
+
+# Methods of the compiled class that draw: what they need is imported when they are called.
+
+
+def plot(self: BlockPattern, head: int = 0, *, batch: int = 0, ax: Any = None) -> Any:  # noqa: D417
+    """Draws one head: query blocks downwards, key blocks to the right, the end of the prompt as a line.
+
+    Needs matplotlib.
+
+    Args:
+        head: The query head.
+        batch: The batch row.
+        ax: The matplotlib Axes to draw into; None: new ones.
+
+    Returns:
+        The Axes.
+
+    Raises:
+        ImportError: matplotlib is missing.
+        ValueError: There is no such head or row.
+    """
+    from .pictures import figures
+
+    return figures.plot_pattern(self, head, batch, ax)
+
+
+def plot_grid(self: BlockPattern, heads: Sequence[int] | None = None, *, batch: int = 0) -> Any:  # noqa: D417
+    """Draws the heads side by side; `PatternCache.plot_grid` draws layers too. Needs matplotlib.
+
+    Args:
+        heads: None: all.
+        batch: The batch row.
+
+    Returns:
+        A matplotlib Figure.
+
+    Raises:
+        ImportError: matplotlib is missing.
+        ValueError: A head or row that does not exist.
+    """
+    from .pictures import figures
+
+    return figures.plot_grid({None: self}, heads, batch)
+
+
+def _repr_html_(self: BlockPattern) -> str:
+    from .pictures import inline
+
+    return inline.pattern_html(self)
+
+
+for _method in (plot, plot_grid, _repr_html_):
+    _method.__doc__ = inspect.getdoc(_method)  # without indentation, as Python 3.13 has it
+    setattr(BlockPattern, _method.__name__, _method)

@@ -72,6 +72,10 @@ class Sampler(abc.ABC):
         """Steps of the whole generation; None where they depend on the confidences."""
         return plan.steps
 
+    def block(self, plan: Plan, step: int, masked: NDArray[np.bool_]) -> tuple[int, int]:
+        """The part of the generation that the step works on, of one row: its first position, and the one behind it."""
+        return 0, plan.gen_length
+
     @abc.abstractmethod
     def candidates(self, plan: Plan, step: int, masked: NDArray[np.bool_], rng: np.random.Generator) -> Candidates:
         """Positions that the step can fill, of one row. masked: (gen_length,). None where it fills nothing."""
@@ -123,35 +127,30 @@ class LLaDASampler(Sampler):
         check.choice("remasking", self.remasking, ("low_confidence", "random"))
         check.number("threshold", self.threshold, low=0, high=1, optional=True)
 
-    def _block_length(self, plan: Plan) -> int:
-        return plan.gen_length if self.block_length is None else self.block_length
-
     def check(self, plan: Plan) -> None:
         """Raises ValueError where blocks do not divide gen_length, or the number of blocks does not divide steps."""
-        length = self._block_length(plan)
-        if plan.gen_length % length:
-            raise ValueError(f"generate: gen_length is {plan.gen_length}, expected a multiple of block_length {length}")
-        num_blocks = plan.gen_length // length
-        if self.threshold is None and plan.steps % num_blocks:
-            raise ValueError(
-                f"generate: steps is {plan.steps}, expected a multiple of the {num_blocks} blocks "
-                f"(gen_length {plan.gen_length} / block_length {length})"
-            )
+        _check_blocks(plan, self.block_length, steps_too=self.threshold is None)
 
     def num_steps(self, plan: Plan) -> int | None:
         """`steps`, or None with a threshold."""
         return plan.steps if self.threshold is None else None
 
+    def block(self, plan: Plan, step: int, masked: NDArray[np.bool_]) -> tuple[int, int]:
+        """The current block: by the step, or with a threshold that of the first masked position."""
+        if self.threshold is None:
+            return _block_of_step(plan, self.block_length, step)
+        length = self.block_length or plan.gen_length
+        begin = int(np.argmax(masked)) // length * length
+        return begin, begin + length
+
     def candidates(self, plan: Plan, step: int, masked: NDArray[np.bool_], rng: np.random.Generator) -> Candidates:
         """Masked positions up to the end of the current block; the block's tokens are spread evenly over its steps."""
-        length = self._block_length(plan)
+        begin, end = self.block(plan, step, masked)
+        count = 1
         if self.threshold is None:
-            steps_per_block = plan.steps * length // plan.gen_length
-            block, i = divmod(step, steps_per_block)
-            count = length // steps_per_block + (i < length % steps_per_block)
-        else:
-            block, count = int(np.argmax(masked)) // length, 1
-        positions = np.flatnonzero(masked[: (block + 1) * length])
+            steps, i = _steps_of_block(plan, self.block_length, step)
+            count = (end - begin) // steps + (i < (end - begin) % steps)
+        positions = np.flatnonzero(masked[:end])
         return Candidates(positions, count) if count and len(positions) else _NOTHING
 
     def score(self, plan: Plan, logits: FloatArray, rng: np.random.Generator) -> tuple[IntArray, FloatArray]:
@@ -187,11 +186,15 @@ class DreamSampler(Sampler):
         top_k: Restricts tokens and softmax to the top_k likeliest; None: no filter. Ties as in top_p.
         alg_temp: Above 0, positions are drawn without replacement from softmax(confidence / alg_temp).
         eps: The last timestep.
+        block_length: Blocks of this many tokens are filled one after the other, each by the rule above in its share of
+            the steps; None: the whole generation is one.
 
     Raises:
         TypeError, ValueError: An option of another type or outside its range.
 
-    Source: Dream-org generation_utils.py (there top_k is 50 by inheritance where nothing sets it).
+    Source: Dream-org generation_utils.py (there top_k is 50 by inheritance where nothing sets it); block_length:
+        NVlabs/Fast-dLLM dream/model/generation_utils_block.py (which fills only the first token in a block's first
+        step).
     """
 
     alg: Literal["entropy", "maskgit_plus", "topk_margin", "origin"] = "entropy"
@@ -200,6 +203,7 @@ class DreamSampler(Sampler):
     top_k: int | None = None
     alg_temp: float = 0.0
     eps: float = 1e-3
+    block_length: int | None = None
 
     _KINDS: ClassVar[dict[str, ops.ConfidenceKind]] = {
         "entropy": "entropy",
@@ -216,13 +220,23 @@ class DreamSampler(Sampler):
         check.integer("top_k", self.top_k, low=1, optional=True)
         check.number("alg_temp", self.alg_temp, low=0)
         check.number("eps", self.eps, low=0, high=1)
+        check.integer("block_length", self.block_length, low=1, optional=True)
+
+    def check(self, plan: Plan) -> None:
+        """Raises ValueError where blocks do not divide gen_length, or the number of blocks does not divide steps."""
+        _check_blocks(plan, self.block_length, steps_too=True)
+
+    def block(self, plan: Plan, step: int, masked: NDArray[np.bool_]) -> tuple[int, int]:
+        """The current block."""
+        return _block_of_step(plan, self.block_length, step)
 
     def candidates(self, plan: Plan, step: int, masked: NDArray[np.bool_], rng: np.random.Generator) -> Candidates:
-        """All masked positions, or for "origin" those drawn; the last step fills all that are left."""
-        positions = np.flatnonzero(masked)
+        """All masked positions of the block, or for "origin" those drawn; its last step fills all that are left."""
+        positions = np.flatnonzero(masked[: self.block(plan, step, masked)[1]])
         count = len(positions)
-        if step < plan.steps - 1:
-            share = np.float32(1) - _timestep(step + 1, plan.steps, self.eps) / _timestep(step, plan.steps, self.eps)
+        steps, i = _steps_of_block(plan, self.block_length, step)
+        if i < steps - 1:
+            share = np.float32(1) - _timestep(i + 1, steps, self.eps) / _timestep(i, steps, self.eps)
             if self.alg == "origin":
                 positions = positions[rng.random(count) < share]
                 count = len(positions)
@@ -291,6 +305,31 @@ def _timestep(i: int, steps: int, eps: float) -> np.float32:
     if i < (steps + 1) // 2:
         return np.float32(start + width * np.float32(i))
     return np.float32(end - width * np.float32(steps - i))
+
+
+def _check_blocks(plan: Plan, block_length: int | None, *, steps_too: bool) -> None:
+    length = block_length or plan.gen_length
+    if plan.gen_length % length:
+        raise ValueError(f"generate: gen_length is {plan.gen_length}, expected a multiple of block_length {length}")
+    num_blocks = plan.gen_length // length
+    if steps_too and plan.steps % num_blocks:
+        raise ValueError(
+            f"generate: steps is {plan.steps}, expected a multiple of the {num_blocks} blocks "
+            f"(gen_length {plan.gen_length} / block_length {length})"
+        )
+
+
+def _steps_of_block(plan: Plan, block_length: int | None, step: int) -> tuple[int, int]:
+    """Steps of each block, and which one of them `step` is."""
+    steps = plan.steps * (block_length or plan.gen_length) // plan.gen_length
+    return steps, step % steps
+
+
+def _block_of_step(plan: Plan, block_length: int | None, step: int) -> tuple[int, int]:
+    """The first position of the block that `step` works on, and the one behind it."""
+    length = block_length or plan.gen_length
+    begin = step // (plan.steps * length // plan.gen_length) * length
+    return begin, begin + length
 
 
 def _in_parts(

@@ -9,7 +9,7 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
-PHASES = ("dense", "select", "sparse")
+PHASES = ("dense", "select", "sparse", "cached")
 
 
 @dataclass(frozen=True)
@@ -17,9 +17,10 @@ class StepStats:
     """One denoising step over all batch rows.
 
     Attributes:
-        phase: "dense", "select" or "sparse"; "mixed" where rows of different length are in different phases.
-        density: Share of the key blocks that attention computed, mean over layers and rows: 1 when dense, 0 where the
-            model was not called.
+        phase: "dense", "select" or "sparse", "cached" where only some tokens were computed; "mixed" where rows of
+            different length are in different phases.
+        density: Share of the attention that was computed: of its key blocks or, "cached", of its rows; mean over
+            layers and rows, 1 when dense, 0 where the model was not called.
         unmasked: Tokens that the step filled.
         forwards: Model calls; 0 where there was nothing to fill.
     """
@@ -49,7 +50,7 @@ class GenerationStats(Sequence[StepStats]):
     """The steps of a generation in order, and their sums.
 
     Attributes:
-        phase_seconds: Seconds by phase ("dense", "select", "sparse").
+        phase_seconds: Seconds by phase ("dense", "select", "sparse", "cached").
     """
 
     steps: list[StepStats] = field(default_factory=list)

@@ -14,7 +14,7 @@ import pytest
 
 import sparsed
 from sparsed import cli, demo
-from sparsed.demo import DemoOptions, build_prompt, demo_model_folder, run_demo
+from sparsed.demo import DemoOptions, build_prompts, demo_model_folder, run_demo
 
 DATA = Path(__file__).parents[1] / "data"
 MODEL = str(demo_model_folder())
@@ -66,8 +66,10 @@ def test_generate_options_reach_the_library(capsys, monkeypatch) -> None:
         "gen_length": 128,
         "steps": 128,
         "sparse": sparsed.SparseConfig(),
+        "cache": None,
         "sampler": sparsed.LLaDASampler(),
         "seed": None,
+        "on_step": None,
         "progress": False,
     }
     prompt, options = options_of("--raw", "--seed", "3", "--block-length", "4", "--threshold", "0.9", "--rho", "0.5")
@@ -78,6 +80,8 @@ def test_generate_options_reach_the_library(capsys, monkeypatch) -> None:
     assert options_of("--window", "64")[1]["sparse"] == sparsed.SlidingWindow(64)
     streaming = options_of("--window", "64", "--sinks", "8", "--block-size", "16")[1]["sparse"]
     assert streaming == sparsed.StreamingLLM(64, 8, 16)
+    cached = options_of("--cache", "delayed", "--refresh", "4")[1]
+    assert cached["cache"] == sparsed.DelayedCache(refresh=4) and cached["sparse"] is None
 
 
 def test_generate_prints_statistics_on_stderr(capsys) -> None:
@@ -91,7 +95,7 @@ def test_generate_prints_statistics_on_stderr(capsys) -> None:
 def test_generate_interrupted_prints_what_is_there(capsys, monkeypatch) -> None:
     def interrupted(model, prompt_ids, **options):
         stop = lambda info: info.step == 3 and signal.raise_signal(signal.SIGINT)  # noqa: E731
-        return sparsed.generate(model, prompt_ids, on_step=stop, **options)
+        return sparsed.generate(model, prompt_ids, **{**options, "on_step": stop})
 
     monkeypatch.setattr(cli, "generate", interrupted)
     status, out, err = run(capsys, "generate", MODEL, "--prompt", TEXT, "--gen-length", "8", "--steps", "8")
@@ -111,6 +115,8 @@ def test_generate_interrupted_prints_what_is_there(capsys, monkeypatch) -> None:
         (["generate", MODEL, "--prompt", "the", "--dense", "--rho", "0.5", "--sinks", "2"], "--rho, --sinks given"),
         (["generate", MODEL, "--prompt", "the", "--window", "64", "--skip", "0.5"], "--skip given"),
         (["generate", MODEL, "--prompt", "the", "--sinks", "2"], "--sinks given"),
+        (["generate", MODEL, "--prompt", "the", "--refresh", "2"], "--refresh given"),
+        (["generate", MODEL, "--prompt", "the", "--cache", "dual", "--rho", "0.5"], "--rho given"),
         (["generate", MODEL, "--prompt", "the", "--rho", "2"], "rho is 2.0"),
         (["generate", MODEL, "--prompt", "the", "--block-length", "7"], "gen_length is 128, expected a multiple"),
         (["demo", "--length", "64"], "length is 64, expected at least"),
@@ -130,7 +136,7 @@ def test_errors_are_one_line_and_status_2(capsys, arguments, message) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "required: {demo,generate,bench,lm-eval,info}"),
+        ([], "required: {demo,generate,eval,ablate,bench,lm-eval,info}"),
         (["dream"], "invalid choice: 'dream'"),
         (["info", "--unknown"], "unrecognized arguments: --unknown"),
         (["generate"], "required: MODEL_DIR"),
@@ -183,7 +189,8 @@ def test_module_and_script_are_the_same_program() -> None:
 
 def test_demo_prompts_have_the_facts_and_the_question() -> None:
     tokenizer = sparsed.load_tokenizer(MODEL)
-    prompt = build_prompt(tokenizer, np.random.default_rng(3), length=600, needles=6, questions=2)
+    options = DemoOptions(length=600, needles=6, questions=2, prompts=3, seed=3)
+    prompt = build_prompts(tokenizer, options)[2]
     assert 580 <= len(prompt.ids) <= 600
     text = tokenizer.decode(prompt.ids)
     assert text.count("the magic number for") == 6
@@ -194,8 +201,7 @@ def test_demo_prompts_have_the_facts_and_the_question() -> None:
         assert answer.split()[0] in prompt.question
     unknown = {token for token in prompt.ids if tokenizer.decode([token]) == ""} - {tokenizer.bos_token_id}
     assert not unknown
-    again = build_prompt(tokenizer, np.random.default_rng(3), length=600, needles=6, questions=2)
-    assert again == prompt
+    assert build_prompts(tokenizer, options)[2] == prompt
 
 
 def test_demo_counts_whole_answers() -> None:

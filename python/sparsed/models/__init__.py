@@ -9,6 +9,7 @@ from .architecture import Architecture, TensorNames, tensor_shapes
 from .config import ConfigReader, ModelConfig
 from .dream import DREAM
 from .inputs import Inputs, inverse_frequencies, read_inputs, require_activations
+from .key_values import KeyValues
 from .llada import ILLADA, LLADA
 from .transformer import DTYPES, Attend, Layer, Model, Transformer
 
@@ -21,6 +22,7 @@ __all__ = [
     "Attend",
     "ConfigReader",
     "Inputs",
+    "KeyValues",
     "Layer",
     "Model",
     "ModelConfig",

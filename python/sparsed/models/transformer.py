@@ -15,7 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 from .. import ops
 from ..attention import attention
 from .config import ModelConfig
-from .inputs import BoolArray, FloatArray, IntArray, inverse_frequencies, read_inputs, require_activations
+from .inputs import BoolArray, FloatArray, IntArray, inverse_frequencies, read_inputs, read_rows, require_activations
+from .key_values import KeyValues
 
 Array = NDArray[Any]
 
@@ -32,7 +33,7 @@ class Attend(Protocol):
     """What `forward` calls for the attention of each layer; `PatternCache.attend` is one."""
 
     def __call__(self, layer: int, q: Array, k: Array, v: Array, key_mask: BoolArray | None = None) -> Array:
-        """Q (B, H, l, D), k and v (B, H_kv, l, D), key_mask (B, l) or None -> (B, H, l, D)."""
+        """Q (B, H, R, D), k and v (B, H_kv, l, D), key_mask (B, l) or None -> (B, H, R, D); R is l but for `rows`."""
 
 
 class Model(Protocol):
@@ -115,6 +116,9 @@ class Transformer:
         positions: ArrayLike | None = None,
         position_ids: ArrayLike | None = None,
         key_mask: ArrayLike | None = None,
+        *,
+        key_values: KeyValues | None = None,
+        rows: ArrayLike | None = None,
     ) -> FloatArray:
         """The raw logits at `positions`; Dream's are not shifted yet.
 
@@ -125,6 +129,9 @@ class Transformer:
             position_ids: (B, l) or (l,) int, the positions that RoPE turns by. None: 0 ... l - 1, and for Dream, where
                 a key_mask is given, the number of real tokens before each.
             key_mask: (B, l) bool, True where a token is real; others get no attention. None: all are.
+            key_values: keeps keys and values from call to call.
+            rows: (R,) int, ascending, with key_values: the tokens to compute, `positions` among them; the others only
+                lend the keys and values that they last had. None: all.
 
         Returns:
             (B, P, V) float32.
@@ -139,30 +146,30 @@ class Transformer:
         """
         tokens, where, turns, mask = read_inputs(self.config, ids, positions, position_ids, key_mask)
         batch, length = tokens.shape
-        require_activations(self.config, self._activations.itemsize, tokens.size, batch * where.size)
-        cos, sin = self._rotary_tables(turns)
+        computed = read_rows(rows, key_values is not None, length, where)
+        require_activations(self.config, self._activations.itemsize, batch * computed.size, batch * where.size)
+        cos, sin = self._rotary_tables(turns[:, computed])
 
-        hidden: Array = self._embedding[tokens.reshape(-1)].astype(self._activations)  # (B l, hidden_size)
+        hidden: Array = self._embedding[tokens[:, computed].reshape(-1)].astype(self._activations)  # (B R, hidden_size)
         for number, layer in enumerate(self._layers):
-            hidden = self._attention(number, layer, hidden, cos, sin, attend or _dense, mask, batch)
+            q, k, v = self._qkv(layer, hidden, cos, sin, batch)
+            if key_values is not None:
+                new = np.concatenate([k, v], axis=1).transpose(0, 2, 1, 3)
+                kept = key_values.update(number, computed, new, length).transpose(0, 2, 1, 3)
+                k, v = np.split(kept, 2, axis=1)
+            out = (attend or _dense)(number, q, k, v, key_mask=mask)
+            hidden = self._attention_out(layer, hidden, q, out)
             hidden = self._mlp(layer, hidden)
-        selected = hidden.reshape(batch, length, -1)[:, where].reshape(-1, self.config.hidden_size)
+        selected = hidden.reshape(batch, computed.size, -1)[:, np.searchsorted(computed, where)]
+        selected = selected.reshape(-1, self.config.hidden_size)
         normed = ops.rms_norm(selected, self._final_norm, self.config.rms_norm_eps)
         logits = ops.linear(normed, self._head, out_dtype="float32")
         return logits.reshape(batch, where.size, self.config.vocab_size)
 
-    def _attention(
-        self,
-        number: int,
-        layer: Layer,
-        hidden: Array,
-        cos: FloatArray,
-        sin: FloatArray,
-        attend: Attend,
-        mask: BoolArray | None,
-        batch: int,
-    ) -> Array:
-        """`hidden` + the attention of layer `number`; (B l, hidden_size) in and out."""
+    def _qkv(
+        self, layer: Layer, hidden: Array, cos: FloatArray, sin: FloatArray, batch: int
+    ) -> tuple[Array, Array, Array]:
+        """Rotated queries (B, H, R, D), rotated keys and values (B, H_kv, R, D) of hidden (B R, hidden_size)."""
         config = self.config
         heads, kv_heads, head_dim = config.num_heads, config.num_kv_heads, config.head_dim
         normed = ops.rms_norm(hidden, layer.attention_norm, config.rms_norm_eps)
@@ -170,11 +177,14 @@ class Transformer:
         ops.rotary_(qkv[:, : (heads + kv_heads) * head_dim], head_dim, cos, sin)
         by_head = qkv.reshape(batch, -1, heads + 2 * kv_heads, head_dim).transpose(0, 2, 1, 3)
         q, k, v = np.split(by_head, [heads, heads + kv_heads], axis=1)
-        out = attend(number, q, k, v, key_mask=mask)
+        return q, k, v
+
+    def _attention_out(self, layer: Layer, hidden: Array, q: Array, out: Array) -> Array:
+        """`hidden` + the projected output of the heads, (B R, hidden_size)."""
         if out.shape != q.shape:
             raise ValueError(f"forward: attend returned shape {list(out.shape)}, expected {list(q.shape)} (that of q)")
         joined = np.ascontiguousarray(out.transpose(0, 2, 1, 3), dtype=hidden.dtype)
-        return ops.linear(joined.reshape(len(hidden), heads * head_dim), layer.attention_out, residual=hidden)
+        return ops.linear(joined.reshape(len(hidden), -1), layer.attention_out, residual=hidden)
 
     def _mlp(self, layer: Layer, hidden: Array) -> Array:
         """`hidden` + the MLP; (B l, hidden_size) in and out."""

@@ -1,0 +1,40 @@
+"""Proof of quality: RULER-style tasks, methods, scores, likelihood, ablation; `sparsed eval` and `sparsed ablate`."""
+
+from __future__ import annotations
+
+from .ablation import ablations
+from .jsonl import read_samples, write_samples
+from .likelihood import Likelihood, likelihood
+from .methods import METHODS, Method, method
+from .report import Row, summarise, table, write_report
+from .runner import Log, Question, Record, run
+from .scoring import Interval, bootstrap, score
+from .styles import RulerStyle, SmallStyle, Style
+from .tasks import Sample, TaskSet
+
+__all__ = [
+    "METHODS",
+    "Interval",
+    "Likelihood",
+    "Log",
+    "Method",
+    "Question",
+    "Record",
+    "Row",
+    "RulerStyle",
+    "Sample",
+    "SmallStyle",
+    "Style",
+    "TaskSet",
+    "ablations",
+    "bootstrap",
+    "likelihood",
+    "method",
+    "read_samples",
+    "run",
+    "score",
+    "summarise",
+    "table",
+    "write_report",
+    "write_samples",
+]

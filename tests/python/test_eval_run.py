@@ -1,0 +1,199 @@
+"""`sparsed eval` and `sparsed ablate`: runs that go on, reports, likelihood, methods."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import sparsed
+from sparsed import LLaDASampler, SlidingWindow, SparseConfig, cli
+from sparsed.demo import demo_model_folder
+from sparsed.eval import METHODS, Log, Record, ablations, likelihood, method, summarise, table, write_report
+from sparsed.eval.methods import default_sampler
+
+DATA = Path(__file__).parents[1] / "data"
+
+
+def run(capsys, *arguments: str) -> tuple[int, str, str]:
+    status = cli.main(arguments)
+    return (status, *capsys.readouterr())
+
+
+def record(name: str, index: int, score: float, task: str = "vt", length: int = 64) -> Record:
+    return Record(name, task, length, index, 60, score, 1, "x", 0.5, 8, 1.0)
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+def test_eval_reports_and_goes_on(capsys, tmp_path, monkeypatch) -> None:
+    options = ["--lengths", "256", "--tasks", "niah_single_1", "--out", str(tmp_path), "--methods", *METHODS]
+    status, out, err = run(capsys, "eval", *options, "--samples", "1")
+    assert status == 0 and all(name in out for name in METHODS)
+    assert {path.name for path in tmp_path.iterdir()} >= {"plan.json", "records.jsonl", "report.txt", "report.json"}
+    first = (tmp_path / "records.jsonl").read_text()
+    assert len(first.splitlines()) == len(METHODS)
+    with (tmp_path / "records.jsonl").open("a") as file:
+        file.write('{"method": "den')  # a crash
+    status, out, err = run(capsys, "eval", *options, "--samples", "2")
+    text = (tmp_path / "records.jsonl").read_text()
+    assert status == 0 and text.startswith(first) and len(text.splitlines()) == 2 * len(METHODS)
+    report = json.loads((tmp_path / "report.json").read_text())
+    rows = {row["method"]: row for row in report["rows"]}
+    assert rows["dense"]["difference"] is None and rows["SparseD"]["samples"] == 2
+    assert rows["dense"]["density"] == 1 and 0 < rows["dual cache"]["density"] < 1
+    assert "cpu" in report["machine"] and "command" in report
+    status, out, err = run(capsys, "eval", *options, "--seed", "1")
+    assert status == 2 and "seed is 1, expected 0" in err
+
+
+def test_eval_reads_and_writes_ruler_files(capsys, tmp_path) -> None:
+    tasks = ["--tasks", "niah_single_1", "--lengths", "200", "--samples", "2"]
+    status, out, _err = run(capsys, "eval", *tasks, "--write-jsonl", str(tmp_path / "data"))
+    path = tmp_path / "data" / "200" / "niah_single_1" / "validation.jsonl"
+    assert status == 0 and out.strip() == str(path) and len(path.read_text().splitlines()) == 2
+    status, out, _err = run(
+        capsys,
+        "eval",
+        "--jsonl",
+        f"niah_single_1={path}",
+        "--methods",
+        "dense",
+        "--samples",
+        "1",
+        "--out",
+        str(tmp_path / "o"),
+    )
+    assert status == 0 and "niah_single_1" in out
+
+
+def test_eval_scores_a_text(capsys, tmp_path) -> None:
+    (tmp_path / "held_out.txt").write_text("the grass is green . here we go . " * 30)
+    options = ["--lengths", "120", "--target", "16", "--draws", "4", "--samples", "2", "--out", str(tmp_path / "out")]
+    status, out, _err = run(capsys, "eval", "--likelihood", str(tmp_path / "held_out.txt"), *options)
+    assert status == 0 and [line.split()[0] for line in out.splitlines()] == [
+        "dense",
+        "SparseD",
+        "sliding",
+        "StreamingLLM",
+    ]
+    rows = json.loads((tmp_path / "out" / "likelihood.json").read_text())["rows"]
+    assert rows[0]["nats"]["mean"] > 0 and "minus_dense" in rows[1]
+
+
+def test_ablate(capsys, tmp_path) -> None:
+    options = ["--lengths", "200", "--tasks", "niah_single_1", "--samples", "1", "--out", str(tmp_path)]
+    status, out, _err = run(capsys, "ablate", *options)
+    assert status == 0
+    for name in ("dense", "SparseD", "no skip", "select every step", "no isolation", "rho 0.1", "skip 0.5"):
+        assert any(line.startswith(name) for line in out.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--tasks", "cwe"], "task is 'cwe', expected one of"),
+        (["--samples", "0"], "samples is 0, expected at least 1"),
+        (["--jsonl", "file"], "jsonl is 'file', expected TASK=FILE"),
+        (["--likelihood", "README.md", "--lengths", "10000000"], "expected at least 10000000"),
+    ],
+)
+def test_eval_refuses(capsys, tmp_path, arguments, message) -> None:
+    status, _out, err = run(capsys, "eval", "--out", str(tmp_path / "o"), *arguments)
+    assert status == 2 and message in err
+
+
+# --- records ---------------------------------------------------------------------------------------------------------
+
+
+def test_summary_pairs_the_same_samples() -> None:
+    records = [record("dense", i, score) for i, score in enumerate((1.0, 1.0, 0.0, 1.0))]
+    records += [record("SparseD", i, score) for i, score in enumerate((1.0, 0.0, 0.0))]
+    dense, sparse = summarise(records)
+    assert dense.accuracy.mean == 75 and dense.difference is None
+    assert sparse.difference is not None and sparse.difference.mean == pytest.approx(-100 / 3)
+    assert sparse.difference.low <= sparse.difference.mean <= sparse.difference.high
+    assert "-33.33" in table([dense, sparse])
+    assert summarise(records[4:])[0].difference is None
+    more = [*records, record("dense", 0, 1.0, length=128)]
+    pooled = [row for row in summarise(more) if row.length is None]
+    assert [(row.method, row.samples, row.answers) for row in pooled] == [("dense", 5, 5), ("SparseD", 3, 3)]
+    assert "all" in table(pooled)
+
+
+def test_log_refuses_damage(tmp_path) -> None:
+    log = Log(tmp_path, {"seed": 0})
+    log.add(record("dense", 0, 1.0))
+    assert Log(tmp_path, {"seed": 0}).records == log.records
+    (tmp_path / "records.jsonl").write_text("nonsense\n")
+    with pytest.raises(ValueError, match="line 1 of"):
+        Log(tmp_path, {"seed": 0})
+
+
+def test_report_has_a_picture(tmp_path) -> None:
+    pytest.importorskip("matplotlib")
+    rows = summarise(
+        [record(name, i, 1.0, length=n) for name in ("dense", "SparseD") for i in range(2) for n in (64, 128)]
+    )
+    paths = write_report(tmp_path, rows, {"command": "sparsed eval"})
+    assert [path.name for path in paths] == ["report.txt", "report.json", "report.png"]
+    assert paths[2].read_bytes().startswith(b"\x89PNG")
+
+
+# --- methods ---------------------------------------------------------------------------------------------------------
+
+
+def test_settings_of_the_paper() -> None:
+    assert method("SparseD", "paper", 4096).sparse == SparseConfig(0.2, 0.3, 128, min_length=0)
+    assert method("sliding window", "paper", 4096).sparse == SlidingWindow(2048, 128)
+    assert method("sliding window", "paper", 1000).sparse == SlidingWindow(256, 128)
+    assert method("StreamingLLM", "paper", 8192).sparse == sparsed.StreamingLLM(4096, 819, 128)
+    assert method("sliding window", "demo", 2048).sparse == SlidingWindow(512, 32)
+    assert method("dual cache", "paper", 4096).sampler(LLaDASampler(), 128) == LLaDASampler(block_length=32)
+    assert method("dual cache", "paper", 4096).sampler(LLaDASampler(), 50) == LLaDASampler()
+    with pytest.raises(ValueError, match="name is 'flash', expected one of"):
+        method("flash", "paper", 4096)
+    dream = sparsed.load_model(DATA / "dream_b32").config
+    assert default_sampler(dream, "paper") == sparsed.DreamSampler(temperature=0.1, top_p=0.9)
+
+
+def test_ablations_change_one_thing_each() -> None:
+    config = SparseConfig(block_size=32, min_length=0)
+    found = {m.name: m.sparse for m in ablations(config)}
+    assert len(found) == len(ablations(config)) and found["SparseD"] == config
+    assert found["no isolation"] == SparseConfig(block_size=32, min_length=0, isolate=False)
+    assert "rho 0.3" not in found and "skip 0.2" not in found
+
+
+# --- likelihood ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["llada", "dream"])
+def test_likelihood_with_every_block_kept_is_dense(family) -> None:
+    model = sparsed.load_model(DATA / f"{family}_b32")
+    ids = np.random.default_rng(0).integers(0, 90, 80)
+    dense = likelihood(model, ids, target=20, draws=6)
+    whole = likelihood(model, ids, target=20, draws=6, sparse=SparseConfig(rho=1.0, block_size=16, min_length=0))
+    np.testing.assert_allclose(whole.draws, dense.draws, rtol=1e-4)
+    part = likelihood(model, ids, target=20, draws=6, sparse=SparseConfig(rho=0.1, block_size=16, min_length=0))
+    assert not np.allclose(part.draws, dense.draws) and dense.perplexity == pytest.approx(np.exp(dense.draws.mean()))
+
+
+def test_likelihood_of_known_logits() -> None:
+    model = sparsed.load_model(demo_model_folder())
+    ids = np.arange(4, 30)
+    result = likelihood(model, ids, target=1, draws=1)
+    state = ids.copy()
+    state[-1] = model.config.mask_token_id
+    logits = model.forward(state[None], positions=[25])[0, 0].astype(np.float64)
+    assert result.nats_per_token == pytest.approx(np.log(np.exp(logits).sum()) - logits[ids[-1]], rel=1e-6)
+
+
+@pytest.mark.parametrize("options", [{"target": 5}, {"target": 0}, {"target": 1, "draws": 0}])
+def test_likelihood_refuses(options) -> None:
+    model = sparsed.load_model(DATA / "llada_b32")
+    with pytest.raises(ValueError, match="likelihood: "):
+        likelihood(model, [1, 2, 3], **options)

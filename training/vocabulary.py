@@ -1,0 +1,68 @@
+"""The demo model's own tokenizer: one token a word, split at spaces."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+from tokenizers import models, pre_tokenizers
+
+from sparsed.eval.styles import SmallStyle
+from sparsed.eval.words import made_words
+
+NUM_NAMES = 600
+PAD, BOS, EOS, MASK = "<pad>", "<bos>", "<eos>", "<mask>"
+_CHAT = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}<bos> user : {{ m['content'] }} "
+    "{% else %}assistant : {{ m['content'] }} <eos> {% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}assistant :{% endif %}"
+)
+
+
+class Vocabulary:
+    """Words and their ids: special tokens, digits, names, "one" and the sentences' words, numbers 100 ... 999.
+
+    The names stand between "9" and "one": that is how `SmallStyle.of` finds them.
+    """
+
+    def __init__(self, num_names: int = NUM_NAMES) -> None:
+        sentence_words = ["one", *SmallStyle.sentence_words()]
+        digits = [str(digit) for digit in range(10)]
+        made = made_words(np.random.default_rng(0), num_names + len(sentence_words))
+        self.names = [word for word in made if word not in sentence_words][:num_names]
+        self.numbers = [str(number) for number in range(100, 1000)]
+        self.words = [PAD, BOS, EOS, MASK, *digits, *self.names, *sentence_words, *self.numbers]
+        self._ids = {word: i for i, word in enumerate(self.words)}
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def __getitem__(self, word: str) -> int:
+        return self._ids[word]
+
+    def ids(self, text: str) -> list[int]:
+        """One id per word of a text."""
+        return [self._ids[word] for word in text.split()]
+
+    def style(self) -> SmallStyle:
+        """The wording of the tasks in these words."""
+        return SmallStyle(self.names, self.numbers)
+
+    def save(self, folder: Path, max_length: int) -> None:
+        """Writes tokenizer.json, tokenizer_config.json and special_tokens_map.json."""
+        special = [PAD, BOS, EOS, MASK]
+        backend = tokenizers.Tokenizer(models.WordLevel(self._ids, unk_token=PAD))
+        backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        backend.add_special_tokens(special)
+        backend.save(str(folder / "tokenizer.json"))
+        names = dict(zip(("pad_token", "bos_token", "eos_token", "mask_token"), special, strict=True))
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            **names,
+            "model_max_length": max_length,
+            "chat_template": _CHAT,
+        }
+        (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+        (folder / "special_tokens_map.json").write_text(json.dumps(names, indent=1) + "\n", encoding="utf-8")
