@@ -100,7 +100,8 @@ def main() -> int:
         "# What the CUDA kernels take",
         "",
         f"Registers of a thread by `ptxas -v` (nvcc {release[1] if release else '?'}), shared memory of a block of 128 "
-        "threads (sm_90a: 384, whose computing warps then claim 232 registers); none spills. `tests/cuda_resources.py --table` writes this file.",
+        "threads (sm_90a: 384, whose computing warps then claim 232 registers); none spills. "
+        "`tests/cuda_resources.py --table` writes this file.",
         "",
         "| kernel | " + " | ".join(f"registers, {arch}" for arch in archs) + " | shared memory, bytes |",
         "| --- | " + "---: | " * (len(archs) + 1),

@@ -97,19 +97,15 @@ SPARSED_DEVICE uint64_t matrix_descriptor(uint32_t address, uint32_t panel_bytes
 }
 
 // The compiler may not move uses of these registers across.
-template <class T, int kTiles, int kSize>
-SPARSED_DEVICE void pin(T (&r)[kTiles][kSize]) {
+template <int kTiles>
+SPARSED_DEVICE void pin(float (&r)[kTiles][4]) {
   SPARSED_UNROLL
-  for (int n = 0; n < kTiles; ++n) {
-    SPARSED_UNROLL
-    for (int i = 0; i < kSize; ++i) {
-      if constexpr (__is_same(T, float)) {
-        asm volatile("" : "+f"(r[n][i])::"memory");
-      } else {
-        asm volatile("" : "+r"(r[n][i])::"memory");
-      }
-    }
-  }
+  for (int i = 0; i < kTiles * 4; ++i) asm volatile("" : "+f"(r[i / 4][i % 4])::"memory");
+}
+template <int kTiles>
+SPARSED_DEVICE void pin(uint32_t (&r)[kTiles][4]) {
+  SPARSED_UNROLL
+  for (int i = 0; i < kTiles * 4; ++i) asm volatile("" : "+r"(r[i / 4][i % 4])::"memory");
 }
 
 // Before the first product of a group: what the warp did to these accumulators, and to A in registers, is done.
@@ -178,11 +174,11 @@ SPARSED_DEVICE void wgmma_wait(float (&d)[kTiles][4]) {
 template <class T, bool kTransposed, int kTiles>
 SPARSED_DEVICE void wgmma(float (&d)[kTiles][4], uint64_t a, uint64_t b, bool accumulate) {
   static_assert(kTiles == 8 || kTiles == 16);
-  if constexpr (kTiles == 8 && __is_same(T, Bf16)) {
+  if constexpr (kTiles == 8 && kIsBf16<T>) {
     SPARSED_WGMMA_SHARED(64, "bf16", "%32", "%33", "%34", "%35");
   } else if constexpr (kTiles == 8) {
     SPARSED_WGMMA_SHARED(64, "f16", "%32", "%33", "%34", "%35");
-  } else if constexpr (__is_same(T, Bf16)) {
+  } else if constexpr (kIsBf16<T>) {
     SPARSED_WGMMA_SHARED(128, "bf16", "%64", "%65", "%66", "%67");
   } else {
     SPARSED_WGMMA_SHARED(128, "f16", "%64", "%65", "%66", "%67");
@@ -192,11 +188,11 @@ SPARSED_DEVICE void wgmma(float (&d)[kTiles][4], uint64_t a, uint64_t b, bool ac
 template <class T, bool kTransposed, int kTiles>
 SPARSED_DEVICE void wgmma(float (&d)[kTiles][4], const uint32_t (&a)[4], uint64_t b, bool accumulate) {
   static_assert(kTiles == 8 || kTiles == 16);
-  if constexpr (kTiles == 8 && __is_same(T, Bf16)) {
+  if constexpr (kTiles == 8 && kIsBf16<T>) {
     SPARSED_WGMMA_REGISTERS(64, "bf16", "{%32, %33, %34, %35}", "%36", "%37", "%38");
   } else if constexpr (kTiles == 8) {
     SPARSED_WGMMA_REGISTERS(64, "f16", "{%32, %33, %34, %35}", "%36", "%37", "%38");
-  } else if constexpr (__is_same(T, Bf16)) {
+  } else if constexpr (kIsBf16<T>) {
     SPARSED_WGMMA_REGISTERS(128, "bf16", "{%64, %65, %66, %67}", "%68", "%69", "%70");
   } else {
     SPARSED_WGMMA_REGISTERS(128, "f16", "{%64, %65, %66, %67}", "%68", "%69", "%70");

@@ -46,8 +46,8 @@ inline uint64_t matrix_descriptor(uint32_t address, uint32_t panel_bytes, uint32
   return (address >> 4 & 0x3fff) | static_cast<uint64_t>(panel_bytes >> 4) << 16 |
          static_cast<uint64_t>(group_bytes >> 4) << 32 | uint64_t{1} << 62;
 }
-template <class T, int kTiles, int kSize>
-void pin(T (&)[kTiles][kSize]) {}
+template <class T, int kTiles>
+void pin(T (&)[kTiles][4]) {}
 
 template <int kTiles>
 void wgmma_fence(float (&d)[kTiles][4], Where where = Where::current()) {
