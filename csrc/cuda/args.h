@@ -33,6 +33,7 @@ struct alignas(8) PartialSum {
 struct SelectArgs {
   float scale = 0;  // of the selection, times log2(e)
   bool generation_apart = false;
+  int threads = 0;  // of a block that compute: the first ones
   int block_shift = 0;
   int kv_blocks = 0;
   int q_blocks = 0;
@@ -62,7 +63,17 @@ struct AttentionArgs {
   int item_rows = 0;  // query rows of a work item: a multiple of tile_rows
   int items = 0;      // per head; batch * heads * items fits int
 
+  const int32_t* order =
+      nullptr;  // [B, H, items] how a head's items are taken in turn, or nullptr: as they come (sm_90a)
+
   SelectArgs select;  // kernels that select
+};
+
+// Of the sm_90a kernels. Map: 128 bytes that the driver encodes, aligned to 64.
+template <class Map>
+struct Sm90Args {
+  AttentionArgs attention;
+  Map q, k, v;
 };
 
 }  // namespace sparsed::cuda

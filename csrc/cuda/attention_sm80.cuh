@@ -6,101 +6,10 @@
 #include "cuda/block_sums.cuh"
 #include "cuda/key_walk.cuh"
 #include "cuda/prims.cuh"
+#include "cuda/rows.cuh"
 #include "cuda/tile_sm80.cuh"
 
 namespace sparsed::cuda {
-
-// The running softmax of a thread's rows, and their output.
-template <class Traits>
-struct RowState {
-  float max[Traits::kRows];  // scaled, the same in a quad
-  float sum[Traits::kRows];  // of this thread's columns
-  float rO[Traits::kRowTiles][Traits::kHeadDim / 8][4];
-
-  SPARSED_DEVICE void start() {
-    SPARSED_UNROLL
-    for (int r = 0; r < Traits::kRows; ++r) {
-      max[r] = kLowest;
-      sum[r] = 0.f;
-    }
-    SPARSED_UNROLL
-    for (int t = 0; t < Traits::kRowTiles; ++t) {
-      SPARSED_UNROLL
-      for (int d = 0; d < Traits::kHeadDim / 8; ++d) {
-        SPARSED_UNROLL
-        for (int i = 0; i < 4; ++i) rO[t][d][i] = 0.f;
-      }
-    }
-  }
-};
-
-template <class Traits>
-using Scores = float[Traits::kRowTiles][Traits::kKeys / 8][4];
-
-// Scores of keys that do not take part become -inf. Bit j of low / high: key j of the first / second 32.
-template <class Traits>
-SPARSED_DEVICE void mask_scores(uint32_t low, uint32_t high, Scores<Traits>& rS) {
-  const int column = thread_index() % 4 * 2;
-  SPARSED_UNROLL
-  for (int n = 0; n < Traits::kKeys / 8; ++n) {
-    const uint32_t bits = (n < 4 ? low : high) >> (n % 4 * 8 + column);
-    SPARSED_UNROLL
-    for (int t = 0; t < Traits::kRowTiles; ++t) {
-      SPARSED_UNROLL
-      for (int i = 0; i < 4; ++i) {
-        if (!(bits >> i % 2 & 1u)) rS[t][n][i] = -__builtin_inff();
-      }
-    }
-  }
-}
-
-// Largest score of each row in the tile, the same in a quad. NaN is not larger than anything.
-template <class Traits>
-SPARSED_DEVICE void row_max(const Scores<Traits>& rS, float (&highest)[Traits::kRows]) {
-  SPARSED_UNROLL
-  for (int r = 0; r < Traits::kRows; ++r) {
-    float value = -__builtin_inff();
-    SPARSED_UNROLL
-    for (int n = 0; n < Traits::kKeys / 8; ++n) {
-      value = max_of(value, max_of(rS[r / 2][n][r % 2 * 2], rS[r / 2][n][r % 2 * 2 + 1]));
-    }
-    value = max_of(value, shuffle_xor(value, 1));
-    highest[r] = max_of(value, shuffle_xor(value, 2));
-  }
-}
-
-// The selection's sums of one tile, which begins at position `tile`; rX: its probabilities, or scores (Sums::kOwn).
-template <class Traits>
-SPARSED_DEVICE void sum_blocks(const SelectArgs& select, const Scores<Traits>& rX, const typename Traits::Walk& walk,
-                               int tile, const float (&base)[Traits::kRows], BlockSums<Traits::kRows>& sums) {
-  const int first_key = walk.key(tile), block_size = 1 << select.block_shift;
-  const bool last = walk.last(tile);
-  const int key_end = walk.key_end(tile);
-  SPARSED_UNROLL
-  for (int n = 0; n < Traits::kKeys / 16; ++n) {
-    SPARSED_UNROLL
-    for (int r = 0; r < Traits::kRows; ++r) {
-      const float(&left)[4] = rX[r / 2][2 * n];
-      const float(&right)[4] = rX[r / 2][2 * n + 1];
-      float sum;
-      if constexpr (Traits::kSums == Sums::kOwn) {
-        sum = (exp2_approx(multiply_add(left[r % 2 * 2], select.scale, -base[r])) +
-               exp2_approx(multiply_add(left[r % 2 * 2 + 1], select.scale, -base[r]))) +
-              (exp2_approx(multiply_add(right[r % 2 * 2], select.scale, -base[r])) +
-               exp2_approx(multiply_add(right[r % 2 * 2 + 1], select.scale, -base[r])));
-        sums.sum[r] += sum;
-      } else {
-        sum = (left[r % 2 * 2] + left[r % 2 * 2 + 1]) + (right[r % 2 * 2] + right[r % 2 * 2 + 1]);
-      }
-      sums.open[r] += sum;
-    }
-    const int end = first_key + (n + 1) * 16;
-    const bool exists = end - 16 < key_end;
-    if (exists && ((end & (block_size - 1)) == 0 || (last && end >= key_end))) {
-      close_block(select, (end - 16) >> select.block_shift, base, sums.open);
-    }
-  }
-}
 
 // One query tile against all keys of its walk; returns with nothing under way. sK, sV: Traits::kStages tiles each.
 template <class Traits>
@@ -137,26 +46,14 @@ SPARSED_DEVICE void attend(const AttentionArgs& args, const typename Traits::Wal
     Scores<Traits> rS;
     multiply_qk<Traits>(sQ, sK(tile), rS);
     if (args.key_mask || walk.ragged(tile * Traits::kKeys)) {
-      const uint32_t low = walk.live_bits(tile * Traits::kKeys);
-      const uint32_t high = Traits::kKeys > 32 ? walk.live_bits(tile * Traits::kKeys + 32) : 0u;
-      mask_scores<Traits>(low, high, rS);
+      LiveBits<Traits> bits;
+      find_live<Traits>(walk, tile * Traits::kKeys, bits);
+      mask_scores<Traits>(bits, rS);
     }
     float highest[kRows], alpha[kRows];
     row_max<Traits>(rS, highest);
     if constexpr (Traits::kSums == Sums::kOwn) {
-      if (tile * Traits::kKeys == walk.split) {  // the generation begins: it has a softmax of its own
-        stash_prompt(args.select, RowSoftmax{own_row(sums.max), own_row_sum(sums.sum)});
-        sums.start();
-      }
-      SPARSED_UNROLL
-      for (int r = 0; r < kRows; ++r) {
-        const float max = max_of(highest[r] * args.select.scale, sums.max[r]);
-        const float factor = exp2_approx(sums.max[r] - max);
-        sums.max[r] = max;
-        sums.sum[r] *= factor;
-        sums.open[r] *= factor;
-      }
-      sum_blocks<Traits>(args.select, rS, walk, tile * Traits::kKeys, sums.max, sums);
+      sum_own<Traits>(args.select, rS, walk, tile * Traits::kKeys, highest, sums);
     }
     bool changed = false;
     SPARSED_UNROLL
@@ -221,23 +118,6 @@ SPARSED_DEVICE void finish_rows(const AttentionArgs& args, int b, int h, int row
     }
   }
   if (args.out.data) store_output<Traits>(args, b, h, row, row_end, state.rO, inverse, sQ);
-}
-
-// Scores of the query blocks of a tile: each lane answers for one row.
-template <class Traits>
-SPARSED_DEVICE void finish_blocks(const AttentionArgs& args, int head, int row, bool first, uint32_t buffer,
-                                  const RowState<Traits>& state, const BlockSums<Traits::kRows>& sums) {
-  const int lane = thread_index() % 32, slot = lane % 4;
-  const int own = row + thread_index() / 32 * Traits::kWarpRows + slot / 2 * 16 + slot % 2 * 8 + lane / 4;
-  RowSoftmax all, generation{0.f, 0.f};
-  if constexpr (Traits::kSums == Sums::kOwn) {
-    generation = RowSoftmax{own_row(sums.max), own_row_sum(sums.sum)};
-    all = args.select.generation_apart ? with_prompt(args.select, generation) : generation;
-  } else {
-    all = RowSoftmax{own_row(state.max), own_row_sum(state.sum)};
-  }
-  finish_selection(args, head, row, slot < Traits::kRows ? own : args.q_len, Traits::kWarpRows, all, generation, first,
-                   buffer);
 }
 
 // Query rows [row, row + args.tile_rows) of a head. `first`: of their query block's tiles.

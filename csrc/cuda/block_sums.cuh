@@ -9,6 +9,7 @@
 namespace sparsed::cuda {
 
 constexpr float kLn2 = 0.693147180559945309f;
+constexpr int kSumsBarrier = 1;
 constexpr float kLowest = -3.0e38f;  // in place of -inf, so that a masked score minus it is -inf and not NaN
 
 // values[lane % 4].
@@ -58,7 +59,7 @@ struct BlockSums {
 
 SPARSED_DEVICE PartialSum* partial_sums(const SelectArgs& select, int block) {
   const int64_t row = static_cast<int64_t>(block_index()) * (select.kv_blocks + 1) + block;
-  return select.partial + row * block_threads() + thread_index();
+  return select.partial + row * select.threads + thread_index();
 }
 
 // The key block is done: one write per lane.
@@ -79,7 +80,8 @@ constexpr int kScoreColumns = 128;  // key blocks that are summed at a time
 constexpr int kScoreStride = kScoreColumns + 1;
 constexpr int kScoreBytes = 8 * kScoreStride * 4;  // of shared memory: 4 warps, 2 halves
 
-// Adds the probability mass of a tile's rows to rows of `scores`. All threads; shared memory from `buffer` on is free.
+// Adds the probability mass of a tile's rows to rows of `scores`. All threads that compute; shared memory from `buffer`
+// on is free.
 //   row      the softmax of the lane's row; weight 0 where the lane has none
 //   halves   2: the 32 rows of a warp belong to two query blocks (block size 16), lanes with bit 1 to the second
 //   groups   query blocks of the tile; their units (warps, or halves) are summed in order, so results are deterministic
@@ -87,7 +89,7 @@ constexpr int kScoreBytes = 8 * kScoreStride * 4;  // of shared memory: 4 warps,
 SPARSED_DEVICE void add_scores(const SelectArgs& select, const RowSoftmax& row, float inverse, int first_block,
                                int halves, int groups, int live_groups, bool first, float* scores, uint32_t buffer) {
   const int lane = thread_index() % 32, warp = thread_index() / 32;
-  const int units = block_threads() / 32 * halves, units_per_group = units / groups;
+  const int units = select.threads / 32 * halves, units_per_group = units / groups;
   for (int begin = first_block; begin < select.kv_blocks; begin += kScoreColumns) {
     const int columns = select.kv_blocks - begin < kScoreColumns ? select.kv_blocks - begin : kScoreColumns;
     for (int column = 0; column < columns; column += 4) {
@@ -111,8 +113,8 @@ SPARSED_DEVICE void add_scores(const SelectArgs& select, const RowSoftmax& row, 
         }
       }
     }
-    sync_threads();
-    for (int i = thread_index(); i < live_groups * columns; i += block_threads()) {
+    barrier_sync(kSumsBarrier, select.threads);
+    for (int i = thread_index(); i < live_groups * columns; i += select.threads) {
       const int group = i / columns, column = i % columns;
       float* score = scores + static_cast<int64_t>(group) * select.kv_blocks + begin + column;
       float mass = first ? 0.f : load_global(score);
@@ -121,7 +123,7 @@ SPARSED_DEVICE void add_scores(const SelectArgs& select, const RowSoftmax& row, 
       }
       store_global(score, mass);
     }
-    sync_threads();
+    barrier_sync(kSumsBarrier, select.threads);
   }
 }
 

@@ -5,8 +5,9 @@
 
 #include "core/error.h"
 #include "core/selection.h"
-#include "cuda/plan.h"
+#include "cuda/plan_sm90.h"
 #include "cuda/runtime.h"
+#include "cuda/tensor_map.h"
 #include "cuda/top_k_args.h"
 
 namespace sparsed::cuda {
@@ -47,8 +48,18 @@ class CudaPattern final : public DevicePattern {
   int device_ = 0;
 };
 
+// The kernels of compute capability 9.0a run on 9.0 and on nothing else.
+Plan for_this_device(Plan plan) {
+  if (compute_capability() == 90) move_to_sm90(plan);
+  return plan;
+}
+
 DeviceKernel kernel_of(const Plan& plan, DType dtype) {
   if (plan.kernel == Kernel::kPlain) return kernel_plain(dtype, plan.sums);
+  if (plan.kernel == Kernel::kSm90) {
+    return plan.head_dim == 64 ? kernel_sm90<64>(dtype, plan.sums, plan.split)
+                               : kernel_sm90<128>(dtype, plan.sums, plan.split);
+  }
   const int warps = plan.threads / 32;
   switch (plan.head_dim) {
     case 32: return kernel_sm80<32>(dtype, plan.sums, warps);
@@ -57,6 +68,15 @@ DeviceKernel kernel_of(const Plan& plan, DType dtype) {
     case 128: return kernel_sm80<128>(dtype, plan.sums, warps);
     default: return kernel_sm80<256>(dtype, plan.sums, warps);
   }
+}
+
+void launch_attention(const Plan& plan, DType dtype, int64_t blocks, cudaStream_t stream) {
+  const DeviceKernel kernel = kernel_of(plan, dtype);
+  if (plan.kernel != Kernel::kSm90) return launch(kernel, blocks, plan.threads, &plan.args, stream);
+  const CopyMaps maps = copy_maps(plan);
+  const Sm90Args<CUtensorMap> args{plan.args, encode_map(maps.q, dtype), encode_map(maps.k, dtype),
+                                   encode_map(maps.v, dtype)};
+  launch(kernel, blocks, plan.threads, &args, stream);
 }
 
 // Which arrays decide where the work runs.
@@ -82,7 +102,7 @@ void attention_on_device(const AttentionParams& params, const DevicePattern* pat
   const CurrentDevice current(device_of_params(params));
   const auto stream = static_cast<cudaStream_t>(params.stream);
   BlockRows rows;
-  DeviceMemory counts, indices;
+  DeviceMemory counts, indices, order;
   if (pattern) {
     const CudaPattern& own = dynamic_cast<const CudaPattern&>(*pattern);
     counts = DeviceMemory(static_cast<size_t>(own.rows()) * sizeof(int32_t), stream);
@@ -92,14 +112,25 @@ void attention_on_device(const AttentionParams& params, const DevicePattern* pat
     launch(kernel_list_blocks(), warp_blocks(own.rows()), kThreads, &list, stream);
     rows = {own.geometry().block_size, list.counts, list.indices, list.stride};
   }
-  const Plan plan = plan_attention(params, pattern ? &rows : nullptr);
-  launch(kernel_of(plan, params.q.dtype), plan.blocks, plan.threads, &plan.args, stream);
+  const DType dtype = params.q.dtype;
+  Plan plan = for_this_device(plan_attention(params, pattern ? &rows : nullptr));
+  AttentionArgs& args = plan.args;
+  if (plan.kernel == Kernel::kSm90 && pattern) {
+    order = DeviceMemory(static_cast<size_t>(plan.blocks) * sizeof(int32_t), stream);
+    args.order = order.as<int32_t>();
+    const OrderArgs own{args.counts,     order.as<int32_t>(), args.batch * args.heads, args.list_rows,
+                        args.list_shift, args.items,          args.item_rows};
+    launch(kernel_order_items(), warp_blocks(plan.blocks), kThreads, &own, stream);
+  }
+  int64_t blocks = plan.blocks;
+  if (plan.kernel == Kernel::kSm90) blocks = std::min(blocks, resident_blocks(kernel_of(plan, dtype), plan.threads));
+  launch_attention(plan, dtype, blocks, stream);
 }
 
 std::shared_ptr<const DevicePattern> select_on_device(const AttentionParams& params, const SelectParams& select) {
   const CurrentDevice current(device_of_params(params));
   const auto stream = static_cast<cudaStream_t>(params.stream);
-  Plan plan = plan_selection(params, select);
+  Plan plan = for_this_device(plan_selection(params, select));
   const DeviceKernel kernel = kernel_of(plan, params.q.dtype);
   const int64_t afford = static_cast<int64_t>(kMostPartialBytes / partial_bytes(plan));
   const int64_t blocks = std::min({plan.blocks, resident_blocks(kernel, plan.threads), std::max<int64_t>(afford, 1)});
@@ -113,7 +144,7 @@ std::shared_ptr<const DevicePattern> select_on_device(const AttentionParams& par
     generation = DeviceMemory(score_bytes(plan), stream);
     args.generation = generation.as<float>();
   }
-  launch(kernel, blocks, plan.threads, &plan.args, stream);
+  launch_attention(plan, params.q.dtype, blocks, stream);
 
   if (params.key_mask) {
     const int64_t live_count = params.batch() * args.kv_blocks;

@@ -18,10 +18,15 @@ extern template DeviceKernel kernel_sm80<64>(DType, Sums, int);
 extern template DeviceKernel kernel_sm80<96>(DType, Sums, int);
 extern template DeviceKernel kernel_sm80<128>(DType, Sums, int);
 extern template DeviceKernel kernel_sm80<256>(DType, Sums, int);
+template <int kHeadDim>
+DeviceKernel kernel_sm90(DType dtype, Sums sums, bool split);  // Sm90Args
+extern template DeviceKernel kernel_sm90<64>(DType, Sums, bool);
+extern template DeviceKernel kernel_sm90<128>(DType, Sums, bool);
 DeviceKernel kernel_plain(DType dtype, Sums sums);
 
 DeviceKernel kernel_top_rows();     // TopArgs
 DeviceKernel kernel_live_blocks();  // LiveArgs
 DeviceKernel kernel_list_blocks();  // ListArgs
+DeviceKernel kernel_order_items();  // OrderArgs
 
 }  // namespace sparsed::cuda

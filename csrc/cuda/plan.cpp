@@ -100,11 +100,13 @@ Plan plan_selection(const AttentionParams& params, const SelectParams& select) {
       static_cast<int>(first_generation_block(params.kv_len(), select.prompt_length, select.block_size));
   plan.sums = args.generation_apart || select.scale != params.scale ? Sums::kOwn : Sums::kShared;
   set_tiles(plan, select.block_size, true);
+  args.threads = plan.threads;
   return plan;
 }
 
 size_t partial_bytes(const Plan& plan) {
-  return sizeof(PartialSum) * static_cast<size_t>(plan.args.select.kv_blocks + 1) * static_cast<size_t>(plan.threads);
+  return sizeof(PartialSum) * static_cast<size_t>(plan.args.select.kv_blocks + 1) *
+         static_cast<size_t>(plan.args.select.threads);
 }
 
 size_t score_bytes(const Plan& plan) {

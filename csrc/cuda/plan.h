@@ -20,11 +20,13 @@ struct BlockRows {
 enum class Kernel {
   kPlain,  // any dtype, any alignment
   kSm80,   // 16-bit elements, rows aligned to 16 bytes
+  kSm90,   // see plan_sm90.h
 };
 
 struct Plan {
   Kernel kernel = Kernel::kPlain;
   Sums sums = Sums::kNone;
+  bool split = false;  // kSm90: warpgroups share query rows
   int head_dim = 0;    // that the kernel is compiled for: the array's, or the next one above
   int threads = 0;     // of a block
   int64_t blocks = 0;  // one per work item

@@ -41,10 +41,13 @@ std::vector<std::string> missing_device() {
     return {message("no CUDA device: ", cudaGetErrorString(status))};
   }
   if (count == 0) return {"no CUDA device"};
-  const int major = attribute(cudaDevAttrComputeCapabilityMajor);
-  const int minor = attribute(cudaDevAttrComputeCapabilityMinor);
-  if (major < 8) return {message("compute capability ", major, ".", minor, ", needs 8.0")};
+  const int found = compute_capability();
+  if (found < 80) return {message("compute capability ", found / 10, ".", found % 10, ", needs 8.0")};
   return {};
+}
+
+int compute_capability() {
+  return attribute(cudaDevAttrComputeCapabilityMajor) * 10 + attribute(cudaDevAttrComputeCapabilityMinor);
 }
 
 int device_of(const void* data) {

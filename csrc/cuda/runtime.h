@@ -19,6 +19,8 @@ void check_cuda(cudaError_t status, const char* what);
 // Why kernels cannot run here; empty: they can.
 std::vector<std::string> missing_device();
 
+int compute_capability();  // of the current device: 10 major + minor
+
 // The device on which `data` lies, or -1 for host memory.
 int device_of(const void* data);
 

@@ -5,6 +5,7 @@
 #include "cuda/block_sums.cuh"
 #include "cuda/key_walk.cuh"
 #include "cuda/prims.cuh"
+#include "cuda/rows.cuh"
 
 namespace sparsed::cuda {
 
@@ -126,27 +127,6 @@ SPARSED_DEVICE void multiply_qk(uint32_t sQ, uint32_t sK, float (&rS)[Traits::kR
       for (int t = 0; t < kRowTiles; ++t) {
         mma<typename Traits::T>(rS[t][2 * n], rQ[t], rK[0], rK[1]);
         mma<typename Traits::T>(rS[t][2 * n + 1], rQ[t], rK[2], rK[3]);
-      }
-    }
-  }
-}
-
-// Probabilities rounded to T: accumulator tiles of S are operand tiles of P as they are.
-template <class Traits>
-using Probabilities = uint32_t[Traits::kRowTiles][Traits::kKeys / 16][4];
-
-template <class Traits>
-SPARSED_DEVICE void round_probabilities(const float (&rS)[Traits::kRowTiles][Traits::kKeys / 8][4],
-                                        Probabilities<Traits>& rP) {
-  using T = typename Traits::T;
-  SPARSED_UNROLL
-  for (int t = 0; t < Traits::kRowTiles; ++t) {
-    SPARSED_UNROLL
-    for (int k = 0; k < Traits::kKeys / 16; ++k) {
-      SPARSED_UNROLL
-      for (int i = 0; i < 4; ++i) {
-        const float(&part)[4] = rS[t][2 * k + i / 2];
-        rP[t][k][i] = pack_pair<T>(part[i % 2 * 2], part[i % 2 * 2 + 1]);
       }
     }
   }

@@ -93,4 +93,22 @@ SPARSED_DEVICE void list_blocks(const ListArgs& args) {
   });
 }
 
+// The work items of each head, those with the longest lists first, equal ones by index.
+SPARSED_DEVICE void order_items(const OrderArgs& args) {
+  for_each_warp(args.heads * args.items, [&](int i) {
+    const int head = i / args.items, item = i % args.items, lane = thread_index() % 32;
+    const auto length = [&](int of) {
+      const int row = static_cast<int>(static_cast<int64_t>(of) * args.item_rows >> args.list_shift);
+      return load_global(args.counts + head * args.list_rows + row);
+    };
+    const int own = length(item);
+    int before = 0;
+    for (int first = 0; first < args.items; first += 32) {
+      const int other = first + lane, count = other < args.items ? length(other) : -1;
+      before += count_bits(vote(count > own || (count == own && other < item)));
+    }
+    if (lane == 0) store_global(args.order + head * args.items + before, item);
+  });
+}
+
 }  // namespace sparsed::cuda

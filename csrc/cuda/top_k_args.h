@@ -31,4 +31,11 @@ struct ListArgs {
   int64_t stride = 0;
 };
 
+struct OrderArgs {
+  const int32_t* counts = nullptr;               // [heads, list_rows]
+  int32_t* order = nullptr;                      // [heads, items]
+  int heads = 0, list_rows = 0, list_shift = 0;  // list_shift: log2 of a list's query rows
+  int items = 0, item_rows = 0;                  // work items of a head, query rows of each
+};
+
 }  // namespace sparsed::cuda

@@ -13,7 +13,7 @@
 #include "cuda/attention_plain.cuh"
 #include "cuda/attention_sm80.cuh"
 #include "cuda/plan.h"
-#include "machine.h"
+#include "cuda_calls.h"
 
 namespace sparsed::cuda {
 namespace {
@@ -22,25 +22,6 @@ using emulator::Landing;
 using emulator::Launch;
 using emulator::Region;
 using emulator::Report;
-
-// A pattern as the kernels take it.
-struct Lists {
-  std::vector<int32_t> counts, indices;
-  BlockRows rows;
-
-  explicit Lists(const BlockPattern& pattern) {
-    const BlockLists lists = pattern.expand();
-    const size_t stride = static_cast<size_t>(pattern.geometry().kv_blocks());
-    indices.assign(counts.size() * stride, -1);
-    for (size_t row = 0; row + 1 < lists.offsets.size(); ++row) {
-      counts.push_back(static_cast<int32_t>(lists.offsets[row + 1] - lists.offsets[row]));
-      const auto first = lists.indices.begin() + lists.offsets[row];
-      indices.insert(indices.end(), first, first + counts.back());
-      indices.resize(counts.size() * stride, -1);
-    }
-    rows = {lists.block_size, counts.data(), indices.data(), static_cast<int64_t>(stride)};
-  }
-};
 
 template <class T, class F>
 void with_plain_traits(const Plan& plan, const F& f) {
@@ -73,30 +54,6 @@ void with_traits(const Plan& plan, DType dtype, const F& f) {
     case 128: return with_sums(Bf16{}, std::integral_constant<int, 128>{});
     default: return with_sums(Bf16{}, std::integral_constant<int, 256>{});
   }
-}
-
-Region region_of(const RandomArray& array, bool writable) {
-  return {array.storage.data(), array.storage.size() * sizeof(float), writable};
-}
-
-template <class T>
-Region region_of(const std::vector<T>& array, bool writable) {
-  return {array.data(), array.size() * sizeof(T), writable};
-}
-
-struct How {
-  Landing landing = Landing::kLate;
-  unsigned seed = 0;
-};
-
-Launch launch_of(const Plan& plan, const Call& call, const How& how) {
-  Launch launch;
-  launch.threads = plan.threads;
-  launch.landing = how.landing;
-  launch.seed = how.seed;
-  launch.memory = {region_of(call.q, false),  region_of(call.k, false),  region_of(call.v, false),
-                   region_of(call.out, true), region_of(call.lse, true), region_of(call.mask, false)};
-  return launch;
 }
 
 Report run(const Plan& plan, DType dtype, Launch launch) {
@@ -185,12 +142,6 @@ std::string name_of(const Case16& c) {
   return message(dtype_name(c.dtype), " head_dim ", c.shape.head_dim, " seed ", c.shape.seed);
 }
 
-// Scores as the selecting kernel leaves them.
-struct Selected {
-  std::vector<float> scores, generation;
-  Report report;
-};
-
 Selected attention_and_scores(Call& call, const SelectParams& select, int blocks, const How& how = {}) {
   Plan plan = plan_selection(call.params, select);
   Selected selected;
@@ -206,19 +157,6 @@ Selected attention_and_scores(Call& call, const SelectParams& select, int blocks
   launch.memory.push_back(region_of(partial, true));
   selected.report = run(plan, call.params.q.dtype, launch);
   return selected;
-}
-
-// Columns from `first` on of [rows, columns].
-void expect_scores(const std::vector<float>& found, const std::vector<double>& expected, int64_t first, int64_t columns,
-                   const std::string& what) {
-  ASSERT_EQ(found.size(), expected.size());
-  double worst = 0;
-  for (size_t i = 0; i < found.size(); ++i) {
-    if (static_cast<int64_t>(i) % columns < first) continue;
-    const double error = std::abs(found[i] - expected[i]) / (1e-6 + std::abs(expected[i]));
-    worst = std::max(worst, std::isnan(error) ? INFINITY : error);
-  }
-  EXPECT_LE(worst, 2e-5) << what;
 }
 
 TEST(CudaAttention, DenseMatchesReference) {

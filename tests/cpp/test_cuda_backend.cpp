@@ -23,13 +23,15 @@ std::vector<Case> small_cases() {
           {1, 1, 1, 20, 100, 256, true, false, 5}};
 }
 
-class CudaBackend : public testing::Test {
+// By compute capability.
+class CudaBackend : public testing::TestWithParam<int> {
  protected:
+  void SetUp() override { fake_cuda::set_compute_capability(GetParam()); }
   void TearDown() override { EXPECT_EQ(fake_cuda::live_allocations(), 0u); }
   const Backend backend_ = cuda::backend();
 };
 
-TEST_F(CudaBackend, HostArraysGoThereAndBack) {
+TEST_P(CudaBackend, HostArraysGoThereAndBack) {
   for (DType dtype : kDTypes) {
     for (const Case& c : small_cases()) {
       Call dense(c, dtype), sparse(c, dtype);
@@ -43,7 +45,7 @@ TEST_F(CudaBackend, HostArraysGoThereAndBack) {
   }
 }
 
-TEST_F(CudaBackend, SelectionMatchesReference) {
+TEST_P(CudaBackend, SelectionMatchesReference) {
   int number = 0;
   for (DType dtype : kDTypes) {
     for (Case c : small_cases()) {
@@ -67,7 +69,7 @@ TEST_F(CudaBackend, SelectionMatchesReference) {
 }
 
 // Arrays that lie on the device: nothing is waited for, and a pattern serves the next call without the host.
-TEST_F(CudaBackend, DeviceArraysStayThere) {
+TEST_P(CudaBackend, DeviceArraysStayThere) {
   const Case c{1, 1, 2, 200, 200, 64, true, false, 6};
   Call host(c, DType::kBFloat16);
   AttentionParams params = host.params;
@@ -109,6 +111,8 @@ TEST_F(CudaBackend, DeviceArraysStayThere) {
   again.reset();
   for (void* device : memory) EXPECT_EQ(cudaFreeAsync(device, nullptr), cudaSuccess);
 }
+
+INSTANTIATE_TEST_SUITE_P(Capabilities, CudaBackend, testing::Values(86, 90));
 
 }  // namespace
 }  // namespace sparsed

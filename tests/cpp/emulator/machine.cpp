@@ -160,6 +160,11 @@ void Block::finish() {
                         " threads at barrier " + std::to_string(id));
     }
   }
+  try {
+    for (const auto& check : at_end) check();
+  } catch (const KernelError& error) {
+    throw KernelError("block " + std::to_string(index) + ": " + error.what());
+  }
   if (!landings_.empty()) {
     throw KernelError("block " + std::to_string(index) +
                       ": the kernel ends with asynchronous operations that nobody waited for");

@@ -8,6 +8,7 @@
 //   waiting                   wait_until("what", predicate); other threads run meanwhile
 //   an asynchronous engine    block().shared.begin_flight(...) now, post_async([...] { ... end_flight ... }): it lands
 //                             at once (Landing::kEarly), or when no thread can run without it (kLate)
+//   state                     block().state<T>(): the block's one T; block().at_end: what must hold at the end
 //   ordering                  release(clock): what this warp did is published with `clock`; acquire(clock): seen.
 //                             A warp that only reads what others published needs no more. Engines have agents of
 //                             their own behind the warps: block().engine_agent(i), with block().clock(agent).
@@ -25,6 +26,7 @@
 #include <stdexcept>
 #include <string>
 #include <tuple>
+#include <typeindex>
 #include <unordered_map>
 #include <vector>
 
@@ -156,8 +158,8 @@ class Block {
   const Launch& launch;
   const int index;
   SharedMemory shared;
-  std::array<Barrier, 16> barriers;                             // of bar.sync
-  std::unordered_map<uint32_t, std::shared_ptr<void>> objects;  // state of things that live at a shared address
+  std::array<Barrier, 16> barriers;           // of bar.sync
+  std::vector<std::function<void()>> at_end;  // checks when all threads have returned
 
   void run(const std::function<void()>& kernel);
   int warps() const { return launch.threads / kWarp; }
@@ -165,6 +167,13 @@ class Block {
   Clock& clock(int agent) { return clocks_[static_cast<size_t>(agent)]; }
   Actor actor(const Thread& thread, bool all_lanes = false) {
     return {thread.warp(), all_lanes ? -1 : thread.lane(), &clock(thread.warp())};
+  }
+  // The block's one T, made from the block when first asked for.
+  template <class T>
+  T& state() {
+    std::shared_ptr<void>& entry = states_[std::type_index(typeid(T))];
+    if (!entry) entry = std::make_shared<T>(*this);
+    return *static_cast<T*>(entry.get());
   }
 
  private:
@@ -186,6 +195,7 @@ class Block {
   std::vector<Clock> clocks_;
   std::vector<Meeting> meetings_;
   std::vector<Thread> threads_;
+  std::map<std::type_index, std::shared_ptr<void>> states_;
   std::vector<std::function<void()>> landings_;  // asynchronous, under way
   std::unordered_map<AccessKey, AccessSite, AccessHash> sites_;
   std::mt19937 random_;

@@ -43,12 +43,19 @@ bool SharedMemory::ordered(const Touch& before, const Actor& actor) {
   return (before.lane >= 0 && before.lane == actor.lane) || before.epoch < seen;
 }
 
+void SharedMemory::check_proxy(const Word& word, uint32_t address, const Actor& actor) {
+  if (!actor.fenced || word.written.epoch == 0) return;
+  if (word.written.epoch <= (*actor.fenced)[static_cast<size_t>(word.written.agent)]) return;
+  fail("asynchronous access to what ordinary stores wrote, without fence.proxy.async, " + place(address));
+}
+
 void SharedMemory::check_write(size_t word, const Actor& actor) const {
   const Word& w = words_[word];
   const uint32_t address = static_cast<uint32_t>(word * kWord);
   if (w.in_flight) fail("write under an asynchronous copy that nobody waited for, " + place(address));
   if (w.async_readers) fail("write while an asynchronous engine reads, " + place(address));
   if (!ordered(w.written, actor)) fail("race: write after write, " + place(address));
+  check_proxy(w, address, actor);
   for (int agent = 0; agent < agents_; ++agent) {
     if (!ordered(reads_[word * static_cast<size_t>(agents_) + static_cast<size_t>(agent)], actor)) {
       fail("race: write after read, " + place(address));
@@ -62,6 +69,7 @@ void SharedMemory::mark_read(size_t word, const Actor& actor) {
   if (w.in_flight) fail("read under an asynchronous copy that nobody waited for, " + place(address));
   if (!w.defined) fail("read of what was never written, " + place(address));
   if (!ordered(w.written, actor)) fail("race: read after write, " + place(address));
+  check_proxy(w, address, actor);
   Touch& read = reads_[word * static_cast<size_t>(agents_) + static_cast<size_t>(actor.agent)];
   const uint32_t epoch = (*actor.seen)[static_cast<size_t>(actor.agent)];
   const bool several = read.epoch == epoch && read.lane != actor.lane;

@@ -17,7 +17,8 @@ void join(Clock& into, const Clock& from);
 struct Actor {
   int agent;
   int lane;
-  const Clock* seen;  // seen[agent] is the agent's own epoch
+  const Clock* seen;              // seen[agent] is the agent's own epoch
+  const Clock* fenced = nullptr;  // through the async proxy, which sees an agent's writes up to this epoch
 };
 
 class SharedMemory {
@@ -56,6 +57,7 @@ class SharedMemory {
 
   size_t check(uint32_t address, size_t bytes, const char* what) const;
   static bool ordered(const Touch& before, const Actor& actor);
+  static void check_proxy(const Word& word, uint32_t address, const Actor& actor);
   void check_write(size_t word, const Actor& actor) const;
   void mark_read(size_t word, const Actor& actor);
   void mark_written(size_t word, const Actor& actor);

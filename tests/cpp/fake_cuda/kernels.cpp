@@ -1,8 +1,13 @@
 // What instantiate/*.cu define, for the host.
 #include "cuda/kernels.h"
 
+#include <cuda.h>
+
+#include <cstring>
+
 #include "cuda/attention_plain.cuh"
 #include "cuda/attention_sm80.cuh"
+#include "cuda/attention_sm90.cuh"
 #include "cuda/top_k.cuh"
 #include "fake_cuda/runtime.h"
 
@@ -25,6 +30,31 @@ DeviceKernel sm80_kernel(Sums sums, int warps) {
     case Sums::kNone: return of(Sm80<T, kHeadDim, Sums::kNone>{});
     case Sums::kShared: return of(Sm80<T, kHeadDim, Sums::kShared>{});
     default: return of(Sm80<T, kHeadDim, Sums::kOwn>{});
+  }
+}
+
+TensorMap map_of(const CUtensorMap& encoded) {  // by runtime.cpp
+  TensorMap map;
+  std::memcpy(static_cast<void*>(&map), &encoded, sizeof(map));
+  return map;
+}
+
+template <class Traits>
+void run_sm90(const Sm90Args<CUtensorMap>& args) {
+  attention_sm90<Traits>(Sm90Args<TensorMap>{args.attention, map_of(args.q), map_of(args.k), map_of(args.v)});
+}
+
+template <class T, int kHeadDim>
+DeviceKernel sm90_kernel(Sums sums, bool split) {
+  const auto of = [&](auto traits) {
+    using Traits = decltype(traits);
+    return DeviceKernel{host_kernel<Sm90Args<CUtensorMap>, run_sm90<Traits>>(), Traits::kSharedBytes};
+  };
+  switch (sums) {
+    case Sums::kNone:
+      return split ? of(Sm90<T, kHeadDim, Sums::kNone, true>{}) : of(Sm90<T, kHeadDim, Sums::kNone, false>{});
+    case Sums::kShared: return of(Sm90<T, kHeadDim, Sums::kShared, false>{});
+    default: return of(Sm90<T, kHeadDim, Sums::kOwn, false>{});
   }
 }
 
@@ -53,6 +83,13 @@ template DeviceKernel kernel_sm80<96>(DType, Sums, int);
 template DeviceKernel kernel_sm80<128>(DType, Sums, int);
 template DeviceKernel kernel_sm80<256>(DType, Sums, int);
 
+template <int kHeadDim>
+DeviceKernel kernel_sm90(DType dtype, Sums sums, bool split) {
+  return dtype == DType::kBFloat16 ? sm90_kernel<Bf16, kHeadDim>(sums, split) : sm90_kernel<F16, kHeadDim>(sums, split);
+}
+template DeviceKernel kernel_sm90<64>(DType, Sums, bool);
+template DeviceKernel kernel_sm90<128>(DType, Sums, bool);
+
 DeviceKernel kernel_plain(DType dtype, Sums sums) {
   switch (dtype) {
     case DType::kFloat32: return plain_kernel<float>(sums);
@@ -63,6 +100,7 @@ DeviceKernel kernel_plain(DType dtype, Sums sums) {
 
 DeviceKernel kernel_top_rows() { return {host_kernel<TopArgs, top_rows>(), 0}; }
 DeviceKernel kernel_live_blocks() { return {host_kernel<LiveArgs, live_blocks>(), 0}; }
+DeviceKernel kernel_order_items() { return {host_kernel<OrderArgs, order_items>(), 0}; }
 DeviceKernel kernel_list_blocks() { return {host_kernel<ListArgs, list_blocks>(), 0}; }
 
 }  // namespace sparsed::cuda

@@ -1,13 +1,15 @@
 #include "fake_cuda/runtime.h"
 
+#include <cuda.h>
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <map>
 #include <memory>
 
-#include "machine.h"
+#include "sm90.h"
 
 namespace sparsed::fake_cuda {
 namespace {
@@ -15,6 +17,7 @@ namespace {
 struct State {
   std::map<uintptr_t, std::pair<std::unique_ptr<std::byte[]>, size_t>> memory;
   int64_t launches = 0, waits = 0;
+  int capability = 86;
 };
 
 State& state() {
@@ -22,8 +25,25 @@ State& state() {
   return state;
 }
 
+// What the driver encodes, as the emulator reads it: in the first bytes of the map.
+CUresult encode_tiled(CUtensorMap* map, CUtensorMapDataType, cuuint32_t rank, void* data, const cuuint64_t* size,
+                      const cuuint64_t* stride, const cuuint32_t* box, const cuuint32_t* step, CUtensorMapInterleave,
+                      CUtensorMapSwizzle swizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill) {
+  if (rank != 4 || box[2] != 1 || box[3] != 1 || swizzle != CU_TENSOR_MAP_SWIZZLE_128B) return CUDA_ERROR_INVALID_VALUE;
+  if (!std::all_of(step, step + 4, [](cuuint32_t s) { return s == 1; })) return CUDA_ERROR_INVALID_VALUE;
+  emulator::TensorMap own;
+  own.data = static_cast<const std::byte*>(data);
+  std::copy_n(size, 4, own.size.begin());
+  std::copy_n(stride, 3, own.stride.begin());
+  std::copy_n(box, 2, own.box.begin());
+  static_assert(sizeof(own) <= sizeof(*map));
+  std::memcpy(map, &own, sizeof(own));
+  return CUDA_SUCCESS;
+}
+
 }  // namespace
 
+void set_compute_capability(int capability) { state().capability = capability; }
 size_t live_allocations() { return state().memory.size(); }
 int64_t launches() { return state().launches; }
 int64_t waits() { return state().waits; }
@@ -46,12 +66,25 @@ const char* cudaGetErrorString(cudaError_t) { return "an error"; }
 
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   switch (attribute) {
-    case cudaDevAttrComputeCapabilityMajor: *value = 8; break;
-    case cudaDevAttrComputeCapabilityMinor: *value = 6; break;
+    case cudaDevAttrComputeCapabilityMajor: *value = state().capability / 10; break;
+    case cudaDevAttrComputeCapabilityMinor: *value = state().capability % 10; break;
     case cudaDevAttrMultiProcessorCount: *value = 2; break;
-    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = 99 << 10; break;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = (state().capability == 90 ? 227 : 99) << 10; break;
     default: return cudaErrorInvalidValue;
   }
+  return cudaSuccess;
+}
+
+#if CUDART_VERSION >= 12050
+cudaError_t cudaGetDriverEntryPointByVersion(const char* name, void** function, unsigned, unsigned long long,
+                                             cudaDriverEntryPointQueryResult* found) {
+#else
+cudaError_t cudaGetDriverEntryPoint(const char* name, void** function, unsigned long long,
+                                    cudaDriverEntryPointQueryResult* found) {
+#endif
+  const bool known = std::strcmp(name, "cuTensorMapEncodeTiled") == 0;
+  *function = known ? reinterpret_cast<void*>(&sparsed::fake_cuda::encode_tiled) : nullptr;
+  *found = known ? cudaDriverEntryPointSuccess : cudaDriverEntryPointSymbolNotFound;
   return cudaSuccess;
 }
 

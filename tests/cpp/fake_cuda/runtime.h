@@ -12,6 +12,7 @@ struct HostKernel {
   void (*run)(const void* args);
 };
 
+void set_compute_capability(int capability);  // 10 major + minor
 size_t live_allocations();
 int64_t launches();
 int64_t waits();  // for a stream: copies to the host

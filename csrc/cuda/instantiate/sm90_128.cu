@@ -1,0 +1,7 @@
+#include "cuda/instantiate/sm90.cuh"
+
+namespace sparsed::cuda {
+
+template DeviceKernel kernel_sm90<128>(DType, Sums, bool);
+
+}  // namespace sparsed::cuda
