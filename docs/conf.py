@@ -27,6 +27,7 @@ html_copy_source = False
 # Docstrings: Google sections, `code` in single or double backticks. Types stand in their text, with shapes and dtypes.
 default_role = "literal"
 napoleon_use_ivar = True
+napoleon_attr_annotations = False
 napoleon_use_rtype = False
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"

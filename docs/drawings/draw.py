@@ -86,7 +86,7 @@ def pattern() -> Svg:
     side, prompt = cell * BLOCKS, cell * PROMPT_BLOCKS
     for i, (title, kept, head) in enumerate(panels):
         left = 32 + 244 * i
-        svg.text(left + side / 2, 28, title, anchor="middle", bold=True)
+        svg.text(left + side / 2, 28, title, anchor="middle", size=12, bold=True)
         svg.rect(left, top, side, side, PALE, LINE)
         for row, column in np.argwhere(kept.to_mask()[0, head]):
             svg.rect(left + cell * column + 0.5, top + cell * row + 0.5, cell - 1, cell - 1, KEPT)

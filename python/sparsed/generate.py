@@ -96,7 +96,7 @@ class GenerationResult:
 
     @property
     def generated(self) -> IntArray:
-        """(B, gen_length): the tokens behind the prompt."""
+        """The tokens behind the prompt, (B, gen_length)."""
         return self.tokens[:, self.prompt_length :]
 
     def plot(self, row: int = 0) -> Any:
@@ -164,7 +164,7 @@ def generate(
         model: What `load_model` returns.
         prompt_ids: (B, p) token ids, or (p,) for one row. They are never changed, not even mask tokens among them.
         gen_length: Tokens to generate.
-        steps: T. With a threshold in the sampler it is not used.
+        steps: How many, T. With a threshold in the sampler it is not used.
         sparse: None: dense attention.
         cache: PrefixCache, DualCache or DelayedCache: steps compute a part of the tokens and reuse the keys and values
             of the others. Not together with sparse.
