@@ -15,7 +15,7 @@ TEST_FILES := $(shell find tests/cpp -type f)
 JOBS := $(shell getconf _NPROCESSORS_ONLN)
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: help demo test extras cpp-test scalar-test python-test wheel wheel-test lint stubs notebooks format clean googletest
+.PHONY: help demo test extras cpp-test scalar-test python-test wheel wheel-test lint stubs notebooks docs format clean googletest
 help:
 	@echo "make demo     build, then answer questions about a long text: dense, SparseD, sliding window"
 	@echo "make test     build, then all C++ and Python tests"
@@ -24,6 +24,7 @@ help:
 	@echo "make lint     ruff, mypy, clang-format, freshness of the stubs"
 	@echo "make stubs    write python/sparsed/_core.pyi anew"
 	@echo "make notebooks  run notebooks/ anew and keep their outputs"
+	@echo "make docs     run the examples of the documentation and build it, in build/docs/html"
 	@echo "make format   format C++ and Python in place"
 	@echo "make clean    remove build/ and $(VENV)/"
 
@@ -77,6 +78,11 @@ stubs: $(VENV)/.tests
 notebooks: $(VENV)/.tests
 	$(BIN)/python notebooks/run.py
 
+# The API pages are made of docstrings: what their modules import has to be there.
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -b doctest docs build/docs/doctest
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -b html docs build/docs/html
+
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -111,6 +117,11 @@ $(VENV)/.tests: $(VENV)/.tools $(PACKAGE_FILES) $(TEST_FILES) | googletest
 	@echo "building sparsed and its C++ tests (a few minutes the first time)"
 	$(INSTALL_TESTS) '.[test]'
 	@touch $(VENV)/.package $@
+
+$(VENV)/.docs: $(VENV)/.tests
+	$(PIP) install torch==2.13.0
+	$(INSTALL_TESTS) '.[test,docs]'
+	@touch $@
 
 $(VENV)/.dev: $(VENV)/.tests
 	$(INSTALL_TESTS) '.[dev]'

@@ -190,7 +190,7 @@ Immutable; compared and hashed by content.)")
            "``indices[offsets[r]:offsets[r + 1]]``, sorted.")
       .def(
           "jaccard", [](const BlockPattern& p, const BlockPattern& other) { return per_head(p, p.jaccard(other)); },
-          py::arg("other"), "|A and B| / |A or B| per head, float64 (B, H); 1 where both are empty.")
+          py::arg("other"), "``|A and B| / |A or B|`` per head, float64 (B, H); 1 where both are empty.")
       .def(
           "__eq__",
           [](const BlockPattern& p, const py::object& other) -> py::object {

@@ -64,7 +64,7 @@ class BlockPattern:
         ...
     def jaccard(self, other: BlockPattern) -> numpy.typing.NDArray[numpy.float64]:
         """
-        |A and B| / |A or B| per head, float64 (B, H); 1 where both are empty.
+        ``|A and B| / |A or B|`` per head, float64 (B, H); 1 where both are empty.
         """
     def lists(self) -> tuple[numpy.typing.NDArray[numpy.int64], numpy.typing.NDArray[numpy.int32]]:
         """

@@ -151,6 +151,12 @@ def attention_and_select(
         ValueError: Shapes or values that do not fit; the message names them.
         MemoryError: The outputs or the workspace cannot fit into memory.
 
+    Example:
+        >>> q = k = v = np.ones((1, 4, 1000, 64), np.float32)
+        >>> out, pattern = attention_and_select(q, k, v, prompt_length=900, block_size=64)
+        >>> attention(q, k, v, pattern).shape, pattern.density
+        ((1, 4, 1000, 64), 0.375)
+
     Source: arXiv 2509.24014, section 4.
     """
     library, (q, k, v, key_mask) = arguments("attention_and_select", key_mask, q=q, k=k, v=v)

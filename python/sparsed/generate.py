@@ -96,7 +96,7 @@ class GenerationResult:
 
     @property
     def generated(self) -> IntArray:
-        """(B, gen_length): the tokens behind the prompt."""
+        """The tokens behind the prompt, (B, gen_length)."""
         return self.tokens[:, self.prompt_length :]
 
     def plot(self, row: int = 0) -> Any:
@@ -164,7 +164,7 @@ def generate(
         model: What `load_model` returns.
         prompt_ids: (B, p) token ids, or (p,) for one row. They are never changed, not even mask tokens among them.
         gen_length: Tokens to generate.
-        steps: T. With a threshold in the sampler it is not used.
+        steps: How many, T. With a threshold in the sampler it is not used.
         sparse: None: dense attention.
         cache: PrefixCache, DualCache or DelayedCache: steps compute a part of the tokens and reuse the keys and values
             of the others. Not together with sparse.
@@ -182,6 +182,15 @@ def generate(
         TypeError: An argument of another type or dtype.
         ValueError: A shape or value that does not fit; the message names it.
         MemoryError: The tokens, their history or the logits cannot fit into memory.
+
+    Example:
+        >>> from sparsed.demo import demo_model_folder
+        >>> model, tokenizer = load_model(demo_model_folder()), load_tokenizer(demo_model_folder())
+        >>> question = "question : what are the magic numbers for ravon ?"
+        >>> prompt = tokenizer.chat(f"the magic number for ravon is 1 0 7 3 . {question}")
+        >>> result = generate(model, prompt, gen_length=8, steps=8, sparse=SparseConfig())
+        >>> tokenizer.text(result.generated[0])
+        'ravon is 1 0 7 3 ;'
     """
     check = Checker("generate")
     check.integer("gen_length", gen_length, low=1)
@@ -373,6 +382,15 @@ def pad_left(rows: Sequence[ArrayLike]) -> tuple[IntArray, NDArray[np.bool_]]:
 
     Raises:
         ValueError: No rows, or a row that is not one-dimensional.
+
+    Example:
+        >>> ids, mask = pad_left([[5, 6, 7], [8]])
+        >>> ids
+        array([[5, 6, 7],
+               [0, 0, 8]])
+        >>> mask
+        array([[ True,  True,  True],
+               [False, False,  True]])
     """
     arrays = [np.asarray(row, np.int64) for row in rows]
     wrong = [array.shape for array in arrays if array.ndim != 1]

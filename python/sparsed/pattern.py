@@ -29,6 +29,19 @@ class PatternCache:
 
     Raises:
         TypeError, ValueError: An argument of another type or outside its range.
+
+    Example:
+        >>> q = k = v = np.ones((1, 4, 1000, 64), np.float32)
+        >>> cache = PatternCache(SparseConfig(skip=0.5, min_length=0), steps=4, prompt_length=900)
+        >>> for step in range(4):
+        ...     cache.begin_step(step)
+        ...     for layer in range(2):
+        ...         out = cache.attend(layer, q, k, v)
+        ...     print(cache.phase, cache.density(0))
+        dense 1.0
+        select 1.0
+        sparse 0.5
+        sparse 0.5
     """
 
     def __init__(

@@ -57,3 +57,8 @@ def test_ray_data(tmp_path):
     parts = [part.read_text().splitlines() for part in (tmp_path / "answers").glob("*.json*")]
     rows = [json.loads(line) for lines in parts for line in lines]
     assert {row["prompt"]: row["answer"] for row in rows} == answers
+
+
+def test_every_example_has_a_test():
+    tests = Path(__file__).read_text()
+    assert all(f'"{example.name}"' in tests for example in (ROOT / "examples").iterdir() if example.suffix == ".py")

@@ -46,7 +46,7 @@ def likelihood(
         model: What `load_model` returns.
         ids: (l,) token ids.
         target: Tokens at the end that are scored, 1 ... l - 1 (for Dream a token needs one before it).
-        draws: n.
+        draws: How many, n.
         sparse: None: dense.
         seed: Of the masks.
 
