@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
-import jinja2
-import jinja2.ext
-import jinja2.sandbox
 import numpy as np
 import tokenizers
 from numpy.typing import ArrayLike
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
-from .files import find_folder, read_json, read_text
+from .chat_template import render
+from .files import MAX_BYTES, find_folder, read_json, read_text
 
 Message = Mapping[str, str]
 
@@ -27,16 +23,6 @@ _QWEN2_PATTERN = (
 )
 # Tokens that end a turn in a published family, beside the one that the files call eos.
 _TURN_ENDS = ("<|eot_id|>", "<|im_end|>", "<|endoftext|>")
-# What a template can raise; a folder may come from anywhere.
-_TEMPLATE_ERRORS = (
-    jinja2.TemplateError,
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    RecursionError,
-    TypeError,
-    ValueError,
-)
 _SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 # For folders without a template: a token that tells the family, and the format that the family was trained on.
@@ -156,10 +142,7 @@ class Tokenizer:
             "tools": None,
             "documents": None,
         }
-        try:
-            return _environment().from_string(self.chat_template).render(**variables, **self._special_tokens)
-        except _TEMPLATE_ERRORS as error:
-            raise ValueError(f"apply_chat_template: the chat template failed: {error}") from error
+        return render(self.chat_template, variables | self._special_tokens)
 
     def chat(self, messages: str | Sequence[Message]) -> list[int]:
         """The ids of a prompt that the assistant answers; a str is one message of the user."""
@@ -201,8 +184,9 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
 
 
 def _from_json(path: Path) -> tokenizers.Tokenizer:
+    text = read_text(path)
     try:
-        backend = tokenizers.Tokenizer.from_file(str(path))
+        backend = tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # the library raises bare Exceptions
         raise ValueError(f"load_tokenizer: {path} is not a tokenizer: {error}") from error
     backend.no_truncation()
@@ -214,7 +198,7 @@ def _from_vocab(
     path: Path, config: Mapping[str, Any], special_map: Mapping[str, Any], special: set[str]
 ) -> tokenizers.Tokenizer:
     """Qwen2's byte-level BPE. Added tokens enter the vocabulary under the ids that the files give them."""
-    vocab: dict[str, int] = read_json(path / "vocab.json")
+    vocab: dict[str, int] = read_json(path / "vocab.json", MAX_BYTES)
     for source in (config, special_map):
         special |= {content for token in source.get("additional_special_tokens") or [] if (content := _content(token))}
     added = _added_tokens(path, config, special)
@@ -290,7 +274,8 @@ def _chat_template(path: Path, config: Mapping[str, Any]) -> str | None:
         return read_text(file)
     template = config.get("chat_template")
     if isinstance(template, list):  # several, by name
-        template = {entry.get("name"): entry.get("template") for entry in template}.get("default")
+        named = (entry for entry in template if isinstance(entry, Mapping) and entry.get("name") == "default")
+        template = next((entry.get("template") for entry in named), None)
     return template if isinstance(template, str) else None
 
 
@@ -324,22 +309,3 @@ def _check_messages(messages: Sequence[Message]) -> None:
             isinstance(message.get(key), str) for key in ("role", "content")
         ):
             raise TypeError(f"apply_chat_template: message {number} is {message!r:.100}, expected a role and a content")
-
-
-def _environment() -> jinja2.Environment:
-    """The sandbox of transformers' chat templates: no attribute of Python's is reachable, nothing can be changed."""
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    return environment
-
-
-def _to_json(value: Any, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
