@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,6 +24,7 @@ _QWEN2_PATTERN = (
 )
 # Tokens that end a turn in a published family, beside the one that the files call eos.
 _TURN_ENDS = ("<|eot_id|>", "<|im_end|>", "<|endoftext|>")
+_DECIMAL_ID = re.compile("[0-9]{1,9}")
 _SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 # For folders without a template: a token that tells the family, and the format that the family was trained on.
@@ -200,13 +202,14 @@ def _from_vocab(
     """Qwen2's byte-level BPE. Added tokens enter the vocabulary under the ids that the files give them."""
     vocab: dict[str, int] = read_json(path / "vocab.json", MAX_BYTES)
     for source in (config, special_map):
-        special |= {content for token in source.get("additional_special_tokens") or [] if (content := _content(token))}
+        more = source.get("additional_special_tokens")
+        special |= {content for token in (more if isinstance(more, list) else []) if (content := _content(token))}
     added = _added_tokens(path, config, special)
+    if not all(_is_id(token_id) for token_id in vocab.values()):
+        raise ValueError(f"load_tokenizer: {path / 'vocab.json'} has ids that are no integers, expected token ids")
     for token, token_id in added:
         if vocab.setdefault(token.content, token_id) != token_id:
             _fail_added(path, token.content, token_id, vocab[token.content])
-    if not all(type(token_id) is int and token_id >= 0 for token_id in vocab.values()):
-        raise ValueError(f"load_tokenizer: {path / 'vocab.json'} has ids that are no integers, expected token ids")
     try:
         backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=_read_merges(path / "merges.txt")))
     except Exception as error:  # the library raises bare Exceptions
@@ -226,19 +229,32 @@ def _from_vocab(
 def _added_tokens(path: Path, config: Mapping[str, Any], special: set[str]) -> list[tuple[AddedToken, int]]:
     """Tokens beside the vocabulary and their ids, from tokenizer_config.json and added_tokens.json."""
     found: dict[str, tuple[AddedToken, int]] = {}
-    for key, entry in (config.get("added_tokens_decoder") or {}).items():
+    decoder = config.get("added_tokens_decoder") or {}
+    if not isinstance(decoder, Mapping):
+        raise ValueError(
+            f"load_tokenizer: added_tokens_decoder is {decoder!r:.200}, expected ids and tokens (in {path})"
+        )
+    for key, entry in decoder.items():
         content = _content(entry)
-        if content is None or not key.isdecimal():
+        if content is None or not isinstance(entry, Mapping) or not _DECIMAL_ID.fullmatch(key):
             raise ValueError(f"load_tokenizer: added_tokens_decoder has {key!r}: {entry!r:.200}, expected id: token")
         options = {name: bool(entry.get(name)) for name in ("single_word", "lstrip", "rstrip", "normalized", "special")}
         found[content] = (AddedToken(content, **options), int(key))
     for content, token_id in _read_optional(path / "added_tokens.json").items():
+        if not _is_id(token_id):
+            raise ValueError(
+                f"load_tokenizer: added_tokens.json has {content!r}: {token_id!r:.200}, expected a token id"
+            )
         if content not in found:
             is_special = content in special
             found[content] = (AddedToken(content, normalized=not is_special, special=is_special), token_id)
         elif found[content][1] != token_id:
             _fail_added(path, content, token_id, found[content][1])
     return sorted(found.values(), key=lambda item: item[1])
+
+
+def _is_id(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**31
 
 
 def _fail_added(path: Path, content: str, token_id: int, other: int) -> NoReturn:
