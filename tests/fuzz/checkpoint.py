@@ -25,7 +25,7 @@ with atheris.instrument_imports(include=["sparsed"]):
     from sparsed.safetensors import SafetensorsFile
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "python"))
-from tiny_checkpoint import random_tensors, safetensors_bytes, tiny_config, write_checkpoint  # noqa: E402
+from tiny_checkpoint import random_tensors, safetensors_bytes, tiny_config, write_checkpoint
 
 TALK = [{"role": "user", "content": "Hi"}]
 HOSTILE: list[Any] = [None, True, False, 0, -1, 1, 2**31, 2**63, 10**400, 0.5, 1e308, float("nan"), float("inf")]
