@@ -30,7 +30,7 @@ void poll_signals() {
 
 }  // namespace
 
-PYBIND11_MODULE(_core, m) {
+PYBIND11_MODULE(core, m) {
   m.doc() = "Compiled part of sparsed; use it through the package.";
   py::register_exception_translator([](std::exception_ptr failure) {
     try {
@@ -46,4 +46,14 @@ PYBIND11_MODULE(_core, m) {
   sparsed::python::register_attention(m);
   sparsed::python::register_pattern_cache(m);
   sparsed::python::register_ops(m);
+}
+
+// What Python looks for. pybind11's own start waits for ever for the GIL in a subinterpreter of Python 3.11 and older,
+// so that these are refused before it.
+extern "C" PYBIND11_EXPORT PyObject* PyInit__core() {
+  if (PyInterpreterState_Get() != PyInterpreterState_Main()) {
+    PyErr_SetString(PyExc_ImportError, "sparsed: import in a subinterpreter, expected the main interpreter");
+    return nullptr;
+  }
+  return PyInit_core();
 }

@@ -16,8 +16,12 @@ from numpy.typing import NDArray
 
 from .files import parse_json
 
-# The format's own limit for a header; a longer one is refused unread.
-MAX_HEADER_BYTES = 100_000_000
+# A longer header is refused unread: this one lists 100,000 tensors. The format allows ten times as much, of which a
+# file could make gigabytes of objects.
+MAX_HEADER_BYTES = 10_000_000
+# A shape of more dimensions or elements is refused before anything is multiplied or allocated.
+_MAX_DIMENSIONS = 8
+_MAX_ELEMENTS = 2**62
 
 _DTYPES: Mapping[str, np.dtype[Any]] = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
@@ -100,8 +104,12 @@ def _check_entry(name: str, entry: Any, path: Path, data_begin: int, size: int) 
     dtype = _DTYPES.get(dtype_name) if isinstance(dtype_name, str) else None
     if dtype is None:
         raise ValueError(f"{path}: tensor {name} has dtype {dtype_name}, expected one of {', '.join(_DTYPES)}")
-    if not _are_counts(shape):
-        raise ValueError(f"{path}: tensor {name} has shape {shape!r:.200}, expected a list of sizes")
+    if not _are_counts(shape) or len(shape) > _MAX_DIMENSIONS:
+        raise ValueError(
+            f"{path}: tensor {name} has shape {shape!r:.200}, expected a list of at most {_MAX_DIMENSIONS} sizes"
+        )
+    if math.prod(max(length, 1) for length in shape) > _MAX_ELEMENTS:  # an empty one, too: NumPy multiplies them
+        raise ValueError(f"{path}: tensor {name} has shape {shape!r:.200}, expected at most {_MAX_ELEMENTS} elements")
     if not _are_counts(offsets) or len(offsets) != 2 or not offsets[0] <= offsets[1] <= size - data_begin:
         raise ValueError(
             f"{path}: tensor {name} has data_offsets {offsets!r:.200}, "

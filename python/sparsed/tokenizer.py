@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
-import jinja2
-import jinja2.ext
-import jinja2.sandbox
 import numpy as np
 import tokenizers
 from numpy.typing import ArrayLike
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
-from .files import find_folder, read_json, read_text
+from .chat_template import render
+from .files import MAX_BYTES, find_folder, read_json, read_text
 
 Message = Mapping[str, str]
 
@@ -27,16 +24,7 @@ _QWEN2_PATTERN = (
 )
 # Tokens that end a turn in a published family, beside the one that the files call eos.
 _TURN_ENDS = ("<|eot_id|>", "<|im_end|>", "<|endoftext|>")
-# What a template can raise; a folder may come from anywhere.
-_TEMPLATE_ERRORS = (
-    jinja2.TemplateError,
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    RecursionError,
-    TypeError,
-    ValueError,
-)
+_DECIMAL_ID = re.compile("[0-9]{1,9}")
 _SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 # For folders without a template: a token that tells the family, and the format that the family was trained on.
@@ -156,10 +144,7 @@ class Tokenizer:
             "tools": None,
             "documents": None,
         }
-        try:
-            return _environment().from_string(self.chat_template).render(**variables, **self._special_tokens)
-        except _TEMPLATE_ERRORS as error:
-            raise ValueError(f"apply_chat_template: the chat template failed: {error}") from error
+        return render(self.chat_template, variables | self._special_tokens)
 
     def chat(self, messages: str | Sequence[Message]) -> list[int]:
         """The ids of a prompt that the assistant answers; a str is one message of the user."""
@@ -201,8 +186,9 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
 
 
 def _from_json(path: Path) -> tokenizers.Tokenizer:
+    text = read_text(path)
     try:
-        backend = tokenizers.Tokenizer.from_file(str(path))
+        backend = tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # the library raises bare Exceptions
         raise ValueError(f"load_tokenizer: {path} is not a tokenizer: {error}") from error
     backend.no_truncation()
@@ -214,15 +200,16 @@ def _from_vocab(
     path: Path, config: Mapping[str, Any], special_map: Mapping[str, Any], special: set[str]
 ) -> tokenizers.Tokenizer:
     """Qwen2's byte-level BPE. Added tokens enter the vocabulary under the ids that the files give them."""
-    vocab: dict[str, int] = read_json(path / "vocab.json")
+    vocab: dict[str, int] = read_json(path / "vocab.json", MAX_BYTES)
     for source in (config, special_map):
-        special |= {content for token in source.get("additional_special_tokens") or [] if (content := _content(token))}
+        more = source.get("additional_special_tokens")
+        special |= {content for token in (more if isinstance(more, list) else []) if (content := _content(token))}
     added = _added_tokens(path, config, special)
+    if not all(_is_id(token_id) for token_id in vocab.values()):
+        raise ValueError(f"load_tokenizer: {path / 'vocab.json'} has ids that are no integers, expected token ids")
     for token, token_id in added:
         if vocab.setdefault(token.content, token_id) != token_id:
             _fail_added(path, token.content, token_id, vocab[token.content])
-    if not all(type(token_id) is int and token_id >= 0 for token_id in vocab.values()):
-        raise ValueError(f"load_tokenizer: {path / 'vocab.json'} has ids that are no integers, expected token ids")
     try:
         backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=_read_merges(path / "merges.txt")))
     except Exception as error:  # the library raises bare Exceptions
@@ -242,19 +229,32 @@ def _from_vocab(
 def _added_tokens(path: Path, config: Mapping[str, Any], special: set[str]) -> list[tuple[AddedToken, int]]:
     """Tokens beside the vocabulary and their ids, from tokenizer_config.json and added_tokens.json."""
     found: dict[str, tuple[AddedToken, int]] = {}
-    for key, entry in (config.get("added_tokens_decoder") or {}).items():
+    decoder = config.get("added_tokens_decoder") or {}
+    if not isinstance(decoder, Mapping):
+        raise ValueError(
+            f"load_tokenizer: added_tokens_decoder is {decoder!r:.200}, expected ids and tokens (in {path})"
+        )
+    for key, entry in decoder.items():
         content = _content(entry)
-        if content is None or not key.isdecimal():
+        if content is None or not isinstance(entry, Mapping) or not _DECIMAL_ID.fullmatch(key):
             raise ValueError(f"load_tokenizer: added_tokens_decoder has {key!r}: {entry!r:.200}, expected id: token")
         options = {name: bool(entry.get(name)) for name in ("single_word", "lstrip", "rstrip", "normalized", "special")}
         found[content] = (AddedToken(content, **options), int(key))
     for content, token_id in _read_optional(path / "added_tokens.json").items():
+        if not _is_id(token_id):
+            raise ValueError(
+                f"load_tokenizer: added_tokens.json has {content!r}: {token_id!r:.200}, expected a token id"
+            )
         if content not in found:
             is_special = content in special
             found[content] = (AddedToken(content, normalized=not is_special, special=is_special), token_id)
         elif found[content][1] != token_id:
             _fail_added(path, content, token_id, found[content][1])
     return sorted(found.values(), key=lambda item: item[1])
+
+
+def _is_id(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**31
 
 
 def _fail_added(path: Path, content: str, token_id: int, other: int) -> NoReturn:
@@ -290,7 +290,8 @@ def _chat_template(path: Path, config: Mapping[str, Any]) -> str | None:
         return read_text(file)
     template = config.get("chat_template")
     if isinstance(template, list):  # several, by name
-        template = {entry.get("name"): entry.get("template") for entry in template}.get("default")
+        named = (entry for entry in template if isinstance(entry, Mapping) and entry.get("name") == "default")
+        template = next((entry.get("template") for entry in named), None)
     return template if isinstance(template, str) else None
 
 
@@ -324,22 +325,3 @@ def _check_messages(messages: Sequence[Message]) -> None:
             isinstance(message.get(key), str) for key in ("role", "content")
         ):
             raise TypeError(f"apply_chat_template: message {number} is {message!r:.100}, expected a role and a content")
-
-
-def _environment() -> jinja2.Environment:
-    """The sandbox of transformers' chat templates: no attribute of Python's is reachable, nothing can be changed."""
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    return environment
-
-
-def _to_json(value: Any, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)

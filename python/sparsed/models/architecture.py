@@ -77,7 +77,7 @@ def read_llama_shape(reader: ConfigReader) -> Shape:
     head_dim = reader.head_dim("hidden_size", "num_attention_heads", hidden_size, num_heads)
     reader.require("head_dim", head_dim, head_dim)
     return Shape(
-        num_layers=reader.integer("num_hidden_layers"),
+        num_layers=reader.layers("num_hidden_layers"),
         hidden_size=hidden_size,
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,

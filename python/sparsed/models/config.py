@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
@@ -22,6 +22,10 @@ _HARMLESS = frozenset(
     torchscript transformers_version typical_p use_bfloat16 use_cache
     """.split()
 )
+
+# Sizes and token ids: their products stay exact in 64 bits. Layers: what names are made of before a weight is read.
+_MAX_INTEGER = 2**31 - 1
+_MAX_LAYERS = 10_000
 
 
 @dataclass(frozen=True)
@@ -86,17 +90,21 @@ class ConfigReader:
         value = self._values.get(key)
         return default if value is None else value
 
-    def integer(self, key: str, default: int | None = None, *, minimum: int = 1) -> int:
-        """An integer; without a default it must be there."""
+    def integer(self, key: str, default: int | None = None, *, maximum: int = _MAX_INTEGER) -> int:
+        """An integer from 1 to `maximum`; without a default it must be there."""
         value = self.take(key, default)
-        if type(value) is not int or value < minimum:
-            self.fail(key, f"an integer of at least {minimum}")
+        if type(value) is not int or not 1 <= value <= maximum:
+            self.fail(key, f"an integer from 1 to {maximum}")
         return value
+
+    def layers(self, key: str) -> int:
+        """The number of layers."""
+        return self.integer(key, maximum=_MAX_LAYERS)
 
     def positive(self, key: str, default: float | None = None) -> float:
         """A finite number above 0; without a default it must be there."""
         value = self.take(key, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= sys.float_info.max:
             self.fail(key, "a number above 0")
         return float(value)
 
@@ -139,7 +147,7 @@ class ConfigReader:
         """Token ids: one, several or none."""
         value = self.take(key)
         ids = [] if value is None else value if isinstance(value, list) else [value]
-        if not all(type(token) is int and token >= -1 for token in ids):
+        if not all(type(token) is int and -1 <= token <= _MAX_INTEGER for token in ids):
             self.fail(key, "a token id or a list of them")
         return tuple(token for token in ids if token >= 0)
 

@@ -56,7 +56,7 @@ def _read_llada(reader: ConfigReader) -> ModelConfig:
     eos_token_id = reader.token("eos_token_id")
     config = ModelConfig(
         family="llada",
-        num_layers=reader.integer("n_layers"),
+        num_layers=reader.layers("n_layers"),
         hidden_size=hidden_size,
         num_heads=num_heads,
         num_kv_heads=_llada_kv_heads(reader, num_heads),

@@ -1,0 +1,124 @@
+"""Chat templates: jinja2 in a sandbox, with a bound on how long one runs. A folder may come from anywhere."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
+from typing import Any, NoReturn
+
+import jinja2
+import jinja2.exceptions
+import jinja2.ext
+import jinja2.nodes
+import jinja2.runtime
+import jinja2.sandbox
+
+# Passes of loops and calls in one rendering; a conversation of ten thousand messages needs a tenth.
+MAX_PASSES = 1_000_000
+# Characters, or items, that an operator may make; bits of a number.
+_MAX_LENGTH = 10_000_000
+_MAX_BITS = 4096
+
+_COUNTED = "_counted"
+_WIDE_FORMAT = re.compile(r"%[^a-zA-Z%]*(\*|\d{5})")
+# What a template can raise.
+_ERRORS = (
+    jinja2.TemplateError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
+
+
+def render(template: str, variables: Mapping[str, Any]) -> str:
+    """The text that `template` makes of `variables`.
+
+    Its loops, calls and operators are bounded. A filter can still make one long string: whoever renders templates of
+    strangers limits the memory of the process.
+
+    Raises:
+        ValueError: the template is damaged, fails, refuses the variables, or runs too long.
+    """
+    try:
+        return _Environment().from_string(template).render(variables)
+    except _ERRORS as error:
+        raise ValueError(f"apply_chat_template: the chat template failed: {error}") from error
+
+
+class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
+    """The sandbox of transformers' chat templates, for one rendering.
+
+    No attribute of Python's is reachable and nothing can be changed; loops and calls are counted.
+    """
+
+    intercepted_binops = frozenset({"+", "*", "**", "%"})
+
+    def __init__(self) -> None:
+        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols])
+        self._passes = 0
+        self.filters |= {"tojson": _to_json, _COUNTED: self._count_each}
+        self.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
+
+    @jinja2.pass_context
+    def _count_each(self, context: jinja2.runtime.Context, items: Iterable[Any]) -> Iterator[Any]:
+        """The items of a loop. It takes the context so that jinja2 does not call it at compile time."""
+        for item in items:
+            self._count()
+            yield item
+
+    def _count(self) -> None:
+        self._passes += 1
+        if self._passes > MAX_PASSES:
+            raise jinja2.exceptions.SecurityError(f"it takes more than {MAX_PASSES} passes of loops and calls")
+
+    def call(self, context: jinja2.runtime.Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """A call in the template: jinja2 routes all of them through here."""
+        self._count()
+        return super().call(context, obj, *args, **kwargs)
+
+    def call_binop(self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any) -> Any:
+        """An operator in the template, refused where its result would be huge."""
+        if _is_large(operator, left, right):
+            raise jinja2.exceptions.SecurityError(f"the result of {operator} is too large")
+        return super().call_binop(context, operator, left, right)
+
+    def _parse(self, source: str, name: str | None, filename: str | None) -> jinja2.nodes.Template:
+        tree = super()._parse(source, name, filename)
+        for loop in tree.find_all(jinja2.nodes.For):
+            loop.iter = jinja2.nodes.Filter(
+                loop.iter, _COUNTED, [], [], None, None, lineno=loop.lineno, environment=self
+            )
+        return tree
+
+
+def _is_large(operator: str, left: Any, right: Any) -> bool:
+    """Whether to refuse an operator before it is computed; `*` and `+` of sequences count items."""
+    if operator == "%":
+        return isinstance(left, str) and _WIDE_FORMAT.search(left) is not None
+    if isinstance(left, int) and isinstance(right, int):
+        bits = left.bit_length() * right if operator == "**" else left.bit_length() + right.bit_length()
+        return bits > _MAX_BITS
+    sequences = [value for value in (left, right) if isinstance(value, (str, list, tuple))]
+    if operator == "+":
+        return len(sequences) == 2 and len(left) + len(right) > _MAX_LENGTH
+    times = right if isinstance(right, int) else left
+    return len(sequences) == 1 and isinstance(times, int) and len(sequences[0]) * times > _MAX_LENGTH
+
+
+def _to_json(value: Any, indent: int | None = None) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)
+
+
+def _strftime_now(form: str) -> str:
+    return datetime.now().strftime(form)
