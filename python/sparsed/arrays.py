@@ -120,7 +120,10 @@ def _cupy_memory(device: int) -> DeviceMemory:
 
 
 def _exported(function: str, name: str, array: Any) -> Any:
-    """The array; a torch tensor without what DLPack cannot say."""
+    """The array; a torch tensor without what DLPack cannot say, a mask on a device without gaps."""
+    cupy = sys.modules.get("cupy")
+    if name == "key_mask" and cupy is not None and isinstance(array, cupy.ndarray):
+        return cupy.ascontiguousarray(array)
     torch = sys.modules.get("torch")
     if torch is None or not isinstance(array, torch.Tensor):
         return array
