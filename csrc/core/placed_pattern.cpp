@@ -51,8 +51,9 @@ void attend(const Backend& backend, AttentionParams params, const PlacedPattern*
   backend.attention(params);
 }
 
-std::shared_ptr<PlacedPattern> attend_and_select(const Backend& backend, const AttentionParams& params,
+std::shared_ptr<PlacedPattern> attend_and_select(const Backend& backend, AttentionParams params,
                                                  const SelectParams& select) {
+  params.lists = nullptr;
   if (params.device < 0) return std::make_shared<PlacedPattern>(backend.attention_and_select(params, select));
   const double blocks = static_cast<double>(num_blocks(params.kv_len(), select.block_size));
   return std::make_shared<PlacedPattern>(backend.device->attention_and_select(params, select), params.device,

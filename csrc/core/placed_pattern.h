@@ -44,7 +44,7 @@ class PlacedPattern {
 // Attention where the arrays lie, over a pattern's blocks or, without one, dense. params.lists is chosen here.
 void attend(const Backend& backend, AttentionParams params, const PlacedPattern* pattern);
 // The same, dense, with the selection; the pattern stays where the arrays lie.
-std::shared_ptr<PlacedPattern> attend_and_select(const Backend& backend, const AttentionParams& params,
+std::shared_ptr<PlacedPattern> attend_and_select(const Backend& backend, AttentionParams params,
                                                  const SelectParams& select);
 
 }  // namespace sparsed
