@@ -116,6 +116,8 @@ const Backend& active_backend() {
   fail(ErrorKind::kValue, "SPARSED_ISA is \"", forced, "\", expected one that can run here of: ", describe_backends());
 }
 
+const Backend& cuda_backend() { return backends().back(); }
+
 int num_threads() { return cpu::num_threads(); }
 
 void set_num_threads(int threads) {

@@ -9,9 +9,11 @@
 namespace sparsed {
 
 const std::vector<Backend>& backends();
-// The best backend that can run here, or the one that SPARSED_ISA names (read at each call); an unknown name or one
-// that cannot run is a ValueError that lists the names and reasons.
+// For host memory: the best backend that can run here, or the one that SPARSED_ISA names (read at each call); an
+// unknown name or one that cannot run is a ValueError that lists the names and reasons.
 const Backend& active_backend();
+// The backend of arrays in the memory of CUDA devices, whatever SPARSED_ISA names. It may be unable to run here.
+const Backend& cuda_backend();
 
 int num_threads();
 void set_num_threads(int threads);  // >= 1

@@ -109,7 +109,7 @@ void* sparsed_gpu_pattern(const uint8_t* mask, int64_t batch, int64_t heads, int
   Handle pattern;
   guarded([&] {
     const BlockPattern host = BlockPattern::from_mask({batch, heads, block_size, length, length, 0}, mask);
-    pattern = sparsed::cuda::backend().device->to_device(host, stream);
+    pattern = sparsed::cuda::backend().device->to_device(host, 0, stream);
   });
   return pattern ? new Handle(pattern) : nullptr;
 }

@@ -55,7 +55,8 @@ mkdir -p "$site/sparsed-$version.dist-info"
 printf 'Metadata-Version: 2.1\nName: sparsed\nVersion: %s\n' "$version" >"$site/sparsed-$version.dist-info/METADATA"
 export PYTHONPATH=$PWD/$build/python:$PWD/$site
 
-[ $module = ON ] && step pytest 120 "$python" -m pytest -q -m gpu -p no:cacheprovider tests/python/test_attention.py tests/python/test_select.py
+[ $module = ON ] && step pytest 150 "$python" -m pytest -q -m gpu -p no:cacheprovider tests/python/test_gpu.py \
+  tests/python/test_attention.py tests/python/test_select.py
 [ $tests = ON ] && step ctest 90 ctest --test-dir "$build" -L gpu --output-on-failure
 
 if command -v compute-sanitizer >/dev/null; then

@@ -51,14 +51,19 @@ auto exported(const Call& call, const char* function, const char* argument) {
 }
 
 // Version 1 where the array knows it: only that exports read-only memory.
-py::object capsule_of(const py::object& array) {
+py::object capsule_of(const py::object& array, std::optional<int64_t> stream) {
   const py::object method = array.attr("__dlpack__");
+  py::dict arguments;
+  // Other devices' arrays may refuse a stream.
+  if (stream && py::cast<int32_t>(array.attr("__dlpack_device__")()[py::int_(0)]) == kDLCUDA) {
+    arguments["stream"] = *stream;
+  }
   try {
-    return method(py::arg("max_version") = py::make_tuple(1, 1));
+    return method(py::arg("max_version") = py::make_tuple(1, 1), **arguments);
   } catch (py::error_already_set& error) {
     if (!error.matches(PyExc_TypeError)) throw;  // an argument that older libraries do not have
   }
-  return method();
+  return method(**arguments);
 }
 
 const DLTensor& tensor_of(const py::object& capsule, const char* function, const char* argument) {
@@ -74,10 +79,11 @@ const DLTensor& tensor_of(const py::object& capsule, const char* function, const
 }
 
 // The capsule is not taken over: it stays as the owner, and frees its tensor when the call is done.
-ArrayView dlpack_view(const py::object& object, const char* function, const char* argument) {
+ArrayView dlpack_view(const py::object& object, const char* function, const char* argument,
+                      std::optional<int64_t> stream) {
   ArrayView view;
   view.foreign = true;
-  view.owner = exported([&] { return capsule_of(object); }, function, argument);
+  view.owner = exported([&] { return capsule_of(object, stream); }, function, argument);
   const DLTensor& tensor = tensor_of(view.owner, function, argument);
   view.device = tensor.device;
   view.dtype = dtype_text(tensor.dtype);
@@ -96,13 +102,18 @@ ArrayView dlpack_view(const py::object& object, const char* function, const char
 
 bool ArrayView::empty() const { return std::find(shape.begin(), shape.end(), 0) != shape.end(); }
 
-ArrayView array_view(const py::object& object, const char* function, const char* argument) {
+ArrayView array_view(const py::object& object, const char* function, const char* argument,
+                     std::optional<int64_t> stream) {
   if (py::isinstance<py::array>(object)) return numpy_view(numpy_array(object, function, argument));
-  if (py::hasattr(object, "__dlpack__")) return dlpack_view(object, function, argument);
+  if (py::hasattr(object, "__dlpack__")) return dlpack_view(object, function, argument, stream);
   wrong_type(object, function, argument, "a numpy array or an array that has __dlpack__");
 }
 
 bool on_cpu(DLDevice device) { return device.device_type == kDLCPU || device.device_type == kDLCUDAHost; }
+
+bool same_device(DLDevice a, DLDevice b) {
+  return (on_cpu(a) && on_cpu(b)) || (a.device_type == b.device_type && a.device_id == b.device_id);
+}
 
 std::string device_name(DLDevice device) {
   if (on_cpu(device)) return "the CPU";

@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -27,10 +28,13 @@ struct ArrayView {
 };
 
 // Nothing is copied. A TypeError for what is neither a numpy array nor exports itself through DLPack.
-ArrayView array_view(const py::object& object, const char* function, const char* argument);
+// stream: where arrays on a CUDA device will be used, as DLPack counts streams.
+ArrayView array_view(const py::object& object, const char* function, const char* argument,
+                     std::optional<int64_t> stream = std::nullopt);
 
 // Memory that the CPU reads.
 bool on_cpu(DLDevice device);
+bool same_device(DLDevice a, DLDevice b);
 // "the CPU", "CUDA device 1".
 std::string device_name(DLDevice device);
 

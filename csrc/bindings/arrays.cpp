@@ -10,6 +10,7 @@
 #include "bindings/buffer.h"
 #include "core/error.h"
 #include "core/memory.h"
+#include "registry.h"
 
 namespace sparsed::python {
 namespace {
@@ -21,16 +22,52 @@ std::string type_name(const py::object& object) {
   return module == "builtins" ? name : module + "." + name;
 }
 
-// The one place that says which devices this build has kernels for.
-void require_cpu(const ArrayView& array, const char* function, const char* argument, const char* source) {
-  check(on_cpu(array.device), function, ": ", argument, " is on ", device_name(array.device), ", expected the CPU",
-        source);
+void require_device(const ArrayView& array, DLDevice device, const char* function, const char* argument,
+                    const char* source) {
+  check(same_device(array.device, device), function, ": ", argument, " is on ", device_name(array.device),
+        ", expected ", device_name(device), source);
 }
 
 void require_same(int64_t found, int64_t expected, const char* function, const char* argument, const char* what,
                   const char* source, const Shape4& source_shape) {
   check(found == expected, function, ": ", argument, " has ", what, " ", found, ", expected ", expected, " (from ",
         source, " ", shape_string(source_shape), ")");
+}
+
+ArrayView bool_view(const py::object& object, size_t rank, const char* axes, const char* function, const char* argument,
+                    const DeviceMemory& memory, const char* source) {
+  ArrayView view = array_view(object, function, argument, memory.stream());
+  if (view.dtype != "bool")
+    fail(ErrorKind::kType, function, ": ", argument, " has dtype ", view.dtype, ", expected bool");
+  require_device(view, memory.device(), function, argument, source);
+  check(view.shape.size() == rank, function, ": ", argument, " has shape ",
+        shape_string(view.shape.data(), view.shape.size()), ", expected ", rank, " axes ", axes);
+  return view;
+}
+
+py::array contiguous(const ArrayView& view) {
+  return py::array::ensure(py::array(py::dtype::of<bool>(), view.shape, view.strides, view.data, view.owner),
+                           py::array::c_style);
+}
+
+// [B, S], contiguous, on the device of q.
+const uint8_t* key_mask_data(const char* function, const py::object& key_mask, AttentionArguments& arguments) {
+  const AttentionParams& params = arguments.params;
+  const ArrayView view = bool_view(key_mask, 2, "[batch, keys]", function, "key_mask", arguments.memory, " (from q)");
+  check(view.shape[0] == params.batch() && view.shape[1] == params.kv_len(), function, ": key_mask has shape ",
+        shape_string(view.shape.data(), view.shape.size()), ", expected [", params.batch(), ", ", params.kv_len(),
+        "] (from k ", shape_string(params.k.shape), ")");
+  if (arguments.memory.on_host()) {
+    const py::array mask = contiguous(view);
+    arguments.alive.push_back(mask);
+    return static_cast<const uint8_t*>(mask.data());
+  }
+  const bool rows = view.shape[1] <= 1 || view.strides[1] == 1;
+  check(view.empty() || (rows && (view.shape[0] == 1 || view.strides[0] == view.shape[1])), function,
+        ": key_mask has strides ", shape_string(view.strides.data(), 2), ", expected [", view.shape[1],
+        ", 1] (contiguous)");
+  arguments.alive.push_back(view.owner);
+  return static_cast<const uint8_t*>(view.data);
 }
 
 }  // namespace
@@ -138,14 +175,11 @@ SelectionRule selection_rule(const py::object& object, const char* function) {
 
 py::array bool_array(const py::object& object, py::ssize_t rank, const char* axes, const char* function,
                      const char* argument) {
-  const ArrayView view = array_view(object, function, argument);
-  if (view.dtype != "bool")
-    fail(ErrorKind::kType, function, ": ", argument, " has dtype ", view.dtype, ", expected bool");
-  require_cpu(view, function, argument, "");
-  check(static_cast<py::ssize_t>(view.shape.size()) == rank, function, ": ", argument, " has shape ",
-        shape_string(view.shape.data(), view.shape.size()), ", expected ", rank, " axes ", axes);
-  return py::array::ensure(py::array(py::dtype::of<bool>(), view.shape, view.strides, view.data, view.owner),
-                           py::array::c_style);
+  return contiguous(bool_view(object, static_cast<size_t>(rank), axes, function, argument, DeviceMemory(), ""));
+}
+
+const Backend& backend_for(const AttentionArguments& arguments) {
+  return arguments.memory.on_host() ? active_backend() : cuda_backend();
 }
 
 bool AttentionArguments::trivial() const {
@@ -153,13 +187,19 @@ bool AttentionArguments::trivial() const {
 }
 
 AttentionArguments attention_arguments(const char* function, const py::object& q, const py::object& k,
-                                       const py::object* v, const py::object& scale, const py::object& key_mask) {
+                                       const py::object* v, const py::object& scale, const py::object& key_mask,
+                                       const py::object& memory) {
   AttentionArguments arguments;
   AttentionParams& params = arguments.params;
+  arguments.memory = DeviceMemory(function, memory);
+  if (!arguments.memory.on_host()) {
+    params.device = arguments.memory.device().device_id;
+    params.stream = reinterpret_cast<void*>(*arguments.memory.stream());
+  }
   const auto view_of = [&](const py::object& object, const char* argument) {
-    const ArrayView array = array_view(object, function, argument);
+    const ArrayView array = array_view(object, function, argument, arguments.memory.stream());
     const bool first = arguments.alive.empty();
-    require_cpu(array, function, argument, first ? " (this build has no CUDA kernels)" : " (from q)");
+    require_device(array, arguments.memory.device(), function, argument, first ? " or a CUDA device" : " (from q)");
     if (first) arguments.foreign = array.foreign;
     arguments.alive.push_back(array.owner);
     return tensor_view(array, function, argument);
@@ -192,12 +232,7 @@ AttentionArguments attention_arguments(const char* function, const py::object& q
   params.scale = scale.is_none() ? static_cast<float>(1.0 / std::sqrt(static_cast<double>(head_dim)))
                                  : positive_scale(scale, function, "scale");
   if (!key_mask.is_none()) {
-    const py::array mask = bool_array(key_mask, 2, "[batch, keys]", function, "key_mask");
-    check(mask.shape(0) == params.batch() && mask.shape(1) == params.kv_len(), function, ": key_mask has shape ",
-          shape_text(mask), ", expected [", params.batch(), ", ", params.kv_len(), "] (from k ",
-          shape_string(params.k.shape), ")");
-    params.key_mask = static_cast<const uint8_t*>(mask.data());
-    arguments.alive.push_back(mask);
+    params.key_mask = key_mask_data(function, key_mask, arguments);
   }
   return arguments;
 }
@@ -220,6 +255,10 @@ py::object new_output(const char* function, AttentionArguments& arguments) {
     std::swap(in_memory[1], in_memory[2]);
     params.out.stride = {shape[1] * shape[2] * shape[3], shape[3], shape[1] * shape[3], 1};
   }
+  if (!arguments.memory.on_host()) {
+    const py::object out = arguments.memory.empty(in_memory, params.q.dtype, function, "out", &params.out.data);
+    return by_token ? out.attr("swapaxes")(1, 2) : out;
+  }
   if (arguments.foreign) {
     Buffer out(params.q.dtype, in_memory, function, "out");
     params.out.data = out.data();
@@ -235,6 +274,12 @@ py::object new_output(const char* function, AttentionArguments& arguments) {
 py::object new_lse(const char* function, AttentionArguments& arguments) {
   AttentionParams& params = arguments.params;
   const std::vector<int64_t> shape{params.batch(), params.heads(), params.q_len()};
+  if (!arguments.memory.on_host()) {
+    void* data = nullptr;
+    py::object lse = arguments.memory.empty(shape, DType::kFloat32, function, "lse", &data);
+    params.lse = static_cast<float*>(data);
+    return lse;
+  }
   if (arguments.foreign) {
     Buffer lse(DType::kFloat32, shape, function, "lse");
     params.lse = static_cast<float*>(lse.data());

@@ -10,6 +10,8 @@
 #include <vector>
 
 #include "bindings/array_view.h"
+#include "bindings/device_memory.h"
+#include "core/backend.h"
 #include "core/params.h"
 
 namespace sparsed::python {
@@ -45,22 +47,27 @@ py::array bool_array(const py::object& object, py::ssize_t rank, const char* axe
 struct AttentionArguments {
   AttentionParams params;         // without outputs and lists; borrows q, k and v
   std::vector<py::object> alive;  // what params points into
-  bool foreign;                   // q is not numpy's: results leave as a Buffer
+  DeviceMemory memory;            // where q lies
+  bool foreign = false;           // q is not numpy's: results in host memory leave as a Buffer
 
   // Nothing to compute: no output element, or no key (each row is then empty).
   bool trivial() const;
 };
 
-// q, k, v and key_mask that fit together. `v` nullptr: selection alone. scale None: 1 / sqrt(D).
+// q, k, v and key_mask that fit together. `v` nullptr: selection alone. scale None: 1 / sqrt(D). memory: what
+// DeviceMemory takes.
 AttentionArguments attention_arguments(const char* function, const py::object& q, const py::object& k,
-                                       const py::object* v, const py::object& scale, const py::object& key_mask);
+                                       const py::object* v, const py::object& scale, const py::object& key_mask,
+                                       const py::object& memory);
+// The kernels for them.
+const Backend& backend_for(const AttentionArguments& arguments);
 
 // A new C-contiguous array; MemoryError, naming `argument`, before an allocation that cannot fit.
 py::array new_array(const py::dtype& dtype, const std::vector<py::ssize_t>& shape, const char* function,
                     const char* argument);
 
 // out [B, H, L, D] in the dtype of q, and like q with heads or tokens outside; params.out becomes its view. A numpy
-// array or a Buffer, as q came.
+// array, a Buffer or an array of the device's library, as q came.
 py::object new_output(const char* function, AttentionArguments& arguments);
 // lse [B, H, L]; params.lse points at it.
 py::object new_lse(const char* function, AttentionArguments& arguments);

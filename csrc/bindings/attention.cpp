@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <memory>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -12,25 +13,29 @@
 #include "bindings/arrays.h"
 #include "bindings/register.h"
 #include "core/error.h"
-#include "core/pattern.h"
+#include "core/placed_pattern.h"
 #include "core/selection.h"
 #include "registry.h"
 
 namespace sparsed::python {
 namespace {
 
-// Rows without a key: out 0, lse -inf.
-void fill_empty(const AttentionParams& params) {
+// Rows without a key: out 0, lse -inf. In device memory the kernels write them.
+void fill_empty(const Backend& backend, const AttentionParams& params) {
   const int64_t rows = params.batch() * params.heads() * params.q_len();
+  if (params.device >= 0) {
+    if (rows > 0) attend(backend, params, nullptr);
+    return;
+  }
   if (params.out.data) {
     std::fill_n(static_cast<char*>(params.out.data), rows * params.head_dim() * dtype_size(params.out.dtype), 0);
   }
   if (params.lse) std::fill_n(params.lse, rows, -std::numeric_limits<float>::infinity());
 }
 
-const BlockPattern& fitting_pattern(const py::object& object, const AttentionParams& params, const char* function) {
-  if (!py::isinstance<BlockPattern>(object)) wrong_type(object, function, "pattern", "a BlockPattern");
-  const BlockPattern& pattern = py::cast<const BlockPattern&>(object);
+const PlacedPattern& fitting_pattern(const py::object& object, const AttentionParams& params, const char* function) {
+  if (!py::isinstance<PlacedPattern>(object)) wrong_type(object, function, "pattern", "a BlockPattern");
+  const PlacedPattern& pattern = py::cast<const PlacedPattern&>(object);
   const auto same = [&](const char* name, int64_t found, int64_t expected, const char* source, const Shape4& shape) {
     check(found == expected, function, ": pattern has ", name, " ", found, ", expected ", expected, " (from ", source,
           " ", shape_string(shape), ")");
@@ -44,26 +49,21 @@ const BlockPattern& fitting_pattern(const py::object& object, const AttentionPar
 }
 
 py::object attention(const py::object& q, const py::object& k, const py::object& v, const py::object& pattern,
-                     const py::object& scale, const py::object& key_mask, bool return_lse) {
+                     const py::object& scale, const py::object& key_mask, bool return_lse, const py::object& memory) {
   const char* function = "attention";
-  AttentionArguments arguments = attention_arguments(function, q, k, &v, scale, key_mask);
+  AttentionArguments arguments = attention_arguments(function, q, k, &v, scale, key_mask, memory);
   AttentionParams& params = arguments.params;
-  const BlockPattern* blocks = pattern.is_none() ? nullptr : &fitting_pattern(pattern, params, function);
-  const Backend& backend = active_backend();
+  const PlacedPattern* blocks = pattern.is_none() ? nullptr : &fitting_pattern(pattern, params, function);
+  const Backend& backend = backend_for(arguments);
   const py::object out = new_output(function, arguments);
   py::object lse = py::none();
   if (return_lse) lse = new_lse(function, arguments);
   {
     const py::gil_scoped_release release;
     if (arguments.trivial()) {
-      fill_empty(params);
+      fill_empty(backend, params);
     } else {
-      BlockLists lists;
-      if (blocks) {
-        lists = blocks->expand();
-        params.lists = &lists;
-      }
-      backend.attention(params);
+      attend(backend, params, blocks);
     }
   }
   return return_lse ? py::object(py::make_tuple(out, lse)) : out;
@@ -86,36 +86,36 @@ SelectParams select_params(const char* function, const AttentionParams& params, 
   return select;
 }
 
-BlockPattern run_selection(const char* function, const AttentionArguments& arguments, const SelectParams& select) {
+std::shared_ptr<PlacedPattern> run_selection(const char* function, const AttentionArguments& arguments,
+                                             const SelectParams& select) {
   const AttentionParams& params = arguments.params;
-  const Backend& backend = active_backend();
+  const Backend& backend = backend_for(arguments);
   const py::gil_scoped_release release;
-  if (!arguments.trivial()) return backend.attention_and_select(params, select);
-  fill_empty(params);
-  return BlockPattern(
+  if (!arguments.trivial()) return attend_and_select(backend, params, select);
+  fill_empty(backend, params);
+  return std::make_shared<PlacedPattern>(BlockPattern(
       {params.batch(), params.heads(), select.block_size, params.q_len(), params.kv_len(), select.prompt_length},
-      function);
+      function));
 }
 
-py::typing::Tuple<py::object, BlockPattern> attention_and_select(const py::object& q, const py::object& k,
-                                                                 const py::object& v, const py::object& prompt_length,
-                                                                 const py::object& block_size, const py::object& rho,
-                                                                 const py::object& selection, const py::object& scale,
-                                                                 const py::object& selection_scale,
-                                                                 const py::object& key_mask) {
+py::typing::Tuple<py::object, PlacedPattern> attention_and_select(
+    const py::object& q, const py::object& k, const py::object& v, const py::object& prompt_length,
+    const py::object& block_size, const py::object& rho, const py::object& selection, const py::object& scale,
+    const py::object& selection_scale, const py::object& key_mask, const py::object& memory) {
   const char* function = "attention_and_select";
-  AttentionArguments arguments = attention_arguments(function, q, k, &v, scale, key_mask);
+  AttentionArguments arguments = attention_arguments(function, q, k, &v, scale, key_mask, memory);
   const SelectParams select =
       select_params(function, arguments.params, prompt_length, block_size, rho, selection, selection_scale);
   const py::object out = new_output(function, arguments);
   return py::make_tuple(out, run_selection(function, arguments, select));
 }
 
-BlockPattern select(const py::object& q, const py::object& k, const py::object& prompt_length,
-                    const py::object& block_size, const py::object& rho, const py::object& selection,
-                    const py::object& scale, const py::object& selection_scale, const py::object& key_mask) {
+std::shared_ptr<PlacedPattern> select(const py::object& q, const py::object& k, const py::object& prompt_length,
+                                      const py::object& block_size, const py::object& rho, const py::object& selection,
+                                      const py::object& scale, const py::object& selection_scale,
+                                      const py::object& key_mask, const py::object& memory) {
   const char* function = "select";
-  const AttentionArguments arguments = attention_arguments(function, q, k, nullptr, scale, key_mask);
+  const AttentionArguments arguments = attention_arguments(function, q, k, nullptr, scale, key_mask, memory);
   const SelectParams select =
       select_params(function, arguments.params, prompt_length, block_size, rho, selection, selection_scale);
   return run_selection(function, arguments, select);
@@ -141,12 +141,13 @@ void set_threads(const py::object& threads) {
 
 void register_attention(py::module_& m) {
   m.def("attention", &attention, py::arg("q"), py::arg("k"), py::arg("v"), py::arg("pattern"), py::arg("scale"),
-        py::arg("key_mask"), py::arg("return_lse"));
+        py::arg("key_mask"), py::arg("return_lse"), py::arg("memory") = py::none());
   m.def("attention_and_select", &attention_and_select, py::arg("q"), py::arg("k"), py::arg("v"),
         py::arg("prompt_length"), py::arg("block_size"), py::arg("rho"), py::arg("selection"), py::arg("scale"),
-        py::arg("selection_scale"), py::arg("key_mask"));
+        py::arg("selection_scale"), py::arg("key_mask"), py::arg("memory") = py::none());
   m.def("select", &select, py::arg("q"), py::arg("k"), py::arg("prompt_length"), py::arg("block_size"), py::arg("rho"),
-        py::arg("selection"), py::arg("scale"), py::arg("selection_scale"), py::arg("key_mask"));
+        py::arg("selection"), py::arg("scale"), py::arg("selection_scale"), py::arg("key_mask"),
+        py::arg("memory") = py::none());
   m.def("backends", &backend_rows, "(name, available, reasons) of each backend, best first.");
   m.def("active_backend", [] { return active_backend().name; });
   m.def("num_threads", &num_threads);

@@ -1,9 +1,8 @@
-#include "core/pattern.h"
-
 #include <pybind11/numpy.h>
 #include <pybind11/typing.h>
 
 #include <algorithm>
+#include <memory>
 #include <sstream>
 #include <string>
 #include <utility>
@@ -11,9 +10,28 @@
 #include "bindings/arrays.h"
 #include "bindings/register.h"
 #include "core/error.h"
+#include "core/placed_pattern.h"
 
 namespace sparsed::python {
 namespace {
+
+// Python's BlockPattern is a PlacedPattern: what asks for its bits brings them to the host.
+template <class Result, class... Args>
+auto on_host(Result (*function)(const BlockPattern&, Args...)) {
+  return [function](const PlacedPattern& pattern, Args... args) {
+    const BlockPattern* host = nullptr;
+    {
+      const py::gil_scoped_release release;
+      host = &pattern.host();
+    }
+    return function(*host, args...);
+  };
+}
+
+template <class... Args>
+auto placed(BlockPattern (*function)(Args...)) {
+  return [function](Args... args) { return std::make_shared<PlacedPattern>(function(args...)); };
+}
 
 PatternGeometry make_geometry(const char* function, const py::object& batch, const py::object& heads,
                               const py::object& block_size, const py::object& q_len, const py::object& kv_len,
@@ -126,6 +144,19 @@ void save(const BlockPattern& pattern, const py::object& path) {
   pattern.save(file);
 }
 
+py::array_t<double> head_density(const BlockPattern& pattern) { return per_head(pattern, pattern.head_density()); }
+
+py::array_t<double> jaccard(const BlockPattern& pattern, const PlacedPattern& other) {
+  return per_head(pattern, pattern.jaccard(other.host()));
+}
+
+py::object equal(const BlockPattern& pattern, const py::object& other) {
+  if (!py::isinstance<PlacedPattern>(other)) return py::reinterpret_borrow<py::object>(Py_NotImplemented);
+  return py::bool_(pattern == py::cast<const PlacedPattern&>(other).host());
+}
+
+uint64_t hash(const BlockPattern& pattern) { return pattern.hash(); }
+
 std::string repr(const BlockPattern& pattern) {
   const PatternGeometry& g = pattern.geometry();
   std::ostringstream text;
@@ -149,58 +180,53 @@ BlockPattern set_state(const py::tuple& state) {
 }  // namespace
 
 void register_pattern(py::module_& m) {
-  const auto geometry = [](auto field) { return [field](const BlockPattern& p) { return p.geometry().*field; }; };
-  py::class_<BlockPattern>(m, "BlockPattern", R"(Which key blocks each (batch, query head, query block) attends to.
+  const auto geometry = [](auto field) { return [field](const PlacedPattern& p) { return p.geometry().*field; }; };
+  py::class_<PlacedPattern, std::shared_ptr<PlacedPattern>>(
+      m, "BlockPattern", R"(Which key blocks each (batch, query head, query block) attends to.
 
 B batch, H query heads; queries and keys are cut into blocks of ``block_size`` tokens, the last one may be shorter.
 Immutable; compared and hashed by content.)")
-      .def_static("full", &full, py::arg("batch") = 1, py::arg("heads") = 1, py::kw_only(), py::arg("block_size"),
-                  py::arg("q_len"), py::arg("kv_len"), py::arg("prompt_length") = 0, "Every block.")
-      .def_static("sliding_window", &sliding_window, py::arg("batch") = 1, py::arg("heads") = 1, py::kw_only(),
+      .def_static("full", placed(&full), py::arg("batch") = 1, py::arg("heads") = 1, py::kw_only(),
+                  py::arg("block_size"), py::arg("q_len"), py::arg("kv_len"), py::arg("prompt_length") = 0,
+                  "Every block.")
+      .def_static("sliding_window", placed(&sliding_window), py::arg("batch") = 1, py::arg("heads") = 1, py::kw_only(),
                   py::arg("window"), py::arg("block_size"), py::arg("q_len"), py::arg("kv_len"),
                   py::arg("prompt_length") = 0,
                   "Every block that touches the ``window`` keys centred on one of the block's queries.")
-      .def_static("streaming", &streaming, py::arg("batch") = 1, py::arg("heads") = 1, py::kw_only(), py::arg("window"),
-                  py::arg("sinks"), py::arg("block_size"), py::arg("q_len"), py::arg("kv_len"),
+      .def_static("streaming", placed(&streaming), py::arg("batch") = 1, py::arg("heads") = 1, py::kw_only(),
+                  py::arg("window"), py::arg("sinks"), py::arg("block_size"), py::arg("q_len"), py::arg("kv_len"),
                   py::arg("prompt_length") = 0, "A sliding window and the blocks of the first ``sinks`` keys.")
-      .def_static("from_mask", &from_mask, py::arg("mask"), py::kw_only(), py::arg("block_size"), py::arg("q_len"),
-                  py::arg("kv_len"), py::arg("prompt_length") = 0,
+      .def_static("from_mask", placed(&from_mask), py::arg("mask"), py::kw_only(), py::arg("block_size"),
+                  py::arg("q_len"), py::arg("kv_len"), py::arg("prompt_length") = 0,
                   "From a bool array (B, H, q_blocks, kv_blocks), True where selected.")
-      .def_static("load", &load, py::arg("path"),
+      .def_static("load", placed(&load), py::arg("path"),
                   "Reads what ``save`` wrote; a truncated or foreign file is a ValueError.")
-      .def("save", &save, py::arg("path"), "Writes a versioned file.")
+      .def("save", on_host(&save), py::arg("path"), "Writes a versioned file.")
       .def_property_readonly("batch", geometry(&PatternGeometry::batch))
       .def_property_readonly("heads", geometry(&PatternGeometry::heads))
-      .def_property_readonly("q_blocks", [](const BlockPattern& p) { return p.geometry().q_blocks(); })
-      .def_property_readonly("kv_blocks", [](const BlockPattern& p) { return p.geometry().kv_blocks(); })
+      .def_property_readonly("q_blocks", [](const PlacedPattern& p) { return p.geometry().q_blocks(); })
+      .def_property_readonly("kv_blocks", [](const PlacedPattern& p) { return p.geometry().kv_blocks(); })
       .def_property_readonly("block_size", geometry(&PatternGeometry::block_size))
       .def_property_readonly("q_len", geometry(&PatternGeometry::q_len))
       .def_property_readonly("kv_len", geometry(&PatternGeometry::kv_len))
       .def_property_readonly("prompt_length", geometry(&PatternGeometry::prompt_length))
-      .def_property_readonly("density", &BlockPattern::density, "Share of (query block, key block) pairs selected.")
-      .def_property_readonly(
-          "head_density", [](const BlockPattern& p) { return per_head(p, p.head_density()); },
-          "The same per head: float64 (B, H).")
-      .def_property_readonly("nbytes", &BlockPattern::nbytes, "Bytes of the bit rows.")
-      .def("to_mask", &to_mask, "Bool array (B, H, q_blocks, kv_blocks).")
-      .def("row", &row, py::arg("batch"), py::arg("head"), py::arg("q_block"),
+      .def_property_readonly("density",
+                             py::cpp_function(&PlacedPattern::density, py::call_guard<py::gil_scoped_release>()),
+                             "Share of (query block, key block) pairs selected.")
+      .def_property_readonly("head_density", on_host(&head_density), "The same per head: float64 (B, H).")
+      .def_property_readonly("nbytes", &PlacedPattern::nbytes, "Bytes of the bit rows.")
+      .def("to_mask", on_host(&to_mask), "Bool array (B, H, q_blocks, kv_blocks).")
+      .def("row", on_host(&row), py::arg("batch"), py::arg("head"), py::arg("q_block"),
            "Sorted key blocks of one query block, int32.")
-      .def("lists", &lists,
+      .def("lists", on_host(&lists),
            "(offsets int64, indices int32): row r = (batch * heads + head) * q_blocks + q_block holds\n"
            "``indices[offsets[r]:offsets[r + 1]]``, sorted.")
-      .def(
-          "jaccard", [](const BlockPattern& p, const BlockPattern& other) { return per_head(p, p.jaccard(other)); },
-          py::arg("other"), "``|A and B| / |A or B|`` per head, float64 (B, H); 1 where both are empty.")
-      .def(
-          "__eq__",
-          [](const BlockPattern& p, const py::object& other) -> py::object {
-            if (!py::isinstance<BlockPattern>(other)) return py::reinterpret_borrow<py::object>(Py_NotImplemented);
-            return py::bool_(p == py::cast<const BlockPattern&>(other));
-          },
-          py::arg("other"), py::pos_only())
-      .def("__hash__", &BlockPattern::hash)
-      .def("__repr__", &repr)
-      .def(py::pickle(&get_state, &set_state));
+      .def("jaccard", on_host(&jaccard), py::arg("other"),
+           "``|A and B| / |A or B|`` per head, float64 (B, H); 1 where both are empty.")
+      .def("__eq__", on_host(&equal), py::arg("other"), py::pos_only())
+      .def("__hash__", on_host(&hash))
+      .def("__repr__", on_host(&repr))
+      .def(py::pickle(on_host(&get_state), placed(&set_state)));
 }
 
 }  // namespace sparsed::python

@@ -39,13 +39,13 @@ class LockedCache {
 };
 
 py::object attend(LockedCache& self, const py::object& layer, const py::object& q, const py::object& k,
-                  const py::object& v, const py::object& key_mask, const py::object& scale) {
+                  const py::object& v, const py::object& key_mask, const py::object& scale, const py::object& memory) {
   const char* function = "PatternCache.attend";
   const int64_t index = integer(layer, function, "layer");
-  AttentionArguments arguments = attention_arguments(function, q, k, &v, scale, key_mask);
+  AttentionArguments arguments = attention_arguments(function, q, k, &v, scale, key_mask, memory);
   check(!arguments.trivial(), function, ": q has shape ", shape_string(arguments.params.q.shape), " and k ",
         shape_string(arguments.params.k.shape), ", expected at least one row, head, query and key");
-  const Backend& backend = active_backend();
+  const Backend& backend = backend_for(arguments);
   const py::object out = new_output(function, arguments);
   self.with([&](PatternCache& cache) { cache.attend(backend, index, arguments.params); });
   return out;
@@ -86,9 +86,9 @@ void begin_step(LockedCache& self, const py::object& step, const py::object& unm
   self.with([&](PatternCache& cache) { cache.begin_step(number, share); });
 }
 
-BlockPattern pattern(LockedCache& self, const py::object& layer) {
+std::shared_ptr<PlacedPattern> pattern(LockedCache& self, const py::object& layer) {
   const int64_t index = integer(layer, "PatternCache.pattern", "layer");
-  return self.with([&](PatternCache& cache) { return cache.pattern(index); });
+  return self.with([&](PatternCache& cache) { return cache.placed_pattern(index); });
 }
 
 double density(LockedCache& self, const py::object& layer) {
@@ -107,7 +107,7 @@ void register_pattern_cache(py::module_& m) {
                   py::arg("sinks"), py::arg("block_size"))
       .def("begin_step", &begin_step, py::arg("step"), py::arg("unmasked"))
       .def("attend", &attend, py::arg("layer"), py::arg("q"), py::arg("k"), py::arg("v"), py::arg("key_mask"),
-           py::arg("scale"))
+           py::arg("scale"), py::arg("memory") = py::none())
       .def("pattern", &pattern, py::arg("layer"))
       .def("density", &density, py::arg("layer"))
       .def("reset", [](LockedCache& self) { self.with([](PatternCache& cache) { cache.reset(); }); })

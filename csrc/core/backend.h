@@ -11,7 +11,7 @@
 
 namespace sparsed {
 
-// A pattern in the memory of a device, as its backend keeps it. Used on the stream that made it, or after that is done.
+// A pattern in the memory of a device, as its backend keeps it. Any stream of that device may use it, and any thread.
 class DevicePattern {
  public:
   virtual ~DevicePattern() = default;
@@ -19,14 +19,14 @@ class DevicePattern {
   virtual BlockPattern to_host() const = 0;  // waits for the device
 };
 
-// Entry points for arrays in the memory of a device, lse and key_mask too. Work is queued on params.stream: nothing
-// waits, and nothing comes back to the host. params.lists is not used.
+// Entry points for arrays in the memory of params.device, lse and key_mask too. Work is queued on params.stream:
+// nothing waits, and nothing comes back to the host. params.lists is not used.
 struct DeviceOps {
   // pattern == nullptr: dense.
   void (*attention)(const AttentionParams& params, const DevicePattern* pattern);
   std::shared_ptr<const DevicePattern> (*attention_and_select)(const AttentionParams& params,
                                                                const SelectParams& select);
-  std::shared_ptr<const DevicePattern> (*to_device)(const BlockPattern& pattern, void* stream);
+  std::shared_ptr<const DevicePattern> (*to_device)(const BlockPattern& pattern, int device, void* stream);
 };
 
 struct Backend {

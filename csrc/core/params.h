@@ -19,6 +19,7 @@ struct AttentionParams {
   const uint8_t* key_mask = nullptr;  // [B, S], nonzero = a real key, or nullptr
   float scale = 1.f;                  // > 0, finite
   const BlockLists* lists = nullptr;  // selected key blocks; nullptr = dense
+  int device = -1;                    // in whose memory the arrays lie: a CUDA device's number; -1: the host's
   void* stream = nullptr;             // of a backend that has one: a cudaStream_t
 
   int64_t batch() const { return q.shape[0]; }

@@ -82,20 +82,16 @@ Phase PatternCache::phase_at(int64_t length) const {
   return config && length < config->min_length ? Phase::kDense : state_.phase;
 }
 
-void PatternCache::attend(const Backend& backend, int64_t layer, AttentionParams params) {
+void PatternCache::attend(const Backend& backend, int64_t layer, const AttentionParams& params) {
   Layer next = checked_layer(layer, params);
-  params.lists = nullptr;
   switch (phase_at(params.q_len())) {
     case Phase::kDense:
-      backend.attention(params);
-      next.density = 1.0;
+      sparsed::attend(backend, params, nullptr);
+      next.sparse = false;
       break;
     case Phase::kSelect: attend_select(backend, params, next); break;
     case Phase::kSparse:
-      if (!schedule_ && !next.pattern) {
-        next.pattern = window_pattern(params);
-        next.pattern_density = next.pattern->density();
-      }
+      if (!schedule_ && !next.pattern) next.pattern = window_pattern(params);
       check(next.pattern != nullptr, kAttend, ": layer ", layer, " has no pattern in sparse step ", state_.step,
             ", expected it to attend in step ", state_.select_step, ", which selects");
       attend_sparse(backend, params, next);
@@ -119,7 +115,7 @@ PatternCache::Layer PatternCache::checked_layer(int64_t layer, const AttentionPa
     check_same("q has length", params.q_len(), state_.length, "before");
   }
   const auto found = state_.layers.find(layer);
-  if (found == state_.layers.end()) return {params.heads(), params.kv_heads(), params.q.shape[3], nullptr, 1, 1, -1};
+  if (found == state_.layers.end()) return {params.heads(), params.kv_heads(), params.head_dim(), nullptr, false, -1};
   const Layer& known = found->second;
   const std::string as = message("layer ", layer, " before");
   check_same("q has heads", params.heads(), known.heads, as);
@@ -139,24 +135,17 @@ void PatternCache::attend_select(const Backend& backend, const AttentionParams& 
     pass.v.data = pass.out.data = nullptr;
     pass.lse = nullptr;
   }
-  layer.pattern = std::make_shared<const BlockPattern>(backend.attention_and_select(pass, select));
-  layer.pattern_density = layer.pattern->density();
-  layer.density = 1.0;
+  layer.pattern = attend_and_select(backend, pass, select);
+  layer.sparse = false;
   if (sparse) attend_sparse(backend, params, layer);
 }
 
-void PatternCache::attend_sparse(const Backend& backend, AttentionParams params, Layer& layer) const {
-  BlockLists lists;
-  layer.density = 1.0;
-  if (layer.pattern_density <= kDenseAbove) {
-    lists = layer.pattern->expand();
-    params.lists = &lists;
-    layer.density = layer.pattern_density;
-  }
-  backend.attention(params);
+void PatternCache::attend_sparse(const Backend& backend, const AttentionParams& params, Layer& layer) const {
+  layer.sparse = !layer.pattern->denser_than(kDenseAbove);
+  sparsed::attend(backend, params, layer.sparse ? layer.pattern.get() : nullptr);
 }
 
-std::shared_ptr<const BlockPattern> PatternCache::window_pattern(const AttentionParams& params) const {
+std::shared_ptr<PlacedPattern> PatternCache::window_pattern(const AttentionParams& params) const {
   const WindowConfig& config = std::get<WindowConfig>(config_);
   PatternGeometry geometry;
   geometry.batch = params.batch();
@@ -168,7 +157,7 @@ std::shared_ptr<const BlockPattern> PatternCache::window_pattern(const Attention
   for (const auto& [index, layer] : state_.layers) {
     if (layer.pattern && layer.pattern->geometry() == geometry) return layer.pattern;
   }
-  return std::make_shared<const BlockPattern>(BlockPattern::streaming(geometry, config.window, config.sinks, kAttend));
+  return std::make_shared<PlacedPattern>(BlockPattern::streaming(geometry, config.window, config.sinks, kAttend));
 }
 
 bool PatternCache::has_pattern(int64_t layer) const {
@@ -176,13 +165,13 @@ bool PatternCache::has_pattern(int64_t layer) const {
   return found != state_.layers.end() && found->second.pattern;
 }
 
-const BlockPattern& PatternCache::pattern(int64_t layer) const {
+const std::shared_ptr<PlacedPattern>& PatternCache::placed_pattern(int64_t layer) const {
   if (!has_pattern(layer)) {
     const std::vector<int64_t> layers = pattern_layers();
     fail(ErrorKind::kValue, "PatternCache.pattern: layer is ", layer,
          ", expected one that holds a pattern: ", shape_string(layers.data(), layers.size()));
   }
-  return *state_.layers.at(layer).pattern;
+  return state_.layers.at(layer).pattern;
 }
 
 std::vector<int64_t> PatternCache::pattern_layers() const {
@@ -194,12 +183,12 @@ std::vector<int64_t> PatternCache::pattern_layers() const {
 }
 
 size_t PatternCache::nbytes() const {
-  std::set<const BlockPattern*> patterns;
+  std::set<const PlacedPattern*> patterns;
   for (const auto& [index, layer] : state_.layers) {
     if (layer.pattern) patterns.insert(layer.pattern.get());
   }
   size_t bytes = 0;
-  for (const BlockPattern* pattern : patterns) bytes += pattern->nbytes();
+  for (const PlacedPattern* pattern : patterns) bytes += pattern->nbytes();
   return bytes;
 }
 
@@ -207,7 +196,7 @@ double PatternCache::density(int64_t layer) const {
   const auto found = state_.layers.find(layer);
   const bool attended = found != state_.layers.end() && found->second.attended_step == state_.step;
   check(attended, "PatternCache.density: layer is ", layer, ", expected one that has attended in step ", state_.step);
-  return found->second.density;
+  return found->second.sparse ? found->second.pattern->density() : 1.0;
 }
 
 void PatternCache::reset() { state_ = State{}; }

@@ -11,6 +11,7 @@
 #include "core/backend.h"
 #include "core/params.h"
 #include "core/pattern.h"
+#include "core/placed_pattern.h"
 #include "core/schedule.h"
 
 namespace sparsed {
@@ -46,16 +47,19 @@ class PatternCache {
   // The current step's phase. Sequences below min_length are dense from the first attend on.
   Phase phase() const;
   int64_t step() const { return state_.step; }  // -1 before the first
-  // Attention of one layer in the current step. Fills params.out; params.lists is chosen here.
+  // Attention of one layer in the current step. Fills params.out; params.lists is chosen here. Arrays on a device stay
+  // there, the layer's pattern too: nothing comes back to the host from one step to the next.
   // The backend is named by the caller, so that the core knows no ISA.
   // A select step's output is that of its dense pass; with refresh_every only the first selection's is, later ones
   // attend sparsely with the pattern that they have just selected.
-  void attend(const Backend& backend, int64_t layer, AttentionParams params);
+  void attend(const Backend& backend, int64_t layer, const AttentionParams& params);
   bool has_pattern(int64_t layer) const;
-  const BlockPattern& pattern(int64_t layer) const;
+  const std::shared_ptr<PlacedPattern>& placed_pattern(int64_t layer) const;
+  const BlockPattern& pattern(int64_t layer) const { return placed_pattern(layer)->host(); }
   std::vector<int64_t> pattern_layers() const;  // those that hold a pattern, ascending
   size_t nbytes() const;                        // of all patterns; one that layers share counts once
-  // Share of blocks computed by `layer` in the current step (1 when dense).
+  // Share of blocks computed by `layer` in the current step (1 when dense). Waits where the pattern lies on a device,
+  // once for each pattern.
   double density(int64_t layer) const;
   // Forgets patterns, geometry and step.
   void reset();
@@ -63,9 +67,8 @@ class PatternCache {
  private:
   struct Layer {
     int64_t heads = 0, kv_heads = 0, head_dim = 0;
-    std::shared_ptr<const BlockPattern> pattern;
-    double pattern_density = 1.0;
-    double density = 1.0;  // of the latest attend
+    std::shared_ptr<PlacedPattern> pattern;
+    bool sparse = false;  // the latest attend
     int64_t attended_step = -1;
   };
   struct State {
@@ -80,8 +83,8 @@ class PatternCache {
   Phase phase_at(int64_t length) const;
   Layer checked_layer(int64_t layer, const AttentionParams& params) const;
   void attend_select(const Backend& backend, const AttentionParams& params, Layer& layer) const;
-  void attend_sparse(const Backend& backend, AttentionParams params, Layer& layer) const;
-  std::shared_ptr<const BlockPattern> window_pattern(const AttentionParams& params) const;
+  void attend_sparse(const Backend& backend, const AttentionParams& params, Layer& layer) const;
+  std::shared_ptr<PlacedPattern> window_pattern(const AttentionParams& params) const;
 
   std::variant<SparseConfig, WindowConfig> config_;
   std::optional<Schedule> schedule_;  // nullopt: windows

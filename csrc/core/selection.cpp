@@ -97,6 +97,16 @@ SelectRanges select_ranges(const SelectParams& select, int64_t kv_len) {
   return {{{0, blocks, last, false}, {last, blocks, blocks, true}}, 2};
 }
 
+int64_t most_kept(const SelectParams& select, int64_t kv_len) {
+  const SelectRanges ranges = select_ranges(select, kv_len);
+  int64_t most = 0;
+  for (int i = 0; i < ranges.count; ++i) {
+    const SelectRange& range = ranges.range[i];
+    most += std::min(keep_count(range.end - range.begin, select.rho), range.marked_end - range.begin);
+  }
+  return std::min(most, num_blocks(kv_len, select.block_size));
+}
+
 void select_row(const SelectParams& select, int64_t kv_len, const float* scores, const float* generation,
                 const uint8_t* live, int64_t row, BlockPattern& pattern) {
   const SelectRanges ranges = select_ranges(select, kv_len);

@@ -20,6 +20,9 @@ int64_t first_generation_block(int64_t kv_len, int64_t prompt_length, int64_t bl
 // What the rule takes from each row, in order.
 SelectRanges select_ranges(const SelectParams& select, int64_t kv_len);
 
+// No row keeps more blocks than these.
+int64_t most_kept(const SelectParams& select, int64_t kv_len);
+
 // Marks in `pattern` row `row` the blocks that the rule keeps. Threads may select different rows at once.
 //   scores      [kv_blocks] probability mass under the softmax over all keys
 //   generation  [kv_blocks] mass under the softmax over generation keys alone (kReference with isolate; else unused)

@@ -90,6 +90,13 @@ class DeviceCall {
   std::vector<DeviceMemory> kept_;
 };
 
+// The arrays' device, or the current one for host arrays.
+int device_for(const AttentionParams& params) {
+  int device = device_of(params.q.data);
+  if (device < 0) check_cuda(cudaGetDevice(&device), "the current device");
+  return device;
+}
+
 // Rows of the lists as bits, on the device.
 std::shared_ptr<const DevicePattern> to_pattern(const AttentionParams& params) {
   if (!params.lists) return nullptr;
@@ -101,14 +108,7 @@ std::shared_ptr<const DevicePattern> to_pattern(const AttentionParams& params) {
       pattern.set(row, lists.indices[static_cast<size_t>(i)]);
     }
   }
-  return pattern_to_device(pattern, params.stream);
-}
-
-// The arrays' device, or the current one for host arrays.
-int device_for(const AttentionParams& params) {
-  int device = device_of(params.q.data);
-  if (device < 0) check_cuda(cudaGetDevice(&device), "the current device");
-  return device;
+  return pattern_to_device(pattern, device_for(params), params.stream);
 }
 
 void attention(const AttentionParams& params) {

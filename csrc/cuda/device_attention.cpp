@@ -1,6 +1,7 @@
 #include "cuda/device_attention.h"
 
 #include <algorithm>
+#include <mutex>
 #include <utility>
 
 #include "core/error.h"
@@ -13,25 +14,46 @@
 namespace sparsed::cuda {
 namespace {
 
+const cudaStream_t kAlwaysThere = cudaStreamLegacy;
 constexpr int kThreads = 128;                            // of the kernels that take a row a warp
 constexpr size_t kMostPartialBytes = size_t{512} << 20;  // of the selection's partial sums, all blocks together
 
 int64_t warp_blocks(int64_t warps) { return std::min<int64_t>((warps + 3) / 4, 1 << 16); }
 
-// Bits as in BlockPattern, in device memory.
+// Bits as in BlockPattern, in device memory. The streams that use them may be gone before the pattern is: it is read
+// and freed on the stream that is always there.
 class CudaPattern final : public DevicePattern {
  public:
   CudaPattern(const PatternGeometry& geometry, int64_t most_blocks, cudaStream_t stream)
-      : geometry_(geometry), most_blocks_(most_blocks), stream_(stream), bits_(nbytes(), stream) {
+      : geometry_(geometry), most_blocks_(most_blocks), bits_(nbytes(), stream) {
     check_cuda(cudaGetDevice(&device_), "the current device");
+    used_.set(stream);
+    bits_.free_on(kAlwaysThere);
+  }
+  // Errors are not reported: at the end of a process the driver may be gone.
+  ~CudaPattern() override {
+    try {
+      const CurrentDevice current(device_);
+      used_.wait(kAlwaysThere);
+    } catch (const Error&) {
+    }
   }
 
   const PatternGeometry& geometry() const override { return geometry_; }
   BlockPattern to_host() const override {
     const CurrentDevice current(device_);
     std::vector<uint64_t> bits(nbytes() / sizeof(uint64_t));
-    cuda::to_host(bits.data(), bits_.data(), nbytes(), stream_);
+    use(kAlwaysThere, [&] { cuda::to_host(bits.data(), bits_.data(), nbytes(), kAlwaysThere); });
     return BlockPattern::from_bits(geometry_, std::move(bits));
+  }
+
+  // Gives `stream` work on the bits: one after the other, whatever the streams and threads.
+  template <class Work>
+  void use(cudaStream_t stream, const Work& work) const {
+    const std::lock_guard lock(mutex_);
+    used_.wait(stream);
+    work();
+    used_.set(stream);
   }
 
   int64_t rows() const { return geometry_.batch * geometry_.heads * geometry_.q_blocks(); }
@@ -43,9 +65,10 @@ class CudaPattern final : public DevicePattern {
  private:
   PatternGeometry geometry_;
   int64_t most_blocks_;
-  cudaStream_t stream_;
   DeviceMemory bits_;
   int device_ = 0;
+  mutable std::mutex mutex_;
+  StreamMark used_;
 };
 
 // The kernels of compute capability 9.0a run on 9.0 and on nothing else.
@@ -86,16 +109,6 @@ int device_of_params(const AttentionParams& params) {
   return device;
 }
 
-// The most blocks that the rule can keep in a row.
-int64_t most_kept(const SelectParams& select, int64_t kv_len) {
-  const SelectRanges ranges = select_ranges(select, kv_len);
-  int64_t most = 0;
-  for (int i = 0; i < ranges.count; ++i) {
-    most += keep_count(ranges.range[i].end - ranges.range[i].begin, select.rho);
-  }
-  return std::min(most, num_blocks(kv_len, select.block_size));
-}
-
 }  // namespace
 
 void attention_on_device(const AttentionParams& params, const DevicePattern* pattern) {
@@ -109,7 +122,7 @@ void attention_on_device(const AttentionParams& params, const DevicePattern* pat
     indices = DeviceMemory(static_cast<size_t>(own.rows() * own.most_blocks()) * sizeof(int32_t), stream);
     const ListArgs list{own.bits(),  counts.as<int32_t>(), indices.as<int32_t>(), static_cast<int>(own.rows()),
                         own.words(), own.most_blocks()};
-    launch(kernel_list_blocks(), warp_blocks(own.rows()), kThreads, &list, stream);
+    own.use(stream, [&] { launch(kernel_list_blocks(), warp_blocks(own.rows()), kThreads, &list, stream); });
     rows = {own.geometry().block_size, list.counts, list.indices, list.stride};
   }
   const DType dtype = params.q.dtype;
@@ -167,16 +180,19 @@ std::shared_ptr<const DevicePattern> select_on_device(const AttentionParams& par
   top.words = pattern->words();
   top.rho = select.rho;
   top.ranges = select_ranges(select, params.kv_len());
-  launch(kernel_top_rows(), warp_blocks(pattern->rows()), kThreads, &top, stream);
+  pattern->use(stream, [&] { launch(kernel_top_rows(), warp_blocks(pattern->rows()), kThreads, &top, stream); });
   return pattern;
 }
 
-std::shared_ptr<const DevicePattern> pattern_to_device(const BlockPattern& pattern, void* stream) {
+std::shared_ptr<const DevicePattern> pattern_to_device(const BlockPattern& pattern, int device, void* stream) {
+  const CurrentDevice current(device);
   const auto own = static_cast<cudaStream_t>(stream);
-  const auto device = std::make_shared<CudaPattern>(pattern.geometry(), pattern.geometry().kv_blocks(), own);
-  check_cuda(cudaMemcpyAsync(device->bits(), pattern.bits().data(), device->nbytes(), cudaMemcpyHostToDevice, own),
-             "a copy to the device");
-  return device;
+  const auto there = std::make_shared<CudaPattern>(pattern.geometry(), pattern.geometry().kv_blocks(), own);
+  there->use(own, [&] {
+    check_cuda(cudaMemcpyAsync(there->bits(), pattern.bits().data(), there->nbytes(), cudaMemcpyHostToDevice, own),
+               "a copy to the device");
+  });
+  return there;
 }
 
 }  // namespace sparsed::cuda

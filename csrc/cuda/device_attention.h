@@ -9,6 +9,6 @@ namespace sparsed::cuda {
 
 void attention_on_device(const AttentionParams& params, const DevicePattern* pattern);
 std::shared_ptr<const DevicePattern> select_on_device(const AttentionParams& params, const SelectParams& select);
-std::shared_ptr<const DevicePattern> pattern_to_device(const BlockPattern& pattern, void* stream);
+std::shared_ptr<const DevicePattern> pattern_to_device(const BlockPattern& pattern, int device, void* stream);
 
 }  // namespace sparsed::cuda

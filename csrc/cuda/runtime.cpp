@@ -85,6 +85,14 @@ DeviceMemory::~DeviceMemory() {
   cudaSetDevice(before);
 }
 
+StreamMark::StreamMark() { check_cuda(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming), "an event"); }
+
+StreamMark::~StreamMark() { cudaEventDestroy(event_); }
+
+void StreamMark::set(cudaStream_t stream) const { check_cuda(cudaEventRecord(event_, stream), "an event"); }
+
+void StreamMark::wait(cudaStream_t stream) const { check_cuda(cudaStreamWaitEvent(stream, event_, 0), "an event"); }
+
 DeviceMemory to_device(const void* host, size_t bytes, cudaStream_t stream) {
   DeviceMemory memory(bytes, stream);
   // Pageable memory: the call returns when it has been read.

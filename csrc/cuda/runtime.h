@@ -46,6 +46,8 @@ class DeviceMemory {
   DeviceMemory& operator=(DeviceMemory&& other) noexcept;
   ~DeviceMemory();
 
+  // Where in which stream's order the memory ends.
+  void free_on(cudaStream_t stream) { stream_ = stream; }
   void* data() const { return data_; }
   template <class T>
   T* as() const {
@@ -56,6 +58,21 @@ class DeviceMemory {
   void* data_ = nullptr;
   cudaStream_t stream_ = nullptr;
   int device_ = 0;
+};
+
+// The end of what a stream was given so far, on the device that is current here; of another stream to wait for.
+class StreamMark {
+ public:
+  StreamMark();
+  ~StreamMark();
+  StreamMark(const StreamMark&) = delete;
+  StreamMark& operator=(const StreamMark&) = delete;
+
+  void set(cudaStream_t stream) const;
+  void wait(cudaStream_t stream) const;  // nothing where it was never set
+
+ private:
+  cudaEvent_t event_ = nullptr;
 };
 
 // A copy of host memory. The host may reuse its memory at once.

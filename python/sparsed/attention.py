@@ -80,7 +80,9 @@ def attention(
     strided views: nothing is copied as long as the last axis is contiguous. Accumulation is in float32.
 
     Arrays are numpy's or of any library that has ``__dlpack__`` (torch, JAX, CuPy ...), all three of one; the results
-    are arrays of that library. Inference only: no gradient is computed.
+    are arrays of that library. Arrays of torch and CuPy may lie on a CUDA device, all on one, ``key_mask`` too: the
+    backend ``cuda`` then computes there, on the library's current stream, and nothing waits for it; a pattern is moved
+    there once. Inference only: no gradient is computed.
 
     Args:
         q: Queries (B, H, L, D).
@@ -106,7 +108,8 @@ def attention(
         (1, 4, 1000, 64)
     """
     library, (q, k, v, key_mask) = arguments("attention", key_mask, q=q, k=k, v=v)
-    result = _core.attention(q, k, v, pattern, scale, key_mask, return_lse)
+    with library.current():
+        result = _core.attention(q, k, v, pattern, scale, key_mask, return_lse, library.memory)
     if not return_lse:
         out: Array = library.wrap(result)
         return out
@@ -160,9 +163,10 @@ def attention_and_select(
     Source: arXiv 2509.24014, section 4.
     """
     library, (q, k, v, key_mask) = arguments("attention_and_select", key_mask, q=q, k=k, v=v)
-    out, pattern = _core.attention_and_select(
-        q, k, v, prompt_length, block_size, rho, selection, scale, selection_scale, key_mask
-    )
+    with library.current():
+        out, pattern = _core.attention_and_select(
+            q, k, v, prompt_length, block_size, rho, selection, scale, selection_scale, key_mask, library.memory
+        )
     return library.wrap(out), pattern
 
 
@@ -182,20 +186,23 @@ def select(
 
     Arguments and errors as there.
     """
-    _, (q, k, key_mask) = arguments("select", key_mask, q=q, k=k)
-    return _core.select(q, k, prompt_length, block_size, rho, selection, scale, selection_scale, key_mask)
+    library, (q, k, key_mask) = arguments("select", key_mask, q=q, k=k)
+    with library.current():
+        return _core.select(
+            q, k, prompt_length, block_size, rho, selection, scale, selection_scale, key_mask, library.memory
+        )
 
 
 def backends() -> list[Backend]:
     """Returns every backend of this build, best first; the first available one is used unless SPARSED_ISA names one.
 
-    `cuda` stands last: it computes on a GPU, to which numpy arrays go only by that name.
+    `cuda` stands last: arrays on a GPU always use it, arrays in host memory are copied there only by that name.
     """
     return [Backend(*row) for row in _core.backends()]
 
 
 def active_backend() -> str:
-    """Returns the name of the backend that the next call uses.
+    """Returns the name of the backend that the next call uses for arrays in host memory.
 
     Raises:
         ValueError: The environment variable SPARSED_ISA names a backend that is unknown or cannot run here.

@@ -112,7 +112,8 @@ class PatternCache:
     ) -> Array:
         """Computes one layer's attention in the current step: dense, with selection, or sparse.
 
-        Arrays of any library, as in ``sparsed.attention``.
+        Arrays of any library, as in ``sparsed.attention``. A layer whose arrays lie on a CUDA device keeps its pattern
+        there from step to step.
 
         Args:
             layer: The layer, from 0.
@@ -130,11 +131,12 @@ class PatternCache:
                 changed shape.
         """
         library, (q, k, v, key_mask) = arguments("PatternCache.attend", key_mask, q=q, k=k, v=v)
-        out: Array = library.wrap(self._state.attend(layer, q, k, v, key_mask, scale))
+        with library.current():
+            out: Array = library.wrap(self._state.attend(layer, q, k, v, key_mask, scale, library.memory))
         return out
 
     def pattern(self, layer: int) -> BlockPattern:
-        """Returns the pattern that ``layer`` has selected.
+        """Returns the pattern that ``layer`` has selected; one that lies on a device comes to the host when it is read.
 
         Raises:
             ValueError: The layer has none.
@@ -142,7 +144,10 @@ class PatternCache:
         return self._state.pattern(layer)
 
     def density(self, layer: int) -> float:
-        """Returns the share of the blocks that ``layer`` computed in the current step: 1 where it was dense."""
+        """Returns the share of the blocks that ``layer`` computed in the current step: 1 where it was dense.
+
+        Of a pattern that lies on a device it is counted when it is first asked for.
+        """
         return self._state.density(layer)
 
     @property

@@ -105,7 +105,7 @@ TEST_P(CudaBackend, DeviceArraysStayThere) {
   host.params.lists = &lists;
   expect_matches_reference(host, "sparse");
 
-  auto again = backend_.device->to_device(found, nullptr);
+  auto again = backend_.device->to_device(found, 0, nullptr);
   EXPECT_EQ(again->to_host(), found);
   pattern.reset();
   again.reset();

@@ -297,9 +297,23 @@ class OnADevice(Exporter):
 
 def test_devices_without_kernels_are_refused() -> None:
     q, k, v = random_qkv(5, 1, 2, 2, 32, 32, 16)
-    message = "attention: q is on CUDA device 1, expected the CPU (this build has no CUDA kernels)"
-    with pytest.raises(ValueError, match=re.escape(message)):
-        sparsed.attention(OnADevice(q, (2, 1)), OnADevice(k, (2, 1)), OnADevice(v, (2, 1)))
+    reasons = sparsed.backends()[-1].reasons
+    why = "this build has no CUDA kernels" if reasons == ["built without CUDA"] else ", ".join(reasons)
+    if reasons:
+        there = [OnADevice(array, (2, 1)) for array in (q, k, v)]
+        cache = sparsed.PatternCache(sparsed.SparseConfig(), steps=2, prompt_length=16)
+        cache.begin_step(0)
+        for function, call in {
+            "attention": lambda: sparsed.attention(*there),
+            "attention_and_select": lambda: sparsed.attention_and_select(*there, prompt_length=16),
+            "select": lambda: sparsed.select(*there[:2], prompt_length=16),
+            "PatternCache.attend": lambda: cache.attend(0, *there),
+        }.items():
+            message = f"{function}: q is on CUDA device 1, expected the CPU ({why})"
+            with pytest.raises(ValueError, match=re.escape(message)):
+                call()
+    with pytest.raises(ValueError, match="q is on device 0 of DLPack type 8, expected the CPU or a CUDA device"):
+        sparsed.attention(OnADevice(q, (8, 0)), k, v)
     with pytest.raises(ValueError, match=re.escape("attention: k is on CUDA device 0, expected the CPU (from q)")):
         sparsed.attention(Exporter(q), OnADevice(k, (2, 0)), Exporter(v))
     with pytest.raises(ValueError, match=re.escape("attention: v is on device 0 of DLPack type 8, expected the CPU")):

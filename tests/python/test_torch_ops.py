@@ -15,6 +15,7 @@ from conftest import random_qkv
 torch = pytest.importorskip("torch")
 
 import sparsed.torch as st  # noqa: E402
+from sparsed.torch import ops  # noqa: E402
 from sparsed.torch.masks import key_mask as to_key_mask  # noqa: E402
 
 # torch's own: inductor on a CPU, opcheck.
@@ -115,6 +116,25 @@ def test_compile_has_no_graph_break(backend: str) -> None:
         for plain, other in zip(*results, strict=True):
             torch.testing.assert_close(other, plain, rtol=1e-4, atol=1e-4)
     assert len(frames) == 1  # nothing is compiled anew for another step or generation
+
+
+def test_a_block_mask_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v = tensors()
+    read, reads = ops._read_pattern, []
+    monkeypatch.setattr(ops, "_read_pattern", lambda *args: reads.append(args) or read(*args))
+    out, blocks = st.attention_and_select(q, k, v, **SELECTION)
+    sparse = st.attention(q, k, v, blocks, block_size=16)
+    assert not reads  # the pattern is known
+    copy = blocks.clone()
+    for _ in range(2):
+        assert torch.equal(st.attention(q, k, v, copy, block_size=16), sparse)
+    assert len(reads) == 1
+    copy[:] = True
+    torch.testing.assert_close(st.attention(q, k, v, copy, block_size=16), out)
+    assert len(reads) == 2
+    with torch.inference_mode():
+        st.attention(q, k, v, blocks & True, block_size=16)
+    assert len(reads) == 3
 
 
 def test_handles() -> None:

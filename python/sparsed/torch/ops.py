@@ -11,6 +11,7 @@ from typing import Literal, Protocol, cast
 from weakref import WeakValueDictionary
 
 import torch
+from torch.utils.weak import WeakTensorKeyDictionary
 
 import sparsed
 
@@ -73,7 +74,8 @@ def attention_and_select(
     Arguments as there; ``key_mask`` as in ``attention``.
 
     Returns:
-        (out, block_mask): what ``attention`` takes.
+        (out, block_mask): what ``attention`` takes. On a CUDA device the mask waits for it, as a ``PatternCache`` does
+        not.
     """
     _refuse_gradients("attention_and_select", q, k, v)
     return cast(
@@ -145,6 +147,23 @@ def cache_handle(cache: Attends) -> int:
     return number
 
 
+# A block mask on a device is read once, and its pattern moved there once. Mask -> its version and shape, its pattern.
+_patterns = WeakTensorKeyDictionary()
+
+
+def _pattern(mask: torch.Tensor, block_size: int, q_len: int, kv_len: int) -> sparsed.BlockPattern:
+    if mask.is_inference():  # has no version: may have been written to since
+        return _read_pattern(mask, block_size, q_len, kv_len)
+    state = (mask._version, block_size, q_len, kv_len)
+    if mask not in _patterns or _patterns[mask][0] != state:
+        _patterns[mask] = (state, _read_pattern(mask, block_size, q_len, kv_len))
+    return cast(sparsed.BlockPattern, _patterns[mask][1])
+
+
+def _read_pattern(mask: torch.Tensor, block_size: int, q_len: int, kv_len: int) -> sparsed.BlockPattern:
+    return sparsed.BlockPattern.from_mask(mask.cpu(), block_size=block_size, q_len=q_len, kv_len=kv_len)
+
+
 def _refuse_gradients(function: str, *tensors: torch.Tensor) -> None:
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         raise ValueError(
@@ -166,9 +185,7 @@ def _attention(
     scale: float | None,
     key_mask: torch.Tensor | None,
 ) -> torch.Tensor:
-    pattern = None
-    if block_mask is not None:
-        pattern = sparsed.BlockPattern.from_mask(block_mask, block_size=block_size, q_len=q.shape[2], kv_len=k.shape[2])
+    pattern = None if block_mask is None else _pattern(block_mask, block_size, q.shape[2], k.shape[2])
     keys = to_key_mask("attention", key_mask, q.shape[0])
     return sparsed.attention(q, k, v, pattern, scale=scale, key_mask=keys)
 
@@ -203,7 +220,10 @@ def _attention_and_select(
         selection_scale=selection_scale,
         key_mask=to_key_mask("attention_and_select", key_mask, q.shape[0]),
     )
-    return out, torch.from_numpy(pattern.to_mask()).to(q.device)
+    blocks = torch.from_numpy(pattern.to_mask()).to(q.device)
+    if not blocks.is_inference():
+        _patterns[blocks] = ((blocks._version, block_size, q.shape[2], k.shape[2]), pattern)
+    return out, blocks
 
 
 @torch.library.custom_op(
