@@ -15,11 +15,21 @@ TEST_FILES := $(shell find tests/cpp -type f)
 JOBS := $(shell getconf _NPROCESSORS_ONLN)
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: help demo test extras cpp-test scalar-test python-test wheel wheel-test lint stubs notebooks docs format clean googletest
+# The sanitizers need clang: ThreadSanitizer does not understand gcc's OpenMP runtime, and gcc takes minutes for ours.
+CLANG ?= $(firstword $(foreach name,clang++ clang++-19 clang++-16 clang++-14,$(shell command -v $(name))))
+ASAN_RUNTIME = $(shell $(CLANG) -print-file-name=libclang_rt.asan-$(shell uname -m).so)
+ASAN_TESTS := attention select pattern pattern_cache arrays ops
+TSAN_TESTS := test_attention test_ops test_pattern_cache test_selection
+WITH_VENV := VIRTUAL_ENV="$(CURDIR)/$(VENV)" PATH="$(CURDIR)/$(BIN):$$PATH"
+FUZZ_SECONDS ?= 30
+
+.PHONY: help demo test extras cpp-test scalar-test python-test sanitize asan tsan fuzz wheel wheel-test lint stubs notebooks docs format clean clang googletest
 help:
 	@echo "make demo     build, then answer questions about a long text: dense, SparseD, sliding window"
 	@echo "make test     build, then all C++ and Python tests"
 	@echo "make extras   install what the optional tests need (torch, transformers, lm-eval, Ray, JAX): make test runs them too"
+	@echo "make sanitize C++ and Python tests under ASan and UBSan, threaded kernels under TSan (clang)"
+	@echo "make fuzz     each fuzz harness for FUZZ_SECONDS=30 (clang, atheris)"
 	@echo "make wheel    sdist and a wheel that other Linux machines can install, in dist/; make wheel-test installs it"
 	@echo "make lint     ruff, mypy, clang-format, freshness of the stubs"
 	@echo "make stubs    write python/sparsed/_core.pyi anew"
@@ -44,6 +54,31 @@ scalar-test: $(VENV)/.tests
 
 python-test: $(VENV)/.tests
 	$(BIN)/python -m pytest
+
+sanitize: asan tsan
+
+# No leaks are looked for: Python, and OpenMP's threads, keep memory to the end. Tests of allocations that cannot succeed
+# run as they are: the sanitizer answers nullptr.
+asan: $(VENV)/.tests clang
+	$(WITH_VENV) cmake --preset asan -DCMAKE_CXX_COMPILER=$(CLANG)
+	$(WITH_VENV) cmake --build --preset asan
+	LD_LIBRARY_PATH=$(dir $(ASAN_RUNTIME)) $(BIN)/ctest --preset asan --parallel $(JOBS)
+	LD_PRELOAD=$(ASAN_RUNTIME) ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
+	  UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 PYTHONPATH=build/asan/python \
+	  $(BIN)/python -m pytest -q $(ASAN_TESTS:%=tests/python/test_%.py)
+
+# The comparisons with the reference at every length take most of the time, and share no more between threads.
+tsan: $(VENV)/.tests clang
+	$(WITH_VENV) cmake --preset tsan -DCMAKE_CXX_COMPILER=$(CLANG)
+	$(WITH_VENV) cmake --build --preset tsan --target $(TSAN_TESTS)
+	$(BIN)/ctest --preset tsan --label-regex '^($(subst $() ,|,$(TSAN_TESTS)))$$' --exclude-regex DenseMatchesReference
+
+fuzz: $(VENV)/.tests clang
+	$(PIP) install atheris
+	CLANG=$(CLANG) PYTHON=$(BIN)/python tests/fuzz/run $(FUZZ_SECONDS)
+
+clang:
+	@[ -n "$(CLANG)" ] || { echo "clang is missing, type: sudo apt-get install -y clang libclang-rt-dev libomp-dev" >&2; exit 1; }
 
 # torch first and pinned: the others then take it as it is.
 extras: $(VENV)/.tests

@@ -15,8 +15,8 @@ import jinja2.nodes
 import jinja2.runtime
 import jinja2.sandbox
 
-# Passes of loops and calls in one rendering; a conversation of ten thousand messages needs a tenth.
-MAX_PASSES = 1_000_000
+# Passes of loops and calls in one rendering; a conversation of a thousand messages needs some thousand.
+MAX_PASSES = 250_000
 # Characters, or items, that an operator may make; bits of a number.
 _MAX_LENGTH = 10_000_000
 _MAX_BITS = 4096
