@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import sparsed
+from sparsed.machine import cpu_name
 
 # Set in a process whose environment is already what --isa and --threads ask for.
 CHILD = "SPARSED_BENCH_CHILD"
@@ -68,7 +69,7 @@ def _command(module: str, arguments: Sequence[str]) -> list[str]:
 def describe() -> dict[str, Any]:
     """CPU, instruction set, threads, versions, commit, date."""
     return {
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "load": os.getloadavg()[0],
@@ -99,14 +100,6 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def _commit() -> str | None:

@@ -22,7 +22,7 @@ def machine_info() -> dict[str, Any]:
         **{package: version(package) for package in packages},
         "python": platform.python_version(),
         "system": platform.platform(),
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "threads": get_num_threads(),
         "SPARSED_ISA": os.environ.get("SPARSED_ISA", ""),
@@ -33,7 +33,8 @@ def machine_info() -> dict[str, Any]:
     }
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """What the processor calls itself; its architecture where the system does not say."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

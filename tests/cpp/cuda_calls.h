@@ -79,4 +79,18 @@ inline void expect_scores(const std::vector<float>& found, const std::vector<dou
   EXPECT_LE(worst, 2e-5) << what;
 }
 
+// A selecting pass: its output, and the scores of each softmax that the rule asks for.
+inline void expect_selection(const Call& call, const SelectParams& select, const Selected& selected,
+                             const std::string& what) {
+  expect_matches_reference(call, what);
+  const int64_t kv_len = call.params.kv_len(), blocks = num_blocks(kv_len, select.block_size);
+  const auto expected = [&](int64_t first_key) {
+    return reference::block_scores(call.params, select.block_size, select.scale, first_key);
+  };
+  expect_scores(selected.scores, expected(0), 0, blocks, what);
+  if (select.rule == SelectionRule::kPaper) return;
+  const int64_t first = first_generation_block(kv_len, select.prompt_length, select.block_size);
+  expect_scores(selected.generation, expected(first * select.block_size), first, blocks, what);
+}
+
 }  // namespace sparsed::cuda

@@ -221,15 +221,7 @@ TEST(CudaAttention, SelectionSumsMatchReference) {
                                          " prompt ", select.prompt_length, " of ", shape.kv_len);
         const Selected selected = attention_and_scores(call, select, 1 + number % 3,
                                                        {number % 2 ? Landing::kLate : Landing::kEarly, c.shape.seed});
-        expect_matches_reference(call, what);
-        const int64_t blocks = num_blocks(shape.kv_len, block_size);
-        const auto expected = [&](int64_t first_key) {
-          return reference::block_scores(call.params, block_size, select.scale, first_key);
-        };
-        expect_scores(selected.scores, expected(0), 0, blocks, what);
-        if (rule == SelectionRule::kPaper) continue;
-        const int64_t first = first_generation_block(shape.kv_len, select.prompt_length, block_size);
-        expect_scores(selected.generation, expected(first * block_size), first, blocks, what);
+        expect_selection(call, select, selected, what);
       }
     }
   }
