@@ -134,7 +134,7 @@ def fused() -> Svg:
 
 def layers() -> Svg:
     """The layers of the code; each uses those below it."""
-    svg = Svg(760, 520, "The layers of the code")
+    svg = Svg(760, 584, "The layers of the code")
     python, torch, native = "#e8eefc", "#fdf1e0", "#e3f5f1"
     svg.box(20, 20, 350, 54, "command line and tools", "cli, demo, eval, lm_eval, pictures, bench", fill=python)
     svg.box(390, 20, 350, 54, "sparsed.torch", "accelerate, operators, transformers, engine", fill=torch)
@@ -159,23 +159,27 @@ def layers() -> Svg:
     svg.text(740, 304, "Python", anchor="end", size=11)
     svg.text(740, 320, "C++", anchor="end", size=11)
     svg.box(20, 322, 720, 42, "csrc/bindings", "arrays into views, errors into exceptions: sparsed._core", fill=native)
-    svg.arrow((200, 366), (200, 382))
-    svg.arrow((665, 366), (665, 458))
-    svg.box(20, 384, 590, 42, "csrc/registry", "the ordered table of backends; SPARSED_ISA", fill=native)
-    svg.arrow((200, 428), (200, 444))
-    svg.arrow((560, 428), (560, 458))
+    svg.arrow((380, 366), (380, 382))
+    svg.box(20, 384, 720, 42, "csrc/registry", "the ordered table of backends; SPARSED_ISA", fill=native)
+    backends = {
+        20: (
+            "csrc/cpu",
+            "attention.inl, linear, ops over tiles and vectors;",
+            "isa_*.cpp alone carry instruction-set flags",
+        ),
+        390: (
+            "csrc/cuda",
+            "attention and top-k for sm_80 and sm_90a over prims;",
+            "plan, memory and streams on the host",
+        ),
+    }
+    for x, lines in backends.items():
+        svg.arrow((x + 175, 428), (x + 175, 444))
+        svg.box(x, 446, 350, 60, *lines, fill=native)
+        svg.arrow((x + 175, 508), (x + 175, 524))
     svg.box(
-        20,
-        446,
-        400,
-        60,
-        "csrc/cpu",
-        "attention.inl, linear, ops over tiles and vectors;",
-        "isa_*.cpp alone carry instruction-set flags",
-        fill=native,
+        20, 526, 720, 42, "csrc/core", "patterns, selection, schedule, cache, oracle, what a backend is", fill=native
     )
-    svg.arrow((422, 482), (438, 482))
-    svg.box(440, 460, 300, 46, "csrc/core", "patterns, selection, schedule, cache, oracle", fill=native)
     return svg
 
 
@@ -230,7 +234,7 @@ def generation() -> Svg:
         328,
         332,
         58,
-        "backend (csrc/registry → csrc/cpu)",
+        "backend (csrc/registry → csrc/cpu, cuda)",
         "the kernels of the instruction set, on all threads;",
         "K and V packed once per call, online softmax",
     )

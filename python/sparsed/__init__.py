@@ -18,10 +18,12 @@ from .attention import (
     set_num_threads,
 )
 from .config import SlidingWindow, SparseConfig, StreamingLLM
-from .generate import GenerationResult, StepInfo, generate, pad_left
+from .generate import generate
 from .kv_cache import DelayedCache, DualCache, PrefixCache
 from .loader import load_model
 from .pattern import BlockPattern, PatternCache
+from .prompts import pad_left
+from .result import GenerationResult, StepInfo
 from .sampling import DreamSampler, LLaDASampler
 from .stats import GenerationStats, StepStats
 from .tokenizer import Tokenizer, load_tokenizer

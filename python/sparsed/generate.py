@@ -7,8 +7,7 @@ import itertools
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -20,121 +19,13 @@ from .config import SlidingWindow, SparseConfig, StreamingLLM
 from .guidance import predict
 from .kv_cache import CachedRows, KVCache
 from .pattern import PatternCache
+from .prompts import checked_prompt
+from .result import GenerationResult, RowGroup, StepInfo
 from .sampling import SAMPLERS, Checker, Choice, FloatArray, IntArray, Plan, Sampler
 from .stats import GenerationStats, GroupStep, StepStats
 
 if TYPE_CHECKING:
     from .models import Model
-    from .tokenizer import Tokenizer
-
-
-@dataclass(frozen=True)
-class StepInfo:
-    """A step that just ended, as `on_step` sees it.
-
-    Attributes:
-        phase: "dense", "select", "sparse", "cached" or "mixed", as in StepStats.
-        tokens: (B, l) int64, the sequence after the step (a copy).
-        unmasked: per batch row, the positions in `tokens` that the step filled.
-        confidence: per batch row, the sampler's confidence in what it filled there.
-    """
-
-    step: int
-    phase: str
-    seconds: float
-    density: float
-    tokens: IntArray
-    unmasked: tuple[IntArray, ...]
-    confidence: tuple[FloatArray, ...]
-
-
-@dataclass(frozen=True)
-class RowGroup:
-    """Batch rows that ran as one unpadded batch.
-
-    Attributes:
-        rows: their indices in the batch.
-        padding: tokens stripped from the left of each.
-        cache: their PatternCache; None when dense. With guidance its batch is the rows, then their guiding twins.
-    """
-
-    rows: IntArray
-    padding: int
-    cache: PatternCache | None
-
-
-@dataclass(frozen=True)
-class GenerationResult:
-    """What `generate` returns.
-
-    Attributes:
-        tokens: (B, l) int64, prompt and generation; padding as it was given.
-        history: (T + 1, B, l) int32, the sequence before each step and at the end; None unless asked for.
-        stats: seconds, phases, densities and tokens per step.
-        groups: the rows that ran together, with their patterns.
-        prompt_length: p, padding included.
-        filled_at: (B, gen_length) int32, the step that filled each token; -1: still open.
-        confidence: (B, gen_length) float32, the sampler's confidence in it; NaN: still open.
-        interrupted: Ctrl-C ended the generation early: open positions of `tokens` hold the mask token.
-    """
-
-    tokens: IntArray
-    history: NDArray[np.int32] | None
-    stats: GenerationStats
-    groups: tuple[RowGroup, ...]
-    prompt_length: int
-    filled_at: NDArray[np.int32]
-    confidence: FloatArray
-    interrupted: bool = False
-
-    def __repr__(self) -> str:
-        batch, length = self.filled_at.shape
-        return (
-            f"GenerationResult({batch} x {length} tokens after {self.prompt_length}, {len(self.stats)} steps, "
-            f"{self.stats.seconds:.2f} s{', interrupted' if self.interrupted else ''})"
-        )
-
-    @property
-    def generated(self) -> IntArray:
-        """The tokens behind the prompt, (B, gen_length)."""
-        return self.tokens[:, self.prompt_length :]
-
-    def plot(self, row: int = 0) -> Any:
-        """Draws when each token was filled and how surely, and what the steps took. Needs matplotlib.
-
-        Args:
-            row: The batch row.
-
-        Returns:
-            A matplotlib Figure.
-
-        Raises:
-            ImportError: matplotlib is missing.
-            ValueError: There is no such row.
-        """
-        from .pictures import figures
-
-        return figures.plot_result(self, row)
-
-    def page(self, tokenizer: Tokenizer, *, row: int = 0, title: str = "sparsed") -> str:
-        """One HTML page, whole in itself, that plays the denoising step by step and shows the selected patterns.
-
-        Args:
-            tokenizer: What the prompt was made with.
-            row: The batch row.
-            title: The heading.
-
-        Raises:
-            ValueError: There is no such row.
-        """
-        from .pictures import page
-
-        return page.render(self, tokenizer, row=row, title=title)
-
-    def _repr_html_(self) -> str:
-        from .pictures import inline
-
-        return inline.result_html(self)
 
 
 def generate(
@@ -218,7 +109,7 @@ def generate(
         raise ValueError("generate: sparse and cache are both given, expected at most one of them")
     if seed is not None:
         check.integer("seed", seed, low=0)
-    prompt, padding = _checked_prompt(prompt_ids, prompt_mask, model.config.vocab_size)
+    prompt, padding = checked_prompt(prompt_ids, prompt_mask, model.config.vocab_size)
     plan = Plan(int(gen_length), int(steps), model.config.mask_token_id)
     sampler.check(plan)
 
@@ -369,75 +260,6 @@ class _GroupRun:
             return 1.0
         layers = range(self.model.config.num_layers)
         return sum(self.cache.density(layer) for layer in layers) / len(layers)
-
-
-def pad_left(rows: Sequence[ArrayLike]) -> tuple[IntArray, NDArray[np.bool_]]:
-    """Prompts of unequal length as the batch that `generate` takes.
-
-    Args:
-        rows: Token ids, (n,) each.
-
-    Returns:
-        prompt_ids (B, p), zeros at the left of shorter prompts, and prompt_mask (B, p).
-
-    Raises:
-        ValueError: No rows, or a row that is not one-dimensional.
-
-    Example:
-        >>> ids, mask = pad_left([[5, 6, 7], [8]])
-        >>> ids
-        array([[5, 6, 7],
-               [0, 0, 8]])
-        >>> mask
-        array([[ True,  True,  True],
-               [False, False,  True]])
-    """
-    arrays = [np.asarray(row, np.int64) for row in rows]
-    wrong = [array.shape for array in arrays if array.ndim != 1]
-    if wrong or not arrays:
-        raise ValueError(f"pad_left: rows has {f'a row of shape {list(wrong[0])}' if wrong else 'none'}, expected [n]")
-    width = max(map(len, arrays))
-    mask = np.arange(width) >= width - np.array([[len(array)] for array in arrays])
-    ids = np.zeros(mask.shape, np.int64)
-    ids[mask] = np.concatenate(arrays)
-    return ids, mask
-
-
-def _checked_prompt(prompt_ids: ArrayLike, prompt_mask: ArrayLike | None, vocab_size: int) -> tuple[IntArray, IntArray]:
-    """prompt_ids as (B, p) int64 and each row's padding (B,)."""
-    try:
-        prompt = np.asarray(prompt_ids)
-    except ValueError:
-        raise ValueError("generate: prompt_ids has rows of unequal length, expected [B, p] (see prompt_mask)") from None
-    if prompt.size and prompt.dtype.kind not in "iu":
-        raise TypeError(f"generate: prompt_ids has dtype {prompt.dtype}, expected integers")
-    if prompt.ndim == 1:
-        prompt = prompt[None]
-    if prompt.ndim != 2 or 0 in prompt.shape:
-        raise ValueError(f"generate: prompt_ids has shape {list(prompt.shape)}, expected [B, p] with B, p >= 1")
-    real = np.ones(prompt.shape, np.bool_)
-    if prompt_mask is not None:
-        mask = np.asarray(prompt_mask)
-        if mask.ndim == 1:
-            mask = mask[None]
-        if mask.shape != prompt.shape:
-            raise ValueError(f"generate: prompt_mask has shape {list(mask.shape)}, expected {list(prompt.shape)}")
-        if mask.dtype.kind not in "biu" or not np.isin(mask, (0, 1)).all():
-            raise TypeError(f"generate: prompt_mask is {mask.dtype}, expected booleans (or 0 and 1)")
-        real = mask.astype(np.bool_)
-    padding = np.asarray(prompt.shape[1] - np.count_nonzero(real, axis=1), np.int64)
-    for row in range(len(prompt)):
-        if padding[row] == prompt.shape[1]:
-            raise ValueError(f"generate: prompt_mask row {row} is all False, expected at least one token")
-        if not real[row, padding[row] :].all():
-            raise ValueError(f"generate: prompt_mask row {row} has a gap, expected False only at the left")
-    outside = real & ((prompt < 0) | (prompt >= vocab_size))
-    if outside.any():
-        row, position = np.argwhere(outside)[0]
-        raise ValueError(
-            f"generate: prompt_ids[{row}, {position}] is {prompt[row, position]}, expected 0 ... {vocab_size - 1}"
-        )
-    return prompt.astype(np.int64), padding
 
 
 def _group_rows(padding: IntArray, *, alone: bool) -> list[IntArray]:

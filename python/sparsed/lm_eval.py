@@ -18,9 +18,10 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 from .config import SlidingWindow, SparseConfig, StreamingLLM
-from .generate import generate, pad_left
+from .generate import generate
 from .likelihood import Sparse, is_greedy, log_likelihood
 from .loader import load_model
+from .prompts import pad_left
 from .sampling import SAMPLERS, Sampler
 from .tokenizer import load_tokenizer
 

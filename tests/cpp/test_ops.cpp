@@ -7,61 +7,11 @@
 #include <random>
 #include <vector>
 
-#include "core/float16.h"
-#include "cpu/ops.h"
-#include "cpu/parallel.h"
-#include "cpu_targets.h"
 #include "expect_error.h"
+#include "ops_fixture.h"
 
 namespace sparsed::cpu {
 namespace {
-
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
-
-// A matrix of random rows, `gap` elements between one row's end and the next one's start.
-struct Matrix {
-  std::vector<uint32_t> storage;
-  RowsView view;
-
-  Matrix(int64_t rows, int64_t cols, DType dtype, unsigned seed, float scale = 1.f, int64_t gap = 3)
-      : storage(static_cast<size_t>(rows * (cols + gap)) + 1) {
-    view = {storage.data(), dtype, rows, cols, cols + gap};
-    std::mt19937 generator(seed);
-    std::normal_distribution<float> normal(0.f, scale);
-    for (int64_t i = 0; i < rows * (cols + gap); ++i) store_float(view.data, dtype, i, normal(generator));
-  }
-
-  float at(int64_t row, int64_t col) const { return load_float(view.row(row), view.dtype, col); }
-  RowsView one_row(int64_t row) const { return {view.row(row), view.dtype, 1, view.cols, view.stride}; }
-};
-
-WeightRows rows_of(const Matrix& matrix) {
-  return {matrix.view.data, matrix.view.dtype, matrix.view.rows, matrix.view.stride, nullptr, DType::kFloat32};
-}
-
-bool same_bits(const Matrix& a, int64_t row_a, const Matrix& b, int64_t row_b) {
-  return std::memcmp(a.view.row(row_a), b.view.row(row_b), a.view.cols * dtype_size(a.view.dtype)) == 0;
-}
-
-// Half a unit in the last place of a bfloat16, and some more for the sums before it.
-double tolerance(DType out, double sum_of_magnitudes, double value) {
-  return 4e-7 * sum_of_magnitudes + (out == DType::kBFloat16 ? std::abs(value) / 250 : 0);
-}
-
-class Ops : public testing::TestWithParam<Target> {
- protected:
-  ~Ops() override { set_num_threads(threads_); }
-
-  const OpsKernels& kernels() const { return *GetParam().kernels->ops; }
-  // The dtypes of x and w that the target's linear kernels take.
-  std::vector<DType> dtypes() const {
-    if (GetParam().bf16_only) return {DType::kBFloat16};
-    return {DType::kFloat32, DType::kBFloat16};
-  }
-
- private:
-  int threads_ = num_threads();
-};
 
 INSTANTIATE_TEST_SUITE_P(Targets, Ops, testing::ValuesIn(targets()),
                          [](const auto& info) { return target_name(info.param); });
@@ -333,105 +283,6 @@ TEST_P(Ops, SiluGateIsAccurateFarFromZero) {
   EXPECT_TRUE(std::isnan(x[0]));
   EXPECT_EQ(x[1], kInfinity);
   EXPECT_EQ(x[2], 0.f);
-}
-
-// --- token_confidence ----------------------------------------------------------------------------------------------
-
-struct Choice {
-  int64_t id;
-  double probability, margin, entropy;
-};
-
-// In float64; what the largest term leaves over is summed apart from it, since 1 + 1e-15 terms would lose them.
-Choice choose(const Matrix& logits, int64_t row) {
-  std::vector<double> e;
-  for (int64_t i = 0; i < logits.view.cols; ++i) e.push_back(logits.at(row, i));
-  const int64_t id = std::max_element(e.begin(), e.end()) - e.begin();
-  const double max = e[id];
-  double rest = 0, second = 0;
-  for (int64_t i = 0; i < logits.view.cols; ++i) {
-    e[i] = std::exp(e[i] - max);
-    if (i == id) continue;
-    rest += e[i];
-    second = std::max(second, e[i]);
-  }
-  const double sum = 1 + rest;
-  double entropy = std::log1p(1e-10 - rest / sum) / sum;
-  for (int64_t i = 0; i < logits.view.cols; ++i) {
-    if (i != id) entropy += e[i] / sum * std::log(e[i] / sum + 1e-10);
-  }
-  return {id, 1 / sum, (1 - second) / sum, entropy};
-}
-
-TEST_P(Ops, TokenConfidenceMatchesFloat64) {
-  for (int64_t vocabulary : {1, 2, 13, 255, 4096, 4097, 30000}) {
-    for (float scale : {0.01f, 2.f, 40.f}) {
-      const Matrix logits(5, vocabulary, DType::kFloat32, 20, scale);
-      for (Confidence kind : {Confidence::kProbability, Confidence::kMargin, Confidence::kNegativeEntropy}) {
-        std::vector<int64_t> ids(5);
-        std::vector<float> confidence(5);
-        token_confidence(kernels(), logits.view, kind, ids.data(), confidence.data());
-        for (int64_t row = 0; row < 5; ++row) {
-          const Choice choice = choose(logits, row);
-          const double expected = kind == Confidence::kProbability ? choice.probability
-                                  : kind == Confidence::kMargin    ? choice.margin
-                                                                   : choice.entropy;
-          EXPECT_EQ(ids[row], choice.id);
-          EXPECT_NEAR(confidence[row], expected, 1e-6 * std::abs(expected) + 1e-9)
-              << "vocabulary " << vocabulary << " scale " << scale << " kind " << static_cast<int>(kind);
-        }
-      }
-    }
-  }
-}
-
-TEST_P(Ops, TokenConfidenceOfNearlyCertainRows) {
-  // The rest of the distribution, far below float32's resolution of 1, still orders the rows.
-  Matrix logits(2, 5000, DType::kFloat32, 0, 0.f);
-  store_float(logits.view.row(0), DType::kFloat32, 4321, 35.f);
-  store_float(logits.view.row(1), DType::kFloat32, 4321, 36.f);
-  int64_t ids[2];
-  float entropy[2];
-  token_confidence(kernels(), logits.view, Confidence::kNegativeEntropy, ids, entropy);
-  for (int64_t row = 0; row < 2; ++row) {
-    EXPECT_EQ(ids[row], 4321);
-    EXPECT_NEAR(entropy[row] / choose(logits, row).entropy, 1.0, 1e-5);
-  }
-  EXPECT_GT(entropy[1], entropy[0]);
-}
-
-TEST_P(Ops, TokenConfidenceOfTiesAndSpecialValues) {
-  constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
-  struct Case {
-    std::vector<float> logits;
-    int64_t id;
-    float probability, margin;
-  };
-  std::vector<float> late_tie(9000, -kInfinity);
-  late_tie[5000] = late_tie[8999] = 3.f;
-  for (const Case& test : {Case{{1.f, 1.f, 1.f}, 0, 1.f / 3, 0.f},
-                           {{kNaN, 2.f, 2.f, kNaN}, 1, 0.5f, 0.f},
-                           {{-kInfinity, -5.f, -kInfinity}, 1, 1.f, 1.f},
-                           {late_tie, 5000, 0.5f, 0.f},
-                           {{kNaN, -kInfinity}, 0, kNaN, kNaN},
-                           {{-3e38f, 3e38f}, 1, 1.f, 1.f}}) {
-    std::vector<float> logits = test.logits;
-    const int64_t size = static_cast<int64_t>(logits.size());
-    const RowsView view{logits.data(), DType::kFloat32, 1, size, size};
-    for (Confidence kind : {Confidence::kProbability, Confidence::kMargin, Confidence::kNegativeEntropy}) {
-      int64_t id = -1;
-      float confidence = -1.f;
-      token_confidence(kernels(), view, kind, &id, &confidence);
-      EXPECT_EQ(id, test.id);
-      if (std::isnan(test.probability)) {
-        EXPECT_TRUE(std::isnan(confidence));
-      } else if (kind != Confidence::kNegativeEntropy) {
-        EXPECT_NEAR(confidence, kind == Confidence::kMargin ? test.margin : test.probability, 1e-6f);
-      } else {
-        EXPECT_NEAR(confidence, std::log(test.probability), 1e-6f);
-      }
-    }
-  }
 }
 
 }  // namespace

@@ -10,7 +10,7 @@ from tokenizers import Regex, decoders, models, pre_tokenizers
 
 import sparsed
 from sparsed.demo import demo_model_folder
-from sparsed.generate import RowGroup
+from sparsed.result import RowGroup
 from sparsed.stats import GroupStep
 
 # What must not become a tag, words of other scripts, a line break, a character of three tokens.

@@ -1,56 +1,19 @@
-"""`generate`: rows, seeds, statistics, callbacks, Ctrl-C and errors."""
+"""`generate`: rows, seeds, statistics, callbacks and errors."""
 
 from __future__ import annotations
 
 import signal
-import threading
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 
 import sparsed
+from fake_model import MASK, VOCABULARY, FakeModel, prompt_of
 from sparsed import DreamSampler, LLaDASampler, SlidingWindow, SparseConfig, StreamingLLM, generate
 
 DATA = Path(__file__).parents[1] / "data"
-MASK, VOCABULARY = 9, 40
 SPARSE = SparseConfig(block_size=16, rho=0.3, skip=0.3, min_length=0)
-
-
-class FakeModel:
-    """Logits that depend on the position, its token and the row's number of masks; it notes what it is asked for."""
-
-    def __init__(self, shift: bool = False) -> None:
-        self.config: Any = SimpleNamespace(
-            family="dream" if shift else "llada",
-            mask_token_id=MASK,
-            vocab_size=VOCABULARY,
-            shift_logits=shift,
-            num_layers=2,
-        )
-        self.positions: list[np.ndarray] = []
-        self.ids: list[np.ndarray] = []
-
-    def forward(self, ids, attend=None, positions=None, position_ids=None, key_mask=None):
-        self.positions.append(np.array(positions))
-        self.ids.append(np.array(ids))
-        batch, length = ids.shape
-        if attend is not None:
-            q = np.random.default_rng(0).standard_normal((batch, 2, length, 16), np.float32)
-            for layer in range(self.config.num_layers):
-                attend(layer, q, q, q)
-        masks = (ids == MASK).sum(axis=1)
-        seeds = 1000 * ids[:, positions] + 7 * np.asarray(positions) + masks[:, None]
-        logits = np.sin(seeds[..., None] * (1.0 + np.arange(VOCABULARY))).astype(np.float32)
-        logits[..., MASK] = -10
-        return 4 * logits
-
-
-def prompt_of(length: int, seed: int = 0, vocabulary: int = VOCABULARY) -> np.ndarray:
-    ids = np.random.default_rng(seed).integers(0, vocabulary - 1, length)
-    return np.where(ids >= MASK, ids + 1, ids)
 
 
 def padded(rows: list[np.ndarray], filler: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -310,58 +273,6 @@ def test_default_sampler_is_the_familys() -> None:
         default = generate(model, prompt, gen_length=8, steps=4, history=True)
         explicit = generate(model, prompt, gen_length=8, steps=4, history=True, sampler=sampler)
         np.testing.assert_array_equal(default.history, explicit.history)
-
-
-# --- Ctrl-C ----------------------------------------------------------------------------------------------------------
-
-
-def test_ctrl_c_returns_after_the_step() -> None:
-    def interrupt(info: sparsed.StepInfo) -> None:
-        if info.step == 2:
-            signal.raise_signal(signal.SIGINT)
-
-    options = {"gen_length": 16, "steps": 8, "history": True}
-    full = generate(FakeModel(), prompt_of(5), **options)
-    result = generate(FakeModel(), prompt_of(5), on_step=interrupt, progress=True, **options)
-    assert result.interrupted and not full.interrupted
-    assert len(result.stats) == 3 and result.history.shape == (4, 1, 21)
-    np.testing.assert_array_equal(result.tokens, full.history[3])
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def test_ctrl_c_in_the_last_step_changes_nothing() -> None:
-    result = generate(
-        FakeModel(), prompt_of(5), gen_length=4, steps=1, on_step=lambda info: signal.raise_signal(signal.SIGINT)
-    )
-    assert not result.interrupted and (result.generated != MASK).all()
-
-
-def test_a_second_ctrl_c_raises() -> None:
-    def interrupt(info: sparsed.StepInfo) -> None:
-        signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGINT)
-
-    with pytest.raises(KeyboardInterrupt):
-        generate(FakeModel(), prompt_of(5), gen_length=16, steps=8, on_step=interrupt)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def test_other_handlers_and_threads_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    caught = []
-    signal.signal(signal.SIGINT, lambda number, frame: caught.append(number))
-    try:
-        result = generate(
-            FakeModel(), prompt_of(5), gen_length=4, steps=4, on_step=lambda info: signal.raise_signal(signal.SIGINT)
-        )
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    assert len(caught) == 4 and not result.interrupted
-
-    results = []
-    thread = threading.Thread(target=lambda: results.append(generate(FakeModel(), prompt_of(5), gen_length=4, steps=4)))
-    thread.start()
-    thread.join()
-    assert (results[0].generated != MASK).all()
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from .grid import check_index, head_masks
 from .palette import PHASE_COLOURS, PROMPT_COLOUR
 
 if TYPE_CHECKING:
-    from ..generate import GenerationResult
+    from ..result import GenerationResult
 
 _PANEL = 1.9  # inches of one head in a grid
 # Confidence runs over the dark two thirds of the map, so that a sure token stands out on white.

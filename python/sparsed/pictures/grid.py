@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ..pattern import BlockPattern, PatternCache
 
 if TYPE_CHECKING:
-    from ..generate import GenerationResult
+    from ..result import GenerationResult
 
 
 class RowPatterns(NamedTuple):

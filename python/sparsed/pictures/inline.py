@@ -14,7 +14,7 @@ from .grid import head_masks, runs, shares
 from .palette import PHASE_COLOURS, PROMPT_COLOUR, confidence_shade
 
 if TYPE_CHECKING:
-    from ..generate import GenerationResult
+    from ..result import GenerationResult
 
 _HEADS = 16  # heads shown of a pattern
 _LAYERS = 4  # layers shown of a cache

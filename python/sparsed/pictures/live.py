@@ -16,7 +16,7 @@ from .palette import confidence_shade
 from .pieces import is_special, token_texts
 
 if TYPE_CHECKING:
-    from ..generate import StepInfo
+    from ..result import StepInfo
 
 _OPEN, _MARK = "░░", "∎"  # an open position; a token that is a mark and no text
 _DIM, _NEW, _UNSURE, _PLAIN = "2", "1;36", "33", ""

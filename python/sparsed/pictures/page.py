@@ -19,7 +19,7 @@ from .palette import PHASE_COLOURS, confidence_shade
 from .pieces import is_special, token_texts
 
 if TYPE_CHECKING:
-    from ..generate import GenerationResult
+    from ..result import GenerationResult
 
 _MAX_SIDE = 256  # cells on a side of a drawn head
 _MAX_CELLS = 1 << 24  # of all heads together
