@@ -28,7 +28,11 @@ template <const IsaKernels& (*kBf16)(), const IsaKernels& (*kOther)()>
 struct CpuBackend {
   static const IsaKernels& kernels(DType dtype) { return dtype == DType::kBFloat16 ? kBf16() : kOther(); }
 
-  static void attention(const AttentionParams& params) { cpu::attention(kernels(params.q.dtype).attention, params); }
+  static void attention(const AttentionParams& params) {
+    const IsaKernels& preferred = kernels(params.q.dtype);
+    const bool fits = cpu::can_attend(preferred.attention, params);
+    cpu::attention((fits ? preferred : kOther()).attention, params);
+  }
   static BlockPattern attention_and_select(const AttentionParams& params, const SelectParams& select) {
     const IsaKernels& preferred = kernels(params.q.dtype);
     const bool fits = cpu::can_select(preferred.attention, params, select);
@@ -50,9 +54,12 @@ struct CpuBackend {
     cpu::token_confidence(*kOther().ops, logits, kind, ids, confidence);
   }
 
-  static Backend entry(const char* name, const char* description, std::vector<std::string> (*not_supported)()) {
-    return {name,      description,          not_supported,
-            attention, attention_and_select, {cpu::pack_weight, linear, rms_norm, rotary, silu_gate, token_confidence}};
+  static Backend entry(const char* name, std::vector<std::string> (*not_supported)()) {
+    return {name,
+            not_supported,
+            attention,
+            attention_and_select,
+            {cpu::pack_weight, linear, rms_norm, rotary, silu_gate, token_confidence}};
   }
 };
 
@@ -60,15 +67,12 @@ std::vector<Backend> make_table() {
   using namespace cpu;
   std::vector<Backend> table;
 #ifndef SPARSED_SCALAR_ONLY
-  table.push_back(CpuBackend<kernels_amx, kernels_avx512>::entry("amx", "AMX bfloat16 tiles; AVX-512 for other dtypes",
-                                                                 reasons<Isa::kAmx>));
-  table.push_back(CpuBackend<kernels_avx512_bf16, kernels_avx512>::entry(
-      "avx512_bf16", "AVX-512 bfloat16 pairs; AVX-512 for other dtypes", reasons<Isa::kAvx512Bf16>));
-  table.push_back(
-      CpuBackend<kernels_avx512, kernels_avx512>::entry("avx512", "AVX-512 float32", reasons<Isa::kAvx512>));
-  table.push_back(CpuBackend<kernels_avx2, kernels_avx2>::entry("avx2", "AVX2 and FMA float32", reasons<Isa::kAvx2>));
+  table.push_back(CpuBackend<kernels_amx, kernels_avx512>::entry("amx", reasons<Isa::kAmx>));
+  table.push_back(CpuBackend<kernels_avx512_bf16, kernels_avx512>::entry("avx512_bf16", reasons<Isa::kAvx512Bf16>));
+  table.push_back(CpuBackend<kernels_avx512, kernels_avx512>::entry("avx512", reasons<Isa::kAvx512>));
+  table.push_back(CpuBackend<kernels_avx2, kernels_avx2>::entry("avx2", reasons<Isa::kAvx2>));
 #endif
-  table.push_back(CpuBackend<kernels_scalar, kernels_scalar>::entry("scalar", "portable C++", reasons<Isa::kScalar>));
+  table.push_back(CpuBackend<kernels_scalar, kernels_scalar>::entry("scalar", reasons<Isa::kScalar>));
   // Behind a backend that runs everywhere: host arrays go to it only by name. Model operations stay on the host.
   Backend cuda = cuda::backend();
   for (const Backend& backend : table) {
@@ -80,10 +84,9 @@ std::vector<Backend> make_table() {
 
 const Backend& best_backend() {
   static const Backend& best = [&]() -> const Backend& {
-    for (const Backend& backend : backends()) {
-      if (backend.not_supported_reasons().empty()) return backend;
-    }
-    return backends().back();
+    size_t first = 0;  // the scalar one runs everywhere
+    while (!backends()[first].not_supported_reasons().empty()) ++first;
+    return backends()[first];
   }();
   return best;
 }
@@ -120,9 +123,10 @@ const Backend& cuda_backend() { return backends().back(); }
 
 int num_threads() { return cpu::num_threads(); }
 
-void set_num_threads(int threads) {
-  check(threads >= 1, "set_num_threads: n is ", threads, ", expected at least 1");
-  cpu::set_num_threads(threads);
+void set_num_threads(int64_t threads) {
+  constexpr int64_t kMost = 1 << 14;
+  check(threads >= 1 && threads <= kMost, "set_num_threads: n is ", threads, ", expected 1 ... ", kMost);
+  cpu::set_num_threads(static_cast<int>(threads));
 }
 
 }  // namespace sparsed

@@ -16,6 +16,6 @@ const Backend& active_backend();
 const Backend& cuda_backend();
 
 int num_threads();
-void set_num_threads(int threads);  // >= 1
+void set_num_threads(int64_t threads);  // >= 1
 
 }  // namespace sparsed

@@ -191,6 +191,7 @@ AttentionArguments attention_arguments(const char* function, const py::object& q
                                        const py::object& memory) {
   AttentionArguments arguments;
   AttentionParams& params = arguments.params;
+  params.function = function;
   arguments.memory = DeviceMemory(function, memory);
   if (!arguments.memory.on_host()) {
     params.device = arguments.memory.device().device_id;

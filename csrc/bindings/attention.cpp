@@ -79,9 +79,8 @@ SelectParams select_params(const char* function, const AttentionParams& params, 
   select.block_size = block_size_number(block_size, function);
   select.rho = real_number(rho, function, "rho");
   select.rule = selection_rule(selection, function);
-  select.scale = selection_scale.is_none()
-                     ? params.scale
-                     : static_cast<float>(real_number(selection_scale, function, "selection_scale"));
+  select.scale =
+      selection_scale.is_none() ? params.scale : positive_scale(selection_scale, function, "selection_scale");
   check_select(select, params.kv_len(), function);
   return select;
 }
@@ -130,12 +129,7 @@ std::vector<std::tuple<std::string, bool, std::vector<std::string>>> backend_row
   return rows;
 }
 
-void set_threads(const py::object& threads) {
-  constexpr int64_t kMost = 1 << 14;
-  const int64_t number = integer(threads, "set_num_threads", "n");
-  check(number >= 1 && number <= kMost, "set_num_threads: n is ", number, ", expected 1 ... ", kMost);
-  set_num_threads(static_cast<int>(number));
-}
+void set_threads(const py::object& threads) { set_num_threads(integer(threads, "set_num_threads", "n")); }
 
 }  // namespace
 

@@ -5,7 +5,9 @@
 #include <pybind11/stl.h>
 #include <pybind11/typing.h>
 
+#include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <optional>
 #include <string>
 #include <utility>
@@ -196,6 +198,7 @@ void rotary(const py::object& x_object, const py::object& head_dim_object, const
   const char* function = "rotary_";
   const RowsView x = writable_rows(x_object, function, "x");
   const int64_t head_dim = integer(head_dim_object, function, "head_dim");
+  check(head_dim > 0 && head_dim % 2 == 0, function, ": head_dim is ", head_dim, ", expected an even number above 0");
   const std::vector<int64_t> shape{x.rows, head_dim / 2};
   const py::array_t<float> cos = float_array(cos_object, shape, function, "cos", "the rows of x and head_dim / 2");
   const py::array_t<float> sin = float_array(sin_object, shape, function, "sin", "the rows of x and head_dim / 2");
@@ -204,10 +207,29 @@ void rotary(const py::object& x_object, const py::object& head_dim_object, const
   backend.ops.rotary(x, head_dim, cos.data(), sin.data());
 }
 
+// Whether an element of one lies in the other; views side by side in the same rows share none.
+bool share_memory(const RowsView& a, const RowsView& b) {
+  const auto range = [](const RowsView& view) {
+    const int64_t rows = view.stride * (view.rows - 1), size = static_cast<int64_t>(dtype_size(view.dtype));
+    const int64_t begin = reinterpret_cast<int64_t>(view.data) + std::min<int64_t>(rows, 0) * size;
+    return std::pair{begin, begin + (std::abs(rows) + view.cols) * size};
+  };
+  if (a.rows == 0 || a.cols == 0) return false;
+  const auto [a_begin, a_end] = range(a);
+  const auto [b_begin, b_end] = range(b);
+  if (a_end <= b_begin || b_end <= a_begin) return false;
+  const int64_t stride = std::abs(a.stride);
+  if (a.stride != b.stride || stride == 0 || a.dtype != b.dtype) return true;
+  const int64_t bytes = static_cast<const char*>(b.data) - static_cast<const char*>(a.data);
+  const int64_t apart = ((bytes / static_cast<int64_t>(dtype_size(a.dtype))) % stride + stride) % stride;
+  return apart < a.cols || apart + a.cols > stride;
+}
+
 void silu_gate(const py::object& gate_object, const py::object& up_object) {
   const char* function = "silu_gate_";
   const RowsView gate = writable_rows(gate_object, function, "gate");
   const RowsView up = rows_view(up_object, function, "up");
+  check(!share_memory(gate, up), function, ": up shares memory with gate, expected another array");
   const Backend& backend = active_backend();
   const py::gil_scoped_release release;
   backend.ops.silu_gate(gate, up);

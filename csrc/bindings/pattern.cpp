@@ -146,13 +146,19 @@ void save(const BlockPattern& pattern, const py::object& path) {
 
 py::array_t<double> head_density(const BlockPattern& pattern) { return per_head(pattern, pattern.head_density()); }
 
+// Waits for the device that the pattern lies on.
+const BlockPattern& host_of(const PlacedPattern& pattern) {
+  const py::gil_scoped_release release;
+  return pattern.host();
+}
+
 py::array_t<double> jaccard(const BlockPattern& pattern, const PlacedPattern& other) {
-  return per_head(pattern, pattern.jaccard(other.host()));
+  return per_head(pattern, pattern.jaccard(host_of(other)));
 }
 
 py::object equal(const BlockPattern& pattern, const py::object& other) {
   if (!py::isinstance<PlacedPattern>(other)) return py::reinterpret_borrow<py::object>(Py_NotImplemented);
-  return py::bool_(pattern == py::cast<const PlacedPattern&>(other).host());
+  return py::bool_(pattern == host_of(py::cast<const PlacedPattern&>(other)));
 }
 
 uint64_t hash(const BlockPattern& pattern) { return pattern.hash(); }

@@ -25,17 +25,32 @@ class LockedCache {
   LockedCache(Config config, std::optional<int64_t> steps, int64_t prompt_length)
       : cache_(std::move(config), steps, prompt_length) {}
 
-  // Takes the lock without holding the GIL: the holder never waits for the GIL.
+  // Takes the lock without holding the GIL: a holder may wait for the GIL, to run Python's signal handlers inside a
+  // long call. Such a handler, in the holder's own thread, may read: a call changes the cache at its end.
   template <class Body>
-  auto with(const Body& body) {
+  auto read(const Body& body) {
     const py::gil_scoped_release release;
     const std::lock_guard lock(mutex_);
     return body(cache_);
   }
 
+  template <class Body>
+  void change(const char* function, const Body& body) {
+    const py::gil_scoped_release release;
+    const std::lock_guard lock(mutex_);
+    check(!changing_, function, ": called by a signal handler inside another call, expected one after the other");
+    struct Mark {
+      bool& set;
+      explicit Mark(bool& flag) : set(flag) { set = true; }
+      ~Mark() { set = false; }
+    } const mark(changing_);
+    body(cache_);
+  }
+
  private:
   PatternCache cache_;
-  std::mutex mutex_;
+  std::recursive_mutex mutex_;
+  bool changing_ = false;
 };
 
 py::object attend(LockedCache& self, const py::object& layer, const py::object& q, const py::object& k,
@@ -47,7 +62,7 @@ py::object attend(LockedCache& self, const py::object& layer, const py::object& 
         shape_string(arguments.params.k.shape), ", expected at least one row, head, query and key");
   const Backend& backend = backend_for(arguments);
   const py::object out = new_output(function, arguments);
-  self.with([&](PatternCache& cache) { cache.attend(backend, index, arguments.params); });
+  self.change(function, [&](PatternCache& cache) { cache.attend(backend, index, arguments.params); });
   return out;
 }
 
@@ -59,13 +74,15 @@ std::optional<int64_t> step_count(const py::object& steps) {
 // The fields of the Python dataclasses, which have checked them.
 std::unique_ptr<LockedCache> sparse_cache(const py::object& steps, const py::object& prompt_length, double skip,
                                           double rho, int block_size, const py::object& selection,
-                                          std::optional<float> selection_scale, bool isolate,
-                                          std::vector<double> refresh, bool refresh_every, int64_t min_length) {
+                                          const py::object& selection_scale, bool isolate, std::vector<double> refresh,
+                                          bool refresh_every, int64_t min_length) {
   SparseConfig config;
   config.schedule = {skip, selection_rule(selection, "PatternCache"), std::move(refresh), refresh_every};
   config.rho = rho;
   config.block_size = block_size;
-  config.selection_scale = selection_scale;
+  if (!selection_scale.is_none()) {
+    config.selection_scale = positive_scale(selection_scale, "SparseConfig", "selection_scale");
+  }
   config.isolate = isolate;
   config.min_length = min_length;
   return std::make_unique<LockedCache>(std::move(config), step_count(steps),
@@ -83,17 +100,17 @@ void begin_step(LockedCache& self, const py::object& step, const py::object& unm
   const int64_t number = integer(step, function, "step");
   std::optional<double> share;
   if (!unmasked.is_none()) share = real_number(unmasked, function, "unmasked");
-  self.with([&](PatternCache& cache) { cache.begin_step(number, share); });
+  self.change(function, [&](PatternCache& cache) { cache.begin_step(number, share); });
 }
 
 std::shared_ptr<PlacedPattern> pattern(LockedCache& self, const py::object& layer) {
   const int64_t index = integer(layer, "PatternCache.pattern", "layer");
-  return self.with([&](PatternCache& cache) { return cache.placed_pattern(index); });
+  return self.read([&](PatternCache& cache) { return cache.placed_pattern(index); });
 }
 
 double density(LockedCache& self, const py::object& layer) {
   const int64_t index = integer(layer, "PatternCache.density", "layer");
-  return self.with([&](PatternCache& cache) { return cache.density(index); });
+  return self.read([&](PatternCache& cache) { return cache.density(index); });
 }
 
 }  // namespace
@@ -110,17 +127,18 @@ void register_pattern_cache(py::module_& m) {
            py::arg("scale"), py::arg("memory") = py::none())
       .def("pattern", &pattern, py::arg("layer"))
       .def("density", &density, py::arg("layer"))
-      .def("reset", [](LockedCache& self) { self.with([](PatternCache& cache) { cache.reset(); }); })
+      .def("reset",
+           [](LockedCache& self) { self.change("PatternCache.reset", [](PatternCache& cache) { cache.reset(); }); })
       .def_property_readonly(
           "phase",
-          [](LockedCache& self) { return self.with([](PatternCache& cache) { return phase_name(cache.phase()); }); })
+          [](LockedCache& self) { return self.read([](PatternCache& cache) { return phase_name(cache.phase()); }); })
       .def_property_readonly(
-          "step", [](LockedCache& self) { return self.with([](PatternCache& cache) { return cache.step(); }); })
+          "step", [](LockedCache& self) { return self.read([](PatternCache& cache) { return cache.step(); }); })
       .def_property_readonly(
           "layers",
-          [](LockedCache& self) { return self.with([](PatternCache& cache) { return cache.pattern_layers(); }); })
+          [](LockedCache& self) { return self.read([](PatternCache& cache) { return cache.pattern_layers(); }); })
       .def_property_readonly(
-          "nbytes", [](LockedCache& self) { return self.with([](PatternCache& cache) { return cache.nbytes(); }); });
+          "nbytes", [](LockedCache& self) { return self.read([](PatternCache& cache) { return cache.nbytes(); }); });
 }
 
 }  // namespace sparsed::python

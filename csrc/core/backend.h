@@ -31,7 +31,6 @@ struct DeviceOps {
 
 struct Backend {
   const char* name;
-  const char* description;
   // Why it cannot run on this machine; empty: it can.
   std::vector<std::string> (*not_supported_reasons)();
   void (*attention)(const AttentionParams& params);

@@ -1,9 +1,11 @@
 // Errors that cross the library boundary; bindings turn each kind into the Python exception of the same name.
 #pragma once
 
+#include <charconv>
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 
 namespace sparsed {
 
@@ -18,11 +20,22 @@ class Error : public std::runtime_error {
   ErrorKind kind_;
 };
 
+template <class Part>
+void write_part(std::ostringstream& out, const Part& part) {
+  if constexpr (std::is_floating_point_v<Part>) {
+    char digits[32];  // the shortest that is no other number
+    const auto end = std::to_chars(digits, digits + sizeof digits, part).ptr;
+    out.write(digits, end - digits);
+  } else {
+    out << part;
+  }
+}
+
 // Joins its arguments into one string: message("k has head_dim ", 64).
 template <class... Parts>
 std::string message(const Parts&... parts) {
   std::ostringstream out;
-  (out << ... << parts);
+  (write_part(out, parts), ...);
   return out.str();
 }
 

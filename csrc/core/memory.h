@@ -1,8 +1,11 @@
-// Refuses an allocation that cannot fit before it is tried: Linux would grant it and kill the process later.
+// Memory for the kernels, and refusals of what cannot fit before it is tried: Linux would grant it and kill the process
+// later.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
+#include <new>
 #include <optional>
 #include <string>
 
@@ -18,5 +21,15 @@ std::optional<uint64_t> available_memory(const std::string& root);
 // MemoryError unless `bytes` fit. The message reads "<what> needs 12.0 GiB, available are 3.2 GiB".
 // Small requests (< 16 MiB) pass unseen.
 void require_memory(size_t bytes, const char* what);
+
+struct AlignedDelete {
+  void operator()(std::byte* p) const { ::operator delete[](p, std::align_val_t{64}); }
+};
+using AlignedBytes = std::unique_ptr<std::byte[], AlignedDelete>;
+
+// At least one byte, 64-byte aligned, not written.
+inline AlignedBytes allocate_aligned(size_t bytes) {
+  return AlignedBytes(static_cast<std::byte*>(::operator new[](bytes ? bytes : 1, std::align_val_t{64})));
+}
 
 }  // namespace sparsed

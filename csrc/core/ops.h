@@ -3,11 +3,10 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <memory>
-#include <new>
 #include <utility>
 #include <vector>
 
+#include "core/memory.h"
 #include "core/tensor.h"
 
 namespace sparsed {
@@ -48,13 +47,9 @@ class PackedWeight {
   void set_bias(std::vector<float> bias) { bias_ = std::move(bias); }
 
  private:
-  struct Delete {
-    void operator()(std::byte* p) const { ::operator delete[](p, std::align_val_t{64}); }
-  };
-
   DType dtype_;
   int64_t n_, k_;
-  std::unique_ptr<std::byte[], Delete> data_;
+  AlignedBytes data_;
   std::vector<float> bias_;
 };
 

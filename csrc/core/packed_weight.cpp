@@ -9,7 +9,7 @@ PackedWeight::PackedWeight(int64_t n, int64_t k, DType dtype) : dtype_(dtype), n
   check(n > 0 && k > 0, "pack_weight: weight has shape [", n, ", ", k, "], expected at least one element");
   const size_t bytes = static_cast<size_t>(panels()) * panel_bytes();
   require_memory(bytes, "pack_weight: the packed weight");
-  data_.reset(new (std::align_val_t{64}) std::byte[bytes]);
+  data_ = allocate_aligned(bytes);
 }
 
 }  // namespace sparsed

@@ -20,6 +20,9 @@ inline const char* dtype_name(DType dtype) {
   }
 }
 
+// For a >= 0, b > 0.
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 using Shape4 = std::array<int64_t, 4>;
 
 // A rank-4 array [batch, heads, tokens, head_dim]; strides count elements, may be negative or 0; the last one is 1.

@@ -1,15 +1,15 @@
 #include "cpu/attention.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
-#include <memory>
-#include <new>
 #include <vector>
 
 #if defined(__SSE__)
 #include <xmmintrin.h>
 #endif
 
+#include "core/error.h"
 #include "core/memory.h"
 #include "core/selection.h"
 #include "cpu/parallel.h"
@@ -32,18 +32,9 @@ class FlushDenormals {
 #endif
 };
 
-struct AlignedDelete {
-  void operator()(std::byte* p) const { ::operator delete[](p, std::align_val_t{64}); }
-};
-using Buffer = std::unique_ptr<std::byte[], AlignedDelete>;
-
-Buffer allocate(size_t bytes) {
-  return Buffer(static_cast<std::byte*>(::operator new[](std::max<size_t>(bytes, 1), std::align_val_t{64})));
-}
-
 // K and V of every (batch, key/value head), in groups.
 struct PackedKv {
-  Buffer k, v;
+  AlignedBytes k, v;
   int64_t groups = 0;  // per head
   size_t k_head_bytes = 0, v_head_bytes = 0;
 
@@ -76,15 +67,16 @@ PackedKv pack(const AttentionKernels& kernels, const AttentionParams& params) {
   PackedKv packed;
   const int head_dim = static_cast<int>(params.head_dim());
   const int64_t heads = params.batch() * params.kv_heads(), group_keys = kernels.group_keys;
-  packed.groups = (params.kv_len() + group_keys - 1) / group_keys;
+  packed.groups = ceil_div(params.kv_len(), group_keys);
   packed.k_head_bytes = static_cast<size_t>(packed.groups) * kernels.k_group_bytes(head_dim);
   packed.v_head_bytes = params.v.data ? static_cast<size_t>(packed.groups) * kernels.v_group_bytes(head_dim) : 0;
-  require_memory(static_cast<size_t>(heads) * (packed.k_head_bytes + packed.v_head_bytes), "packed keys and values");
-  packed.k = allocate(static_cast<size_t>(heads) * packed.k_head_bytes);
-  if (params.v.data) packed.v = allocate(static_cast<size_t>(heads) * packed.v_head_bytes);
+  require_memory(static_cast<size_t>(heads) * (packed.k_head_bytes + packed.v_head_bytes),
+                 message(params.function, ": packed keys and values").c_str());
+  packed.k = allocate_aligned(static_cast<size_t>(heads) * packed.k_head_bytes);
+  if (params.v.data) packed.v = allocate_aligned(static_cast<size_t>(heads) * packed.v_head_bytes);
 
-  const int64_t tasks = (packed.groups + kGroupsPerPackTask - 1) / kGroupsPerPackTask;
-  parallel_for(heads * tasks, [&](int64_t task, int) {
+  const int64_t tasks = ceil_div(packed.groups, kGroupsPerPackTask);
+  parallel_for(heads * tasks, [&](int64_t task) {
     const int64_t head = task / tasks, b = head / params.kv_heads(), h = head % params.kv_heads();
     const int64_t first = task % tasks * kGroupsPerPackTask;
     for (int64_t g = first; g < std::min(first + kGroupsPerPackTask, packed.groups); ++g) {
@@ -110,7 +102,7 @@ PackedKv pack(const AttentionKernels& kernels, const AttentionParams& params) {
 class LiveKeys {
  public:
   LiveKeys(const AttentionParams& params, int group_keys)
-      : groups_((params.kv_len() + group_keys - 1) / group_keys), masked_(params.key_mask != nullptr) {
+      : groups_(ceil_div(params.kv_len(), group_keys)), masked_(params.key_mask != nullptr) {
     const int64_t rows = masked_ ? params.batch() : 1;
     bits_.assign(static_cast<size_t>(rows * groups_), 0);
     for (int64_t b = 0; b < rows; ++b) {
@@ -181,9 +173,11 @@ struct ItemPlan {
     item_queries = std::min<int64_t>(kernels.item_queries, block_queries);
     // Short sequences: smaller items, so that every thread gets several.
     const int64_t rows = params.batch() * params.heads() * params.q_len();
-    while (item_queries > kMinItemQueries && rows / item_queries < 4 * num_threads()) item_queries /= 2;
-    per_block = (block_queries + item_queries - 1) / item_queries;
-    blocks = (params.q_len() + block_queries - 1) / block_queries;
+    while (item_queries > kMinItemQueries && rows / item_queries < 4 * num_threads()) {
+      item_queries = ceil_div(item_queries / 2, kMinItemQueries) * kMinItemQueries;
+    }
+    per_block = ceil_div(block_queries, item_queries);
+    blocks = ceil_div(params.q_len(), block_queries);
   }
   int64_t per_head() const { return per_block * blocks; }
   int64_t block(int64_t item) const { return item / per_block; }
@@ -209,8 +203,8 @@ AttentionItem make_item(const AttentionParams& params, const PackedKv& packed, i
   return item;
 }
 
-void require_scratch(size_t bytes_per_thread) {
-  require_memory(bytes_per_thread * static_cast<size_t>(num_threads()), "attention scratch");
+void require_scratch(const char* function, size_t bytes_per_thread) {
+  require_memory(bytes_per_thread * static_cast<size_t>(startable_threads()), message(function, ": scratch").c_str());
 }
 
 }  // namespace
@@ -220,15 +214,14 @@ void attention(const AttentionKernels& kernels, const AttentionParams& params) {
   const LiveKeys live(params, kernels.group_keys);
   const ItemPlan plan(kernels, params);
   const size_t scratch_bytes = kernels.scratch_bytes(static_cast<int>(params.head_dim()), 0);
-  require_scratch(scratch_bytes);
+  require_scratch(params.function, scratch_bytes);
 
   std::vector<GroupList> dense(params.lists ? 0 : static_cast<size_t>(params.batch()));
   for (size_t b = 0; b < dense.size(); ++b) {
     dense[b].assign_all(live.row(static_cast<int64_t>(b)), packed.groups, false);
   }
-  std::vector<GroupList> sparse(params.lists ? static_cast<size_t>(num_threads()) : 0);
 
-  parallel_for(params.batch() * params.heads() * plan.per_head(), [&](int64_t task, int thread) {
+  parallel_for(params.batch() * params.heads() * plan.per_head(), [&](int64_t task) {
     const int64_t row = task / plan.per_head(), b = row / params.heads(), h = row % params.heads();
     const int64_t first = plan.first(task % plan.per_head());
     const int64_t end = std::min(
@@ -238,7 +231,7 @@ void attention(const AttentionKernels& kernels, const AttentionParams& params) {
     if (params.lists) {
       const BlockLists& lists = *params.lists;
       const size_t list = static_cast<size_t>(row * lists.q_blocks + plan.block(task % plan.per_head()));
-      GroupList& groups = sparse[static_cast<size_t>(thread)];
+      thread_local GroupList groups;  // keeps its memory from item to item
       groups.assign_blocks(lists.indices.data() + lists.offsets[list], lists.offsets[list + 1] - lists.offsets[list],
                            lists.block_size, kernels.group_keys, live.row(b), packed.groups);
       item.groups = groups.view();
@@ -246,9 +239,25 @@ void attention(const AttentionKernels& kernels, const AttentionParams& params) {
       item.groups = dense[static_cast<size_t>(b)].view();
     }
     item.scratch = thread_scratch(scratch_bytes);
-    const FlushDenormals flush;
+    [[maybe_unused]] const FlushDenormals flush;
     kernels.run_item(item);
   });
+}
+
+bool can_attend(const AttentionKernels& kernels, const AttentionParams& params) {
+  if (!params.lists || params.lists->block_size >= kernels.group_keys || params.v.dtype != DType::kBFloat16)
+    return true;
+  std::atomic<bool> finite{true};
+  parallel_for(params.batch() * params.kv_heads(), [&](int64_t head) {
+    const int64_t b = head / params.kv_heads(), h = head % params.kv_heads();
+    for (int64_t key = 0; key < params.kv_len(); ++key) {
+      const auto* values = reinterpret_cast<const uint16_t*>(params.v.row(b, h, key));
+      bool row_finite = true;
+      for (int64_t d = 0; d < params.head_dim(); ++d) row_finite = row_finite && (values[d] & 0x7f80) != 0x7f80;
+      if (!row_finite) finite = false;
+    }
+  });
+  return finite;
 }
 
 bool can_select(const AttentionKernels& kernels, const AttentionParams& params, const SelectParams& select) {
@@ -262,7 +271,7 @@ BlockPattern attention_and_select(const AttentionKernels& kernels, const Attenti
                                   const SelectParams& select) {
   BlockPattern pattern(
       {params.batch(), params.heads(), select.block_size, params.q_len(), params.kv_len(), select.prompt_length},
-      "select");
+      params.function);
   const PackedKv packed = pack(kernels, params);
   const LiveKeys live(params, kernels.group_keys);
   const int64_t q_blocks = pattern.geometry().q_blocks(), kv_blocks = pattern.geometry().kv_blocks();
@@ -282,7 +291,7 @@ BlockPattern attention_and_select(const AttentionKernels& kernels, const Attenti
   plan.scale = std::max(select.scale * kLog2e, kMinScale);
   plan.own_scale = select.scale != params.scale;
   plan.cell_keys = std::min(select.block_size, kernels.chunk_keys);
-  plan.cells = (packed.groups * kernels.group_keys + plan.cell_keys - 1) / plan.cell_keys;
+  plan.cells = ceil_div(packed.groups * kernels.group_keys, plan.cell_keys);
   plan.block_size = select.block_size;
   plan.block_cells = select.block_size / plan.cell_keys;
   plan.kv_blocks = kv_blocks;
@@ -297,12 +306,12 @@ BlockPattern attention_and_select(const AttentionKernels& kernels, const Attenti
   // Items hold whole query blocks.
   const int64_t item_queries = std::max<int64_t>(kernels.item_queries, select.block_size);
   const int64_t item_blocks = item_queries / select.block_size;
-  const int64_t per_head = (q_blocks + item_blocks - 1) / item_blocks;
+  const int64_t per_head = ceil_div(q_blocks, item_blocks);
   const size_t kernel_bytes = kernels.scratch_bytes(static_cast<int>(params.head_dim()), plan.cells);
   const size_t score_bytes = sizeof(float) * static_cast<size_t>(item_blocks * kv_blocks);
-  require_scratch(kernel_bytes + 2 * score_bytes);
+  require_scratch(params.function, kernel_bytes + 2 * score_bytes);
 
-  parallel_for(params.batch() * params.heads() * per_head, [&](int64_t task, int) {
+  parallel_for(params.batch() * params.heads() * per_head, [&](int64_t task) {
     const int64_t row = task / per_head, b = row / params.heads(), h = row % params.heads();
     const int64_t first_block = task % per_head * item_blocks;
     const int64_t first = first_block * select.block_size;
@@ -315,7 +324,7 @@ BlockPattern attention_and_select(const AttentionKernels& kernels, const Attenti
     if (plan.generation_apart) own.generation = own.scores + item_blocks * kv_blocks;
     item.select = &own;
     {
-      const FlushDenormals flush;
+      [[maybe_unused]] const FlushDenormals flush;
       kernels.run_item(item);
     }
     for (int64_t i = 0; i < std::min(item_blocks, q_blocks - first_block); ++i) {

@@ -14,6 +14,8 @@ using cpu::SelectItem;
 
 constexpr float kLowest = -3.0e38f;  // in place of -inf, so that a masked score minus it is -inf and not NaN
 constexpr float kLn2 = 0.693147180559945309f;
+// Beyond it half a unit in the last place of a scaled score may move an exponent by more than the exponential stands.
+constexpr float kHugeScore = 0x1p24f;
 
 constexpr int kTiles = Tile::kItemQueries / Tile::kQueries;
 
@@ -79,6 +81,8 @@ struct Chunk {
   float* chunk_max;
 };
 
+inline Vec magnitude(Vec x) { return max(x, Vec::zero() - x); }
+
 // Softmax of one chunk of S^T: updates max and sum, writes P^T, the cell sums, and alpha. False: alpha is 1 everywhere.
 template <int NV, Sums kSums>
 bool softmax(const Chunk& chunk, const float* s, State& state, Tile::Prob* p) {
@@ -92,7 +96,7 @@ bool softmax(const Chunk& chunk, const float* s, State& state, Tile::Prob* p) {
   for (int key = 0; key < chunk.keys; ++key) {
     for (int v = 0; v < NV; ++v) highest[v] = max(Vec::load(s + key * kQ + v * kL), highest[v]);
   }
-  bool changed = false;
+  bool changed = false, huge = false;
   for (int v = 0; v < NV; ++v) {
     const Vec before = Vec::load(state.max + v * kL);
     const Vec own = max(highest[v] * scale, lowest);
@@ -104,36 +108,45 @@ bool softmax(const Chunk& chunk, const float* s, State& state, Tile::Prob* p) {
     factor[v] = exp2(own - after);
     select_base[v] = max(highest[v] * select_scale, lowest);
     total[v] = Vec::zero();
+    const Vec largest = kSums == Sums::kTwice ? max(magnitude(base[v]), magnitude(select_base[v])) : magnitude(base[v]);
+    huge = any_greater(largest, Vec::set(kHugeScore)) || huge;
     if constexpr (kSums == Sums::kShared || kSums == Sums::kChunkMax) base[v].store(chunk.chunk_max + v * kL);
     if constexpr (kSums == Sums::kTwice) select_base[v].store(chunk.chunk_max + v * kL);
   }
-  for (int first = 0, cell = 0; first < chunk.keys; first += chunk.cell_keys, ++cell) {
-    const int end = first + chunk.cell_keys < chunk.keys ? first + chunk.cell_keys : chunk.keys;
-    Vec sum[NV], select_sum[NV];
-    for (int v = 0; v < NV; ++v) sum[v] = select_sum[v] = Vec::zero();
-    for (int key = first; key < end; key += 2) {
+  const auto exponentials = [&](auto exponent) __attribute__((always_inline)) {
+    for (int first = 0, cell = 0; first < chunk.keys; first += chunk.cell_keys, ++cell) {
+      const int end = first + chunk.cell_keys < chunk.keys ? first + chunk.cell_keys : chunk.keys;
+      Vec sum[NV], select_sum[NV];
+      for (int v = 0; v < NV; ++v) sum[v] = select_sum[v] = Vec::zero();
+      for (int key = first; key < end; key += 2) {
+        for (int v = 0; v < NV; ++v) {
+          const Vec s0 = Vec::load(s + key * kQ + v * kL), s1 = Vec::load(s + (key + 1) * kQ + v * kL);
+          Vec e0 = Tile::exp2(exponent(s0, scale, base[v]));
+          Vec e1 = Tile::exp2(exponent(s1, scale, base[v]));
+          sum[v] = sum[v] + (e0 + e1);
+          if constexpr (kSums == Sums::kTwice) {
+            select_sum[v] = select_sum[v] + (Tile::exp2(exponent(s0, select_scale, select_base[v])) +
+                                             Tile::exp2(exponent(s1, select_scale, select_base[v])));
+          }
+          if constexpr (kSums == Sums::kChunkMax) {
+            e0 = e0 * factor[v];
+            e1 = e1 * factor[v];
+          }
+          Tile::store_pair(p, key, v, e0, e1);
+        }
+      }
       for (int v = 0; v < NV; ++v) {
-        const Vec s0 = Vec::load(s + key * kQ + v * kL), s1 = Vec::load(s + (key + 1) * kQ + v * kL);
-        Vec e0 = Tile::exp2(fma(s0, scale, Vec::zero() - base[v]));
-        Vec e1 = Tile::exp2(fma(s1, scale, Vec::zero() - base[v]));
-        sum[v] = sum[v] + (e0 + e1);
-        if constexpr (kSums == Sums::kTwice) {
-          select_sum[v] = select_sum[v] + (Tile::exp2(fma(s0, select_scale, Vec::zero() - select_base[v])) +
-                                           Tile::exp2(fma(s1, select_scale, Vec::zero() - select_base[v])));
+        total[v] = total[v] + sum[v];
+        if constexpr (kSums != Sums::kNone) {
+          (kSums == Sums::kTwice ? select_sum[v] : sum[v]).store(chunk.cells + cell * kQ + v * kL);
         }
-        if constexpr (kSums == Sums::kChunkMax) {
-          e0 = e0 * factor[v];
-          e1 = e1 * factor[v];
-        }
-        Tile::store_pair(p, key, v, e0, e1);
       }
     }
-    for (int v = 0; v < NV; ++v) {
-      total[v] = total[v] + sum[v];
-      if constexpr (kSums != Sums::kNone) {
-        (kSums == Sums::kTwice ? select_sum[v] : sum[v]).store(chunk.cells + cell * kQ + v * kL);
-      }
-    }
+  };
+  if (!huge) [[likely]] {
+    exponentials([](Vec score, Vec by, Vec from) { return fma(score, by, Vec::zero() - from); });
+  } else {  // rounded as the maximum was, whose own exponent is then 0
+    exponentials([](Vec score, Vec by, Vec from) { return score * by - from; });
   }
   for (int v = 0; v < NV; ++v) {
     if constexpr (kSums == Sums::kChunkMax) total[v] = total[v] * factor[v];

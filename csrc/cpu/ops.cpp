@@ -12,8 +12,6 @@
 namespace sparsed::cpu {
 namespace {
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 std::string shape_of(const RowsView& view) { return message("[", view.rows, ", ", view.cols, "]"); }
 
 void check_dtype(const char* function, const char* argument, const RowsView& view) {
@@ -34,7 +32,7 @@ template <class Body>
 void for_rows(const RowsView& view, const Body& body) {
   constexpr int64_t kItemElements = 16384;
   const int64_t rows = std::max<int64_t>(1, kItemElements / std::max<int64_t>(1, view.cols));
-  parallel_for(ceil_div(view.rows, rows), [&](int64_t item, int) {
+  parallel_for(ceil_div(view.rows, rows), [&](int64_t item) {
     for (int64_t row = item * rows; row < std::min(view.rows, (item + 1) * rows); ++row) body(row);
   });
 }
@@ -112,7 +110,7 @@ void linear(const OpsKernels& kernels, const RowsView& x, const PackedWeight& w,
   if (residual.data) check_shape("linear", "residual", residual, x.rows, w.n(), "x and w");
   if (x.rows == 0) return;
   const LinearGrid grid = cut(kernels.linear_plan(), x.rows, w);
-  parallel_for(grid.row_blocks * grid.panel_blocks, [&](int64_t item, int) {
+  parallel_for(grid.row_blocks * grid.panel_blocks, [&](int64_t item) {
     LinearBlock block = block_at(grid, item, x, w, residual, out);
     block.scratch = thread_scratch(kernels.linear_scratch(block));
     kernels.linear(block);
@@ -171,7 +169,7 @@ template <class Body>
 void for_stretches(const RowsView& logits, const Body& body) {
   constexpr int64_t kItemStretches = 4;
   const int64_t stretches = ceil_div(logits.cols, kStretch), total = logits.rows * stretches;
-  parallel_for(ceil_div(total, kItemStretches), [&](int64_t item, int) {
+  parallel_for(ceil_div(total, kItemStretches), [&](int64_t item) {
     for (int64_t i = item * kItemStretches; i < std::min(total, (item + 1) * kItemStretches); ++i) {
       body(i / stretches, i % stretches);
     }

@@ -100,7 +100,7 @@ PackedWeight pack_weight(const std::vector<WeightRows>& parts, int64_t k, DType 
   for (const WeightRows& part : parts) n += part.rows;
   PackedWeight w(n, k, dtype);
   prefer_huge_pages(w.panel(0), w.nbytes());
-  parallel_for(w.panels(), [&](int64_t index, int) { pack_panel(parts, index, w); });
+  parallel_for(w.panels(), [&](int64_t index) { pack_panel(parts, index, w); });
   w.set_bias(join_bias(parts, n));
   return w;
 }

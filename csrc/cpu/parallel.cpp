@@ -3,9 +3,10 @@
 #include <omp.h>
 #include <pthread.h>
 
+#include <algorithm>
 #include <atomic>
-#include <memory>
-#include <new>
+
+#include "core/memory.h"
 
 namespace sparsed::cpu {
 namespace {
@@ -15,10 +16,6 @@ std::atomic<bool> g_forked{false};
 
 // A forked child has none of its parent's OpenMP threads and would wait for them for ever: it runs on one thread.
 const int g_fork_handler = pthread_atfork(nullptr, nullptr, [] { g_forked = true; });
-
-struct AlignedDelete {
-  void operator()(std::byte* p) const { ::operator delete[](p, std::align_val_t{64}); }
-};
 
 }  // namespace
 
@@ -30,15 +27,17 @@ int num_threads() {
 
 void set_num_threads(int threads) { g_threads.store(threads, std::memory_order_relaxed); }
 
+int startable_threads() { return std::min(num_threads(), std::max(64, 4 * omp_get_num_procs())); }
+
 int current_thread() { return omp_get_thread_num(); }
 
 std::byte* thread_scratch(size_t bytes) {
-  thread_local std::unique_ptr<std::byte[], AlignedDelete> buffer;
+  thread_local AlignedBytes buffer;
   thread_local size_t capacity = 0;
   if (bytes > capacity) {
     buffer.reset();
     capacity = 0;
-    buffer.reset(static_cast<std::byte*>(::operator new[](bytes, std::align_val_t{64})));
+    buffer = allocate_aligned(bytes);
     capacity = bytes;
   }
   return buffer.get();

@@ -3,6 +3,7 @@
 
 #include <immintrin.h>
 
+#include "cpu/exp2.h"
 #include "cpu/half.h"
 
 namespace sparsed {
@@ -116,20 +117,12 @@ inline void transpose(Vec (&m)[8]) {
   }
 }
 
-// 2^x for x <= 127, relative error 2e-9 before rounding; below 2^-126 it is 0, NaN gives NaN.
+// 2^x for x <= 127; below 2^-126 it is 0, NaN gives NaN.
 inline Vec exp2(Vec x) {
-  const __m256 clamped = _mm256_max_ps(_mm256_set1_ps(-127.f), x.v);  // this operand order keeps NaN
-  const __m256 n = _mm256_round_ps(clamped, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  const __m256 f = _mm256_sub_ps(clamped, n);
-  __m256 p = _mm256_set1_ps(0x1.41fbbcp-13f);
-  p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(0x1.5f3e52p-10f));
-  p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(0x1.3b2d4cp-7f));
-  p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(0x1.c6aee8p-5f));
-  p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(0x1.ebfbdcp-3f));
-  p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(0x1.62e430p-1f));
-  p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(1.f));
-  const __m256i power = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
-  return {_mm256_mul_ps(p, _mm256_castsi256_ps(power))};
+  const Vec clamped = {_mm256_max_ps(_mm256_set1_ps(-127.f), x.v)};  // this operand order keeps NaN
+  const Vec n = {_mm256_round_ps(clamped.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+  const __m256i power = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n.v), _mm256_set1_epi32(127)), 23);
+  return exp2_fraction(clamped - n) * Vec{_mm256_castsi256_ps(power)};
 }
 
 }  // namespace

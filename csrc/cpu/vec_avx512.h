@@ -1,9 +1,10 @@
-// 16 floats in an AVX-512 register. Included only by isa_avx512.cpp and isa_amx.cpp; the anonymous namespace keeps
-// what is compiled with ISA flags out of every other unit.
+// 16 floats in an AVX-512 register. Included by isa_*.cpp of AVX-512 and above only; the anonymous namespace keeps what
+// is compiled with ISA flags out of every other unit.
 #pragma once
 
 #include <immintrin.h>
 
+#include "cpu/exp2.h"
 #include "cpu/half.h"
 
 namespace sparsed {
@@ -103,30 +104,16 @@ inline void transpose(Vec (&m)[16]) {
   }
 }
 
-// 2^x, relative error 2e-9 before rounding; -inf gives 0 because scalef(NaN, -inf) does, NaN gives NaN.
+// 2^x; -inf gives 0 because scalef(NaN, -inf) does, NaN gives NaN.
 inline Vec exp2(Vec x) {
-  const __m512 n = _mm512_roundscale_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  const __m512 f = _mm512_sub_ps(x.v, n);
-  __m512 p = _mm512_set1_ps(0x1.41fbbcp-13f);
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0x1.5f3e52p-10f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0x1.3b2d4cp-7f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0x1.c6aee8p-5f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0x1.ebfbdcp-3f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0x1.62e430p-1f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.f));
-  return {_mm512_scalef_ps(p, n)};
+  const Vec n = {_mm512_roundscale_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+  return {_mm512_scalef_ps(exp2_fraction(x - n).v, n.v)};
 }
 
-// 2^x for results that are rounded to bfloat16: relative error 3e-6, exact at whole numbers.
+// 2^x for results that are rounded to bfloat16.
 inline Vec exp2_for_bf16(Vec x) {
-  const __m512 n = _mm512_roundscale_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  const __m512 f = _mm512_sub_ps(x.v, n);
-  __m512 p = _mm512_set1_ps(0x1.3a02ccp-7f);
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0x1.c9fc46p-5f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0x1.ec0378p-3f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0x1.62e12cp-1f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.f));
-  return {_mm512_scalef_ps(p, n)};
+  const Vec n = {_mm512_roundscale_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+  return {_mm512_scalef_ps(exp2_fraction_for_bf16(x - n).v, n.v)};
 }
 
 }  // namespace

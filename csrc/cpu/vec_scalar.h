@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "core/float16.h"
+#include "cpu/exp2.h"
 #include "cpu/half.h"
 
 namespace sparsed {
@@ -56,11 +57,6 @@ struct Vec {
   static void from_float(float x, F16& out) { out.bits = float_to_f16(x); }
 };
 
-template <class F>
-inline Vec lanes(F f) {
-  return {Vec::Floats{f(0), f(1), f(2), f(3)}};
-}
-
 inline Vec operator+(Vec a, Vec b) { return {a.v + b.v}; }
 inline Vec operator-(Vec a, Vec b) { return {a.v - b.v}; }
 inline Vec operator*(Vec a, Vec b) { return {a.v * b.v}; }
@@ -99,20 +95,12 @@ inline void transpose(Vec (&m)[4]) {
   }
 }
 
-// 2^x for x <= 127, relative error 2e-9 before rounding; below 2^-126 it is 0, NaN gives NaN.
+// 2^x for x <= 127; below 2^-126 it is 0, NaN gives NaN.
 inline Vec exp2(Vec x) {
-  const Vec::Floats clamped = x.v < -127.f ? Vec::set(-127.f).v : x.v;
-  const Vec::Floats n = (clamped + 0x1.8p23f) - 0x1.8p23f;  // round to nearest without a library call
-  const Vec::Floats f = clamped - n;
-  Vec::Floats p = Vec::set(0x1.41fbbcp-13f).v;
-  p = p * f + 0x1.5f3e52p-10f;
-  p = p * f + 0x1.3b2d4cp-7f;
-  p = p * f + 0x1.c6aee8p-5f;
-  p = p * f + 0x1.ebfbdcp-3f;
-  p = p * f + 0x1.62e430p-1f;
-  p = p * f + 1.f;
-  const Vec::Ints exponent = __builtin_convertvector(n == n ? n : Vec::zero().v, Vec::Ints);
-  return {p * (Vec::Floats)((exponent + 127) << 23)};
+  const Vec clamped = {x.v < -127.f ? Vec::set(-127.f).v : x.v};
+  const Vec n = {(clamped.v + 0x1.8p23f) - 0x1.8p23f};  // round to nearest without a library call
+  const Vec::Ints exponent = __builtin_convertvector(n.v == n.v ? n.v : Vec::zero().v, Vec::Ints);
+  return exp2_fraction(clamped - n) * Vec{(Vec::Floats)((exponent + 127) << 23)};
 }
 
 }  // namespace

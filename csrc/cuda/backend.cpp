@@ -139,7 +139,6 @@ constexpr DeviceOps kDeviceOps{attention_on_device, select_on_device, pattern_to
 Backend backend() {
   Backend backend{};
   backend.name = "cuda";
-  backend.description = "NVIDIA GPUs of compute capability 8.0 and later";
   backend.not_supported_reasons = not_supported_reasons;
   backend.attention = attention;
   backend.attention_and_select = attention_and_select;

@@ -13,7 +13,6 @@ constexpr const char* kReason = "built without CUDA";
 Backend backend() {
   Backend backend{};
   backend.name = "cuda";
-  backend.description = kReason;
   backend.not_supported_reasons = [] { return std::vector<std::string>{kReason}; };
   backend.attention = [](const AttentionParams&) { refuse(); };
   backend.attention_and_select = [](const AttentionParams&, const SelectParams&) -> BlockPattern { refuse(); };

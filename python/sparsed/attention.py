@@ -94,7 +94,7 @@ def attention(
         return_lse: Also return the log-sum-exp of each row.
 
     Returns:
-        out (B, H, L, D) in q's dtype and memory order, or (out, lse) with lse (B, H, L) float32. A row without a key
+        out (B, H, L, D) in q's dtype, heads or tokens outermost in memory as in q, or (out, lse) with lse (B, H, L) float32. A row without a key
         to attend to has out 0 and lse -inf.
 
     Raises:

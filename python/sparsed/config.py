@@ -18,7 +18,10 @@ def _number(owner: object, field: str, value: Any, low: float, high: float) -> f
     where = f"{type(owner).__name__}: {field}"
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{where} is a {type(value).__name__}, expected a number")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.copysign(math.inf, value)
     if not low <= number <= high:
         raise ValueError(f"{where} is {value}, expected {low:g} ... {high:g}")
     return number
@@ -31,7 +34,7 @@ def _integer(owner: object, field: str, value: Any, low: int) -> int:
         raise TypeError(f"{where} is a {type(value).__name__}, expected an int")
     number = int(value)
     if not low <= number < 2**63:
-        raise ValueError(f"{where} is {value}, expected {low} or more")
+        raise ValueError(f"{where} is {value}, expected {low} ... 2**63 - 1")
     return number
 
 

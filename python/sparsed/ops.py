@@ -131,7 +131,7 @@ def silu_gate_(gate: Array, up: Array) -> None:
         up: (M, N) in gate's dtype.
 
     Raises:
-        ValueError: a wrong shape, gate read-only.
+        ValueError: a wrong shape, gate read-only, up in gate's memory.
         TypeError: a wrong type or dtype.
     """
     _core.silu_gate_(gate, up)

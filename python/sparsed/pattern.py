@@ -129,6 +129,7 @@ class PatternCache:
         Raises:
             TypeError, ValueError: As ``sparsed.attention``; also no step begun, a layer that never selected, a
                 changed shape.
+            MemoryError: The output or the workspace cannot fit into memory.
         """
         library, (q, k, v, key_mask) = arguments("PatternCache.attend", key_mask, q=q, k=k, v=v)
         with library.current():

@@ -94,6 +94,55 @@ TEST_P(CpuAttention, LargeScoresDoNotOverflow) {
   }
 }
 
+TEST_P(CpuAttention, HugeScoresStillChooseTheirKey) {
+  // Half a unit in the last place of these scores is more than the exponential can stand.
+  const Case c{1, 1, 1, 64, 64, 16, false, false, 17};
+  for (DType dtype : dtypes()) {
+    for (float scale : {1e7f, 3e8f, 1e12f, 1e30f}) {
+      Call call(c, dtype);
+      call.params.scale = scale;
+      cpu::attention(kernels(), call.params);
+      for (int64_t i = 0; i < 64; ++i) {
+        EXPECT_TRUE(std::isfinite(call.lse[static_cast<size_t>(i)])) << scale;
+        double best = -std::numeric_limits<double>::infinity(), second = best;
+        int64_t key = 0;
+        for (int64_t j = 0; j < 64; ++j) {
+          double score = 0;
+          for (int64_t d = 0; d < 16; ++d) score += double{call.q.at(0, 0, i, d)} * call.k.at(0, 0, j, d);
+          if (score > best) {
+            second = best;
+            best = score;
+            key = j;
+          } else {
+            second = std::max(second, score);
+          }
+        }
+        if ((best - second) / std::abs(best) < 1e-3) continue;  // no key is alone at the top
+        for (int64_t d = 0; d < 16; ++d) EXPECT_EQ(call.out.at(0, 0, i, d), call.v.at(0, 0, key, d)) << scale;
+      }
+      SelectParams select{40, 16, 0.3, SelectionRule::kPaper, true, 2 * scale};
+      const BlockPattern pattern = cpu::attention_and_select(kernels(), call.params, select);
+      for (float value : call.lse) EXPECT_TRUE(std::isfinite(value)) << scale;
+      EXPECT_GT(pattern.density(), 0.0);
+    }
+  }
+}
+
+TEST_P(CpuAttention, ValuesThatArePatternLeavesOutAreKnown) {
+  const Case c{1, 1, 1, 64, 64, 32, false, false, 18};
+  Call call(c, DType::kBFloat16);
+  BlockPattern pattern({1, 1, 16, 64, 64, 0}, "test");
+  for (int64_t row = 0; row < 4; ++row) pattern.set(row, 0);
+  const BlockLists lists = pattern.expand();
+  call.params.lists = &lists;
+  EXPECT_TRUE(cpu::can_attend(kernels(), call.params));
+  store_float(call.v.view.row(0, 0, 20), DType::kBFloat16, 3, std::numeric_limits<float>::infinity());
+  EXPECT_EQ(cpu::can_attend(kernels(), call.params), kernels().group_keys <= 16);
+  if (!cpu::can_attend(kernels(), call.params)) return;
+  cpu::attention(kernels(), call.params);
+  for (int64_t i = 0; i < 64; ++i) EXPECT_TRUE(std::isfinite(call.out.at(0, 0, i, 3)));
+}
+
 TEST_P(CpuAttention, NanReachesOnlyTheRowsThatSeeIt) {
   const Case c{1, 1, 1, 64, 128, 32, false, false, 14};
   Call call(c, DType::kBFloat16);

@@ -56,6 +56,7 @@ def test_values_become_plain_python() -> None:
         ({"skip": float("nan")}, ValueError, "SparseConfig: skip is nan, expected 0 ... 1"),
         ({"skip": "0.2"}, TypeError, "SparseConfig: skip is a str, expected a number"),
         ({"rho": -0.1}, ValueError, "SparseConfig: rho is -0.1, expected 0 ... 1"),
+        ({"rho": 10**400}, ValueError, "SparseConfig: rho is 1000000"),
         ({"rho": True}, TypeError, "SparseConfig: rho is a bool, expected a number"),
         ({"block_size": 100}, ValueError, "SparseConfig: block_size is 100, expected one of (16, 32, 64, 128, 256)"),
         ({"block_size": 128.0}, TypeError, "SparseConfig: block_size is a float, expected an int"),
@@ -72,7 +73,7 @@ def test_values_become_plain_python() -> None:
         ({"refresh": (0.1,)}, ValueError, "SparseConfig: refresh[0] is 0.1, expected more than 0.2 (skip)"),
         ({"refresh": (0.5, 0.5)}, ValueError, "SparseConfig: refresh[1] is 0.5, expected more than 0.5 (the one bef"),
         ({"refresh": (0.5, 1.1)}, ValueError, "SparseConfig: refresh[1] is 1.1, expected 0 ... 1"),
-        ({"min_length": -1}, ValueError, "SparseConfig: min_length is -1, expected 0 or more"),
+        ({"min_length": -1}, ValueError, "SparseConfig: min_length is -1, expected 0 ... 2**63 - 1"),
         ({"min_length": 1e3}, TypeError, "SparseConfig: min_length is a float, expected an int"),
         ({"ratio": 0.3}, TypeError, "unexpected keyword argument 'ratio'"),
     ],
@@ -85,12 +86,12 @@ def test_sparse_config_errors(changes: dict[str, Any], error: type[Exception], m
 @pytest.mark.parametrize(
     ("build", "error", "message"),
     [
-        (lambda: SlidingWindow(window=0), ValueError, "SlidingWindow: window is 0, expected 1 or more"),
+        (lambda: SlidingWindow(window=0), ValueError, "SlidingWindow: window is 0, expected 1 ... 2**63 - 1"),
         (lambda: SlidingWindow(window=2.5), TypeError, "SlidingWindow: window is a float, expected an int"),
         (lambda: SlidingWindow(window=8, block_size=8), ValueError, "SlidingWindow: block_size is 8, expected one of"),
         (lambda: SlidingWindow(), TypeError, "window"),
         (lambda: StreamingLLM(window=2**70, sinks=1), ValueError, "StreamingLLM: window is 1180591620717411303424"),
-        (lambda: StreamingLLM(window=8, sinks=-1), ValueError, "StreamingLLM: sinks is -1, expected 0 or more"),
+        (lambda: StreamingLLM(window=8, sinks=-1), ValueError, "StreamingLLM: sinks is -1, expected 0 ... 2**63 - 1"),
         (lambda: StreamingLLM(window=8, sinks=None), TypeError, "StreamingLLM: sinks is a NoneType, expected an int"),
     ],
 )

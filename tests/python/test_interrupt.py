@@ -97,6 +97,28 @@ def test_a_handler_that_goes_on_does_not_stop_the_call() -> None:
     np.testing.assert_array_equal(out, sparsed.attention(q, q, q))
 
 
+def test_a_handler_may_read_the_cache_but_not_change_it() -> None:
+    q = np.random.default_rng(0).standard_normal((1, 4, 8192, 64), np.float32)
+    config = sparsed.SparseConfig(skip=0.0, min_length=0)
+    cache = sparsed.PatternCache(config, steps=4, prompt_length=8000)
+    cache.begin_step(0)
+    seen = []
+
+    def handler(number: int, frame: object) -> None:
+        seen.append((cache.phase, cache.layers))
+        with pytest.raises(ValueError, match=r"PatternCache\.begin_step: called by a signal handler inside another"):
+            cache.begin_step(1)
+
+    signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.03)
+    try:
+        cache.attend(0, q, q, q)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    assert seen == [("select", [])] and cache.layers == [0]
+
+
 def test_other_threads_finish() -> None:
     q = np.random.default_rng(0).standard_normal((1, 2, 8192, 64), np.float32)
     results = []

@@ -246,6 +246,7 @@ def test_token_confidence_of_no_rows(backend: str) -> None:
 # --- errors -----------------------------------------------------------------------------------------------------------
 
 X, W = normal(0, 4, 6), ops.pack_weight(normal(1, 5, 6))
+Y = X.copy()
 COS = normal(2, 4, 1)
 op: Any = ops  # calls that a type checker refuses
 
@@ -290,6 +291,8 @@ def read_only(a: Array) -> Array:
         (lambda: op.rotary_(read_only(X), 2, COS, COS), ValueError, "rotary_: x is read-only"),
         (lambda: op.silu_gate_(read_only(X), X), ValueError, "silu_gate_: gate is read-only"),
         (lambda: op.silu_gate_(X.copy(), X[1:]), ValueError, "silu_gate_: up has shape [3, 6], expected [4, 6]"),
+        (lambda: op.silu_gate_(Y[1:], Y[:-1]), ValueError, "silu_gate_: up shares memory with gate, expected another"),
+        (lambda: op.rotary_(X.copy(), 0, COS, COS), ValueError, "rotary_: head_dim is 0, expected an even number"),
         (lambda: op.silu_gate_(X.copy(), X.astype(BF16)), TypeError, "silu_gate_: up has dtype bfloat16, expected"),
         (lambda: op.token_confidence(X.astype(BF16), "margin"), TypeError, "logits has dtype bfloat16, expected"),
         (lambda: op.token_confidence(X[:, :0], "margin"), ValueError, "logits has shape [4, 0], expected at least 1"),

@@ -160,6 +160,16 @@ def test_threads_that_change_their_number(two_threads: None) -> None:
         np.testing.assert_array_equal(result, expected)
 
 
+def test_sparse_calls_while_the_number_of_threads_changes(two_threads: None) -> None:
+    q = np.random.default_rng(0).standard_normal((1, 2, 64, 16), np.float32)
+    pattern = sparsed.BlockPattern.streaming(heads=2, q_len=64, kv_len=64, block_size=16, window=20, sinks=4)
+    expected = sparsed.attention(q, q, q, pattern)
+    calls: list[Callable[[], Any]] = [lambda: [sparsed.attention(q, q, q, pattern) for _ in range(400)]] * 3
+    calls += [lambda: [sparsed.set_num_threads(1 + i % 3) for i in range(20000)]]
+    for result in at_once(calls)[:3]:
+        np.testing.assert_array_equal(result[-1], expected)
+
+
 @pytest.mark.parametrize("main_first", [True, False])
 def test_subinterpreters_are_refused(main_first: bool) -> None:
     code = f"""

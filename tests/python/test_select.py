@@ -176,6 +176,8 @@ Q: NDArray[Any] = np.zeros((1, 2, 64, 32), np.float32)
         ({"block_size": 0}, ValueError, "block_size is 0, expected 16, 32, 64, 128 or 256"),
         ({"block_size": 2**32 + 16}, ValueError, "block_size is 4294967312, expected 16, 32, 64, 128 or 256"),
         ({"block_size": "32"}, TypeError, "block_size is a str, expected an int"),
+        ({"rho": 1.0000001}, ValueError, "rho is 1.0000001, expected 0 ... 1"),
+        ({"selection_scale": 1e-60}, ValueError, "selection_scale is 1e-60, expected"),
         ({"rho": 1.01}, ValueError, "rho is 1.01, expected 0 ... 1"),
         ({"rho": -0.1}, ValueError, "rho is -0.1, expected 0 ... 1"),
         ({"rho": float("nan")}, ValueError, "rho is nan, expected 0 ... 1"),
