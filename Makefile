@@ -15,8 +15,8 @@ TEST_FILES := $(shell find tests/cpp -type f)
 JOBS := $(shell getconf _NPROCESSORS_ONLN)
 export PIP_ROOT_USER_ACTION := ignore
 
-# The sanitizers need clang: ThreadSanitizer does not understand gcc's OpenMP runtime, and gcc takes minutes for ours.
-CLANG ?= $(firstword $(foreach name,clang++ clang++-19 clang++-16 clang++-14,$(shell command -v $(name))))
+# The sanitizers need clang, 16 or later: ThreadSanitizer does not understand gcc's OpenMP runtime, and gcc takes minutes for ours.
+CLANG ?= $(firstword $(foreach name,clang++-19 clang++-16 clang++,$(shell command -v $(name))))
 ASAN_RUNTIME = $(shell $(CLANG) -print-file-name=libclang_rt.asan-$(shell uname -m).so)
 ASAN_TESTS := attention select pattern pattern_cache arrays ops
 TSAN_TESTS := test_attention test_ops test_confidence test_pattern_cache test_selection
@@ -78,7 +78,7 @@ fuzz: $(VENV)/.tests clang
 	CLANG=$(CLANG) PYTHON=$(BIN)/python tests/fuzz/run $(FUZZ_SECONDS)
 
 clang:
-	@[ -n "$(CLANG)" ] || { echo "clang is missing, type: sudo apt-get install -y clang libclang-rt-dev libomp-dev" >&2; exit 1; }
+	@[ -n "$(CLANG)" ] || { echo "clang is missing, type: sudo apt-get install -y clang-19 libclang-rt-19-dev libomp-19-dev" >&2; exit 1; }
 
 # torch first and pinned: the others then take it as it is.
 extras: $(VENV)/.tests

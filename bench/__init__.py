@@ -1,4 +1,4 @@
-"""Benchmarks of sparsed: `sparsed bench attention | selection | linear | step | generate | memory | scaling | peers`.
+"""Benchmarks of sparsed: `sparsed bench --help` lists them; `plot` and `tables` show their results.
 
 Cases are data (`cases`), results are checked before they are timed, contenders alternate (`harness`), and every figure
 goes into a table and a JSON file with the machine that it was taken on (`report`).

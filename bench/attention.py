@@ -14,7 +14,7 @@ from .harness import Contender, Timing, time_in_turns
 from .options import Options
 from .peers import Peer, SkipError, available_peers
 from .report import ERROR_COLUMNS, TIME_COLUMNS, Column, Report, Row, number, progress, rate, ratio
-from .roofs import measure_roofs
+from .roofs import best_roofs, measure_roofs
 
 COLUMNS: tuple[Column, ...] = (
     ("contender", "contender", str),
@@ -63,6 +63,7 @@ def run(options: Options, report: Report) -> None:
     grouped = options.gqa_cases()
     if grouped:
         _run_grouped(grouped, options, report)
+    report.roofs = best_roofs(report.roofs, measure_roofs(axes.dtypes, options.quick))
     report.note(NOTE)
 
 

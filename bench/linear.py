@@ -14,7 +14,7 @@ from .harness import Contender, time_in_turns
 from .options import Options
 from .peers import Peer, SkipError, available_peers
 from .report import ERROR_COLUMNS, TIME_COLUMNS, Column, Report, Row, milliseconds, progress, rate, ratio
-from .roofs import measure_roofs
+from .roofs import best_roofs, measure_roofs
 
 COLUMNS: tuple[Column, ...] = (
     ("contender", "contender", str),
@@ -42,6 +42,7 @@ def run(options: Options, report: Report) -> None:
             rows += _rows(case, dtype, peers, options, report)
         progress("")
         report.section(f"{case.name}: {case.rows} x {case.inputs} -> {case.outputs}", COLUMNS, rows)
+    report.roofs = best_roofs(report.roofs, measure_roofs(options.linear_dtypes(), options.quick))
     report.note(NOTE)
 
 

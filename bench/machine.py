@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Any
 import sparsed
 from sparsed.machine import cpu_name
 
+# Cores kept busy by other processes from which they disturb the times.
+BUSY = 0.2
 # Set in a process whose environment is already what --isa and --threads ask for.
 CHILD = "SPARSED_BENCH_CHILD"
 _PACKAGES = ("sparsed", "numpy", "ml_dtypes", "torch")
@@ -72,7 +75,7 @@ def describe() -> dict[str, Any]:
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "load": os.getloadavg()[0],
+        "load": _busy_cores(),
         "isa": sparsed.active_backend(),
         "isa_forced": "SPARSED_ISA" in os.environ,
         "threads": sparsed.get_num_threads(),
@@ -88,7 +91,26 @@ def summary(machine: Mapping[str, Any]) -> str:
     """One line of `describe`."""
     versions = ", ".join(f"{name} {found}" for name, found in machine["versions"].items())
     commit = f" ({machine['commit']})" if machine["commit"] else ""
-    return f"{machine['cpu']}, {machine['isa']}, {machine['threads']} threads; {versions}{commit}"
+    busy = f"; {machine['load']:.1f} cores were busy" if machine["load"] > BUSY else ""
+    return f"{machine['cpu']}, {machine['isa']}, {machine['threads']} threads; {versions}{commit}{busy}"
+
+
+def _busy_cores() -> float:
+    """Cores that other processes keep busy, over half a second; 0 where /proc does not tell."""
+    try:
+        before = _cpu_ticks()
+        time.sleep(0.5)
+        (idle, total), (idle_before, total_before) = _cpu_ticks(), before
+    except OSError:
+        return 0.0
+    share = 1 - (idle - idle_before) / max(total - total_before, 1)
+    return round(share * (os.cpu_count() or 1), 2)
+
+
+def _cpu_ticks() -> tuple[int, int]:
+    """(idle, all) of all cores."""
+    ticks = [int(word) for word in Path("/proc/stat").read_text(encoding="utf-8").split("\n", 1)[0].split()[1:9]]
+    return ticks[3] + ticks[4], sum(ticks)
 
 
 def _limit_names() -> set[str]:

@@ -34,6 +34,9 @@ _BENCHMARKS = {
     "peers": ("check_peers", "who can be compared with here, and how exact everybody is", ("peers",)),
 }
 
+# As the weights of the models are.
+_BFLOAT16_ALONE = ("generate", "torch")
+
 
 def main(argv: Sequence[str]) -> int:
     """Runs a benchmark; returns the exit status.
@@ -71,6 +74,8 @@ def _parser() -> argparse.ArgumentParser:
     for name, (_, text, groups) in _BENCHMARKS.items():
         command = commands.add_parser(name, help=text, description=text)
         _add_common(command)
+        if name not in _BFLOAT16_ALONE:
+            command.add_argument("--dtype", dest="dtypes", nargs="+", choices=tuple(DTYPES))
         for group in groups:
             _GROUPS[group](command)
     plot = commands.add_parser("plot", help="roofline and density curves as PNG, from JSON (needs matplotlib)")
@@ -88,7 +93,6 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repeat", dest="repeats", type=_positive, help="rounds; the median counts")
     parser.add_argument("--threads", type=_positive, help="of sparsed and of the peers (all cores)")
     parser.add_argument("--isa", choices=tuple(PEER_LIMITS), help="limit sparsed and the peers to it")
-    parser.add_argument("--dtype", dest="dtypes", nargs="+", choices=tuple(DTYPES))
     parser.add_argument("--json", type=Path, help="write the figures to this file")
 
 

@@ -46,6 +46,8 @@ def plot(results: Sequence[Path], folder: Path, peaks: Mapping[str, float]) -> i
         written.append(_density(sparse, _title(contents[0]["machine"]), folder / "density.png"))
     for path in written:
         print(path)
+    if not written:
+        print("nothing to draw, expected rows of attention or linear")
     return 0
 
 
@@ -115,6 +117,9 @@ def _density(rows: Sequence[Row], title: str, path: Path) -> Path:
         span = np.geomspace(min(row["density"] for row in inside), 1, 50)
         axes.plot(span, 1 / span, "--", color="gray", linewidth=1, label="ideal")
         axes.set(xscale="log", yscale="log", xlabel="density", ylabel="speed-up over dense")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter("{x:g}")
         axes.set_title(f"{panel[0]}, head_dim {panel[1]}, {inside[0]['length']} tokens")
         axes.legend(fontsize=6)
     return _save(figure, title, path)

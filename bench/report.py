@@ -18,9 +18,6 @@ Row = dict[str, Any]
 # (key of a row, header, text of a value); a key that a row lacks shows as "-".
 Column = tuple[str, str, Callable[[Any], str]]
 
-# Load average from which other processes disturb the times.
-_BUSY = 0.5
-
 
 def milliseconds(seconds: float) -> str:
     return f"{1e3 * seconds:.2f}" if seconds < 0.1 else f"{1e3 * seconds:.0f}"
@@ -72,8 +69,8 @@ class Report:
         self.roofs: Row | None = None
         self._path = path
         print(f"# {benchmark}: {machine.summary(self.machine)}", flush=True)
-        if self.machine["load"] > _BUSY:
-            self.note(f"The machine is busy (load {self.machine['load']:.1f}): times are not worth keeping.")
+        if self.machine["load"] > machine.BUSY:
+            self.note(f"Other processes keep {self.machine['load']:.1f} cores busy: times are not worth keeping.")
 
     def section(self, title: str, columns: Sequence[Column], rows: Iterable[Row]) -> None:
         """Prints a table and keeps its rows."""
@@ -86,7 +83,7 @@ class Report:
         """Says, once per reason, who does not take part."""
         if not any(row["contender"] == contender and row["reason"] == reason for row in self.skipped):
             print(f"skipped: {contender}: {reason}", flush=True)
-        self.skipped.append({"contender": contender, "reason": reason, **case})
+            self.skipped.append({"contender": contender, "reason": reason, **case})
 
     def note(self, text: str) -> None:
         """Prints a remark and keeps it."""

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from sparsed.stats import markdown_table
+
 from . import check_peers, machine, memory, scaling, step, torch_model
 from .cases import PUBLISHED_BLOCK, PUBLISHED_DENSITY
 from .report import Column, Row, read
@@ -45,10 +47,9 @@ def write_tables(results: Sequence[Path], readme: Path | None) -> int:
 def markdown(content: dict[str, Any]) -> str:
     """One benchmark's table, with the machine and the command below it."""
     header, rows = _TABLES[content["benchmark"]](content["rows"])
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     found = content["machine"]
-    return f"{text}\n\n{machine.summary(found)}, {found['date'][:10]}: `{content.get('command', '')}`\n"
+    where = f"{machine.summary(found)}, {found['date'][:10]}: `{content.get('command', '')}`"
+    return f"{markdown_table(header, rows)}\n\n{where}\n"
 
 
 Table = tuple[list[str], list[list[str]]]
@@ -116,7 +117,7 @@ def _generate(rows: Sequence[Row]) -> Table:
     """The computed speed-ups beside the measured steps that they come from."""
     header = ["model, tokens", "dense s", "select s", "sparse s", "torch dense s"]
     counts = sorted({row["steps"] for row in rows if row["kind"] == "computed"})
-    header += [f"T = {steps} (bound; authors')" for steps in counts]
+    header += [f"computed: T = {steps} (bound; authors')" for steps in counts]
     lines = []
     for model, length in dict.fromkeys((row["model"], row["length"]) for row in rows):
         inside = [row for row in rows if (row["model"], row["length"]) == (model, length)]

@@ -25,11 +25,11 @@ COLUMNS: tuple[Column, ...] = (
     ("phase", "step", str),
     ("density", "density", number(3)),
     *TIME_COLUMNS,
-    ("versus_sdpa", "over SDPA", ratio),
+    ("versus_sdpa", "over SDPA, paired", ratio),
 )
 NOTE = (
     "One model, the same weights: layers in torch, the attention alone differs. flex_attention, compiled, is how the "
-    "published code runs its sparse steps; it gets the blocks that sparsed selected."
+    "published code runs its sparse steps; it gets the blocks that sparsed selected. paired: median over the rounds."
 )
 _DENSE = ("torch SDPA", "dense")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -12,6 +13,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "python")]  # bench; the tiny to
 
 from bench.report import read  # noqa: E402
 from bench.tables import markdown  # noqa: E402
+
+from sparsed.eval import heads, report  # noqa: E402
 
 project = "sparsed"
 author = "the sparsed authors"
@@ -40,6 +43,10 @@ def write_tables(folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     for path in (ROOT / "bench" / "results").glob("*.json"):
         (folder / f"{path.stem}.md").write_text(markdown(read(path)), encoding="utf-8")
+    for path in (ROOT / "bench" / "results" / "quality").glob("*.json"):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        table = heads.markdown(content) if "similarity" in content else report.markdown(content)
+        (folder / f"{path.stem}.md").write_text(table, encoding="utf-8")
 
 
 write_tables(Path(__file__).parent / "generated")

@@ -48,7 +48,7 @@ class Vocabulary:
 
     def style(self) -> SmallStyle:
         """The wording of the tasks in these words."""
-        return SmallStyle(self.names, self.numbers)
+        return SmallStyle(self.names)
 
     def save(self, folder: Path, max_length: int) -> None:
         """Writes tokenizer.json, tokenizer_config.json and special_tokens_map.json."""

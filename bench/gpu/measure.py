@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -182,7 +183,8 @@ def main() -> None:
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "date": datetime.date.today().isoformat(),
-        "command": sys.argv[1:],
+        "command": "bench/gpu/run.sh",
+        "sparsed": version("sparsed"),
     }
     args.json.write_text(json.dumps({"machine": machine, "records": records}, indent=1) + "\n")
     print(f"{machine['gpu']}, torch {machine['torch']}, {machine['date']}\n\n{table(records)}")

@@ -1,4 +1,4 @@
-"""The command line: `sparsed demo | generate | eval | ablate | bench | lm-eval | info`."""
+"""The command line: `sparsed demo | generate | eval | ablate | heads | bench | lm-eval | info`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from .attention import set_num_threads
 from .config import BLOCK_SIZES, SlidingWindow, SparseConfig, StreamingLLM
 from .demo import DemoOptions, run_demo
-from .eval.command import add_ablate_options, add_eval_options, run_ablate, run_eval
+from .eval.command import add_ablate_options, add_eval_options, add_heads_options, run_ablate, run_eval, run_heads
 from .generate import generate
 from .kv_cache import DelayedCache, DualCache, KVCache, PrefixCache
 from .loader import load_model
@@ -73,13 +73,14 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="sparsed", description="Block-sparse attention for diffusion language models.")
     parser.add_argument("--version", action="version", version=f"sparsed {version('sparsed')}")
-    metavar = "{demo,generate,eval,ablate,bench,lm-eval,info}"
+    metavar = "{demo,generate,eval,ablate,heads,bench,lm-eval,info}"
     commands = parser.add_subparsers(dest="command", metavar=metavar, required=True)
     for name, add_options, run, text in (
         ("demo", _add_demo_options, _demo, "questions about a long text: dense, SparseD and sliding window"),
         ("generate", _add_generate_options, _generate, "text from a checkpoint folder"),
         ("eval", add_eval_options, run_eval, "accuracy and cost of dense, SparseD and baselines on RULER-style tasks"),
-        ("ablate", add_ablate_options, run_ablate, "SparseD without its parts, and sweeps of rho and skip"),
+        ("ablate", add_ablate_options, run_ablate, "SparseD without its parts, and sweeps of its settings"),
+        ("heads", add_heads_options, run_heads, "how steady and how complete each head's pattern is"),
         ("info", _add_info_options, _info, "version, kernels and machine"),
     ):
         command = commands.add_parser(name, help=text, description=text, formatter_class=_Formatter)
@@ -137,7 +138,9 @@ def _add_generate_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--chat", action=argparse.BooleanOptionalAction, help="chat template around the prompt (where there is one)"
     )
-    parser.add_argument("--raw", dest="chat", action="store_false", help="the same as --no-chat")
+    parser.add_argument(
+        "--raw", dest="chat", action="store_false", default=argparse.SUPPRESS, help="the same as --no-chat"
+    )
     parser.add_argument("--stats", action="store_true", help="seconds, densities and tokens by phase, on stderr")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page that plays the generation")
     display = parser.add_mutually_exclusive_group()

@@ -18,10 +18,8 @@ from .loader import load_model
 from .stats import GenerationStats, format_table
 from .tokenizer import Tokenizer, load_tokenizer
 
-_DIGITS = 4
 _PHASES = ("dense", "select", "sparse")
-# "KEY is d d d d ;": what one answer takes.
-_ANSWER_TOKENS = _DIGITS + 3
+_ANSWER_TOKENS = 4  # KEY is 107 ;
 _SPARSED = SparseConfig(block_size=32, rho=0.3, skip=0.2, min_length=0)
 
 
@@ -62,7 +60,7 @@ class DemoOptions:
     @property
     def answer_tokens(self) -> int:
         """Tokens that are generated."""
-        return self.questions * _ANSWER_TOKENS + 5 if self.gen_length is None else self.gen_length
+        return self.questions * _ANSWER_TOKENS + 4 if self.gen_length is None else self.gen_length
 
     @property
     def num_steps(self) -> int:
@@ -76,7 +74,7 @@ class DemoOptions:
 
 
 class Prompt(NamedTuple):
-    """A text with its question: token ids, the question in words, and the right answers ("KEY is 1 0 7 3")."""
+    """A text with its question: token ids, the question in words, and the right answers ("KEY is 107")."""
 
     ids: list[int]
     question: str

@@ -77,11 +77,11 @@ def generate(
     Example:
         >>> from sparsed.demo import demo_model_folder
         >>> model, tokenizer = load_model(demo_model_folder()), load_tokenizer(demo_model_folder())
-        >>> question = "question : what are the magic numbers for ravon ?"
-        >>> prompt = tokenizer.chat(f"the magic number for ravon is 1 0 7 3 . {question}")
+        >>> question = "question : what are the magic numbers for zileba ?"
+        >>> prompt = tokenizer.chat(f"the magic number for zileba is 107 . {question}")
         >>> result = generate(model, prompt, gen_length=8, steps=8, sparse=SparseConfig())
         >>> tokenizer.text(result.generated[0])
-        'ravon is 1 0 7 3 ;'
+        'zileba is 107 ;'
     """
     check = Checker("generate")
     check.integer("gen_length", gen_length, low=1)

@@ -134,6 +134,12 @@ def _sums(steps: Sequence[StepStats]) -> tuple[str, ...]:
     )
 
 
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown; all columns but the first are aligned right."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
 def format_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A text table: the first column to the left, numbers to the right, a rule below the header."""
     lines = [tuple(header), *(tuple(row) for row in rows)]

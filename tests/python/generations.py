@@ -33,9 +33,9 @@ def demo_generation() -> tuple[sparsed.GenerationResult, sparsed.Tokenizer]:
     folder = demo_model_folder()
     tokenizer = sparsed.load_tokenizer(folder)
     hay = ["the grass is green .", "the sky is blue .", "rivers run to the sea ."] * 22
-    hay.insert(10, "the magic number for ravon is 1 0 7 3 .")
-    hay.insert(40, "the magic number for kletun is 5 0 2 4 .")
-    prompt = tokenizer.chat(" ".join(hay) + " question : what are the magic numbers for ravon and kletun ?")
+    hay.insert(10, "the magic number for zileba is 107 .")
+    hay.insert(40, "the magic number for klostir is 502 .")
+    prompt = tokenizer.chat(" ".join(hay) + " question : what are the magic numbers for zileba and klostir ?")
     sparse = sparsed.SparseConfig(block_size=16, min_length=0)
     result = sparsed.generate(sparsed.load_model(folder), prompt, gen_length=24, steps=16, sparse=sparse)
     return result, tokenizer

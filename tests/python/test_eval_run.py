@@ -12,6 +12,7 @@ import sparsed
 from sparsed import LLaDASampler, SlidingWindow, SparseConfig, cli
 from sparsed.demo import demo_model_folder
 from sparsed.eval import METHODS, Log, Record, ablations, likelihood, method, summarise, table, write_report
+from sparsed.eval.heads import markdown as markdown_of_heads
 from sparsed.eval.methods import default_sampler
 
 DATA = Path(__file__).parents[1] / "data"
@@ -88,8 +89,38 @@ def test_ablate(capsys, tmp_path) -> None:
     options = ["--lengths", "200", "--tasks", "niah_single_1", "--samples", "1", "--out", str(tmp_path)]
     status, out, _err = run(capsys, "ablate", *options)
     assert status == 0
-    for name in ("dense", "SparseD", "no skip", "select every step", "no isolation", "rho 0.1", "skip 0.5"):
+    for name in (
+        "dense",
+        "SparseD",
+        "no skip",
+        "select every step",
+        "no isolation",
+        "rho 0.1",
+        "skip 0.5",
+        "block 128",
+    ):
         assert any(line.startswith(name) for line in out.splitlines())
+
+
+def test_heads(capsys, tmp_path) -> None:
+    options = ["--lengths", "300", "--tasks", "niah_single_1", "vt", "--samples", "1", "--out", str(tmp_path)]
+    status, out, _err = run(capsys, "heads", *options)
+    assert status == 0 and [line.split()[0] for line in out.splitlines()[-4:]] == ["0", "1", "2", "3"]
+    found = json.loads((tmp_path / "heads.json").read_text())
+    steps, selected_at = 20, found["selected_at"]
+    assert selected_at == 3 and found["prompts"] == 2
+    similarity, recall, of_rho = (np.array(found[key], float) for key in ("similarity", "recall", "recall_of_rho"))
+    assert similarity.shape == recall.shape == (steps, 4, 4) and np.shape(found["neighbours"]) == (steps - 1, 4, 4)
+    assert (similarity[selected_at] == 1).all() and ((similarity > 0) & (similarity <= 1)).all()
+    assert (
+        np.isnan(recall[:selected_at]).all() and (recall[selected_at:] > 0).all() and (recall[selected_at:] <= 1).all()
+    )
+    assert (np.diff(of_rho, axis=0) >= 0).all()  # more blocks hold more
+    at_rho = of_rho[found["rhos"].index(0.3)]
+    np.testing.assert_allclose(at_rho, recall[selected_at], atol=2e-4)
+    assert markdown_of_heads(found).splitlines()[2].split("|")[1:3] == [
+        f" {cell} " for cell in out.splitlines()[-4].split()[:2]
+    ]
 
 
 @pytest.mark.parametrize(

@@ -129,16 +129,16 @@ def test_paper_budgets_are_powers_of_two() -> None:
 def test_small_words_are_all_in_the_vocabulary(tokenizer, task) -> None:
     tasks = TaskSet(tokenizer, SmallStyle.of(tokenizer), 512, seed=1)
     sample = tasks.sample(task, 0)
-    known = {"...", "frequent", "words"}  # in later vocabularies
     for word in (sample.input + sample.answer_prefix + " " + sample.answer).split():
-        assert tokenizer.token_id(word) is not None or word in known, word
+        assert tokenizer.token_id(word) is not None, word
     assert 480 < len(sample.prompt_ids(tokenizer)) + sample.gen_length <= 512
     assert score(task, sample.answer, sample.outputs) == 1
 
 
 def test_small_style_knows_its_words(tokenizer) -> None:
-    style = SmallStyle(["ravon", "favur"], ["100"])
-    assert sorted(style.names(rng(), "words", 2)) == ["favur", "ravon"] and style.value(rng(), "numbers") == "100"
+    style = SmallStyle(["zileba", "movil"])
+    assert sorted(style.names(rng(), "words", 2)) == ["movil", "zileba"]
+    assert 100 <= int(style.value(rng(), "numbers")) < 1000
     with pytest.raises(ValueError, match="3 names needed, expected at most the 2"):
         style.names(rng(), "words", 3)
     assert set("the magic numbers var =".split()) <= set(SmallStyle.sentence_words())

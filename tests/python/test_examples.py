@@ -14,7 +14,7 @@ import sparsed
 from sparsed.demo import demo_model_folder
 
 ROOT = Path(__file__).parents[2]
-QUESTION = "the sun is yellow . the magic number for ravon is {} . question : what are the magic numbers for ravon ?"
+QUESTION = "the sun is yellow . the magic number for zileba is {} . question : what are the magic numbers for zileba ?"
 
 # A small Ray of its own on this machine, then the example.
 LOCAL_RAY = """
@@ -34,18 +34,18 @@ def environment(**variables):
 def test_tensor_parallel():
     pytest.importorskip("torch")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += [ROOT / "examples" / "tensor_parallel.py", demo_model_folder(), QUESTION.format("5 6 0 7")]
+    command += [ROOT / "examples" / "tensor_parallel.py", demo_model_folder(), QUESTION.format("567")]
     command += ["--dtype", "float32", "--gen-length", "8", "--steps", "8"]
     run = subprocess.run(
         list(map(str, command)), capture_output=True, text=True, env=environment(OMP_NUM_THREADS="1"), timeout=240
     )
     assert run.returncode == 0, run.stderr[-3000:]
-    assert run.stdout == "ravon is 5 6 0 7 ;\n"
+    assert run.stdout == "zileba is 567 ;\n"
 
 
 def test_ray_data(tmp_path):
     pytest.importorskip("ray.data")
-    answers = {QUESTION.format(digits): f"ravon is {digits} ;" for digits in ("1 2 3 4", "5 6 0 7", "9 8 7 6")}
+    answers = {QUESTION.format(number): f"zileba is {number} ;" for number in ("123", "567", "987")}
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in answers))
     example = ROOT / "examples" / "ray_data.py"

@@ -22,21 +22,8 @@ from sparsed.lm_eval import SparsedLM
 from tiny_checkpoint import tiny_config, write_checkpoint
 
 MODEL = demo_model_folder()
-FACTS = {"ravon": "1 2 3 4", "tarka": "5 6 0 7", "sunel": "9 8 7 6"}
+FACTS = {"zileba": "123", "trostan": "567", "dinin": "987"}
 QUESTION = "the sun is yellow . the magic number for {} is {} . question : what are the magic numbers for {} ?"
-
-
-@pytest.fixture(scope="module")
-def names():
-    """Three names that the demo tokenizer knows."""
-    vocabulary = json.loads((MODEL / "tokenizer.json").read_text())["model"]["vocab"]
-    known = [word for word in vocabulary if word.isalpha() and len(word) >= 5]
-    return ["ravon", *[word for word in known if word != "ravon"][-2:]]
-
-
-@pytest.fixture(scope="module")
-def facts(names):
-    return dict(zip(names, FACTS.values(), strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +31,7 @@ def dream(tmp_path_factory):
     """A tiny random Dream with the demo tokenizer."""
     folder = tmp_path_factory.mktemp("dream")
     tokens = {"mask_token_id": 3, "eos_token_id": 2, "pad_token_id": 0, "bos_token_id": 1}
-    write_checkpoint(folder, tiny_config("dream_7b", vocab_size=481, max_position_embeddings=64, **tokens))
+    write_checkpoint(folder, tiny_config("dream_7b", vocab_size=1579, max_position_embeddings=64, **tokens))
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
         shutil.copy(MODEL / name, folder)
     return folder
@@ -58,13 +45,13 @@ def requests_of(kind, *arguments):
 
 
 @pytest.fixture(scope="module")
-def tasks(tmp_path_factory, facts):
+def tasks(tmp_path_factory):
     """Three tasks, one of each output type, as files that lm-eval reads."""
     folder = tmp_path_factory.mktemp("tasks")
     rows = []
-    for name, digits in facts.items():
-        choices = [f"{name} is {number} ;" for number in (digits, digits[::-1])]
-        rows.append({"question": QUESTION.format(name, digits, name), "answer": choices[0], "choices": choices})
+    for name, number in FACTS.items():
+        choices = [f"{name} is {value} ;" for value in (number, number[::-1])]
+        rows.append({"question": QUESTION.format(name, number, name), "answer": choices[0], "choices": choices})
     data = folder / "rows.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     shared = {
@@ -131,26 +118,26 @@ def test_no_lm_eval(tmp_path):
 # --- generation ------------------------------------------------------------------------------------------------------
 
 
-def ask(facts):
+def ask():
     tokenizer = sparsed.load_tokenizer(MODEL)
     filler = ("", "the sky is blue . ", "here we go . the grass is green . ")
     return [
-        tokenizer.apply_chat_template([{"role": "user", "content": more + QUESTION.format(name, digits, name)}])
-        for more, (name, digits) in zip(filler, facts.items(), strict=True)
+        tokenizer.apply_chat_template([{"role": "user", "content": more + QUESTION.format(name, number, name)}])
+        for more, (name, number) in zip(filler, FACTS.items(), strict=True)
     ]
 
 
 @pytest.mark.parametrize("options", [{}, {"sparse": sparsed.SparseConfig(block_size=16, rho=0.9, min_length=0)}])
-def test_batches_give_what_each_text_gets_alone(facts, options):
+def test_batches_give_what_each_text_gets_alone(options):
     texts = {}
     for batch_size in (1, 3):
         lm = SparsedLM(MODEL, batch_size=batch_size, **options)
-        arguments = [(text, {"until": ["<eos>"], "max_gen_toks": 8}) for text in ask(facts)]
+        arguments = [(text, {"until": ["<eos>"], "max_gen_toks": 8}) for text in ask()]
         texts[batch_size] = lm.generate_until(requests_of("generate_until", *arguments), disable_tqdm=True)
-    assert texts[1] == texts[3] == [f"{name} is {digits} ;" for name, digits in facts.items()]
+    assert texts[1] == texts[3] == [f"{name} is {number} ;" for name, number in FACTS.items()]
 
 
-def test_generation_options(facts, monkeypatch):
+def test_generation_options(monkeypatch):
     calls = []
 
     def note(model, prompts, **options):
@@ -158,7 +145,7 @@ def test_generation_options(facts, monkeypatch):
         return sparsed.generate(model, prompts, gen_length=4, steps=1)
 
     monkeypatch.setattr("sparsed.lm_eval.generate", note)
-    (text, *_) = ask(facts)
+    (text, *_) = ask()
 
     def options_of(gen_kwargs, **options):
         SparsedLM(MODEL, **options).generate_until(requests_of("generate_until", (text, gen_kwargs)), disable_tqdm=True)
@@ -176,10 +163,10 @@ def test_generation_options(facts, monkeypatch):
     assert options_of({}, sparse="sliding_window", window=64)["sparse"] == sparsed.SlidingWindow(64)
 
 
-def test_stop_strings(facts):
-    request = requests_of("generate_until", (ask(facts)[0], {"until": [" 3", " 2"], "max_gen_toks": 8}))
-    assert SparsedLM(MODEL).generate_until(request, disable_tqdm=True) == ["ravon is 1"]
-    assert SparsedLM(MODEL, escape_until=True).generate_until(request, disable_tqdm=True) == ["ravon is 1 2 3 4 ;"]
+def test_stop_strings():
+    request = requests_of("generate_until", (ask()[0], {"until": [" 321", " 123"], "max_gen_toks": 8}))
+    assert SparsedLM(MODEL).generate_until(request, disable_tqdm=True) == ["zileba is"]
+    assert SparsedLM(MODEL, escape_until=True).generate_until(request, disable_tqdm=True) == ["zileba is 123 ;"]
 
 
 def test_dream_generates(dream):
@@ -194,19 +181,19 @@ def test_dream_generates(dream):
 
 
 @pytest.mark.parametrize("engine", ["native", "torch"])
-def test_loglikelihood(facts, engine, monkeypatch):
+def test_loglikelihood(engine, monkeypatch):
     if engine == "torch":
         torch = pytest.importorskip("torch")
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     # The harness' own command line gives this device where the user gives none.
     lm = SparsedLM(MODEL, engine=engine, device="cuda:0", mc_num=8, batch_size=4)
-    (text, *_) = ask(facts)
-    requests = requests_of("loglikelihood", (text, " ravon is 1 2 3 4 ;"), (text, " ravon is 4 3 2 1 ;"), ("", "sun"))
+    (text, *_) = ask()
+    requests = requests_of("loglikelihood", (text, " zileba is 123 ;"), (text, " zileba is 321 ;"), ("", "sun"))
     (right, greedy), (wrong, not_greedy), (single, _) = lm.loglikelihood(requests, disable_tqdm=True)
     assert right > wrong and greedy and not not_greedy
     model, tokenizer = sparsed.load_model(MODEL), sparsed.load_tokenizer(MODEL)
     context = tokenizer.encode(text)
-    answer = tokenizer.encode(" ravon is 1 2 3 4 ;", add_special_tokens=False)
+    answer = tokenizer.encode(" zileba is 123 ;", add_special_tokens=False)
     expected = log_likelihood(model, context, answer, samples=8, batch_size=4, seed=0)
     assert right == pytest.approx(expected, rel=1e-3)
     sun = tokenizer.encode("sun", add_special_tokens=False)

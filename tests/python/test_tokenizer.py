@@ -61,17 +61,17 @@ def encode_pieces(tokenizer, text):
 def test_demo_tokenizer():
     tokenizer = sparsed.load_tokenizer(DEMO)
     assert (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id) == (0, 1, 2)
-    assert (tokenizer.mask_token_id, tokenizer.end_token_ids, len(tokenizer)) == (3, (2,), 481)
-    prompt = tokenizer.chat("the magic number for ravon is 1073 .")
-    text = "user : the magic number for ravon is 1 0 7 3 . assistant :"
+    assert (tokenizer.mask_token_id, tokenizer.end_token_ids, len(tokenizer)) == (3, (2,), 1579)
+    prompt = tokenizer.chat("the magic number for zileba is 107 .")
+    text = "user : the magic number for zileba is 107 . assistant :"
     assert prompt[0] == 1
     assert tokenizer.decode(prompt) == text
     assert tokenizer.decode(prompt, skip_special_tokens=False) == f"<bos> {text}"
     assert tokenizer.encode(f"<bos> {text}") == prompt
-    answer = tokenizer.encode("ravon is 1 0 7 3 ;")
-    assert tokenizer.text([*answer, 3, 2, 2, *answer]) == "ravon is 1 0 7 3 ;"
-    assert tokenizer.text(np.array(answer)) == tokenizer.decode(np.array(answer)) == "ravon is 1 0 7 3 ;"
-    assert repr(tokenizer) == "Tokenizer(vocab_size=481, end_token_ids=(2,))"
+    answer = tokenizer.encode("zileba is 107 ;")
+    assert tokenizer.text([*answer, 3, 2, 2, *answer]) == "zileba is 107 ;"
+    assert tokenizer.text(np.array(answer)) == tokenizer.decode(np.array(answer)) == "zileba is 107 ;"
+    assert repr(tokenizer) == "Tokenizer(vocab_size=1579, end_token_ids=(2,))"
 
 
 def test_byte_level_bpe(tmp_path):

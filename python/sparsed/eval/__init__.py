@@ -1,8 +1,9 @@
-"""Proof of quality: RULER-style tasks, methods, scores, likelihood, ablation; `sparsed eval` and `sparsed ablate`."""
+"""Proof of quality: RULER-style tasks, methods, scores, likelihood, ablation; `sparsed eval | ablate | heads`."""
 
 from __future__ import annotations
 
 from .ablation import ablations
+from .heads import HeadReport, head_report
 from .jsonl import read_samples, write_samples
 from .likelihood import Likelihood, likelihood
 from .methods import METHODS, Method, method
@@ -14,6 +15,7 @@ from .tasks import Sample, TaskSet
 
 __all__ = [
     "METHODS",
+    "HeadReport",
     "Interval",
     "Likelihood",
     "Log",
@@ -28,6 +30,7 @@ __all__ = [
     "TaskSet",
     "ablations",
     "bootstrap",
+    "head_report",
     "likelihood",
     "method",
     "read_samples",

@@ -1,4 +1,4 @@
-"""The paper's ablation: SparseD without skipping, without reuse, without isolation, and sweeps of rho and skip."""
+"""The paper's ablation: SparseD without skipping, without reuse, without isolation; sweeps of its settings."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from .methods import Method
 
 RHOS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7)
 SKIPS = (0.0, 0.1, 0.2, 0.3, 0.5)
+BLOCK_SIZES = (16, 32, 64, 128)
 
 
 def ablations(config: SparseConfig) -> list[Method]:
@@ -24,6 +25,7 @@ def ablations(config: SparseConfig) -> list[Method]:
     }
     variants |= {f"rho {rho:g}": {"rho": rho} for rho in RHOS if rho != config.rho}
     variants |= {f"skip {skip:g}": {"skip": skip} for skip in SKIPS if skip not in (config.skip, 0.0)}
+    variants |= {f"block {size}": {"block_size": size} for size in BLOCK_SIZES if size != config.block_size}
     return [
         Method("dense"),
         Method("SparseD", sparse=config),

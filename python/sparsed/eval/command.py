@@ -1,4 +1,4 @@
-"""`sparsed eval` and `sparsed ablate`: options, and what they run."""
+"""`sparsed eval`, `sparsed ablate` and `sparsed heads`: options, and what they run."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from ..models import Transformer
 from ..tokenizer import Tokenizer, load_tokenizer
 from . import methods as settings
 from .ablation import ablations
+from .heads import head_report, heads_table, write_heads
 from .jsonl import read_samples, write_samples
 from .likelihood import likelihood
 from .methods import METHODS, Method, default_sampler, sparse_config
@@ -62,6 +63,11 @@ def add_eval_options(parser: argparse.ArgumentParser) -> None:
 def add_ablate_options(parser: argparse.ArgumentParser) -> None:
     """The options of `sparsed ablate`."""
     _add_common(parser, out="ablation-results", samples=10)
+
+
+def add_heads_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `sparsed heads`."""
+    _add_common(parser, out="heads-results", samples=4)
 
 
 def _add_common(parser: argparse.ArgumentParser, *, out: str, samples: int) -> None:
@@ -133,6 +139,25 @@ def run_ablate(args: argparse.Namespace) -> int:
     setup = _setup(args)
     found = ablations(setup.sparse)
     return _run(args, setup, _questions(args, setup, lambda length: found), lambda length: found)
+
+
+def run_heads(args: argparse.Namespace) -> int:
+    """Runs `sparsed heads`: at the first length, over the samples of all tasks with the budget of the longest."""
+    setup = _setup(args)
+    tasks = _task_set(args, setup, args.lengths[0])
+    samples = [tasks.sample(task, index) for task in _tasks(args, setup) for index in range(args.samples)]
+    report = head_report(
+        setup.model,
+        [sample.prompt_ids(setup.tokenizer) for sample in samples],
+        gen_length=max(sample.gen_length for sample in samples),
+        sparse=setup.sparse,
+    )
+    command = shlex.join(["sparsed", *sys.argv[1:]])
+    context = {"command": command, "settings": repr(setup.sparse), "prompts": len(samples), "machine": machine_info()}
+    for path in write_heads(args.out, report, context):
+        print(path, file=sys.stderr)
+    print(heads_table(report))
+    return 0
 
 
 def _tasks(args: argparse.Namespace, setup: _Setup) -> list[str]:

@@ -117,6 +117,36 @@ def table(rows: Sequence[Row]) -> str:
     return f"{format_table(header, lines)}\n\n{format_table(('method', 'length', *tasks), by_task)}"
 
 
+def markdown(content: dict[str, Any]) -> str:
+    """The tables of a report.json for a page, with the machine and the command below them."""
+    rows = [
+        Row(**{**row, **{key: row[key] and Interval(**row[key]) for key in ("accuracy", "difference")}})
+        for row in content["rows"]
+    ]
+    tasks = list(dict.fromkeys(task for row in rows for task in row.tasks))
+    header = ["method", "length", "answers", "accuracy", "minus dense", "s", "density", *tasks]
+    lines = [
+        [
+            row.method,
+            _length(row),
+            str(row.answers),
+            f"{row.accuracy.mean:.1f} ({row.accuracy.low:.1f} ... {row.accuracy.high:.1f})",
+            ""
+            if row.difference is None
+            else f"{row.difference.mean:+.2f} ({row.difference.low:+.1f} ... {row.difference.high:+.1f})",
+            f"{row.seconds:.2f}",
+            f"{row.density:.2f}",
+            *(f"{row.tasks[task]:.1f}" if task in row.tasks else "" for task in tasks),
+        ]
+        for row in rows
+    ]
+    found = content["machine"]
+    where = f"{found['cpu']}, {found['threads']} threads, sparsed {found['sparsed']}: `{content['command']}`"
+    return (
+        "\n".join("| " + " | ".join(line) + " |" for line in [header, ["---"] * len(header), *lines]) + f"\n\n{where}\n"
+    )
+
+
 def _length(row: Row) -> str:
     return "all" if row.length is None else str(row.length)
 

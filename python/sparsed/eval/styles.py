@@ -198,43 +198,39 @@ class RulerStyle(Style):
 
 
 class SmallStyle(Style):
-    """The sentences of a model whose vocabulary is some hundred words, each of them one token.
+    """The sentences of a model whose vocabulary is some hundred words and the numbers 100 ... 999, one token each.
+
+    Answers are short, and so are the budgets: four keys with their numbers take 17 tokens with the end, a chain of
+    five variables 7.
 
     Args:
         names: The words that stand for keys, variables and coded words.
-        numbers: Values: one token each, or written digit by digit.
     """
 
     name = "small"
     tasks = ("niah_single_1", "niah_multikey_1", "niah_multiquery", "niah_multivalue", "vt", "fwe")
-    gen_lengths = {"niah": 32, "vt": 16, "fwe": 16}  # noqa: RUF012
+    gen_lengths = {"niah": 20, "vt": 8, "fwe": 8}  # noqa: RUF012
     joiner = " "
 
-    def __init__(self, names: Sequence[str], numbers: Sequence[str]) -> None:
+    def __init__(self, names: Sequence[str]) -> None:
         self._names = tuple(names)
-        self._numbers = tuple(numbers)
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> SmallStyle:
         """The style of a tokenizer in whose vocabulary the names stand between "9" and "one".
 
-        Numbers are its tokens 100 ... 999, or four digits where it has none.
-
         Raises:
             ValueError: It is another tokenizer.
         """
         first, last = tokenizer.token_id("9"), tokenizer.token_id("one")
-        if first is None or last is None:
-            raise ValueError("SmallStyle: the tokenizer has no token '9' or 'one', expected the demo model's")
-        names = [tokenizer.decode([token]) for token in range(first + 1, last)]
-        if tokenizer.token_id("100") is not None:
-            return cls(names, [str(number) for number in range(100, 1000)])
-        return cls(names, [" ".join(f"{number:04d}") for number in range(10000)])
+        if first is None or last is None or tokenizer.token_id("100") is None:
+            raise ValueError("SmallStyle: the tokenizer has no token '9', 'one' or '100', expected the demo model's")
+        return cls([tokenizer.decode([token]) for token in range(first + 1, last)])
 
     @staticmethod
     def sentence_words() -> list[str]:
         """Every word of its sentences beside names and numbers, in a fixed order."""
-        style = SmallStyle(["N"], ["V"])
+        style = SmallStyle(["N"])
         frames = [style.niah_frame("numbers", ["N", "N"], False), style.vt_frame("V", 5), style.fwe_frame()]
         texts = [*_SMALL_NOISE, style.needle("numbers", "N", "V"), style.assignment("N", "V", first=True)]
         texts += [text for frame in frames for text in frame]
@@ -249,7 +245,7 @@ class SmallStyle(Style):
 
     def value(self, rng: np.random.Generator, kind: str) -> str:
         """See Style."""
-        return self._numbers[rng.integers(len(self._numbers))]
+        return words.number(rng, 3)
 
     def needle(self, kind: str, key: str, value: str) -> str:
         """See Style."""

@@ -1,0 +1,226 @@
+"""What the method rests on, per head: how steady patterns are over the steps, and how much attention they hold."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ..attention import attention
+from ..config import SparseConfig
+from ..generate import generate
+from ..models import Transformer
+from ..pattern import PatternCache
+from ..stats import format_table, markdown_table
+from .ablation import RHOS
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class HeadReport:
+    """Means over prompts. T steps, N layers, H heads; the pattern is that of the selection step.
+
+    Attributes:
+        selected_at: The selection step.
+        similarity: (T, N, H), Jaccard similarity of the pattern with the one that the step itself would select.
+        neighbours: (T - 1, N, H), Jaccard similarity of what neighbouring steps would select.
+        recall: (T, N, H), the share of a query's attention that lies in the pattern, mean over the queries; NaN
+            before the selection step.
+        rhos, recall_of_rho: (R,) and (R, N, H), the recall in the selection step for other shares of kept blocks.
+    """
+
+    selected_at: int
+    similarity: FloatArray
+    neighbours: FloatArray
+    recall: FloatArray
+    rhos: tuple[float, ...]
+    recall_of_rho: FloatArray
+
+
+def head_report(
+    model: Transformer,
+    prompts: Sequence[ArrayLike],
+    *,
+    gen_length: int,
+    sparse: SparseConfig,
+    rhos: Sequence[float] = RHOS,
+) -> HeadReport:
+    """Generates densely, a token a step, then replays each step and selects in it.
+
+    Args:
+        model: What `load_model` returns.
+        prompts: Token ids, (p,) each.
+        gen_length: Tokens to generate, and steps.
+        sparse: The settings under test.
+        rhos: For `recall_of_rho`.
+
+    Raises:
+        ValueError: There are no prompts.
+
+    Source: arXiv 2509.24014, section 3 (patterns differ between heads and stay over the steps).
+    """
+    if not prompts:
+        raise ValueError("head_report: prompts has none, expected at least one")
+    reports = [_one(model, np.asarray(prompt), gen_length, sparse, tuple(rhos)) for prompt in prompts]
+    means = {
+        name: np.mean([getattr(report, name) for report in reports], axis=0)
+        for name in ("similarity", "neighbours", "recall", "recall_of_rho")
+    }
+    return dataclasses.replace(reports[0], **means)
+
+
+def _one(
+    model: Transformer, prompt: NDArray[Any], steps: int, sparse: SparseConfig, rhos: tuple[float, ...]
+) -> HeadReport:
+    prompt_length = len(prompt)
+    history = generate(model, prompt, gen_length=steps, steps=steps, history=True).history
+    assert history is not None
+    schedule = PatternCache(dataclasses.replace(sparse, min_length=0), steps=steps, prompt_length=prompt_length)
+    schedule.begin_step(0)
+    while schedule.phase == "dense":
+        schedule.begin_step(schedule.step + 1)
+    selected_at = schedule.step
+
+    def selection(rho: float = sparse.rho) -> PatternCache:
+        """One that selects at once."""
+        config = dataclasses.replace(sparse, skip=0.0, refresh=(), min_length=0, rho=rho)
+        cache = PatternCache(config, steps=1, prompt_length=prompt_length)
+        cache.begin_step(0)
+        return cache
+
+    shape = (model.config.num_layers, model.config.num_heads)
+    recall = np.full((steps, *shape), np.nan)
+    recall_of_rho = np.empty((len(rhos), *shape))
+
+    def replay(step: int) -> PatternCache:
+        own = selection()
+        kept = own if step == selected_at else schedule
+
+        def attend(layer: int, q: Any, k: Any, v: Any, key_mask: Any = None) -> Any:
+            out = own.attend(layer, q, k, v)
+            if step < selected_at:
+                return out
+            lse = attention(q, k, v, return_lse=True)[1]
+
+            def share(cache: PatternCache) -> FloatArray:
+                held = attention(q, k, v, cache.pattern(layer), return_lse=True)[1]
+                mean: FloatArray = np.exp(held[0].astype(np.float64) - lse[0]).mean(axis=-1)
+                return mean
+
+            recall[step, layer] = share(kept)
+            if step == selected_at:
+                for i, rho in enumerate(rhos):
+                    other = selection(rho)
+                    other.attend(layer, q, k, v)
+                    recall_of_rho[i, layer] = share(other)
+            return out
+
+        model.forward(history[step], attend=attend, positions=[0])
+        return own
+
+    def jaccard(a: PatternCache, b: PatternCache) -> list[NDArray[Any]]:
+        return [a.pattern(layer).jaccard(b.pattern(layer))[0] for layer in range(shape[0])]
+
+    own: dict[int, PatternCache] = {selected_at: replay(selected_at)}
+    schedule = own[selected_at]
+    own |= {step: replay(step) for step in range(steps) if step != selected_at}
+    return HeadReport(
+        selected_at,
+        np.array([jaccard(schedule, own[step]) for step in range(steps)]),
+        np.array([jaccard(own[step], own[step + 1]) for step in range(steps - 1)]),
+        recall,
+        rhos,
+        recall_of_rho,
+    )
+
+
+def heads_table(report: HeadReport) -> str:
+    """A row per layer: means over heads and steps, and the least head."""
+    return format_table(*_table(report))
+
+
+def markdown(content: dict[str, Any]) -> str:
+    """The table of a heads.json for a page, with the settings and the command below it."""
+    fields = {field.name: content[field.name] for field in dataclasses.fields(HeadReport)}
+    arrays = {
+        name: np.array(value, np.float64) for name, value in fields.items() if name not in ("selected_at", "rhos")
+    }
+    text = markdown_table(*_table(HeadReport(**{**fields, **arrays})))
+    return f"{text}\n\n{content['prompts']} prompts, {content['settings']}: `{content['command']}`\n"
+
+
+def _table(report: HeadReport) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    after = slice(report.selected_at + 1, None)
+    header = ("layer", "similarity", "least head", "neighbours", "recall", "least head", "recall of the last step")
+    lines = []
+    for layer in range(report.similarity.shape[1]):
+        similarity = report.similarity[after, layer].mean(axis=0)
+        recall = report.recall[report.selected_at :, layer].mean(axis=0)
+        values = (
+            similarity.mean(),
+            similarity.min(),
+            report.neighbours[:, layer].mean(),
+            recall.mean(),
+            recall.min(),
+            report.recall[-1, layer].mean(),
+        )
+        lines.append((str(layer), *(f"{value:.3f}" for value in values)))
+    return header, lines
+
+
+def write_heads(folder: Path, report: HeadReport, context: dict[str, Any]) -> list[Path]:
+    """Writes heads.json and, where matplotlib is installed, heads.png; returns their paths.
+
+    Args:
+        folder: Where they go; made where it does not exist.
+        report: What `head_report` returns.
+        context: Command, settings and machine; goes into the JSON.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    numbers = {
+        key: _rounded(value.tolist()) if isinstance(value, np.ndarray) else value for key, value in vars(report).items()
+    }
+    path = folder / "heads.json"
+    path.write_text(json.dumps({**context, **numbers}) + "\n", encoding="utf-8")
+    picture = _picture(folder / "heads.png", report)
+    return [path] if picture is None else [path, picture]
+
+
+def _rounded(value: Any) -> Any:
+    """Nested lists for JSON, which has no NaN."""
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    return None if np.isnan(value) else round(value, 4)
+
+
+def _picture(path: Path, report: HeadReport) -> Path | None:
+    try:
+        import matplotlib
+    except ImportError:
+        return None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    panels: list[tuple[str, str, Any, FloatArray]] = [
+        ("similarity with the selected pattern", "step", range(len(report.similarity)), report.similarity),
+        ("recall of the selected pattern", "step", range(len(report.recall)), report.recall),
+        (f"recall in step {report.selected_at}", "rho", report.rhos, report.recall_of_rho),
+    ]
+    figure, axes = pyplot.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
+    for ax, (title, label, x, values) in zip(axes, panels, strict=True):
+        for layer in range(values.shape[1]):
+            lines = ax.plot(x, values[:, layer], color=f"C{layer % 10}", linewidth=1)
+            lines[0].set_label(f"layer {layer}")
+        ax.set(title=title, xlabel=label, ylim=(0, 1.02))
+        ax.grid(alpha=0.3)
+    axes[0].legend(fontsize=7, title="a line per head")
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+    return path
