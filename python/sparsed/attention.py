@@ -94,8 +94,8 @@ def attention(
         return_lse: Also return the log-sum-exp of each row.
 
     Returns:
-        out (B, H, L, D) in q's dtype, heads or tokens outermost in memory as in q, or (out, lse) with lse (B, H, L) float32. A row without a key
-        to attend to has out 0 and lse -inf.
+        out (B, H, L, D) in q's dtype, heads or tokens outermost in memory as in q, or (out, lse) with lse (B, H, L)
+        float32. A row without a key to attend to has out 0 and lse -inf.
 
     Raises:
         TypeError: An argument of another type, dtype or library.

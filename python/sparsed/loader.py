@@ -49,7 +49,7 @@ def load_model(
     dtype: str | torch.dtype = ...,
     *,
     engine: Literal["torch"],
-    device: str | torch.device | None = ...,
+    device: str | int | torch.device | None = ...,
     device_map: str | Mapping[str, Any] | None = ...,
     group: torch.distributed.ProcessGroup | None = ...,
 ) -> TorchTransformer: ...
@@ -59,7 +59,7 @@ def load_model(
     dtype: str | torch.dtype = ...,
     *,
     engine: str,
-    device: str | torch.device | None = ...,
+    device: str | int | torch.device | None = ...,
     device_map: str | Mapping[str, Any] | None = ...,
     group: torch.distributed.ProcessGroup | None = ...,
 ) -> Transformer | TorchTransformer: ...
@@ -68,7 +68,7 @@ def load_model(
     dtype: str | torch.dtype = "float32",
     *,
     engine: str = "native",
-    device: str | torch.device | None = None,
+    device: str | int | torch.device | None = None,
     device_map: str | Mapping[str, Any] | None = None,
     group: torch.distributed.ProcessGroup | None = None,
 ) -> Transformer | TorchTransformer:

@@ -181,6 +181,24 @@ def test_when_the_count_starts_anew(llada: nn.Module) -> None:
 
 
 @torch.no_grad()
+def test_a_forward_pass_that_died_is_forgotten(llada: nn.Module) -> None:
+    layer = llada.model.transformer["blocks"][1]
+    with accelerate(llada, TINY, steps=3, prompt_length=20) as acceleration:
+        expected = [llada(random_ids(1, 64)) for _ in range(3)]
+
+        def die(module: Any, inputs: Any) -> None:
+            raise KeyboardInterrupt
+
+        hook = layer.rotary_emb.register_forward_pre_hook(die)
+        with pytest.raises(KeyboardInterrupt):
+            llada(random_ids(1, 64))
+        hook.remove()
+        for logits in expected:
+            assert torch.equal(llada(random_ids(1, 64)), logits)
+        assert acceleration.cache.step == 2
+
+
+@torch.no_grad()
 def test_the_second_call_takes_the_place_of_the_first(llada: nn.Module) -> None:
     ids = random_ids(1, 64)
     plain = llada(ids)

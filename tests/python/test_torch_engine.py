@@ -190,6 +190,12 @@ def test_torch_dtypes_are_names(tmp_path):
     assert model.dtype == "bfloat16" and model.network.head.weight.dtype == torch.bfloat16
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
+def test_a_device_by_number_is_a_gpu():
+    with pytest.raises(ValueError, match="load_model: device is cuda:0, expected one that torch can use here"):
+        sparsed.load_model(DATA / "dream_tail", engine="torch", device=0)
+
+
 def test_forward_refuses_what_the_native_engine_refuses():
     model = sparsed.load_model(DATA / "dream_tail", engine="torch")
     with pytest.raises(TypeError, match="forward: ids has dtype float64, expected integers"):

@@ -164,8 +164,12 @@ class Acceleration:
         def forward(*args: Any, **kwargs: Any) -> Any:
             if self._replaced is not replaced:  # undone
                 return original(*args, **kwargs)
-            with _Replacement(self._handle, number, layer.groups) as replacement:
-                result = original(*args, **kwargs)
+            try:
+                with _Replacement(self._handle, number, layer.groups) as replacement:
+                    result = original(*args, **kwargs)
+            except BaseException:  # the next forward pass is another generation's first
+                self.restart()
+                raise
             if replacement.calls != 1:
                 raise ValueError(
                     f"accelerate: {layer.name} called scaled_dot_product_attention {replacement.calls} times, expected "

@@ -68,7 +68,7 @@ def sparsed_attention(
     for option in _UNKNOWN:
         if kwargs.get(option) is not None:
             raise ValueError(f'attn_implementation="sparsed": {name} has {option}, expected plain softmax attention')
-    if attention_mask is not None:
+    if attention_mask is not None and attention_mask.shape[-1] != key.shape[2]:  # a slice is no tensor that is known
         attention_mask = attention_mask[..., : key.shape[2]]
     out = attention(query, key, value, scale=scaling, key_mask=attention_mask)
     return out.transpose(1, 2).contiguous(), None

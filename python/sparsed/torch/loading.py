@@ -37,7 +37,7 @@ def load_transformer(
     names: TensorNames,
     ends: tuple[str, str],
     dtype: str,
-    device: str | torch.device | None,
+    device: str | int | torch.device | None,
     device_map: str | Mapping[str, Any] | None,
     group: dist.ProcessGroup | None,
 ) -> TorchTransformer:
@@ -57,9 +57,14 @@ def load_transformer(
     network = Network(config, DTYPES[dtype], share)
     if config.tie_weights:
         network.head.weight = network.embedding.weight
+    if isinstance(device, int):  # torch.device(0) itself needs a GPU
+        device = torch.device("cuda", device)
     devices: dict[str, Any] = {"": device or "cpu"}
     if device_map is not None:
         devices = resolve_device_map(network, device_map, NetworkLayer.__name__)
+    for where in map(torch.device, devices.values()):
+        if where.type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"load_model: device is {where}, expected one that torch can use here")
     if all(str(where) == "cpu" for where in devices.values()):
         ops.require_memory(sum(weight.nbytes for weight in network.parameters()), "load_model: the weights")
     place(network, devices)
