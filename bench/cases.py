@@ -146,7 +146,7 @@ LAYER_SHAPES = {
     for shape in (
         LayerShape("llada-8b", "llada", 32, 4096, 32, 32, 12288, 126464, 500000.0, 1e-5),
         LayerShape("dream-7b", "dream", 28, 3584, 28, 4, 18944, 152064, 1000000.0, 1e-6),
-        LayerShape("demo", "llada", 4, 256, 4, 4, 768, 481, 500000.0, 1e-5),
+        LayerShape("demo", "llada", 4, 256, 4, 4, 768, 1579, 500000.0, 1e-5),
     )
 }
 

@@ -198,7 +198,7 @@ class RulerStyle(Style):
 
 
 class SmallStyle(Style):
-    """The sentences of a model whose vocabulary is some hundred words and the numbers 100 ... 999, one token each.
+    """The sentences of a model that knows names, the numbers 100 ... 999 and a few dozen words, one token each.
 
     Answers are short, and so are the budgets: four keys with their numbers take 17 tokens with the end, a chain of
     five variables 7.
