@@ -46,6 +46,15 @@ TEST_F(CudaMachine, KernelsOfBuildAndDevice) {
   }
 }
 
+TEST_F(CudaMachine, HeadsThatShareMemoryKeepTheFastKernel) {
+  fake_cuda::machine().capabilities = {90};
+  DeviceArrays arrays({1, 2, 2, 130, 130, 64, true, false, 23}, DType::kBFloat16);
+  for (AttentionParams* params : {&arrays.params, &arrays.host.params}) params->k.stride[1] = params->v.stride[1] = 0;
+  backend_.device->attention(arrays.params, nullptr);
+  EXPECT_EQ(fake_cuda::last_threads(), 384);
+  arrays.expect_right(nullptr, "shared");
+}
+
 TEST_F(CudaMachine, OneGoodDeviceIsEnough) {
   fake_cuda::machine().capabilities = {75, 61};
   EXPECT_EQ(cuda::missing_device(), std::vector<std::string>{"compute capability 7.5, needs 8.0"});
