@@ -1,4 +1,7 @@
-"""Compiles every CUDA kernel and reads what ptxas says: none may spill registers. Writes the table of resources."""
+"""Compiles every CUDA kernel and reads what ptxas says. Writes the table of resources.
+
+None may spill registers or keep arrays in local memory, nor may ptxas ignore or serialise what the code asks for.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,18 @@ import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 ENTRY = re.compile(
-    r"Compiling entry function '(?P<name>\w+)' for '(?P<arch>\w+)'.*?(?P<stores>\d+) bytes spill stores, "
+    r"Compiling entry function '(?P<name>\w+)' for '(?P<arch>\w+)'.*?(?P<stack>\d+) bytes stack frame, "
+    r"(?P<stores>\d+) bytes spill stores, "
     r"(?P<loads>\d+) bytes spill loads.*?Used (?P<registers>\d+) registers",
     re.DOTALL,
 )
+# Notes of ptxas that cost speed: "setmaxnreg ignored to maintain minimum register requirement", "Potential Performance
+# Loss: wgmma.mma_async instructions are serialized due to ...".
+NOTE = re.compile(r"^.*(?:setmaxnreg[^\n]*ignored|wgmma[^\n]*serialized|Potential Performance Loss).*$", re.MULTILINE)
 SUMS = ("none", "shared", "own")
 # Bytes that a block gets: on every device from compute capability 8.0 on, and on 9.0.
 MOST_SHARED = {80: 99 << 10, 90: 227 << 10}
@@ -27,16 +34,18 @@ class Entry:
     arch: str
     registers: int
     spills: int
+    stack: int
 
 
-def compile_entries(nvcc: str, source: Path, include: Path, arch: str) -> list[Entry]:
+def compile_entries(nvcc: str, source: Path, include: Path, arch: str) -> tuple[list[Entry], list[str]]:
+    """Its kernels, and the notes that none should give."""
     command = [nvcc, "-cubin", "-std=c++20", "--expt-relaxed-constexpr", "-Xptxas", "-v"]
     command += [f"-gencode=arch=compute_{arch},code=sm_{arch}", f"-I{include}", "-o", "/dev/null", str(source)]
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
         sys.exit(result.stderr)
     found = [
-        Entry(m["name"], m["arch"], int(m["registers"]), int(m["stores"]) + int(m["loads"]))
+        Entry(m["name"], m["arch"], int(m["registers"]), int(m["stores"]) + int(m["loads"]), int(m["stack"]))
         for m in ENTRY.finditer(result.stderr)
     ]
     names = subprocess.run(["c++filt"], input="\n".join(e.kernel for e in found), capture_output=True, text=True)
@@ -44,7 +53,8 @@ def compile_entries(nvcc: str, source: Path, include: Path, arch: str) -> list[E
         re.sub(r"^void |\(\w*Args\)$", "", re.sub(r"\(anonymous namespace\)::|sparsed::cuda::", "", name))
         for name in names.stdout.splitlines()
     ]
-    return [Entry(name, e.arch, e.registers, e.spills) for name, e in zip(short, found, strict=True)]
+    entries = [replace(entry, kernel=name) for name, entry in zip(short, found, strict=True)]
+    return entries, [f"{source.name} for {arch}: {note.strip()}" for note in NOTE.findall(result.stderr)]
 
 
 def shared_bytes(program: str) -> dict[Key, int]:
@@ -80,7 +90,7 @@ def main() -> int:
     jobs = [(source, arch) for source in sources for arch in arguments.arch]
     with ThreadPoolExecutor(2) as pool:
         found = list(pool.map(lambda job: compile_entries(arguments.nvcc, job[0], include, job[1]), jobs))
-    entries = [entry for group in found for entry in group]
+    entries = [entry for group, _ in found for entry in group]
     shared = shared_bytes(arguments.shared)
 
     rows: dict[str, dict[str, Entry]] = {}
@@ -116,7 +126,9 @@ def main() -> int:
     if arguments.table:
         arguments.table.write_text(text)
 
-    bad = [f"{entry.kernel} for {entry.arch} spills {entry.spills} bytes" for entry in entries if entry.spills]
+    bad = [note for _, notes in found for note in notes]
+    bad += [f"{entry.kernel} for {entry.arch} has a stack of {entry.stack} bytes" for entry in entries if entry.stack]
+    bad += [f"{entry.kernel} for {entry.arch} spills {entry.spills} bytes" for entry in entries if entry.spills]
     bad += [
         f"{name} takes {size} bytes of shared memory, expected at most {most[name]}"
         for name, size in sizes.items()

@@ -117,5 +117,9 @@ void* sparsed_gpu_pattern(const uint8_t* mask, int64_t batch, int64_t heads, int
 double sparsed_gpu_density(const void* pattern) {
   return static_cast<const Handle*>(pattern)->get()->to_host().density();
 }
+// mask: [batch, heads, q_blocks, kv_blocks] in host memory.
+bool sparsed_gpu_mask(const void* pattern, uint8_t* mask) {
+  return guarded([&] { static_cast<const Handle*>(pattern)->get()->to_host().to_mask(mask); });
+}
 void sparsed_gpu_free(void* pattern) { delete static_cast<Handle*>(pattern); }
 }

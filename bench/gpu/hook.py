@@ -42,6 +42,11 @@ class Pattern:
     def density(self) -> float:
         return float(self._library.sparsed_gpu_density(self.handle))
 
+    def read(self, mask: Any) -> None:
+        """mask: [batch, heads, q_blocks, kv_blocks] uint8 in host memory, written to."""
+        if not self._library.sparsed_gpu_mask(self.handle, ctypes.c_void_p(mask.data_ptr())):
+            raise RuntimeError(self._library.sparsed_gpu_error().decode())
+
 
 class Sparsed:
     """Calls of the backend, queued on the default stream of torch."""
@@ -49,7 +54,7 @@ class Sparsed:
     def __init__(self, path: Path) -> None:
         library = ctypes.CDLL(str(path))
         library.sparsed_gpu_error.restype = library.sparsed_gpu_missing.restype = ctypes.c_char_p
-        library.sparsed_gpu_attention.restype = ctypes.c_bool
+        library.sparsed_gpu_attention.restype = library.sparsed_gpu_mask.restype = ctypes.c_bool
         library.sparsed_gpu_select.restype = library.sparsed_gpu_pattern.restype = ctypes.c_void_p
         library.sparsed_gpu_density.restype = ctypes.c_double
         self._library = library

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import itertools
 import json
+import math
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -22,11 +25,13 @@ from .hook import Pattern, Sparsed
 
 Run = Callable[[], Any]
 PROMPT_SHARE = 15 / 16
+RHO = 0.3
+TOLERANCE = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 1e-2}  # of outputs, relative
 cuda: Any = torch.cuda  # its events are not typed
 
 
-def time_alternating(runs: dict[str, Run], rounds: int) -> dict[str, float]:
-    """Median milliseconds of each; a contender that fails is left out."""
+def time_alternating(runs: dict[str, Run], rounds: int) -> dict[str, list[float]]:
+    """Milliseconds of each call; a contender that fails is left out."""
     times: dict[str, list[float]] = {}
     for name, run in list(runs.items()):
         try:
@@ -39,12 +44,13 @@ def time_alternating(runs: dict[str, Run], rounds: int) -> dict[str, float]:
     for _ in range(rounds):
         for name in times:
             start, end = cuda.Event(enable_timing=True), cuda.Event(enable_timing=True)
+            cuda._sleep(3_000_000)  # cycles: the host has queued everything before the first kernel begins
             start.record()
             runs[name]()
             end.record()
             end.synchronize()
             times[name].append(start.elapsed_time(end))
-    return {name: statistics.median(values) for name, values in times.items()}
+    return times
 
 
 def random_qkv(heads: int, length: int, head_dim: int, dtype: Any) -> list[Any]:
@@ -59,31 +65,62 @@ def random_pattern(sparsed: Sparsed, heads: int, length: int, block_size: int, d
     return sparsed.pattern(mask, block_size, length), mask
 
 
-def check(sparsed: Sparsed) -> None:
-    """Small calls of every kernel against float64 attention, before anything is timed."""
-    length = 333
-    tolerance = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
-    for dtype in tolerance:
-        for head_dim in (32, 64, 72, 96, 128, 256):
-            q, k, v = random_qkv(2, length, head_dim, dtype)
-            wide = [x.double() for x in (q, k, v)]
+def block_scores(q: Any, k: Any, block_size: int) -> Any:
+    """Probability mass of (query block, key block) in float64, [1, heads, blocks, blocks]."""
+    length = q.shape[2]
+    padding = -length % block_size
+    mass = (q.double() @ k.double().transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-1)
+    mass = functional.pad(mass, (0, padding, 0, padding))
+    return mass.unflatten(3, (-1, block_size)).sum(4).unflatten(2, (-1, block_size)).sum(3)
 
-            def expect(out: Any, tokens: Any, what: str, wide: Any = wide, dtype: Any = dtype) -> None:
-                right = functional.scaled_dot_product_attention(wide[0], wide[1], wide[2], attn_mask=tokens)
-                error = float((out.double() - right).norm() / right.norm())
-                if not error < tolerance[dtype]:
-                    sys.exit(f"wrong result: relative error {error}, {what}")
 
-            for block_size in (16, 32, 64, 128, 256):
-                what = f"{dtype}, head_dim {head_dim}, block {block_size}"
-                pattern, mask = random_pattern(sparsed, 2, length, block_size, 0.4)
-                tokens = mask.bool().cuda().repeat_interleave(block_size, 2).repeat_interleave(block_size, 3)
-                out = torch.full_like(q, float("nan"))
-                sparsed.attention(q, k, v, out, pattern)
-                expect(out, tokens[:, :, :length, :length], what)
-                out.fill_(float("nan"))
-                sparsed.attention_and_select(q, k, v, out, 250, block_size, 0.3)
-                expect(out, None, f"{what}, selecting")
+def selection_error(pattern: Pattern, scores: Any, first_generation: int) -> str:
+    """What is wrong with the blocks that the paper's rule kept; empty: nothing. Nearly equal scores may swap."""
+    mask = torch.zeros(scores.shape, dtype=torch.uint8)
+    pattern.read(mask)
+    for kind, columns in (("prompt", slice(0, first_generation)), ("generation", slice(first_generation, None))):
+        chosen, part = mask[..., columns].bool(), scores[..., columns].cpu()
+        blocks = part.shape[-1]
+        keep = min(blocks, int(blocks * RHO) + 1)
+        if not bool((chosen.sum(-1) == keep).all()):
+            return f"rows keep {chosen.sum(-1).unique().tolist()} of {blocks} {kind} blocks, expected {keep}"
+        left_out = part.masked_fill(chosen, -1).amax(-1)
+        if not bool((part.masked_fill(~chosen, math.inf).amin(-1) >= left_out * (1 - 1e-4)).all()):
+            return f"a {kind} block with a higher score is left out"
+    return ""
+
+
+def check(sparsed: Sparsed, dtypes: list[str], head_dims: list[int]) -> list[str]:
+    """Small calls against float64 attention and selection; what is wrong."""
+    length, prompt = 333, 250
+    wrong: list[str] = []
+    for dtype, head_dim, block_size in itertools.product(dtypes, head_dims, (16, 32, 64, 128, 256)):
+        q, k, v = random_qkv(2, length, head_dim, getattr(torch, dtype))
+        wide = [x.double() for x in (q, k, v)]
+        what = f"{dtype}, head_dim {head_dim}, block {block_size}"
+        out = torch.full_like(q, float("nan"))
+
+        def expect(tokens: Any, what: str, out: Any = out, wide: Any = wide, most: float = TOLERANCE[dtype]) -> None:
+            right = functional.scaled_dot_product_attention(wide[0], wide[1], wide[2], attn_mask=tokens)
+            error = float((out.double() - right).norm() / right.norm())
+            if not error < most:
+                wrong.append(f"{what}: relative error {error}, expected below {most}")
+
+        sparsed.attention(q, k, v, out)
+        expect(None, f"{what}, dense")
+        pattern, mask = random_pattern(sparsed, 2, length, block_size, 0.4)
+        tokens = mask.bool().cuda().repeat_interleave(block_size, 2).repeat_interleave(block_size, 3)
+        out.fill_(float("nan"))
+        sparsed.attention(q, k, v, out, pattern)
+        expect(tokens[:, :, :length, :length], f"{what}, sparse")
+        out.fill_(float("nan"))
+        selected = sparsed.attention_and_select(q, k, v, out, prompt, block_size, RHO)
+        expect(None, f"{what}, selecting")
+        scores = block_scores(q, k, block_size)
+        error = selection_error(selected, scores, min(-(-prompt // block_size), scores.shape[-1] - 1))
+        if error:
+            wrong.append(f"{what}, selecting: {error}")
+    return wrong
 
 
 def flex_run(mask: Any, block_size: int, q: Any, k: Any, v: Any) -> Run:
@@ -108,7 +145,7 @@ def contenders(sparsed: Sparsed, args: argparse.Namespace, head_dim: int, length
     own = (q, k, v, torch.empty_like(q))
     runs: dict[str, Run] = {
         "sparsed dense": partial(sparsed.attention, *own),
-        "sparsed select": partial(sparsed.attention_and_select, *own, int(length * PROMPT_SHARE), args.block_size, 0.3),
+        "sparsed select": partial(sparsed.attention_and_select, *own, int(length * PROMPT_SHARE), args.block_size, RHO),
         "torch cudnn": partial(torch_sdpa, SDPBackend.CUDNN_ATTENTION, q, k, v),
         "torch flash": partial(torch_sdpa, SDPBackend.FLASH_ATTENTION, q, k, v),
     }
@@ -120,29 +157,53 @@ def contenders(sparsed: Sparsed, args: argparse.Namespace, head_dim: int, length
     return runs
 
 
-def measure(sparsed: Sparsed, args: argparse.Namespace) -> list[dict[str, Any]]:
+def measure(sparsed: Sparsed, args: argparse.Namespace, machine: dict[str, Any]) -> list[dict[str, Any]]:
+    """Times every case; what there is of it is written after each."""
     records: list[dict[str, Any]] = []
     deadline = time.monotonic() + args.seconds
-    for head_dim in args.head_dim:
-        for length in args.length:
-            if time.monotonic() > deadline:
-                print("out of time: the remaining cases are left out", file=sys.stderr)
-                return records
-            flops = 4 * args.heads * length * length * head_dim
-            times = time_alternating(contenders(sparsed, args, head_dim, length), args.rounds)
-            for name, milliseconds in times.items():
-                last = name.split()[-1]
-                density = float(last) if last.startswith("0.") else 1.0
-                records.append(
-                    {
-                        "name": name,
-                        "head_dim": head_dim,
-                        "length": length,
-                        "milliseconds": milliseconds,
-                        "tflops": flops * density / milliseconds / 1e9,
-                    }
-                )
+    for head_dim, length in itertools.product(args.head_dim, args.length):
+        if time.monotonic() > deadline:
+            print("out of time: the remaining cases are left out", file=sys.stderr)
+            break
+        flops = 4 * args.heads * length * length * head_dim
+        for name, runs in time_alternating(contenders(sparsed, args, head_dim, length), args.rounds).items():
+            last = name.split()[-1]
+            density = float(last) if last.startswith("0.") else 1.0
+            median = statistics.median(runs)
+            records.append(
+                {
+                    "name": name,
+                    "head_dim": head_dim,
+                    "length": length,
+                    "milliseconds": median,
+                    "spread": (max(runs) - min(runs)) / median,
+                    "runs": runs,
+                    "tflops": flops * density / median / 1e9,
+                }
+            )
+        args.json.write_text(json.dumps({"machine": machine, "records": records}, indent=1) + "\n")
     return records
+
+
+def output_of(*command: str) -> str:
+    """What a program prints; empty where it cannot run."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def describe() -> dict[str, Any]:
+    return {
+        "gpu": torch.cuda.get_device_name(),
+        "driver": output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").split("\n")[0],
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "sparsed": version("sparsed"),
+        "commit": output_of("git", "describe", "--always", "--dirty"),
+        "date": datetime.date.today().isoformat(),
+        "command": "bench/gpu/run.sh",
+    }
 
 
 def table(records: list[dict[str, Any]]) -> str:
@@ -161,32 +222,27 @@ def main() -> None:
     parser.add_argument("--hook", type=Path, required=True, help="the library that is built from hook.cpp")
     parser.add_argument("--json", type=Path, default=Path("gpu.json"))
     parser.add_argument("--head-dim", type=int, nargs="+", default=[128, 64])
+    parser.add_argument("--dtype", choices=TOLERANCE, nargs="+", default=["bfloat16"], help="that is compared")
     parser.add_argument("--length", type=int, nargs="+", default=[4096, 16384, 32768])
     parser.add_argument("--heads", type=int, default=16)
     parser.add_argument("--block-size", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--seconds", type=float, default=150, help="no new case is begun after these")
-    parser.add_argument("--check-only", action="store_true", help="compare with float64 attention, time nothing")
+    parser.add_argument("--check-only", action="store_true", help="compare with float64, time nothing")
     parser.add_argument("--flex", action="store_true", help="compiled flex_attention with the same pattern, too")
     args = parser.parse_args()
     sparsed = Sparsed(args.hook)
     if sparsed.missing():
         sys.exit(sparsed.missing())
     torch.manual_seed(0)
-    check(sparsed)
+    wrong = check(sparsed, args.dtype, args.head_dim)
+    if wrong:
+        sys.exit("wrong results:\n" + "\n".join(wrong))
     if args.check_only:
         print("all results are right")
         return
-    records = measure(sparsed, args)
-    machine = {
-        "gpu": torch.cuda.get_device_name(),
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "date": datetime.date.today().isoformat(),
-        "command": "bench/gpu/run.sh",
-        "sparsed": version("sparsed"),
-    }
-    args.json.write_text(json.dumps({"machine": machine, "records": records}, indent=1) + "\n")
+    machine = describe()
+    records = measure(sparsed, args, machine)
     print(f"{machine['gpu']}, torch {machine['torch']}, {machine['date']}\n\n{table(records)}")
 
 

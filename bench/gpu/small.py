@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable
 from typing import Any
@@ -17,28 +18,30 @@ def on(backend: str, call: Callable[[], Any]) -> Any:
     return call()
 
 
+def compare(call: Callable[[], Any]) -> None:
+    """Of a call that gives an output."""
+    found, expected = on("cuda", call), on("scalar", call)
+    np.testing.assert_allclose(found.astype(np.float32), expected.astype(np.float32), atol=2e-2)
+
+
 def main() -> None:
     rng = np.random.default_rng(0)
-    for head_dim in (32, 64, 96, 128, 256):
-        for dtype in (ml_dtypes.bfloat16, np.float16, np.float32):
-            q, k, v = (rng.standard_normal((1, heads, 150, head_dim), np.float32).astype(dtype) for heads in (2, 1, 1))
-            mask = rng.random((1, 150)) < 0.9
-            for selection in ("paper", "reference"):
-                arguments = {"prompt_length": 100, "block_size": 32, "selection": selection, "key_mask": mask}
+    dtypes = (ml_dtypes.bfloat16, np.float16, np.float32)
+    for head_dim, dtype in itertools.product((32, 64, 96, 128, 256), dtypes):
+        q, k, v = (rng.standard_normal((1, heads, 150, head_dim), np.float32).astype(dtype) for heads in (2, 1, 1))
+        mask = rng.random((1, 150)) < 0.9
+        for keys in (None, mask):
+            compare(lambda q=q, k=k, v=v, keys=keys: sparsed.attention(q, k, v, key_mask=keys))
+        for block_size, selection in itertools.product((32, 128), ("paper", "reference")):
+            options: dict[str, Any] = {"prompt_length": 100, "block_size": block_size, "selection": selection}
 
-                def select(q: Any = q, k: Any = k, v: Any = v, arguments: Any = arguments) -> Any:
-                    return sparsed.attention_and_select(q, k, v, **arguments)
+            def select(q: Any = q, k: Any = k, v: Any = v, mask: Any = mask, options: Any = options) -> Any:
+                return sparsed.attention_and_select(q, k, v, key_mask=mask, **options)
 
-                out, pattern = on("cuda", select)
-                expected, _ = on("scalar", select)
-                np.testing.assert_allclose(out.astype(np.float32), expected.astype(np.float32), atol=2e-2)
-
-                def sparse(q: Any = q, k: Any = k, v: Any = v, pattern: Any = pattern) -> Any:
-                    return sparsed.attention(q, k, v, pattern)
-
-                np.testing.assert_allclose(
-                    on("cuda", sparse).astype(np.float32), on("scalar", sparse).astype(np.float32), atol=2e-2
-                )
+            pattern = on("cuda", select)[1]
+            compare(lambda select=select: select()[0])
+            for keys in (None, mask):
+                compare(lambda q=q, k=k, v=v, p=pattern, keys=keys: sparsed.attention(q, k, v, p, key_mask=keys))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ class DevicePattern {
 };
 
 // Entry points for arrays in the memory of params.device, lse and key_mask too. Work is queued on params.stream:
-// nothing waits, and nothing comes back to the host. params.lists is not used.
+// nothing comes back to the host, and to_device alone waits. params.lists is not used.
 struct DeviceOps {
   // pattern == nullptr: dense.
   void (*attention)(const AttentionParams& params, const DevicePattern* pattern);

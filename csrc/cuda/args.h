@@ -69,11 +69,17 @@ struct AttentionArgs {
   SelectArgs select;  // kernels that select
 };
 
-// Of the sm_90a kernels. Map: 128 bytes that the driver encodes, aligned to 64.
-template <class Map>
+// What the driver encodes: array, box and swizzle of tile copies. A type of our own, so that host and device lay out
+// the kernels' arguments alike: the driver's CUtensorMap is aligned to 64 bytes up to CUDA 12 and to 128 from CUDA 13
+// on.
+struct alignas(128) TensorMap {
+  uint64_t opaque[16];
+};
+
+// Of the sm_90a kernels.
 struct Sm90Args {
   AttentionArgs attention;
-  Map q, k, v;
+  TensorMap q, k, v;
 };
 
 }  // namespace sparsed::cuda

@@ -58,8 +58,8 @@ SPARSED_DEVICE void load_tile(const AttentionArgs& args, const TensorMap& map, c
   }
 }
 
-template <class Traits, class Map>
-SPARSED_DEVICE void load_tiles(const Sm90Args<Map>& sm90) {
+template <class Traits>
+SPARSED_DEVICE void load_tiles(const Sm90Args& sm90) {
   const AttentionArgs& args = sm90.attention;
   const bool leader = elect();
   const uint32_t values_full = args.key_mask ? Traits::kRaw : Traits::kValuesFull;
@@ -314,8 +314,8 @@ SPARSED_DEVICE void compute_tiles(const AttentionArgs& args) {
   if (Traits::kSplit && group == 1) barrier_sync(kMergeEmpty, kConsumers);
 }
 
-template <class Traits, class Map>
-SPARSED_DEVICE void attention_sm90(const Sm90Args<Map>& sm90) {
+template <class Traits>
+SPARSED_DEVICE void attention_sm90(const Sm90Args& sm90) {
   if (thread_index() == 0) {
     make_barriers<Traits>();
     tma_prefetch(sm90.q);

@@ -92,9 +92,8 @@ class DeviceCall {
 
 // The arrays' device, or the current one for host arrays.
 int device_for(const AttentionParams& params) {
-  int device = device_of(params.q.data);
-  if (device < 0) check_cuda(cudaGetDevice(&device), "the current device");
-  return device;
+  const int device = device_of(params.q.data);
+  return device < 0 ? current_device() : device;
 }
 
 // Rows of the lists as bits, on the device.

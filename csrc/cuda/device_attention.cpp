@@ -25,8 +25,7 @@ int64_t warp_blocks(int64_t warps) { return std::min<int64_t>((warps + 3) / 4, 1
 class CudaPattern final : public DevicePattern {
  public:
   CudaPattern(const PatternGeometry& geometry, int64_t most_blocks, cudaStream_t stream)
-      : geometry_(geometry), most_blocks_(most_blocks), bits_(nbytes(), stream) {
-    check_cuda(cudaGetDevice(&device_), "the current device");
+      : geometry_(geometry), most_blocks_(most_blocks), bits_(nbytes(), stream), device_(current_device()) {
     used_.set(stream);
     bits_.free_on(kAlwaysThere);
   }
@@ -66,14 +65,14 @@ class CudaPattern final : public DevicePattern {
   PatternGeometry geometry_;
   int64_t most_blocks_;
   DeviceMemory bits_;
-  int device_ = 0;
+  int device_;
   mutable std::mutex mutex_;
   StreamMark used_;
 };
 
-// The kernels of compute capability 9.0a run on 9.0 and on nothing else.
+// The kernels of compute capability 9.0a run on 9.0 and on nothing else; a build for other architectures lacks them.
 Plan for_this_device(Plan plan) {
-  if (compute_capability() == 90) move_to_sm90(plan);
+  if (has_sm90a_kernels() && compute_capability(current_device()) == 90) move_to_sm90(plan);
   return plan;
 }
 
@@ -97,9 +96,19 @@ void launch_attention(const Plan& plan, DType dtype, int64_t blocks, cudaStream_
   const DeviceKernel kernel = kernel_of(plan, dtype);
   if (plan.kernel != Kernel::kSm90) return launch(kernel, blocks, plan.threads, &plan.args, stream);
   const CopyMaps maps = copy_maps(plan);
-  const Sm90Args<CUtensorMap> args{plan.args, encode_map(maps.q, dtype), encode_map(maps.k, dtype),
-                                   encode_map(maps.v, dtype)};
+  const Sm90Args args{plan.args, encode_map(maps.q, dtype), encode_map(maps.k, dtype), encode_map(maps.v, dtype)};
   launch(kernel, blocks, plan.threads, &args, stream);
+}
+
+// `bytes` for each of `blocks`, or of fewer where memory is short: those that are there take work items in turn.
+DeviceMemory partial_memory(size_t bytes, int64_t& blocks, cudaStream_t stream) {
+  for (;; blocks /= 2) {
+    try {
+      return DeviceMemory(bytes * static_cast<size_t>(blocks), stream);
+    } catch (const Error& error) {
+      if (error.kind() != ErrorKind::kMemory || blocks <= 1) throw;
+    }
+  }
 }
 
 // Which arrays decide where the work runs.
@@ -114,6 +123,7 @@ int device_of_params(const AttentionParams& params) {
 void attention_on_device(const AttentionParams& params, const DevicePattern* pattern) {
   const CurrentDevice current(device_of_params(params));
   const auto stream = static_cast<cudaStream_t>(params.stream);
+  check_can_run(stream);
   BlockRows rows;
   DeviceMemory counts, indices, order;
   if (pattern) {
@@ -143,20 +153,21 @@ void attention_on_device(const AttentionParams& params, const DevicePattern* pat
 std::shared_ptr<const DevicePattern> select_on_device(const AttentionParams& params, const SelectParams& select) {
   const CurrentDevice current(device_of_params(params));
   const auto stream = static_cast<cudaStream_t>(params.stream);
+  check_can_run(stream);
   Plan plan = for_this_device(plan_selection(params, select));
   const DeviceKernel kernel = kernel_of(plan, params.q.dtype);
   const int64_t afford = static_cast<int64_t>(kMostPartialBytes / partial_bytes(plan));
-  const int64_t blocks = std::min({plan.blocks, resident_blocks(kernel, plan.threads), std::max<int64_t>(afford, 1)});
+  int64_t blocks = std::min({plan.blocks, resident_blocks(kernel, plan.threads), std::max<int64_t>(afford, 1)});
   SelectArgs& args = plan.args.select;
-  const DeviceMemory partial(partial_bytes(plan) * static_cast<size_t>(blocks), stream);
   const DeviceMemory scores(score_bytes(plan), stream);
   DeviceMemory generation, live;
-  args.partial = partial.as<PartialSum>();
   args.scores = scores.as<float>();
   if (args.generation_apart) {
     generation = DeviceMemory(score_bytes(plan), stream);
     args.generation = generation.as<float>();
   }
+  const DeviceMemory partial = partial_memory(partial_bytes(plan), blocks, stream);
+  args.partial = partial.as<PartialSum>();
   launch_attention(plan, params.q.dtype, blocks, stream);
 
   if (params.key_mask) {
@@ -187,11 +198,9 @@ std::shared_ptr<const DevicePattern> select_on_device(const AttentionParams& par
 std::shared_ptr<const DevicePattern> pattern_to_device(const BlockPattern& pattern, int device, void* stream) {
   const CurrentDevice current(device);
   const auto own = static_cast<cudaStream_t>(stream);
+  check_can_run(own);
   const auto there = std::make_shared<CudaPattern>(pattern.geometry(), pattern.geometry().kv_blocks(), own);
-  there->use(own, [&] {
-    check_cuda(cudaMemcpyAsync(there->bits(), pattern.bits().data(), there->nbytes(), cudaMemcpyHostToDevice, own),
-               "a copy to the device");
-  });
+  there->use(own, [&] { copy_to_device(there->bits(), pattern.bits().data(), there->nbytes(), own); });
   return there;
 }
 

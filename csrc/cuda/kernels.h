@@ -22,6 +22,7 @@ template <int kHeadDim>
 DeviceKernel kernel_sm90(DType dtype, Sums sums, bool split);  // Sm90Args
 extern template DeviceKernel kernel_sm90<64>(DType, Sums, bool);
 extern template DeviceKernel kernel_sm90<128>(DType, Sums, bool);
+bool has_sm90a_kernels();  // whether they were compiled for 9.0a: elsewhere they have no code
 DeviceKernel kernel_plain(DType dtype, Sums sums);
 
 DeviceKernel kernel_top_rows();     // TopArgs

@@ -49,7 +49,9 @@ Plan make_plan(const AttentionParams& params, const char* function) {
   args.key_mask = params.key_mask;
   args.batch = static_cast<int>(params.batch());
   args.heads = static_cast<int>(params.heads());
-  args.group = static_cast<int>(params.heads() / params.kv_heads());
+  // Key/value heads that share memory are one: copies of tiles take no stride of 0.
+  const bool shared = params.kv_heads() > 1 && args.k.head == 0 && (!args.v.data || args.v.head == 0);
+  args.group = static_cast<int>(shared ? params.heads() : params.heads() / params.kv_heads());
   args.q_len = static_cast<int>(params.q_len());
   args.kv_len = static_cast<int>(params.kv_len());
   args.head_dim = static_cast<int>(params.head_dim());

@@ -2,14 +2,10 @@
 // memory accelerator (TMA), warpgroup matrix products, register hand-over. Host forms: tests/cpp/emulator/cuda/.
 #pragma once
 
+#include "cuda/args.h"
 #include "cuda/prims.cuh"
 
 namespace sparsed::cuda {
-
-// What the driver encodes (CUtensorMap): array, box and swizzle of tile copies.
-struct alignas(64) TensorMap {
-  uint64_t opaque[16];
-};
 
 // --- barriers in shared memory: 8 bytes each
 // ---------------------------------------------------------------------------

@@ -1,23 +1,47 @@
 #include "cuda/runtime.h"
 
 #include <algorithm>
+#include <map>
+#include <mutex>
 
 #include "core/error.h"
 
 namespace sparsed::cuda {
 namespace {
 
-int attribute(cudaDeviceAttr name) {
-  int device = 0, value = 0;
-  check_cuda(cudaGetDevice(&device), "the current device");
+constexpr int kLeastCapability = 80;
+
+int attribute(cudaDeviceAttr name, int device) {
+  int value = 0;
   check_cuda(cudaDeviceGetAttribute(&value, name, device), "a device attribute");
   return value;
+}
+
+std::string dotted(int capability) { return message(capability / 10, ".", capability % 10); }
+
+// The default pool gives its memory back whenever the host waits; one of our own keeps some for the next call.
+cudaMemPool_t pool_of(int device) {
+  static std::mutex mutex;
+  static std::map<int, cudaMemPool_t> pools;
+  const std::lock_guard lock(mutex);
+  if (const auto known = pools.find(device); known != pools.end()) return known->second;
+  check(attribute(cudaDevAttrMemoryPoolsSupported, device) != 0, "cuda: device ", device,
+        " has no memory pools, expected one that has");
+  cudaMemPoolProps properties{};
+  properties.allocType = cudaMemAllocationTypePinned;
+  properties.location.type = cudaMemLocationTypeDevice;
+  properties.location.id = device;
+  cudaMemPool_t pool = nullptr;
+  check_cuda(cudaMemPoolCreate(&pool, &properties), "a memory pool");
+  uint64_t kept = uint64_t{256} << 20;
+  check_cuda(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &kept), "a memory pool");
+  return pools[device] = pool;
 }
 
 // More than 48 KB of shared memory are given only where they are asked for.
 void allow_shared(const DeviceKernel& kernel) {
   if (kernel.shared_bytes <= 48 << 10) return;
-  const int most = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  const int most = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, current_device());
   check(kernel.shared_bytes <= most, "cuda: a kernel needs ", kernel.shared_bytes,
         " bytes of shared memory, this device gives ", most);
   check_cuda(cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize, kernel.shared_bytes),
@@ -41,13 +65,31 @@ std::vector<std::string> missing_device() {
     return {message("no CUDA device: ", cudaGetErrorString(status))};
   }
   if (count == 0) return {"no CUDA device"};
-  const int found = compute_capability();
-  if (found < 80) return {message("compute capability ", found / 10, ".", found % 10, ", needs 8.0")};
+  int best = 0;
+  for (int device = 0; device < count; ++device) best = std::max(best, compute_capability(device));
+  if (best < kLeastCapability) return {message("compute capability ", dotted(best), ", needs 8.0")};
   return {};
 }
 
-int compute_capability() {
-  return attribute(cudaDevAttrComputeCapabilityMajor) * 10 + attribute(cudaDevAttrComputeCapabilityMinor);
+int current_device() {
+  int device = 0;
+  check_cuda(cudaGetDevice(&device), "the current device");
+  return device;
+}
+
+int compute_capability(int device) {
+  return attribute(cudaDevAttrComputeCapabilityMajor, device) * 10 +
+         attribute(cudaDevAttrComputeCapabilityMinor, device);
+}
+
+void check_can_run(cudaStream_t stream) {
+  const int device = current_device(), found = compute_capability(device);
+  check(found >= kLeastCapability, "cuda: device ", device, " has compute capability ", dotted(found),
+        ", expected at least ", dotted(kLeastCapability));
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  check_cuda(cudaStreamIsCapturing(stream, &status), "the stream");
+  check(status == cudaStreamCaptureStatusNone,
+        "cuda: the stream is being captured into a graph, expected it is not (a replay would repeat old patterns)");
 }
 
 int device_of(const void* data) {
@@ -57,16 +99,20 @@ int device_of(const void* data) {
   return device ? attributes.device : -1;
 }
 
-CurrentDevice::CurrentDevice(int device) {
-  check_cuda(cudaGetDevice(&before_), "the current device");
+CurrentDevice::CurrentDevice(int device) : before_(current_device()) {
   check_cuda(cudaSetDevice(device), "the arrays' device");
 }
 
 CurrentDevice::~CurrentDevice() { cudaSetDevice(before_); }
 
-DeviceMemory::DeviceMemory(size_t bytes, cudaStream_t stream) : stream_(stream) {
-  check_cuda(cudaGetDevice(&device_), "the current device");
-  check_cuda(cudaMallocAsync(&data_, std::max<size_t>(bytes, 1), stream), "device memory");
+DeviceMemory::DeviceMemory(size_t bytes, cudaStream_t stream) : stream_(stream), device_(current_device()) {
+  const cudaError_t status = cudaMallocFromPoolAsync(&data_, std::max<size_t>(bytes, 1), pool_of(device_), stream);
+  if (status == cudaErrorMemoryAllocation) {
+    cudaGetLastError();
+    fail(ErrorKind::kMemory, "cuda: device ", device_, " has not got ", bytes,
+         " bytes of memory (torch.cuda.empty_cache() gives back what torch keeps unused)");
+  }
+  check_cuda(status, "device memory");
 }
 
 DeviceMemory& DeviceMemory::operator=(DeviceMemory&& other) noexcept {
@@ -95,9 +141,14 @@ void StreamMark::wait(cudaStream_t stream) const { check_cuda(cudaStreamWaitEven
 
 DeviceMemory to_device(const void* host, size_t bytes, cudaStream_t stream) {
   DeviceMemory memory(bytes, stream);
-  // Pageable memory: the call returns when it has been read.
-  check_cuda(cudaMemcpyAsync(memory.data(), host, bytes, cudaMemcpyHostToDevice, stream), "a copy to the device");
+  copy_to_device(memory.data(), host, bytes, stream);
   return memory;
+}
+
+// Where the device reads pageable memory by itself, the copy's call returns before it has: so this waits.
+void copy_to_device(void* device, const void* host, size_t bytes, cudaStream_t stream) {
+  check_cuda(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, stream), "a copy to the device");
+  check_cuda(cudaStreamSynchronize(stream), "a copy to the device");
 }
 
 void to_host(void* host, const void* device, size_t bytes, cudaStream_t stream) {
@@ -111,7 +162,7 @@ int64_t resident_blocks(const DeviceKernel& kernel, int threads) {
   check_cuda(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel.function, threads,
                                                            static_cast<size_t>(kernel.shared_bytes)),
              "a kernel's occupancy");
-  return int64_t{std::max(blocks, 1)} * attribute(cudaDevAttrMultiProcessorCount);
+  return int64_t{std::max(blocks, 1)} * attribute(cudaDevAttrMultiProcessorCount, current_device());
 }
 
 void launch(const DeviceKernel& kernel, int64_t blocks, int threads, const void* args, cudaStream_t stream) {

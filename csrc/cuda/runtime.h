@@ -16,10 +16,14 @@ namespace sparsed::cuda {
 // An Error that names `what` and CUDA's own text, kMemory where memory ran out.
 void check_cuda(cudaError_t status, const char* what);
 
-// Why kernels cannot run here; empty: they can.
+// Why kernels cannot run here; empty: there is a device on which they can.
 std::vector<std::string> missing_device();
 
-int compute_capability();  // of the current device: 10 major + minor
+int current_device();
+int compute_capability(int device);  // 10 major + minor
+
+// An Error where kernels cannot run on the current device, or may not be given to `stream`.
+void check_can_run(cudaStream_t stream);
 
 // The device on which `data` lies, or -1 for host memory.
 int device_of(const void* data);
@@ -33,7 +37,7 @@ class CurrentDevice {
   CurrentDevice& operator=(const CurrentDevice&) = delete;
 
  private:
-  int before_ = 0;
+  int before_;
 };
 
 // Device memory that is there from one point of a stream to another: neither end waits.
@@ -75,9 +79,9 @@ class StreamMark {
   cudaEvent_t event_ = nullptr;
 };
 
-// A copy of host memory. The host may reuse its memory at once.
+// A copy of host memory. These three wait for the stream.
 DeviceMemory to_device(const void* host, size_t bytes, cudaStream_t stream);
-// Waits for the stream.
+void copy_to_device(void* device, const void* host, size_t bytes, cudaStream_t stream);
 void to_host(void* host, const void* device, size_t bytes, cudaStream_t stream);
 
 // How many blocks of a kernel the current device holds at once.

@@ -3,11 +3,15 @@
 #include <cudaTypedefs.h>
 #include <cuda_runtime_api.h>
 
+#include <bit>
+
 #include "core/error.h"
 #include "cuda/runtime.h"
 
 namespace sparsed::cuda {
 namespace {
+
+static_assert(sizeof(TensorMap) == sizeof(CUtensorMap) && alignof(TensorMap) >= alignof(CUtensorMap));
 
 PFN_cuTensorMapEncodeTiled_v12000 find_encode() {
   constexpr const char* kName = "cuTensorMapEncodeTiled";
@@ -24,7 +28,7 @@ PFN_cuTensorMapEncodeTiled_v12000 find_encode() {
 
 }  // namespace
 
-CUtensorMap encode_map(const CopyMap& map, DType dtype) {
+TensorMap encode_map(const CopyMap& map, DType dtype) {
   static const PFN_cuTensorMapEncodeTiled_v12000 encode = find_encode();
   cuuint64_t size[4], stride[3];
   for (int i = 0; i < 4; ++i) size[i] = static_cast<cuuint64_t>(map.size[static_cast<size_t>(i)]);
@@ -37,7 +41,7 @@ CUtensorMap encode_map(const CopyMap& map, DType dtype) {
              4, const_cast<void*>(map.data), size, stride, box, step, CU_TENSOR_MAP_INTERLEAVE_NONE,
              CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   check(status == CUDA_SUCCESS, "cuda: cuTensorMapEncodeTiled gives error ", static_cast<int>(status));
-  return encoded;
+  return std::bit_cast<TensorMap>(encoded);
 }
 
 }  // namespace sparsed::cuda

@@ -26,8 +26,11 @@ std::vector<Case> small_cases() {
 // By compute capability.
 class CudaBackend : public testing::TestWithParam<int> {
  protected:
-  void SetUp() override { fake_cuda::set_compute_capability(GetParam()); }
-  void TearDown() override { EXPECT_EQ(fake_cuda::live_allocations(), 0u); }
+  void SetUp() override { fake_cuda::machine().capabilities = {GetParam()}; }
+  void TearDown() override {
+    fake_cuda::machine() = {};
+    EXPECT_EQ(fake_cuda::live_allocations(), 0u);
+  }
   const Backend backend_ = cuda::backend();
 };
 

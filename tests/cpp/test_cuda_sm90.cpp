@@ -17,12 +17,12 @@ namespace sparsed::cuda {
 namespace {
 
 TensorMap encode(const CopyMap& map) {
-  TensorMap encoded;
+  emulator::TensorMap encoded;
   encoded.data = static_cast<const std::byte*>(map.data);
   for (size_t i = 0; i < 4; ++i) encoded.size[i] = static_cast<uint64_t>(map.size[i]);
   for (size_t i = 0; i < 3; ++i) encoded.stride[i] = static_cast<uint64_t>(map.stride[i]) * 2;
   encoded.box = {static_cast<uint32_t>(kCopyColumns), static_cast<uint32_t>(map.box_tokens)};
-  return encoded;
+  return encode_fields(encoded);
 }
 
 template <class F>
@@ -48,7 +48,7 @@ void with_traits(const Plan& plan, DType dtype, const F& f) {
 Report run(const Plan& plan, DType dtype, Launch launch) {
   Report report;
   const CopyMaps maps = copy_maps(plan);
-  const Sm90Args<TensorMap> args{plan.args, encode(maps.q), encode(maps.k), encode(maps.v)};
+  const Sm90Args args{plan.args, encode(maps.q), encode(maps.k), encode(maps.v)};
   with_traits(plan, dtype, [&](auto traits) {
     using Traits = decltype(traits);
     launch.shared_bytes = Traits::kSharedBytes;

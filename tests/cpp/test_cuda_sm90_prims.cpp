@@ -133,7 +133,7 @@ void product_kernel(const Product& args) {
   }
 }
 
-TensorMap map_of(const std::vector<uint16_t>& data, uint64_t rows, uint64_t columns) {
+emulator::TensorMap map_of(const std::vector<uint16_t>& data, uint64_t rows, uint64_t columns) {
   return {reinterpret_cast<const std::byte*>(data.data()),
           {columns, rows, kSteps, 1},
           {columns * 2, rows * columns * 2, kSteps * rows * columns * 2},
@@ -156,8 +156,8 @@ std::string outcome(bool a_in_registers, Mistake mistake, Landing landing, unsig
   const std::vector<uint16_t> a = small_numbers(kSteps * kRows * kDepth, 1, dtype);
   const std::vector<uint16_t> b = small_numbers(kSteps * kDepth * kN, 2, dtype);
   std::vector<float> c(kRows * kN);
-  const Product args{map_of(a, kRows, kDepth),
-                     kTransposed ? map_of(b, kDepth, kN) : map_of(b, kN, kDepth),
+  const Product args{encode_fields(map_of(a, kRows, kDepth)),
+                     encode_fields(kTransposed ? map_of(b, kDepth, kN) : map_of(b, kN, kDepth)),
                      a.data(),
                      c.data(),
                      a_in_registers,
@@ -271,7 +271,7 @@ TEST(CudaSm90, RegistersAreHandedOver) {
 // Tokens beyond the array and columns beyond its rows come as zeros.
 TEST(CudaSm90, CopiesBeyondTheArrayAreZeros) {
   const std::vector<uint16_t> data = small_numbers(kSteps * 10 * 40, 3, DType::kFloat16);
-  TensorMap map = map_of(data, 10, 40);
+  emulator::TensorMap map = map_of(data, 10, 40);
   map.box = {64, 16};
   Launch launch;
   launch.shared_bytes = 2048 + 8;
@@ -284,7 +284,7 @@ TEST(CudaSm90, CopiesBeyondTheArrayAreZeros) {
     sync_warp();
     if (elect()) {
       mbarrier_expect(2048, 2048);
-      tma_load(0, map, 2048, 0, 5, 1, 0);
+      tma_load(0, encode_fields(map), 2048, 0, 5, 1, 0);
     }
     mbarrier_wait(2048, 0);
     for (int i = thread_index(); i < 16 * 32; i += 32) {

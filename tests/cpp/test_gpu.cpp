@@ -12,6 +12,7 @@ namespace {
 class Gpu : public testing::Test {
  protected:
   void SetUp() override {
+    float32_tolerance = 4e-6;
     const std::vector<std::string> reasons = backend_.not_supported_reasons();
     if (!reasons.empty()) GTEST_SKIP() << reasons.front();
   }

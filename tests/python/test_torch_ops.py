@@ -118,6 +118,12 @@ def test_compile_has_no_graph_break(backend: str) -> None:
     assert len(frames) == 1  # nothing is compiled anew for another step or generation
 
 
+@pytest.mark.skipif(not hasattr(torch.Tag, "cudagraph_unsafe"), reason="this release of torch has no such tag")
+@pytest.mark.parametrize("name", ["attention", "attention_and_select", "attend"])
+def test_stays_out_of_cuda_graphs(name: str) -> None:
+    assert torch.Tag.cudagraph_unsafe in getattr(torch.ops.sparsed, name).default.tags
+
+
 def test_a_block_mask_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     q, k, v = tensors()
     read, reads = ops._read_pattern, []

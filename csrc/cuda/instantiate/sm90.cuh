@@ -6,12 +6,14 @@
 
 namespace sparsed::cuda {
 
-// Empty where the instructions are missing: chosen on compute capability 9.0 alone.
+// An error where the instructions are missing: chosen on compute capability 9.0 alone, and by has_sm90a_kernels().
 template <class Traits>
 __global__ void __launch_bounds__(Traits::kThreads, 1)
-    attention_sm90_kernel([[maybe_unused]] const __grid_constant__ Sm90Args<TensorMap> args) {
+    attention_sm90_kernel([[maybe_unused]] const __grid_constant__ Sm90Args args) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   attention_sm90<Traits>(args);
+#else
+  __trap();
 #endif
 }
 

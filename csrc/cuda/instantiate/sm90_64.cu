@@ -4,4 +4,12 @@ namespace sparsed::cuda {
 
 template DeviceKernel kernel_sm90<64>(DType, Sums, bool);
 
+bool has_sm90a_kernels() {
+#if defined(SPARSED_SM90A)  // by CMakeLists.txt, from the architectures
+  return true;
+#else
+  return false;
+#endif
+}
+
 }  // namespace sparsed::cuda

@@ -7,7 +7,7 @@ as a number.
 from __future__ import annotations
 
 import itertools
-from typing import Literal, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 from weakref import WeakValueDictionary
 
 import torch
@@ -20,6 +20,8 @@ from .masks import key_mask as to_key_mask
 __all__ = ["attend", "attention", "attention_and_select", "cache_handle"]
 
 _QKV = "Tensor q, Tensor k, Tensor v"
+# A CUDA graph would replay the patterns of the call that it was captured from. Older releases of torch have no tag.
+_TAGS: dict[str, Any] = {"tags": (torch.Tag.cudagraph_unsafe,)} if hasattr(torch.Tag, "cudagraph_unsafe") else {}
 
 
 def attention(
@@ -174,6 +176,7 @@ def _refuse_gradients(function: str, *tensors: torch.Tensor) -> None:
 @torch.library.custom_op(
     "sparsed::attention",
     mutates_args=(),
+    **_TAGS,
     schema=f"({_QKV}, Tensor? block_mask, int block_size, float? scale, Tensor? key_mask) -> Tensor",
 )
 def _attention(
@@ -193,6 +196,7 @@ def _attention(
 @torch.library.custom_op(
     "sparsed::attention_and_select",
     mutates_args=(),
+    **_TAGS,
     schema=f"({_QKV}, int prompt_length, int block_size, float rho, str selection, float? scale, "
     "float? selection_scale, Tensor? key_mask) -> (Tensor, Tensor)",
 )
@@ -229,6 +233,7 @@ def _attention_and_select(
 @torch.library.custom_op(
     "sparsed::attend",
     mutates_args=(),
+    **_TAGS,
     schema=f"({_QKV}, Tensor? key_mask, float? scale, int handle, int layer) -> Tensor",
 )
 def _attend(

@@ -1,10 +1,6 @@
 // What instantiate/*.cu define, for the host.
 #include "cuda/kernels.h"
 
-#include <cuda.h>
-
-#include <cstring>
-
 #include "cuda/attention_plain.cuh"
 #include "cuda/attention_sm80.cuh"
 #include "cuda/attention_sm90.cuh"
@@ -33,22 +29,11 @@ DeviceKernel sm80_kernel(Sums sums, int warps) {
   }
 }
 
-TensorMap map_of(const CUtensorMap& encoded) {  // by runtime.cpp
-  TensorMap map;
-  std::memcpy(static_cast<void*>(&map), &encoded, sizeof(map));
-  return map;
-}
-
-template <class Traits>
-void run_sm90(const Sm90Args<CUtensorMap>& args) {
-  attention_sm90<Traits>(Sm90Args<TensorMap>{args.attention, map_of(args.q), map_of(args.k), map_of(args.v)});
-}
-
 template <class T, int kHeadDim>
 DeviceKernel sm90_kernel(Sums sums, bool split) {
   const auto of = [&](auto traits) {
     using Traits = decltype(traits);
-    return DeviceKernel{host_kernel<Sm90Args<CUtensorMap>, run_sm90<Traits>>(), Traits::kSharedBytes};
+    return DeviceKernel{host_kernel<Sm90Args, attention_sm90<Traits>>(), Traits::kSharedBytes};
   };
   switch (sums) {
     case Sums::kNone:
@@ -89,6 +74,7 @@ DeviceKernel kernel_sm90(DType dtype, Sums sums, bool split) {
 }
 template DeviceKernel kernel_sm90<64>(DType, Sums, bool);
 template DeviceKernel kernel_sm90<128>(DType, Sums, bool);
+bool has_sm90a_kernels() { return fake_cuda::machine().sm90a_compiled; }
 
 DeviceKernel kernel_plain(DType dtype, Sums sums) {
   switch (dtype) {

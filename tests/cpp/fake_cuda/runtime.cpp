@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <list>
 #include <map>
 #include <memory>
 
@@ -14,10 +15,24 @@
 namespace sparsed::fake_cuda {
 namespace {
 
+struct Allocation {
+  std::unique_ptr<std::byte[]> bytes;
+  size_t size;
+  int device;
+};
+
+struct Pool {
+  int device = 0;
+  uint64_t kept = 0;
+};
+
 struct State {
-  std::map<uintptr_t, std::pair<std::unique_ptr<std::byte[]>, size_t>> memory;
+  Machine machine;
+  std::map<uintptr_t, Allocation> memory;
+  std::list<Pool> pools;
   int64_t launches = 0, waits = 0;
-  int capability = 86;
+  uint64_t last_kept = 0;
+  int device = 0, last_threads = 0;
 };
 
 State& state() {
@@ -41,35 +56,54 @@ CUresult encode_tiled(CUtensorMap* map, CUtensorMapDataType, cuuint32_t rank, vo
   return CUDA_SUCCESS;
 }
 
+cudaError_t allocate(void** data, size_t size, int device, uint64_t kept) {
+  if (size > state().machine.free_memory) return cudaErrorMemoryAllocation;
+  auto bytes = std::make_unique<std::byte[]>(size);
+  std::memset(bytes.get(), 0xff, size);
+  *data = bytes.get();
+  state().memory[reinterpret_cast<uintptr_t>(*data)] = {std::move(bytes), size, device};
+  state().last_kept = kept;
+  return cudaSuccess;
+}
+
 }  // namespace
 
-void set_compute_capability(int capability) { state().capability = capability; }
+Machine& machine() { return state().machine; }
 size_t live_allocations() { return state().memory.size(); }
 int64_t launches() { return state().launches; }
+int last_threads() { return state().last_threads; }
 int64_t waits() { return state().waits; }
+size_t pools() { return state().pools.size(); }
+uint64_t last_kept() { return state().last_kept; }
 
 }  // namespace sparsed::fake_cuda
 
+using sparsed::fake_cuda::machine;
 using sparsed::fake_cuda::state;
 
 cudaError_t cudaGetDeviceCount(int* count) {
-  *count = 1;
+  *count = static_cast<int>(machine().capabilities.size());
   return cudaSuccess;
 }
 cudaError_t cudaGetDevice(int* device) {
-  *device = 0;
+  *device = state().device;
   return cudaSuccess;
 }
-cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+cudaError_t cudaSetDevice(int device) {
+  state().device = device;
+  return cudaSuccess;
+}
 cudaError_t cudaGetLastError() { return cudaSuccess; }
 const char* cudaGetErrorString(cudaError_t) { return "an error"; }
 
-cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
+  const int capability = machine().capabilities.at(static_cast<size_t>(device));
   switch (attribute) {
-    case cudaDevAttrComputeCapabilityMajor: *value = state().capability / 10; break;
-    case cudaDevAttrComputeCapabilityMinor: *value = state().capability % 10; break;
+    case cudaDevAttrComputeCapabilityMajor: *value = capability / 10; break;
+    case cudaDevAttrComputeCapabilityMinor: *value = capability % 10; break;
     case cudaDevAttrMultiProcessorCount: *value = 2; break;
-    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = (state().capability == 90 ? 227 : 99) << 10; break;
+    case cudaDevAttrMemoryPoolsSupported: *value = machine().memory_pools; break;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = (capability == 90 ? 227 : 99) << 10; break;
     default: return cudaErrorInvalidValue;
   }
   return cudaSuccess;
@@ -89,11 +123,24 @@ cudaError_t cudaGetDriverEntryPoint(const char* name, void** function, unsigned 
 }
 
 cudaError_t cudaMallocAsync(void** data, size_t size, cudaStream_t) {
-  auto bytes = std::make_unique<std::byte[]>(size);
-  std::memset(bytes.get(), 0xff, size);
-  *data = bytes.get();
-  state().memory[reinterpret_cast<uintptr_t>(*data)] = {std::move(bytes), size};
+  return sparsed::fake_cuda::allocate(data, size, state().device, 0);
+}
+cudaError_t cudaMemPoolCreate(cudaMemPool_t* pool, const cudaMemPoolProps* properties) {
+  if (properties->allocType != cudaMemAllocationTypePinned || properties->location.type != cudaMemLocationTypeDevice) {
+    return cudaErrorInvalidValue;
+  }
+  state().pools.push_back({properties->location.id, 0});
+  *pool = reinterpret_cast<cudaMemPool_t>(&state().pools.back());
   return cudaSuccess;
+}
+cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t pool, cudaMemPoolAttr attribute, void* value) {
+  if (attribute != cudaMemPoolAttrReleaseThreshold) return cudaErrorInvalidValue;
+  reinterpret_cast<sparsed::fake_cuda::Pool*>(pool)->kept = *static_cast<const uint64_t*>(value);
+  return cudaSuccess;
+}
+cudaError_t cudaMallocFromPoolAsync(void** data, size_t size, cudaMemPool_t pool, cudaStream_t) {
+  const auto* own = reinterpret_cast<const sparsed::fake_cuda::Pool*>(pool);
+  return sparsed::fake_cuda::allocate(data, size, own->device, own->kept);
 }
 cudaError_t cudaFreeAsync(void* data, cudaStream_t) {
   return state().memory.erase(reinterpret_cast<uintptr_t>(data)) ? cudaSuccess : cudaErrorInvalidValue;
@@ -102,7 +149,8 @@ cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const vo
   *attributes = {};
   const auto at = reinterpret_cast<uintptr_t>(data);
   auto above = state().memory.upper_bound(at);
-  const bool found = above != state().memory.begin() && at < std::prev(above)->first + std::prev(above)->second.second;
+  const bool found = above != state().memory.begin() && at < std::prev(above)->first + std::prev(above)->second.size;
+  if (found) attributes->device = std::prev(above)->second.device;
   attributes->type = found ? cudaMemoryTypeDevice : cudaMemoryTypeUnregistered;
   return cudaSuccess;
 }
@@ -112,6 +160,11 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t size, cudaMemcpyK
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t) {
   ++state().waits;
+  return cudaSuccess;
+}
+
+cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status) {
+  *status = machine().capturing ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
   return cudaSuccess;
 }
 
@@ -130,13 +183,14 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const voi
 }
 cudaError_t cudaLaunchKernel(const void* function, dim3 grid, dim3 block, void** args, size_t shared, cudaStream_t) {
   ++state().launches;
+  state().last_threads = static_cast<int>(block.x);
   sparsed::emulator::Launch launch;
   launch.blocks = static_cast<int>(grid.x);
   launch.threads = static_cast<int>(block.x);
   launch.shared_bytes = shared;
   launch.seed = static_cast<unsigned>(state().launches);
   for (const auto& [at, allocation] : state().memory) {
-    launch.memory.push_back({allocation.first.get(), allocation.second, true});
+    launch.memory.push_back({allocation.bytes.get(), allocation.size, true});
   }
   const auto* kernel = static_cast<const sparsed::fake_cuda::HostKernel*>(function);
   sparsed::emulator::run(launch, [&] { kernel->run(args[0]); });

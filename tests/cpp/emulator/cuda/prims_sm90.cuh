@@ -1,12 +1,13 @@
 // Host forms of csrc/cuda/prims_sm90.cuh: see sm90.h.
 #pragma once
 
+#include <cstring>
+
+#include "cuda/args.h"
 #include "cuda/prims.cuh"
 #include "sm90.h"
 
 namespace sparsed::cuda {
-
-using emulator::TensorMap;
 
 // --- barriers in shared memory ---------------------------------------------------------------------------------------
 
@@ -20,10 +21,23 @@ inline void mbarrier_wait(uint32_t barrier, uint32_t parity, Where where = Where
 
 // --- tile copies -----------------------------------------------------------------------------------------------------
 
+// The emulator's fields in the first bytes of a map.
+inline TensorMap encode_fields(const emulator::TensorMap& fields) {
+  static_assert(sizeof(fields) <= sizeof(TensorMap));
+  TensorMap map{};
+  std::memcpy(map.opaque, &fields, sizeof(fields));
+  return map;
+}
+inline emulator::TensorMap decode_fields(const TensorMap& map) {
+  emulator::TensorMap fields;
+  std::memcpy(static_cast<void*>(&fields), map.opaque, sizeof(fields));
+  return fields;
+}
+
 inline void tma_prefetch(const TensorMap&) {}
 inline void tma_load(uint32_t shared, const TensorMap& map, uint32_t barrier, int column, int token, int head,
                      int batch) {
-  emulator::tma_load(shared, map, barrier, {column, token, head, batch});
+  emulator::tma_load(shared, decode_fields(map), barrier, {column, token, head, batch});
 }
 inline void fence_async_proxy(Where where = Where::current()) { emulator::fence_async_proxy(where); }
 
