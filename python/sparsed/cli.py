@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from .attention import set_num_threads
-from .config import BLOCK_SIZES, SlidingWindow, SparseConfig, StreamingLLM
+from .config import BLOCK_SIZES, SlidingWindow, Sparse, SparseConfig, StreamingLLM
 from .demo import DemoOptions, run_demo
 from .eval.command import add_ablate_options, add_eval_options, add_heads_options, run_ablate, run_eval, run_heads
 from .generate import generate
@@ -203,7 +203,8 @@ def _generate(args: argparse.Namespace) -> int:
         args.html.write_text(result.page(tokenizer, title=Path(args.model).resolve().name), encoding="utf-8")
     if args.stats:
         print(result.stats.table(), file=sys.stderr)
-    return _INTERRUPTED if result.interrupted else 0
+    result.require_whole()
+    return 0
 
 
 def _given(args: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
@@ -217,7 +218,7 @@ def _refuse(options: dict[str, Any], why: str) -> None:
         raise ValueError(f"{names} given, expected only options that apply ({why})")
 
 
-def _sparse_config(args: argparse.Namespace) -> SparseConfig | SlidingWindow | StreamingLLM | None:
+def _sparse_config(args: argparse.Namespace) -> Sparse | None:
     selecting = ("rho", "skip", "selection", "min_length")
     if args.cache is None:
         _refuse(_given(args, ("refresh",)), "there is no --cache")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .config import SlidingWindow, SparseConfig, StreamingLLM
+from .config import Sparse
 from .generate import generate
 from .guidance import predict
 from .pattern import PatternCache
@@ -20,8 +20,6 @@ from .sampling import Checker, FloatArray, IntArray, LLaDASampler
 
 if TYPE_CHECKING:
     from .models import Model
-
-Sparse = SparseConfig | SlidingWindow | StreamingLLM
 
 
 def log_likelihood(
@@ -99,7 +97,7 @@ def is_greedy(
         return True
     sampler = LLaDASampler(cfg_scale=cfg_scale)
     result = generate(model, prefix, gen_length=len(behind), steps=len(behind), sampler=sampler, sparse=sparse)
-    return bool(np.array_equal(result.generated[0], behind))
+    return bool(np.array_equal(result.require_whole().generated[0], behind))
 
 
 def _mask_counts(length: int, batch_size: int, rng: np.random.Generator) -> IntArray:

@@ -80,8 +80,8 @@ def _one(
     model: Transformer, prompt: NDArray[Any], steps: int, sparse: SparseConfig, rhos: tuple[float, ...]
 ) -> HeadReport:
     prompt_length = len(prompt)
-    history = generate(model, prompt, gen_length=steps, steps=steps, history=True).history
-    assert history is not None
+    result = generate(model, prompt, gen_length=steps, steps=steps, history=True).require_whole()
+    history: NDArray[Any] = np.asarray(result.history)
     schedule = PatternCache(dataclasses.replace(sparse, min_length=0), steps=steps, prompt_length=prompt_length)
     schedule.begin_step(0)
     while schedule.phase == "dense":

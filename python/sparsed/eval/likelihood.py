@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..config import SlidingWindow, SparseConfig, StreamingLLM
+from ..config import Sparse
 from ..models import Transformer
 from ..pattern import PatternCache
 from ..sampling import Checker
@@ -32,7 +32,7 @@ def likelihood(
     *,
     target: int,
     draws: int = 128,
-    sparse: SparseConfig | SlidingWindow | StreamingLLM | None = None,
+    sparse: Sparse | None = None,
     seed: int = 0,
 ) -> Likelihood:
     """Estimates -log p(the last `target` tokens | the tokens before them).

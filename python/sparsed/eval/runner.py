@@ -163,9 +163,7 @@ def _answer(
         sampler=method.sampler(sampler, sample.gen_length),
         seed=seed + sample.index,
     )
-    if result.interrupted:
-        raise KeyboardInterrupt
-    text = tokenizer.text(result.generated[0])
+    text = tokenizer.text(result.require_whole().generated[0])
     return Record(
         method=method.name,
         task=question.task,

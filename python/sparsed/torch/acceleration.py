@@ -12,8 +12,9 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from sparsed import PatternCache, SlidingWindow, SparseConfig, StreamingLLM
+from sparsed import PatternCache
 
+from ..config import Sparse
 from .ops import attend, cache_handle
 from .structure import AttentionLayer, find_layers
 
@@ -24,7 +25,7 @@ _logger = logging.getLogger("sparsed")
 
 def accelerate(
     model: nn.Module,
-    sparse: SparseConfig | SlidingWindow | StreamingLLM,
+    sparse: Sparse,
     *,
     steps: int,
     prompt_length: int,
@@ -78,7 +79,7 @@ class Acceleration:
     def __init__(
         self,
         model: nn.Module,
-        sparse: SparseConfig | SlidingWindow | StreamingLLM,
+        sparse: Sparse,
         steps: int,
         prompt_length: int,
     ) -> None:
