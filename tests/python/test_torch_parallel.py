@@ -13,6 +13,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import sparsed  # noqa: E402
+from sparsed.demo import demo_model_folder  # noqa: E402
 from sparsed.models import ConfigReader, find_architecture  # noqa: E402
 from sparsed.torch import parallel  # noqa: E402
 from sparsed.torch.engine import Network, NetworkLayer  # noqa: E402
@@ -98,6 +99,11 @@ def test_a_process_outside_the_group_is_refused(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["llada_8b", "illada_8b"])
+def test_a_device_map_of_another_type():
+    with pytest.raises(TypeError, match="load_model: device_map is 3, expected a strategy such as 'auto' or a dict"):
+        sparsed.load_model(demo_model_folder(), engine="torch", device_map=3)
+
+
 @pytest.mark.parametrize("device_map", ["auto", "sequential", {"": "cpu"}, "by module"])
 def test_device_maps(tmp_path, name, device_map):
     pytest.importorskip("accelerate")

@@ -59,6 +59,8 @@ def load_transformer(
         network.head.weight = network.embedding.weight
     devices: dict[str, Any] = {"": device or "cpu"}
     if device_map is not None:
+        if not isinstance(device_map, (str, Mapping)):
+            raise TypeError(f"load_model: device_map is {device_map!r}, expected a strategy such as 'auto' or a dict")
         devices = resolve_device_map(network, device_map, NetworkLayer.__name__)
     if all(str(where) == "cpu" for where in devices.values()):
         ops.require_memory(sum(weight.nbytes for weight in network.parameters()), "load_model: the weights")
