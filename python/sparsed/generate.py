@@ -15,13 +15,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import ops
+from .checks import Checker
 from .config import Sparse
 from .guidance import predict
 from .kv_cache import CachedRows, KVCache
 from .pattern import PatternCache
 from .prompts import checked_prompt
 from .result import GenerationResult, RowGroup, StepInfo
-from .sampling import SAMPLERS, Checker, Choice, FloatArray, IntArray, Plan, Sampler
+from .sampling import SAMPLERS, Choice, FloatArray, IntArray, Plan, Sampler
 from .stats import GenerationStats, GroupStep, StepStats
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from ..models import ModelConfig
 from ..sampling import DreamSampler, LLaDASampler, Sampler
 
 Preset = Literal["paper", "demo"]
-METHODS = ("dense", "SparseD", "sliding window", "StreamingLLM", "dKV-Cache", "prefix cache", "dual cache")
+CACHE_METHODS = ("dKV-Cache", "prefix cache", "dual cache")
+METHODS = ("dense", "SparseD", "sliding window", "StreamingLLM", *CACHE_METHODS)
 _SINK_SHARE = 0.1
 
 
