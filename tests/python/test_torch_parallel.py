@@ -99,11 +99,6 @@ def test_a_process_outside_the_group_is_refused(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["llada_8b", "illada_8b"])
-def test_a_device_map_of_another_type():
-    with pytest.raises(TypeError, match="load_model: device_map is 3, expected a strategy such as 'auto' or a dict"):
-        sparsed.load_model(demo_model_folder(), engine="torch", device_map=3)
-
-
 @pytest.mark.parametrize("device_map", ["auto", "sequential", {"": "cpu"}, "by module"])
 def test_device_maps(tmp_path, name, device_map):
     pytest.importorskip("accelerate")
@@ -152,3 +147,8 @@ def test_accelerate_is_asked_for(tmp_path, monkeypatch):
     folder = write_checkpoint(tmp_path, tiny_config("llada_8b"))
     with pytest.raises(ImportError, match="device_map needs accelerate"):
         sparsed.load_model(folder, engine="torch", device_map="auto")
+
+
+def test_a_device_map_of_another_type():
+    with pytest.raises(TypeError, match="load_model: device_map is 3, expected a strategy such as 'auto' or a dict"):
+        sparsed.load_model(demo_model_folder(), engine="torch", device_map=3)
