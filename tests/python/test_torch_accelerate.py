@@ -235,6 +235,7 @@ def test_what_it_says(llada: nn.Module, dream: nn.Module, caplog: pytest.LogCapt
         assert "2 query heads share a key/value head" in str(acceleration)
 
 
+@torch.no_grad()
 def test_it_says_what_stays_dense(llada: nn.Module) -> None:
     with accelerate(llada, SparseConfig(min_length=100), steps=3, prompt_length=20) as acceleration:
         assert str(acceleration).endswith("; sequences below min_length 100 stay dense")
