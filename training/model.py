@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sparsed.files import replacing
+
 from .attention import Attend, dense
 from .vocabulary import BOS, EOS, MASK, PAD, Vocabulary
 
@@ -303,7 +305,8 @@ def export(model: DemoModel, vocabulary: Vocabulary, folder: Path) -> None:
         "multi_query_attention": None,
         "torch_dtype": "bfloat16",
     }
-    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    with replacing(folder / "config.json") as new:
+        new.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
     vocabulary.save(folder, shape.max_length)
 
 
@@ -322,4 +325,5 @@ def _write_safetensors(path: Path, tensors: dict[str, np.ndarray[Any, Any]]) -> 
         offset += len(data)
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    path.write_bytes(len(text).to_bytes(8, "little") + text + b"".join(parts))
+    with replacing(path) as new:  # who has the old file mapped must not see it shrink
+        new.write_bytes(len(text).to_bytes(8, "little") + text + b"".join(parts))

@@ -11,6 +11,7 @@ from tokenizers import models, pre_tokenizers
 
 from sparsed.eval.styles import SmallStyle
 from sparsed.eval.words import made_words
+from sparsed.files import replacing
 
 NUM_NAMES = 600
 PAD, BOS, EOS, MASK = "<pad>", "<bos>", "<eos>", "<mask>"
@@ -56,7 +57,8 @@ class Vocabulary:
         backend = tokenizers.Tokenizer(models.WordLevel(self._ids, unk_token=PAD))
         backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         backend.add_special_tokens(special)
-        backend.save(str(folder / "tokenizer.json"))
+        with replacing(folder / "tokenizer.json") as new:
+            backend.save(str(new))
         names = dict(zip(("pad_token", "bos_token", "eos_token", "mask_token"), special, strict=True))
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -64,5 +66,6 @@ class Vocabulary:
             "model_max_length": max_length,
             "chat_template": _CHAT,
         }
-        (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-        (folder / "special_tokens_map.json").write_text(json.dumps(names, indent=1) + "\n", encoding="utf-8")
+        for name, values in (("tokenizer_config.json", config), ("special_tokens_map.json", names)):
+            with replacing(folder / name) as new:
+                new.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")

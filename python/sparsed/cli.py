@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import importlib
 import json
+import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -14,32 +15,34 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from .attention import set_num_threads
-from .config import BLOCK_SIZES, SlidingWindow, SparseConfig, StreamingLLM
+from .config import BLOCK_SIZES, SlidingWindow, Sparse, SparseConfig, StreamingLLM
 from .demo import DemoOptions, run_demo
+from .engines import add_engine_options, load_chosen
 from .eval.command import add_ablate_options, add_eval_options, add_heads_options, run_ablate, run_eval, run_heads
+from .files import read_text
 from .generate import generate
 from .kv_cache import DelayedCache, DualCache, KVCache, PrefixCache
-from .loader import load_model
 from .machine import machine_info
 from .pictures.live import LiveText, can_draw
 from .sampling import SAMPLERS, Sampler
 from .tokenizer import load_tokenizer
 
 _INTERRUPTED = 130
+_DEBUG = "SPARSED_DEBUG"
 _CACHES: dict[str, type[KVCache]] = {"prefix": PrefixCache, "dual": DualCache, "delayed": DelayedCache}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit status. Errors are one line on stderr and status 2."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    debug = False
+    debug = bool(os.environ.get(_DEBUG))
     try:
         if arguments[:1] == ["bench"]:
             return _bench(arguments[1:])
         if arguments[:1] == ["lm-eval"]:
             return _lm_eval(arguments[1:])
         args = _parser().parse_args(arguments)
-        debug = args.debug
+        debug = debug or args.debug
         return _run(args)
     except (ValueError, TypeError, OSError, MemoryError, RuntimeError, ImportError) as error:
         if debug:
@@ -71,7 +74,11 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="sparsed", description="Block-sparse attention for diffusion language models.")
+    parser = _Parser(
+        prog="sparsed",
+        description="Block-sparse attention for diffusion language models.",
+        epilog=f"{_DEBUG}=1 in the environment shows the traceback of an error, in bench and lm-eval too.",
+    )
     parser.add_argument("--version", action="version", version=f"sparsed {version('sparsed')}")
     metavar = "{demo,generate,eval,ablate,heads,bench,lm-eval,info}"
     commands = parser.add_subparsers(dest="command", metavar=metavar, required=True)
@@ -133,7 +140,7 @@ def _add_generate_options(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--prompt-file", type=Path, help="a UTF-8 file with the prompt")
     parser.add_argument("--gen-length", type=int, default=128, help="tokens to generate")
     parser.add_argument("--steps", type=int, default=128, help="denoising steps")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    add_engine_options(parser)
     parser.add_argument("--seed", type=int, help="repeats a run")
     parser.add_argument(
         "--chat", action=argparse.BooleanOptionalAction, help="chat template around the prompt (where there is one)"
@@ -180,7 +187,7 @@ def _generate(args: argparse.Namespace) -> int:
     sparse = _sparse_config(args)
     text = _prompt_text(args)
     tokenizer = load_tokenizer(args.model)
-    model = load_model(args.model, dtype=args.dtype)
+    model = load_chosen(args.model, args)
     chat = tokenizer.chat_template is not None if args.chat is None else args.chat
     live = LiveText(sys.stdout, tokenizer, args.gen_length) if args.live and can_draw(sys.stdout) else None
     with live or contextlib.nullcontext():
@@ -203,7 +210,8 @@ def _generate(args: argparse.Namespace) -> int:
         args.html.write_text(result.page(tokenizer, title=Path(args.model).resolve().name), encoding="utf-8")
     if args.stats:
         print(result.stats.table(), file=sys.stderr)
-    return _INTERRUPTED if result.interrupted else 0
+    result.require_whole()
+    return 0
 
 
 def _given(args: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
@@ -217,7 +225,7 @@ def _refuse(options: dict[str, Any], why: str) -> None:
         raise ValueError(f"{names} given, expected only options that apply ({why})")
 
 
-def _sparse_config(args: argparse.Namespace) -> SparseConfig | SlidingWindow | StreamingLLM | None:
+def _sparse_config(args: argparse.Namespace) -> Sparse | None:
     selecting = ("rho", "skip", "selection", "min_length")
     if args.cache is None:
         _refuse(_given(args, ("refresh",)), "there is no --cache")
@@ -244,7 +252,7 @@ def _prompt_text(args: argparse.Namespace) -> str:
     if args.prompt is not None:
         return str(args.prompt)
     if args.prompt_file is not None:
-        return str(args.prompt_file.read_text(encoding="utf-8"))
+        return read_text(args.prompt_file)
     if sys.stdin.isatty():
         raise ValueError("generate: no prompt, expected --prompt, --prompt-file or text on stdin")
     return sys.stdin.read()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, Literal
 
-__all__ = ["BLOCK_SIZES", "SlidingWindow", "SparseConfig", "StreamingLLM"]
+__all__ = ["BLOCK_SIZES", "SlidingWindow", "Sparse", "SparseConfig", "StreamingLLM"]
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 
@@ -162,3 +162,7 @@ class StreamingLLM:
         object.__setattr__(self, "window", _integer(self, "window", self.window, 1))
         object.__setattr__(self, "sinks", _integer(self, "sinks", self.sinks, 0))
         object.__setattr__(self, "block_size", _block_size(self, self.block_size))
+
+
+# What `generate`, `PatternCache` and their like take.
+Sparse = SparseConfig | SlidingWindow | StreamingLLM

@@ -10,7 +10,8 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from .attention import active_backend, get_num_threads
-from .config import SlidingWindow, SparseConfig
+from .config import SlidingWindow, Sparse, SparseConfig
+from .eval.methods import sparse_config, window_of
 from .eval.styles import SmallStyle
 from .eval.tasks import Niah, TaskSet, niah
 from .generate import generate
@@ -20,7 +21,7 @@ from .tokenizer import Tokenizer, load_tokenizer
 
 _PHASES = ("dense", "select", "sparse")
 _ANSWER_TOKENS = 4  # KEY is 107 ;
-_SPARSED = SparseConfig(block_size=32, rho=0.3, skip=0.2, min_length=0)
+_SPARSED = sparse_config("demo")
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class DemoOptions:
     @property
     def window_tokens(self) -> int:
         """Tokens of the sliding window."""
-        return self.length // 4 if self.window is None else self.window
+        return window_of("demo", self.length) if self.window is None else self.window
 
 
 class Prompt(NamedTuple):
@@ -186,7 +187,7 @@ def run_demo(options: DemoOptions, *, progress: bool = False) -> DemoReport:
     model = load_model(demo_model_folder(), dtype=options.dtype)
     tokenizer = load_tokenizer(demo_model_folder())
     prompts = build_prompts(tokenizer, options)
-    methods: list[tuple[MethodResult, SparseConfig | SlidingWindow | None]] = [
+    methods: list[tuple[MethodResult, Sparse | None]] = [
         (MethodResult("dense"), None),
         (MethodResult("SparseD"), options.sparse),
         (MethodResult("sliding window"), SlidingWindow(options.window_tokens, options.sparse.block_size)),
@@ -199,7 +200,7 @@ def run_demo(options: DemoOptions, *, progress: bool = False) -> DemoReport:
                 answer = generate(
                     model, prompt.ids, gen_length=options.answer_tokens, steps=options.num_steps, sparse=sparse
                 )
-                result.add(prompt, tokenizer.text(answer.generated[0]), answer.stats)
+                result.add(prompt, tokenizer.text(answer.require_whole().generated[0]), answer.stats)
                 bar.update()
     machine = f"{options.dtype}, backend {active_backend()}, {get_num_threads()} threads"
     return DemoReport(options, prompts, [result for result, _ in methods], machine)

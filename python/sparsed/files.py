@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +16,28 @@ MAX_BYTES = 100_000_000
 MAX_CONFIG_BYTES = 10_000_000
 # Deeper JSON is refused: no published file has more than ten levels.
 MAX_DEPTH = 100
+# "owner/name", as Hugging Face names a checkpoint.
+_HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 def find_folder(folder: str | os.PathLike[str], function: str) -> Path:
     """`folder` as a path; FileNotFoundError in the name of `function` where there is none."""
     path = Path(folder).expanduser()
     if not path.is_dir():
-        raise FileNotFoundError(f"{function}: folder is {str(folder)!r}, expected an existing folder")
+        hint = ""
+        if _HUB_NAME.fullmatch(str(folder)):
+            name = str(folder).split("/")[1]
+            hint = f" (nothing is downloaded here: hf download {folder} --local-dir {name})"
+        raise FileNotFoundError(f"{function}: folder is {str(folder)!r}, expected an existing folder{hint}")
     return path
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path to write to, which then takes the place of `path`: nobody meets half a file, and who maps it keeps his."""
+    new = path.with_name(path.name + ".new")
+    yield new
+    os.replace(new, path)
 
 
 def read_text(path: Path, max_bytes: int = MAX_BYTES) -> str:

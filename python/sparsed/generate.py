@@ -15,13 +15,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import ops
-from .config import SlidingWindow, SparseConfig, StreamingLLM
+from .checks import Checker
+from .config import Sparse
 from .guidance import predict
 from .kv_cache import CachedRows, KVCache
 from .pattern import PatternCache
 from .prompts import checked_prompt
 from .result import GenerationResult, RowGroup, StepInfo
-from .sampling import SAMPLERS, Checker, Choice, FloatArray, IntArray, Plan, Sampler
+from .sampling import SAMPLERS, Choice, FloatArray, IntArray, Plan, Sampler
 from .stats import GenerationStats, GroupStep, StepStats
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def generate(
     *,
     gen_length: int,
     steps: int,
-    sparse: SparseConfig | SlidingWindow | StreamingLLM | None = None,
+    sparse: Sparse | None = None,
     cache: KVCache | None = None,
     sampler: Sampler | None = None,
     prompt_mask: ArrayLike | None = None,
@@ -92,7 +93,7 @@ def generate(
         sampler = SAMPLERS[model.config.family]()
     if not isinstance(sampler, Sampler):
         raise TypeError(f"generate: sampler is {type(sampler).__name__}, expected a LLaDASampler, DreamSampler or None")
-    if sparse is not None and not isinstance(sparse, (SparseConfig, SlidingWindow, StreamingLLM)):
+    if sparse is not None and not isinstance(sparse, Sparse):
         raise TypeError(
             f"generate: sparse is {type(sparse).__name__}, expected SparseConfig, SlidingWindow, StreamingLLM or None"
         )
@@ -132,14 +133,12 @@ def generate(
     filled_at = np.full(open_positions.shape, -1, np.int32)
     confidence = np.full(open_positions.shape, np.nan, np.float32)
     states = [tokens.astype(np.int32)] if history else []
-    interrupted = False
     with _SigintLatch() as sigint, _ProgressBar(progress, open_positions.size) as bar:
         for step in itertools.count() if num_steps is None else range(num_steps):
             active = runs if num_steps is not None else [run for run in runs if run.open]
             if not active:
                 break
             if sigint.caught:
-                interrupted = True
                 break
             outcomes = [run.step(step) for run in active]
             record = stats.add(step, outcomes)
@@ -160,7 +159,7 @@ def generate(
         prompt_length=prompt.shape[1],
         filled_at=filled_at,
         confidence=confidence,
-        interrupted=interrupted,
+        interrupted=sigint.caught,
     )
 
 
@@ -172,7 +171,7 @@ class _GroupRun:
         model: Model,
         sampler: Sampler,
         plan: Plan,
-        sparse: SparseConfig | SlidingWindow | StreamingLLM | None,
+        sparse: Sparse | None,
         cache: KVCache | None,
         tokens: IntArray,
         rows: IntArray,

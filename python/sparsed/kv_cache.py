@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from .checks import Checker
 from .models.key_values import KeyValues
-from .sampling import Checker
 
 __all__ = ["CachedRows", "DelayedCache", "DualCache", "KVCache", "PrefixCache"]
 

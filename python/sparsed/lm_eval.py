@@ -17,9 +17,9 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
-from .config import SlidingWindow, SparseConfig, StreamingLLM
+from .config import SlidingWindow, Sparse, SparseConfig, StreamingLLM
 from .generate import generate
-from .likelihood import Sparse, is_greedy, log_likelihood
+from .likelihood import is_greedy, log_likelihood
 from .loader import load_model
 from .prompts import pad_left
 from .sampling import SAMPLERS, Sampler
@@ -243,9 +243,8 @@ class SparsedLM(TemplateLM):
             prompt_mask=mask,
             seed=self._seed + first.index,
         )
-        if result.interrupted:
-            raise KeyboardInterrupt
-        return [self._cut(self.tokenizer.text(row), job) for row, job in zip(result.generated, batch, strict=True)]
+        rows = result.require_whole().generated
+        return [self._cut(self.tokenizer.text(row), job) for row, job in zip(rows, batch, strict=True)]
 
     def _cut(self, text: str, job: _Job) -> str:
         """`text` up to the first stop string."""

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar, cast
 from . import _core
 from ._core import BlockPattern
 from .arrays import arguments
-from .config import SlidingWindow, SparseConfig, StreamingLLM
+from .config import SlidingWindow, Sparse, SparseConfig, StreamingLLM
 
 __all__ = ["BlockPattern", "PatternCache"]
 
@@ -44,9 +44,7 @@ class PatternCache:
         sparse 0.5
     """
 
-    def __init__(
-        self, config: SparseConfig | SlidingWindow | StreamingLLM, *, steps: int | None, prompt_length: int
-    ) -> None:
+    def __init__(self, config: Sparse, *, steps: int | None, prompt_length: int) -> None:
         self.config = config
         if isinstance(config, SparseConfig):
             every = config.refresh == "every"

@@ -63,7 +63,7 @@ class GenerationResult:
         prompt_length: p, padding included.
         filled_at: (B, gen_length) int32, the step that filled each token; -1: still open.
         confidence: (B, gen_length) float32, the sampler's confidence in it; NaN: still open.
-        interrupted: Ctrl-C ended the generation early: open positions of `tokens` hold the mask token.
+        interrupted: Ctrl-C came; but for one in the last step, open positions of `tokens` hold the mask token.
     """
 
     tokens: IntArray
@@ -86,6 +86,16 @@ class GenerationResult:
     def generated(self) -> IntArray:
         """The tokens behind the prompt, (B, gen_length)."""
         return self.tokens[:, self.prompt_length :]
+
+    def require_whole(self) -> GenerationResult:
+        """Itself, for who cannot use a part of a generation.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C came meanwhile, be it in the last step.
+        """
+        if self.interrupted:
+            raise KeyboardInterrupt
+        return self
 
     def plot(self, row: int = 0) -> Any:
         """Draws when each token was filled and how surely, and what the steps took. Needs matplotlib.

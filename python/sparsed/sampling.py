@@ -11,7 +11,6 @@ then stays masked and remains a candidate (with `threshold`, where that would no
 from __future__ import annotations
 
 import abc
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
@@ -20,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import ops
+from .checks import Checker
 
 FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int64]
@@ -265,37 +265,6 @@ class DreamSampler(Sampler):
 
 # The published sampler of each model family.
 SAMPLERS: dict[str, type[LLaDASampler] | type[DreamSampler]] = {"llada": LLaDASampler, "dream": DreamSampler}
-
-
-class Checker:
-    """Checks options in the words of all errors: who, which argument, what it is, what was expected."""
-
-    def __init__(self, owner: str) -> None:
-        self.owner = owner
-
-    def number(self, name: str, value: object, *, low: float, high: float = math.inf, optional: bool = False) -> None:
-        """A finite number of [low, high]."""
-        if optional and value is None:
-            return
-        if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
-            raise TypeError(f"{self.owner}: {name} is {value!r}, expected a number{' or None' * optional}")
-        if not low <= value <= high or math.isinf(value):
-            bounds = f">= {low}" if math.isinf(high) else f"from {low} to {high}"
-            raise ValueError(f"{self.owner}: {name} is {value}, expected a number {bounds}")
-
-    def integer(self, name: str, value: object, *, low: int, optional: bool = False) -> None:
-        """An integer of at least `low`."""
-        if optional and value is None:
-            return
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-            raise TypeError(f"{self.owner}: {name} is {value!r}, expected an integer{' or None' * optional}")
-        if value < low:
-            raise ValueError(f"{self.owner}: {name} is {value}, expected an integer >= {low}")
-
-    def choice(self, name: str, value: object, choices: tuple[str, ...]) -> None:
-        """One of `choices`."""
-        if value not in choices:
-            raise ValueError(f"{self.owner}: {name} is {value!r}, expected one of {', '.join(map(repr, choices))}")
 
 
 def _timestep(i: int, steps: int, eps: float) -> np.float32:

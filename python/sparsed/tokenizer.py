@@ -53,7 +53,8 @@ class Tokenizer:
     """A checkpoint's tokenizer; `load_tokenizer` makes it.
 
     Attributes:
-        bos_token_id, eos_token_id, pad_token_id, mask_token_id: ids, None where the files name no such token.
+        bos_token_id, eos_token_id, unk_token_id, pad_token_id, mask_token_id: ids, None where the files name no
+            such token.
         end_token_ids: tokens after which a text is over.
         chat_template: the jinja2 template of a conversation, or None.
     """
@@ -69,6 +70,7 @@ class Tokenizer:
         self._special_tokens = dict(special_tokens)
         self.bos_token_id = self._special_id("bos_token")
         self.eos_token_id = self._special_id("eos_token")
+        self.unk_token_id = self._special_id("unk_token")
         self.pad_token_id = self._special_id("pad_token")
         self.mask_token_id = self._special_id("mask_token")
         turn_ends = (backend.token_to_id(token) for token in _TURN_ENDS)

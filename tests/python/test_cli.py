@@ -152,6 +152,34 @@ def test_usage_errors_are_one_line_and_status_2(capsys, arguments, message) -> N
     assert message in err and err.count("\n") == 1
 
 
+def test_a_prompt_that_is_no_text_is_named(capsys, tmp_path) -> None:
+    (tmp_path / "prompt.bin").write_bytes(b"\xff\xfe\x00")
+    status, _, err = run(capsys, "generate", MODEL, "--prompt-file", str(tmp_path / "prompt.bin"))
+    assert status == 2 and "prompt.bin is not UTF-8" in err
+
+
+def test_names_of_the_hub_say_how_to_get_them(capsys) -> None:
+    status, _, err = run(capsys, "generate", "GSAI-ML/LLaDA-8B-Instruct", "--prompt", "the")
+    assert status == 2 and "hf download GSAI-ML/LLaDA-8B-Instruct --local-dir LLaDA-8B-Instruct" in err
+    assert "hf download" not in run(capsys, "generate", "../some/folder", "--prompt", "the")[2]
+
+
+def test_the_environment_asks_for_tracebacks(capsys, monkeypatch) -> None:
+    monkeypatch.setenv("SPARSED_DEBUG", "1")
+    monkeypatch.setattr(cli, "_bench", lambda arguments: int("no"))
+    with pytest.raises(ValueError, match="invalid literal"):
+        cli.main(["bench"])
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    assert "SPARSED_DEBUG=1" in capsys.readouterr().out
+
+
+def test_generate_by_torch(capsys) -> None:
+    pytest.importorskip("torch")
+    arguments = ["generate", MODEL, "--prompt", TEXT, "--gen-length", "8", "--steps", "8"]
+    assert run(capsys, *arguments, "--engine", "torch", "--device", "cpu") == run(capsys, *arguments)
+
+
 def test_no_prompt_at_a_terminal(capsys, monkeypatch) -> None:
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
     status, _, err = run(capsys, "generate", MODEL)

@@ -12,6 +12,7 @@ import sparsed
 from sparsed import LLaDASampler, SlidingWindow, SparseConfig, cli
 from sparsed.demo import demo_model_folder
 from sparsed.eval import METHODS, Log, Record, ablations, likelihood, method, summarise, table, write_report
+from sparsed.eval.heads import head_report, heads_table
 from sparsed.eval.heads import markdown as markdown_of_heads
 from sparsed.eval.methods import default_sampler
 
@@ -94,6 +95,7 @@ def test_ablate(capsys, tmp_path) -> None:
         "SparseD",
         "no skip",
         "select every step",
+        "refresh 0.6",
         "no isolation",
         "rho 0.1",
         "skip 0.5",
@@ -123,11 +125,51 @@ def test_heads(capsys, tmp_path) -> None:
     ]
 
 
+def test_heads_takes_one_length(capsys, tmp_path) -> None:
+    status, _out, err = run(capsys, "heads", "--lengths", "200", "300", "--out", str(tmp_path))
+    assert status == 2 and "lengths has 2 values, expected one" in err
+
+
+def test_heads_without_a_step_after_the_selection() -> None:
+    model = sparsed.load_model(DATA / "llada_b32")
+    report = head_report(
+        model, [np.arange(40)], gen_length=1, sparse=SparseConfig(min_length=0, block_size=16), progress=True
+    )
+    assert report.neighbours.shape == (0, model.config.num_layers, model.config.num_heads)
+    assert heads_table(report).splitlines()[-1].split()[1:4] == ["-", "-", "-"]
+
+
+def test_heads_by_torch() -> None:
+    pytest.importorskip("torch")
+    options = {"gen_length": 4, "sparse": SparseConfig(min_length=0, block_size=16, rho=0.5)}
+    engines = [sparsed.load_model(DATA / "llada_b32", engine=engine) for engine in ("native", "torch")]
+    native, torch = (head_report(model, [np.arange(60)], **options) for model in engines)
+    np.testing.assert_allclose(native.recall, torch.recall, atol=1e-4)
+
+
+def test_eval_by_torch_leaves_caches_out(capsys, tmp_path) -> None:
+    pytest.importorskip("torch")
+    options = ["--engine", "torch", "--lengths", "128", "--tasks", "niah_single_1", "--samples", "1"]
+    status, out, err = run(capsys, "eval", *options, "--out", str(tmp_path))
+    assert status == 0 and "sparsed: left out: dKV-Cache, prefix cache, dual cache (engine torch keeps" in err
+    assert "StreamingLLM" in out and "cache" not in out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--tasks", "cwe"], "task is 'cwe', expected one of"),
-        (["--samples", "0"], "samples is 0, expected at least 1"),
+        (["--samples", "0"], "samples is 0, expected an integer >= 1"),
+        (["--seed", "-1"], "seed is -1, expected an integer >= 0"),
+        (["--lengths", "0"], "lengths is 0, expected an integer >= 1"),
+        (["--tasks", "qa_1"], "task qa_1 needs a file, expected --squad FILE"),
+        (["--tasks", "qa_2"], "task qa_2 needs a file, expected --hotpotqa FILE"),
+        (["--style", "ruler", "--tasks", "niah_single_1"], "expected at most half (--style chooses the wording"),
+        (["--device", "cuda"], "device is given, expected engine 'torch' with it"),
+        (
+            ["--engine", "torch", "--methods", "dense", "dual cache"],
+            "methods has dual cache, expected methods without a cache (engine torch keeps no keys and values)",
+        ),
         (["--jsonl", "file"], "jsonl is 'file', expected TASK=FILE"),
         (["--likelihood", "README.md", "--lengths", "10000000"], "expected at least 10000000"),
     ],
@@ -156,12 +198,12 @@ def test_summary_pairs_the_same_samples() -> None:
 
 
 def test_log_refuses_damage(tmp_path) -> None:
-    log = Log(tmp_path, {"seed": 0})
+    log = Log(tmp_path, {"seed": 0}, Record)
     log.add(record("dense", 0, 1.0))
-    assert Log(tmp_path, {"seed": 0}).records == log.records
+    assert Log(tmp_path, {"seed": 0}, Record).records == log.records
     (tmp_path / "records.jsonl").write_text("nonsense\n")
     with pytest.raises(ValueError, match="line 1 of"):
-        Log(tmp_path, {"seed": 0})
+        Log(tmp_path, {"seed": 0}, Record)
 
 
 def test_report_has_a_picture(tmp_path) -> None:
@@ -196,6 +238,8 @@ def test_ablations_change_one_thing_each() -> None:
     found = {m.name: m.sparse for m in ablations(config)}
     assert len(found) == len(ablations(config)) and found["SparseD"] == config
     assert found["no isolation"] == SparseConfig(block_size=32, min_length=0, isolate=False)
+    assert found["refresh 0.6"] == SparseConfig(block_size=32, min_length=0, refresh=(0.6,))
+    assert "refresh 0.6" not in {m.name for m in ablations(SparseConfig(skip=0.7))}
     assert "rho 0.3" not in found and "skip 0.2" not in found
 
 
@@ -223,7 +267,15 @@ def test_likelihood_of_known_logits() -> None:
     assert result.nats_per_token == pytest.approx(np.log(np.exp(logits).sum()) - logits[ids[-1]], rel=1e-6)
 
 
-@pytest.mark.parametrize("options", [{"target": 5}, {"target": 0}, {"target": 1, "draws": 0}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target": 5},
+        {"target": 0},
+        {"target": 1, "draws": 0},
+        {"target": 1, "draws": 1, "sparse": SparseConfig(min_length=0)},
+    ],
+)
 def test_likelihood_refuses(options) -> None:
     model = sparsed.load_model(DATA / "llada_b32")
     with pytest.raises(ValueError, match="likelihood: "):

@@ -9,7 +9,7 @@ import pytest
 
 import sparsed
 from sparsed.demo import demo_model_folder
-from sparsed.eval import RulerStyle, SmallStyle, TaskSet, bootstrap, read_samples, score, words, write_samples
+from sparsed.eval import RulerStyle, Sample, SmallStyle, TaskSet, bootstrap, read_samples, score, words, write_samples
 from sparsed.eval.styles import RULER_BUDGETS
 from sparsed.eval.tasks import NIAH, Niah, frequent_words, kind_of, niah, variable_tracking
 
@@ -97,6 +97,28 @@ def test_variables_form_one_chain_in_order() -> None:
     ):
         assert unit.removeprefix(f"VAR {name} = ").removeprefix("VAR ") == source
     assert len(text.outputs) == 5 and list(text.evidence) == sorted(text.evidence)
+
+
+def test_a_solved_chain_goes_before_in_rulers_style() -> None:
+    before = variable_tracking(RulerStyle())(rng(), 3).frame.before
+    solved, _, rest = before.partition("\n\nMemorize")[0], "", before.rpartition("\n\nMemorize")[2]
+    names = solved.rpartition("they are: ")[2].split()
+    assert len(names) == 5 and all(len(name) == 3 and f"VAR {name} = " in solved for name in names)
+    assert solved.count("The grass is green.") == 10 and "VAR" not in rest
+    assert before == variable_tracking(RulerStyle())(rng(), 40).frame.before
+    assert variable_tracking(SmallStyle(list("abcdefgh")))(rng(), 3).frame.before == ""
+
+
+def test_a_large_vocabulary_is_not_of_the_small_kind(tokenizer) -> None:
+    class Large:
+        """Has every word, its numbers in another order."""
+
+        def token_id(self, token: str) -> int:
+            return tokenizer.token_id(token) if not token.isdecimal() else 5000 - int(token)
+
+    assert SmallStyle.fits(tokenizer) and not SmallStyle.fits(Large())
+    with pytest.raises(ValueError, match="SmallStyle: the tokenizer has not"):
+        SmallStyle.of(Large())
 
 
 def test_frequent_words_are_the_three_after_the_dots() -> None:
@@ -192,6 +214,17 @@ def test_jsonl_comes_back(tokenizer, tmp_path) -> None:
     ]
 
 
+def test_jsonl_lines_end_at_newlines_alone(tmp_path) -> None:
+    text = "one\u2028two\x85three\x0cfour"
+    sample = Sample("niah_single_1", 0, text, "", ("a",), "", 9)
+    write_samples(tmp_path / "x.jsonl", [sample, sample])
+    found = read_samples(tmp_path / "x.jsonl", "niah_single_1", gen_length=5)
+    assert [(s.input, s.gen_length) for s in found] == [(text, 9)] * 2  # the file's own budget goes first
+    (tmp_path / "x.jsonl").write_bytes(b'{"input": "\xff"}\n')
+    with pytest.raises(ValueError, match="line 1 of .*x.jsonl is not JSON"):
+        read_samples(tmp_path / "x.jsonl", "vt")
+
+
 def test_jsonl_of_ruler_itself(tmp_path) -> None:
     line = {"index": 4, "input": "Text. What?", "outputs": ["a", "b"], "length": 99}
     (tmp_path / "x.jsonl").write_text(json.dumps(line) + "\n\n")
@@ -206,6 +239,12 @@ def test_jsonl_of_ruler_itself(tmp_path) -> None:
         ("{", "line 1 of .* is not JSON"),
         ("[]", 'has no text "input"'),
         ('{"input": "a", "outputs": []}', r'"outputs" \[\], expected a list of texts'),
+        ('{"input": "a", "outputs": ["b", ""]}', "expected a list of texts, none of them empty"),
+        ('{"input": "a", "outputs": ["b"], "answer_prefix": null}', '"answer_prefix" None, expected a text'),
+        ('{"input": "a", "outputs": ["b"], "index": "1"}', """"index" '1', expected an integer"""),
+        ('{"input": "a", "outputs": ["b"], "index": 1.5}', '"index" 1.5, expected an integer'),
+        ('{"input": "a", "outputs": ["b"], "gen_length": 0}', '"gen_length" 0, expected an integer of at least 1'),
+        ('{"input": "\\udc00", "outputs": ["b"]}', "task is 'own'"),
         ('{"input": "a", "outputs": ["b"]}', "task is 'own', expected a known one or gen_length"),
     ],
 )

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import sparsed
 from fake_model import MASK, FakeModel, prompt_of
-from sparsed import generate
+from sparsed import cli, demo, generate, likelihood
+from sparsed.eval import heads, runner
 
 
 def test_ctrl_c_returns_after_the_step() -> None:
@@ -27,11 +30,13 @@ def test_ctrl_c_returns_after_the_step() -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_ctrl_c_in_the_last_step_changes_nothing() -> None:
+def test_ctrl_c_in_the_last_step_is_told() -> None:
     result = generate(
         FakeModel(), prompt_of(5), gen_length=4, steps=1, on_step=lambda info: signal.raise_signal(signal.SIGINT)
     )
-    assert not result.interrupted and (result.generated != MASK).all()
+    assert result.interrupted and (result.generated != MASK).all()
+    with pytest.raises(KeyboardInterrupt):
+        result.require_whole()
 
 
 def test_a_second_ctrl_c_raises() -> None:
@@ -60,3 +65,35 @@ def test_other_handlers_and_threads_are_left_alone(monkeypatch: pytest.MonkeyPat
     thread.start()
     thread.join()
     assert (results[0].generated != MASK).all()
+
+
+@pytest.fixture
+def press_in_step_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every generation of the library's own callers is interrupted."""
+
+    def interrupted(model, prompt_ids, **options):
+        return generate(model, prompt_ids, **options, on_step=lambda info: signal.raise_signal(signal.SIGINT))
+
+    for module in (demo, heads, runner, likelihood):
+        monkeypatch.setattr(module, "generate", interrupted)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: likelihood.is_greedy(FakeModel(), prompt_of(5), [1, 2, 3]),
+        lambda: likelihood.is_greedy(FakeModel(), prompt_of(5), [1]),
+        lambda: heads.head_report(FakeModel(), [prompt_of(5)], gen_length=4, sparse=sparsed.SparseConfig()),
+        lambda: demo.run_demo(demo.DemoOptions(length=256, prompts=1, needles=1)),
+    ],
+    ids=["is_greedy", "is_greedy, one step", "heads", "demo"],
+)
+def test_callers_raise(press_in_step_0: None, call: Callable[[], object]) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        call()
+
+
+def test_eval_stops(press_in_step_0: None, tmp_path: Path) -> None:
+    options = ["--lengths", "128", "--tasks", "niah_single_1", "--methods", "dense", "--out", str(tmp_path)]
+    assert cli.main(["eval", *options]) == 130
+    assert not (tmp_path / "records.jsonl").exists()

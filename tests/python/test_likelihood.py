@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import sparsed
+from fake_model import FakeModel
 from sparsed import SlidingWindow, SparseConfig
 from sparsed.demo import demo_model_folder
 from sparsed.likelihood import _mask_counts, is_greedy, log_likelihood
@@ -118,6 +119,43 @@ def test_nothing_is_certain(model):
 def test_refused_arguments(model, options, message):
     with pytest.raises(ValueError, match=message):
         log_likelihood(model, [5], [6, 7], **options)
+
+
+@pytest.mark.parametrize("function", [log_likelihood, is_greedy])
+@pytest.mark.parametrize(
+    ("prefix", "target", "error", "message"),
+    [
+        ([5.0], [6], TypeError, "prefix has dtype float64, expected integers"),
+        ([5], [True], TypeError, "target has dtype bool, expected integers"),
+        ([[5]], [6], ValueError, r"prefix has shape \[1, 1\], expected one dimension"),
+        ([5], [6, -1], ValueError, r"target\[1\] is -1, expected 0 \.\.\. "),
+        ([5, 10**6], [6], ValueError, r"prefix\[1\] is 1000000, expected 0 \.\.\. "),
+    ],
+)
+def test_refused_ids(model, function, prefix, target, error, message):
+    with pytest.raises(error, match=f"{function.__name__}: {message}"):
+        function(model, prefix, target)
+
+
+def test_is_greedy_needs_a_prefix(model):
+    with pytest.raises(ValueError, match="is_greedy: prefix is empty, expected at least one token"):
+        is_greedy(model, [], [5])
+
+
+def test_a_sparse_step_is_needed(model):
+    sparse = SparseConfig(min_length=0, block_size=16)
+    with pytest.raises(ValueError, match="1 batches .* none of them sparse .* smaller batch_size than 8 or more sam"):
+        log_likelihood(model, [5], [6, 7], samples=8, batch_size=8, sparse=sparse)
+    every = SparseConfig(min_length=0, block_size=16, refresh="every")
+    for taken in (sparse, every, SlidingWindow(32, 16)):
+        log_likelihood(model, [5], [6, 7], samples=8, batch_size=4, sparse=taken)
+    log_likelihood(model, [5], [6, 7], samples=8, batch_size=8, sparse=SlidingWindow(32, 16))
+
+
+def test_one_token_takes_one_forward_pass():
+    model = FakeModel()
+    assert log_likelihood(model, [5], [6], samples=64, batch_size=4) == log_likelihood(model, [5], [6], samples=1)
+    assert [ids.shape for ids in model.ids] == [(1, 2), (1, 2)]
 
 
 def test_shifted_logits_need_a_prefix(tmp_path):

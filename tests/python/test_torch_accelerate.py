@@ -17,6 +17,7 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
 import torch_models  # noqa: E402
+from sparsed import SlidingWindow, SparseConfig  # noqa: E402
 from sparsed.torch import accelerate  # noqa: E402
 
 TINY = sparsed.SparseConfig(skip=0.0, rho=0.3, block_size=16, min_length=0)
@@ -250,6 +251,18 @@ def test_what_it_says(llada: nn.Module, dream: nn.Module, caplog: pytest.LogCapt
     with accelerate(dream, TINY, steps=3, prompt_length=20) as acceleration:
         assert "model.layers.*.self_attn (DreamAttention): q_proj, k_proj, v_proj, o_proj" in str(acceleration)
         assert "2 query heads share a key/value head" in str(acceleration)
+
+
+@torch.no_grad()
+def test_it_says_what_stays_dense(llada: nn.Module) -> None:
+    with accelerate(llada, SparseConfig(min_length=100), steps=3, prompt_length=20) as acceleration:
+        assert str(acceleration).endswith("; sequences below min_length 100 stay dense")
+        llada(random_ids(1, 64))
+        assert str(acceleration).endswith("; the sequence of 64 tokens is below min_length 100 and stays dense")
+        llada(random_ids(1, 128))
+        assert "dense" not in str(acceleration)
+    with accelerate(llada, SlidingWindow(64), steps=3, prompt_length=20) as acceleration:
+        assert "stay dense" not in str(acceleration)
 
 
 def renamed(model: nn.Module, names: dict[str, str]) -> nn.Module:

@@ -13,6 +13,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import sparsed  # noqa: E402
+from sparsed.demo import demo_model_folder  # noqa: E402
 from sparsed.models import ConfigReader, find_architecture  # noqa: E402
 from sparsed.torch import parallel  # noqa: E402
 from sparsed.torch.engine import Network, NetworkLayer  # noqa: E402
@@ -146,3 +147,8 @@ def test_accelerate_is_asked_for(tmp_path, monkeypatch):
     folder = write_checkpoint(tmp_path, tiny_config("llada_8b"))
     with pytest.raises(ImportError, match="device_map needs accelerate"):
         sparsed.load_model(folder, engine="torch", device_map="auto")
+
+
+def test_a_device_map_of_another_type():
+    with pytest.raises(TypeError, match="load_model: device_map is 3, expected a strategy such as 'auto' or a dict"):
+        sparsed.load_model(demo_model_folder(), engine="torch", device_map=3)

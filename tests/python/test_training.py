@@ -118,6 +118,21 @@ def test_training_resumes_to_the_bit_and_exports(tmp_path) -> None:
     np.testing.assert_allclose(model.forward([ids]), logits, atol=2e-3, rtol=1e-3)
 
 
+def test_who_has_the_old_checkpoint_mapped_keeps_it(tmp_path) -> None:
+    model = model_module.DemoModel(SHAPE, len(vocabulary_module.Vocabulary(30)))
+    model_module.export(model, vocabulary_module.Vocabulary(30), tmp_path)
+    names = {path.name for path in tmp_path.iterdir()}
+    mapped = np.memmap(tmp_path / "model.safetensors", mode="r")
+    before = mapped.copy()
+    with torch.no_grad():
+        model.norm.fill_(2.0)
+    model_module.export(model, vocabulary_module.Vocabulary(30), tmp_path)
+    np.testing.assert_array_equal(mapped, before)
+    assert {path.name for path in tmp_path.iterdir()} == names
+    assert sparsed.load_model(tmp_path).config.num_layers == SHAPE.layers
+    assert (np.fromfile(tmp_path / "model.safetensors", np.uint8) != before).any()
+
+
 def test_a_loss_curve_is_drawn(tmp_path) -> None:
     pytest.importorskip("matplotlib")
     trainer = train.Trainer(tmp_path, dataclasses.replace(OPTIONS, phases=PHASES[:1]))

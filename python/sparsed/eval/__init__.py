@@ -6,9 +6,10 @@ from .ablation import ablations
 from .heads import HeadReport, head_report
 from .jsonl import read_samples, write_samples
 from .likelihood import Likelihood, likelihood
+from .log import Log
 from .methods import METHODS, Method, method
 from .report import Row, summarise, table, write_report
-from .runner import Log, Question, Record, run
+from .runner import Question, Record, run
 from .scoring import Interval, bootstrap, score
 from .styles import RulerStyle, SmallStyle, Style
 from .tasks import Sample, TaskSet

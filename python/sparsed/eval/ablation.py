@@ -11,6 +11,7 @@ from .methods import Method
 RHOS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7)
 SKIPS = (0.0, 0.1, 0.2, 0.3, 0.5)
 BLOCK_SIZES = (16, 32, 64, 128)
+REFRESH = 0.6
 
 
 def ablations(config: SparseConfig) -> list[Method]:
@@ -23,6 +24,8 @@ def ablations(config: SparseConfig) -> list[Method]:
         "select every step": {"refresh": "every"},
         "no isolation": {"isolate": False},
     }
+    if config.skip < REFRESH:
+        variants[f"refresh {REFRESH:g}"] = {"refresh": (REFRESH,)}
     variants |= {f"rho {rho:g}": {"rho": rho} for rho in RHOS if rho != config.rho}
     variants |= {f"skip {skip:g}": {"skip": skip} for skip in SKIPS if skip not in (config.skip, 0.0)}
     variants |= {f"block {size}": {"block_size": size} for size in BLOCK_SIZES if size != config.block_size}

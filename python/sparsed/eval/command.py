@@ -5,44 +5,29 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import json
-import shlex
 import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from ..config import BLOCK_SIZES, SparseConfig
-from ..demo import demo_model_folder
-from ..files import read_text
-from ..loader import load_model
 from ..machine import machine_info
-from ..models import Transformer
-from ..tokenizer import Tokenizer, load_tokenizer
 from . import methods as settings
 from .ablation import ablations
 from .heads import head_report, heads_table, write_heads
+from .held_out import score_text
 from .jsonl import read_samples, write_samples
-from .likelihood import likelihood
-from .methods import METHODS, Method, default_sampler, sparse_config
+from .log import Log, file_identity
+from .methods import CACHE_METHODS, METHODS, Method, default_sampler
 from .report import summarise, table, write_report
-from .runner import Log, Question, run
-from .scoring import bootstrap
-from .styles import RulerStyle, SmallStyle, Style
-from .tasks import TaskSet
-
-# Makes the methods for a length.
-Methods = Callable[[int], Sequence[Method]]
+from .runner import Question, Record, run
+from .setup import Methods, Setup, add_common_options, command_line
+from .tasks import require_known
 
 
 def add_eval_options(parser: argparse.ArgumentParser) -> None:
     """The options of `sparsed eval`."""
-    _add_common(parser, out="eval-results", samples=10)
-    parser.add_argument(
-        "--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD", help=", ".join(METHODS)
-    )
+    add_common_options(parser, out="eval-results", samples=10)
+    parser.description = f"{parser.description}. A run that stopped goes on in --out, or grows there."
+    parser.add_argument("--methods", nargs="+", choices=METHODS, metavar="METHOD", help=f"(all) {', '.join(METHODS)}")
     parser.add_argument(
         "--jsonl",
         nargs="+",
@@ -50,8 +35,6 @@ def add_eval_options(parser: argparse.ArgumentParser) -> None:
         metavar="TASK=FILE",
         help="samples in RULER's format, instead of generated ones",
     )
-    parser.add_argument("--squad", type=Path, help="SQuAD's JSON file, for task qa_1")
-    parser.add_argument("--hotpotqa", type=Path, help="HotpotQA's JSON file, for task qa_2")
     parser.add_argument(
         "--write-jsonl", type=Path, metavar="FOLDER", help="write the samples in RULER's format and stop"
     )
@@ -62,211 +45,142 @@ def add_eval_options(parser: argparse.ArgumentParser) -> None:
 
 def add_ablate_options(parser: argparse.ArgumentParser) -> None:
     """The options of `sparsed ablate`."""
-    _add_common(parser, out="ablation-results", samples=10)
+    add_common_options(parser, out="ablation-results", samples=10)
+    parser.description = f"{parser.description}. A run that stopped goes on in --out, or grows there."
 
 
 def add_heads_options(parser: argparse.ArgumentParser) -> None:
     """The options of `sparsed heads`."""
-    _add_common(parser, out="heads-results", samples=4)
-
-
-def _add_common(parser: argparse.ArgumentParser, *, out: str, samples: int) -> None:
-    parser.add_argument("model", nargs="?", type=Path, metavar="MODEL_DIR", help="checkpoint folder (the demo model)")
-    parser.add_argument("--tasks", nargs="+", metavar="TASK", help="(all that need no file)")
-    parser.add_argument(
-        "--lengths", nargs="+", type=int, default=[2048], metavar="N", help="tokens, the answer's included"
-    )
-    parser.add_argument("--samples", type=int, default=samples, help="per task and length (RULER: 500)")
-    parser.add_argument("--out", type=Path, default=Path(out), help="results; a run that stopped goes on there")
-    parser.add_argument("--preset", choices=("paper", "demo"), help="settings of the methods (demo for the demo model)")
-    parser.add_argument("--style", choices=("ruler", "small"), help="wording (small for the demo model)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--rho", type=float, help="SparseD: share of the key blocks that is kept")
-    parser.add_argument("--skip", type=float, help="SparseD: share of the steps before the selection")
-    parser.add_argument("--block-size", type=int, choices=BLOCK_SIZES, help="SparseD: tokens per block")
-
-
-@dataclasses.dataclass(frozen=True)
-class _Setup:
-    """What both commands begin with."""
-
-    model: Transformer
-    tokenizer: Tokenizer
-    style: Style
-    preset: settings.Preset
-    sparse: SparseConfig
-    folder: Path
-
-
-def _setup(args: argparse.Namespace) -> _Setup:
-    folder = demo_model_folder() if args.model is None else args.model
-    demo = args.model is None
-    preset: settings.Preset = args.preset or ("demo" if demo else "paper")
-    tokenizer = load_tokenizer(folder)
-    small = (args.style or ("small" if demo else "ruler")) == "small"
-    style = SmallStyle.of(tokenizer) if small else RulerStyle("paper" if preset == "paper" else "ruler")
-    given = {name: getattr(args, name) for name in ("rho", "skip", "block_size") if getattr(args, name) is not None}
-    sparse = dataclasses.replace(sparse_config(preset), **given)
-    if args.samples < 1:
-        raise ValueError(f"eval: samples is {args.samples}, expected at least 1")
-    return _Setup(load_model(folder, dtype=args.dtype), tokenizer, style, preset, sparse, Path(folder))
+    add_common_options(parser, out="heads-results", samples=4)
 
 
 def run_eval(args: argparse.Namespace) -> int:
     """Runs `sparsed eval`."""
-    setup = _setup(args)
+    names = _method_names(args)
+    setup = Setup.of(args)
 
     def methods(length: int) -> list[Method]:
-        found = [settings.method(name, setup.preset, length) for name in args.methods]
+        found = [settings.method(name, setup.preset, length) for name in names]
         return [dataclasses.replace(m, sparse=setup.sparse) if m.name == "SparseD" else m for m in found]
 
     if args.likelihood is not None:
-        return _likelihood(args, setup, methods)
+        print("\n".join(score_text(setup, methods)))
+        return 0
     if args.write_jsonl is not None:
         for length in args.lengths:
-            tasks = _task_set(args, setup, length)
-            for task in _tasks(args, setup):
+            tasks = setup.task_set(length)
+            for task in setup.tasks:
                 path = args.write_jsonl / str(length) / task / "validation.jsonl"
                 write_samples(path, [tasks.sample(task, index) for index in range(args.samples)])
                 print(path)
         return 0
-    return _run(args, setup, _questions(args, setup, methods), methods)
+    if args.jsonl:
+        return _run(setup, methods, *_file_questions(setup, methods))
+    return _run(setup, methods, *_questions(setup, methods))
 
 
 def run_ablate(args: argparse.Namespace) -> int:
     """Runs `sparsed ablate`."""
-    setup = _setup(args)
+    setup = Setup.of(args)
     found = ablations(setup.sparse)
-    return _run(args, setup, _questions(args, setup, lambda length: found), lambda length: found)
+    return _run(setup, lambda length: found, *_questions(setup, lambda length: found))
 
 
 def run_heads(args: argparse.Namespace) -> int:
-    """Runs `sparsed heads`: at the first length, over the samples of all tasks with the budget of the longest."""
-    setup = _setup(args)
-    tasks = _task_set(args, setup, args.lengths[0])
-    samples = [tasks.sample(task, index) for task in _tasks(args, setup) for index in range(args.samples)]
+    """Runs `sparsed heads`: over the samples of all tasks, with the budget of the longest."""
+    if len(args.lengths) != 1:
+        raise ValueError(f"heads: lengths has {len(args.lengths)} values, expected one")
+    setup = Setup.of(args)
+    tasks = setup.task_set(args.lengths[0])
+    samples = [tasks.sample(task, index) for task in setup.tasks for index in range(args.samples)]
+    prompts = [sample.prompt_ids(setup.tokenizer) for sample in samples]
+    for sample, prompt in zip(samples, prompts, strict=True):
+        require_known(setup.tokenizer, prompt, sample.task)
     report = head_report(
         setup.model,
-        [sample.prompt_ids(setup.tokenizer) for sample in samples],
+        prompts,
         gen_length=max(sample.gen_length for sample in samples),
         sparse=setup.sparse,
+        progress=sys.stderr.isatty(),
     )
-    command = shlex.join(["sparsed", *sys.argv[1:]])
-    context = {"command": command, "settings": repr(setup.sparse), "prompts": len(samples), "machine": machine_info()}
+    context = {
+        "command": command_line(),
+        "settings": repr(setup.sparse),
+        "prompts": len(samples),
+        "machine": machine_info(),
+    }
     for path in write_heads(args.out, report, context):
         print(path, file=sys.stderr)
     print(heads_table(report))
     return 0
 
 
-def _tasks(args: argparse.Namespace, setup: _Setup) -> list[str]:
-    given = {"qa_1": getattr(args, "squad", None), "qa_2": getattr(args, "hotpotqa", None)}
-    return args.tasks or [task for task in setup.style.tasks if given.get(task, args) is not None]
+def _method_names(args: argparse.Namespace) -> list[str]:
+    """The methods that are asked for, or all that the engine can run."""
+    if args.engine == "native":
+        return list(args.methods or METHODS)
+    asked = [name for name in args.methods or () if name in CACHE_METHODS]
+    why = "engine torch keeps no keys and values"
+    if asked:
+        raise ValueError(f"eval: methods has {', '.join(asked)}, expected methods without a cache ({why})")
+    if args.methods is None:
+        print(f"sparsed: left out: {', '.join(CACHE_METHODS)} ({why})", file=sys.stderr)
+    return list(args.methods or (name for name in METHODS if name not in CACHE_METHODS))
 
 
-def _task_set(args: argparse.Namespace, setup: _Setup, length: int) -> TaskSet:
-    files = {"qa_1": getattr(args, "squad", None), "qa_2": getattr(args, "hotpotqa", None)}
-    given = {task: path for task, path in files.items() if path is not None}
-    return TaskSet(setup.tokenizer, setup.style, length, seed=args.seed, files=given)
+# Where the samples of each length and task come from, for the plan.
+_Sources = dict[str, dict[str, Any]]
 
 
-def _questions(args: argparse.Namespace, setup: _Setup, methods: Methods) -> list[Question]:
-    if getattr(args, "jsonl", []):
-        return _file_questions(args, setup, methods)
+def _questions(setup: Setup, methods: Methods) -> tuple[list[Question], _Sources]:
+    """The generated ones."""
     questions = []
-    for length in args.lengths:
-        tasks, own = _task_set(args, setup, length), methods(length)
-        for task in _tasks(args, setup):
-            tasks.sample(task, 0)  # an impossible one shows before the first answer
+    for length in dict.fromkeys(setup.args.lengths):
+        tasks, own = setup.task_set(length), methods(length)
+        for task in setup.tasks:
+            require_known(setup.tokenizer, tasks.sample(task, 0).prompt_ids(setup.tokenizer), task)
             questions += [
                 Question(task, length, index, functools.partial(tasks.sample, task, index), own)
-                for index in range(args.samples)
+                for index in range(setup.args.samples)
             ]
-    return questions
+    sources = {task: setup.source(task) for task in setup.tasks}
+    return questions, {str(length): sources for length in setup.args.lengths}
 
 
-def _file_questions(args: argparse.Namespace, setup: _Setup, methods: Methods) -> list[Question]:
-    """Samples of files; their length is that of the longest one."""
-    questions = []
-    for option in args.jsonl:
+def _file_questions(setup: Setup, methods: Methods) -> tuple[list[Question], _Sources]:
+    """Samples of files; their length is that of the longest one of the whole file."""
+    questions: list[Question] = []
+    sources: _Sources = {}
+    for option in setup.args.jsonl:
         task, equals, path = option.partition("=")
         if not equals:
             raise ValueError(f"eval: jsonl is {option!r}, expected TASK=FILE")
-        samples = read_samples(Path(path), task, setup.style.gen_lengths.get(task.split("_")[0]))[: args.samples]
+        samples = read_samples(Path(path), task, setup.style.gen_lengths.get(task.split("_")[0]))
         if not samples:
             raise ValueError(f"eval: {path} holds no sample, expected at least one")
         length = max(len(sample.prompt_ids(setup.tokenizer)) + sample.gen_length for sample in samples)
+        if task in sources.setdefault(str(length), {}):
+            raise ValueError(f"eval: jsonl has two files of task {task} and length {length}, expected one")
+        sources[str(length)][task] = file_identity(Path(path))
         own = methods(length)
         questions += [
-            Question(task, length, i, functools.partial(samples.__getitem__, i), own) for i in range(len(samples))
+            Question(task, length, i, functools.partial(samples.__getitem__, i), own)
+            for i in range(min(len(samples), setup.args.samples))
         ]
-    return questions
+    return questions, sources
 
 
-def _run(args: argparse.Namespace, setup: _Setup, questions: list[Question], methods: Methods) -> int:
-    plan = {
-        "model": setup.folder.name,
-        "dtype": args.dtype,
-        "style": setup.style.name,
-        "seed": args.seed,
-        "jsonl": getattr(args, "jsonl", []),
-        "settings": {
-            str(length): {method.name: repr(method) for method in methods(length)}
-            for length in sorted({question.length for question in questions})
-        },
-    }
-    log = Log(args.out, plan)
+def _run(setup: Setup, methods: Methods, questions: list[Question], sources: _Sources) -> int:
+    args = setup.args
+    plan = setup.plan(methods, [question.length for question in questions]) | {"sources": sources}
+    log = Log(args.out, plan, Record)
+    # Threads and pages are ready before the first method is timed.
+    setup.model.forward([questions[0].sample().prompt_ids(setup.tokenizer)], positions=[0])
     sampler = default_sampler(setup.model.config, setup.preset)
-    if questions:  # threads and pages are ready before the first method is timed
-        first = questions[0].sample().prompt_ids(setup.tokenizer)
-        setup.model.forward([first], positions=[0])
     run(setup.model, setup.tokenizer, questions, sampler, log, seed=args.seed, progress=sys.stderr.isatty())
-    wanted = {(q.task, q.length, q.index, m.name) for q in questions for m in q.methods}
-    records = [r for r in log.records if (r.task, r.length, r.index, r.method) in wanted]
-    rows = summarise(records)
-    command = shlex.join(["sparsed", *sys.argv[1:]])
-    for path in write_report(args.out, rows, {"command": command, "plan": plan, "machine": machine_info()}):
+    wanted = {(m.name, q.task, q.length, q.index) for q in questions for m in q.methods}
+    rows = summarise([record for record in log.records if record.key in wanted])
+    for path in write_report(args.out, rows, {"command": command_line(), "plan": plan, "machine": machine_info()}):
         print(path, file=sys.stderr)
     print(table(rows))
-    return 0
-
-
-def _likelihood(args: argparse.Namespace, setup: _Setup, methods: Methods) -> int:
-    """Nats per token of a text's last tokens, for each length and method without a cache."""
-    ids = setup.tokenizer.encode(read_text(args.likelihood))
-    rows: list[dict[str, Any]] = []
-    for length in args.lengths:
-        if len(ids) < length:
-            raise ValueError(f"eval: {args.likelihood} has {len(ids)} tokens, expected at least {length}")
-        texts = [ids[i * length : (i + 1) * length] for i in range(min(args.samples, len(ids) // length))]
-        dense: np.ndarray[Any, np.dtype[np.float64]] | None = None
-        for method in (m for m in methods(length) if m.cache is None):
-            draws = np.concatenate(
-                [
-                    likelihood(
-                        setup.model,
-                        text,
-                        target=args.target,
-                        draws=args.draws,
-                        sparse=method.sparse,
-                        seed=args.seed + i,
-                    ).draws
-                    for i, text in enumerate(texts)
-                ]
-            )
-            dense = draws if method.name == "dense" else dense
-            row = {"method": method.name, "length": length, "texts": len(texts), "nats": bootstrap(draws)}
-            if dense is not None and method.name != "dense":
-                row["minus_dense"] = bootstrap(draws - dense)
-            rows.append(row)
-            line = f"{method.name:15} {length:6} {row['nats'].mean:.4f} nats per token"
-            difference = row.get("minus_dense")
-            if difference is not None:
-                line += f"  {difference.mean:+.4f} ({difference.low:+.4f} ... {difference.high:+.4f})"
-            print(line, flush=True)
-    args.out.mkdir(parents=True, exist_ok=True)
-    content = {"command": shlex.join(["sparsed", *sys.argv[1:]]), "machine": machine_info(), "rows": rows}
-    text = json.dumps(content, indent=1, default=dataclasses.asdict)
-    (args.out / "likelihood.json").write_text(text + "\n", encoding="utf-8")
     return 0

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from tqdm import tqdm
 
 from ..attention import attention
 from ..config import SparseConfig
 from ..generate import generate
-from ..models import Transformer
+from ..models import Model
 from ..pattern import PatternCache
 from ..stats import format_table, markdown_table
 from .ablation import RHOS
@@ -45,12 +46,13 @@ class HeadReport:
 
 
 def head_report(
-    model: Transformer,
+    model: Model,
     prompts: Sequence[ArrayLike],
     *,
     gen_length: int,
     sparse: SparseConfig,
     rhos: Sequence[float] = RHOS,
+    progress: bool = False,
 ) -> HeadReport:
     """Generates densely, a token a step, then replays each step and selects in it.
 
@@ -60,6 +62,7 @@ def head_report(
         gen_length: Tokens to generate, and steps.
         sparse: The settings under test.
         rhos: For `recall_of_rho`.
+        progress: Show a bar on stderr.
 
     Raises:
         ValueError: There are no prompts.
@@ -68,7 +71,10 @@ def head_report(
     """
     if not prompts:
         raise ValueError("head_report: prompts has none, expected at least one")
-    reports = [_one(model, np.asarray(prompt), gen_length, sparse, tuple(rhos)) for prompt in prompts]
+    reports = [
+        _one(model, np.asarray(prompt), gen_length, sparse, tuple(rhos))
+        for prompt in tqdm(prompts, unit="prompt", disable=not progress)
+    ]
     means = {
         name: np.mean([getattr(report, name) for report in reports], axis=0)
         for name in ("similarity", "neighbours", "recall", "recall_of_rho")
@@ -76,12 +82,10 @@ def head_report(
     return dataclasses.replace(reports[0], **means)
 
 
-def _one(
-    model: Transformer, prompt: NDArray[Any], steps: int, sparse: SparseConfig, rhos: tuple[float, ...]
-) -> HeadReport:
+def _one(model: Model, prompt: NDArray[Any], steps: int, sparse: SparseConfig, rhos: tuple[float, ...]) -> HeadReport:
     prompt_length = len(prompt)
-    history = generate(model, prompt, gen_length=steps, steps=steps, history=True).history
-    assert history is not None
+    result = generate(model, prompt, gen_length=steps, steps=steps, history=True).require_whole()
+    history: NDArray[Any] = np.asarray(result.history)
     schedule = PatternCache(dataclasses.replace(sparse, min_length=0), steps=steps, prompt_length=prompt_length)
     schedule.begin_step(0)
     while schedule.phase == "dense":
@@ -107,11 +111,11 @@ def _one(
             out = own.attend(layer, q, k, v)
             if step < selected_at:
                 return out
-            lse = attention(q, k, v, return_lse=True)[1]
+            lse = _numbers(attention(q, k, v, return_lse=True)[1])
 
             def share(cache: PatternCache) -> FloatArray:
-                held = attention(q, k, v, cache.pattern(layer), return_lse=True)[1]
-                mean: FloatArray = np.exp(held[0].astype(np.float64) - lse[0]).mean(axis=-1)
+                held = _numbers(attention(q, k, v, cache.pattern(layer), return_lse=True)[1])
+                mean: FloatArray = np.exp(held[0] - lse[0]).mean(axis=-1)
                 return mean
 
             recall[step, layer] = share(kept)
@@ -134,11 +138,16 @@ def _one(
     return HeadReport(
         selected_at,
         np.array([jaccard(schedule, own[step]) for step in range(steps)]),
-        np.array([jaccard(own[step], own[step + 1]) for step in range(steps - 1)]),
+        np.array([jaccard(own[step], own[step + 1]) for step in range(steps - 1)]).reshape(-1, *shape),
         recall,
         rhos,
         recall_of_rho,
     )
+
+
+def _numbers(array: Any) -> FloatArray:
+    """An array of any library on the host."""
+    return np.asarray(array.cpu() if hasattr(array, "cpu") else array, np.float64)
 
 
 def heads_table(report: HeadReport) -> str:
@@ -157,21 +166,16 @@ def markdown(content: dict[str, Any]) -> str:
 
 
 def _table(report: HeadReport) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    after = slice(report.selected_at + 1, None)
     header = ("layer", "similarity", "least head", "neighbours", "recall", "least head", "recall of the last step")
     lines = []
     for layer in range(report.similarity.shape[1]):
-        similarity = report.similarity[after, layer].mean(axis=0)
+        similarity = report.similarity[report.selected_at + 1 :, layer]
         recall = report.recall[report.selected_at :, layer].mean(axis=0)
-        values = (
-            similarity.mean(),
-            similarity.min(),
-            report.neighbours[:, layer].mean(),
-            recall.mean(),
-            recall.min(),
-            report.recall[-1, layer].mean(),
-        )
-        lines.append((str(layer), *(f"{value:.3f}" for value in values)))
+        cells = [f"{recall.mean():.3f}", f"{recall.min():.3f}", f"{report.recall[-1, layer].mean():.3f}"]
+        heads = similarity.mean(axis=0) if len(similarity) else None  # None: the selection is in the last step
+        steady = ["-"] * 2 if heads is None else [f"{heads.mean():.3f}", f"{heads.min():.3f}"]
+        neighbours = report.neighbours[:, layer]
+        lines.append((str(layer), *steady, f"{neighbours.mean():.3f}" if len(neighbours) else "-", *cells))
     return header, lines
 
 

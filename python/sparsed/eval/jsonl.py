@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..files import read_text
 from .styles import RULER_BUDGETS
 from .tasks import Sample, kind_of
 
@@ -34,31 +33,41 @@ def read_samples(path: Path, task: str, gen_length: int | None = None) -> list[S
     """The samples of a JSONL file that RULER or `write_samples` wrote.
 
     Args:
-        path: The file; lines have "input" and "outputs", perhaps "index" and "answer_prefix".
+        path: The file; lines have "input" and "outputs", perhaps "index", "answer_prefix" and "gen_length".
         task: Their task; it decides the scoring.
-        gen_length: Tokens to generate; None: the file's "gen_length", else RULER's budget for the task.
+        gen_length: Tokens to generate where the file does not say; None: RULER's budget for the task.
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: A line is something else; the message has its number.
     """
     samples = []
-    for number, line in enumerate(read_text(path).splitlines()):
-        if not line.strip():
-            continue
-        where = f"read_samples: line {number + 1} of {path}"
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{where} is not JSON: {error}") from error
-        if not isinstance(row, dict) or not isinstance(row.get("input"), str):
-            raise ValueError(f'{where} has no text "input", expected RULER\'s format')
-        outputs = row.get("outputs")
-        if not isinstance(outputs, list) or not outputs or not all(isinstance(text, str) for text in outputs):
-            raise ValueError(f'{where} has "outputs" {outputs!r:.100}, expected a list of texts')
-        budget = gen_length or row.get("gen_length") or RULER_BUDGETS.get(kind_of(task))
-        if not isinstance(budget, int):
-            raise ValueError(f"{where}: task is {task!r}, expected a known one or gen_length")
-        index = int(row.get("index", number))
-        samples.append(Sample(task, index, row["input"], row.get("answer_prefix", ""), tuple(outputs), "", budget))
+    budget = RULER_BUDGETS.get(kind_of(task)) if gen_length is None else gen_length
+    with path.open("rb") as file:  # whose lines end at "\n" alone, as texts may hold all other ends of lines
+        for number, line in enumerate(file):
+            if line.strip():
+                samples.append(_sample(line, f"read_samples: line {number + 1} of {path}", task, number, budget))
     return samples
+
+
+def _sample(line: bytes, where: str, task: str, number: int, budget: int | None) -> Sample:
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where} is not JSON: {error}") from error
+    if not isinstance(row, dict) or not isinstance(row.get("input"), str):
+        raise ValueError(f'{where} has no text "input", expected RULER\'s format')
+    outputs = row.get("outputs")
+    if not isinstance(outputs, list) or not outputs or not all(isinstance(text, str) and text for text in outputs):
+        raise ValueError(f'{where} has "outputs" {outputs!r:.100}, expected a list of texts, none of them empty')
+    prefix, index = row.get("answer_prefix", ""), row.get("index", number)
+    if not isinstance(prefix, str):
+        raise ValueError(f'{where} has "answer_prefix" {prefix!r:.100}, expected a text')
+    if type(index) is not int or index < 0:
+        raise ValueError(f'{where} has "index" {index!r:.100}, expected an integer of at least 0')
+    gen_length = row.get("gen_length") if row.get("gen_length") is not None else budget
+    if gen_length is None:
+        raise ValueError(f"{where}: task is {task!r}, expected a known one or gen_length")
+    if type(gen_length) is not int or gen_length < 1:
+        raise ValueError(f'{where} has "gen_length" {gen_length!r:.100}, expected an integer of at least 1')
+    return Sample(task, index, row["input"], prefix, tuple(outputs), "", gen_length)

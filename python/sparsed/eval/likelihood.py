@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..config import SlidingWindow, SparseConfig, StreamingLLM
-from ..models import Transformer
-from ..pattern import PatternCache
-from ..sampling import Checker
+from ..checks import Checker, token_row
+from ..config import Sparse
+from ..likelihood import mean_log_probabilities, schedule
+from ..models import Model
 
 
 @dataclass(frozen=True)
@@ -27,12 +28,12 @@ class Likelihood:
 
 
 def likelihood(
-    model: Transformer,
+    model: Model,
     ids: ArrayLike,
     *,
     target: int,
     draws: int = 128,
-    sparse: SparseConfig | SlidingWindow | StreamingLLM | None = None,
+    sparse: Sparse | None = None,
     seed: int = 0,
 ) -> Likelihood:
     """Estimates -log p(the last `target` tokens | the tokens before them).
@@ -40,7 +41,7 @@ def likelihood(
     Draw i of n masks l tokens of the target, l uniform in the i-th of n equal parts of 1 ... target from above, as a
     generation of n steps would have it, and weighs their loss by target / l. A sparse method runs its own schedule over
     the draws: SparseD is dense, selects, then reuses the pattern. Draws with the same seed mask the same tokens, so
-    methods can be compared draw by draw.
+    methods can be compared draw by draw. (Dense, all draws of a one-token target are alike: one forward pass.)
 
     Args:
         model: What `load_model` returns.
@@ -51,33 +52,27 @@ def likelihood(
         seed: Of the masks.
 
     Raises:
-        ValueError, TypeError: An argument that does not fit.
+        ValueError, TypeError: An argument that does not fit; too few draws for a sparse step.
 
     Source: get_log_likelihood.py of LLaDA (arXiv 2502.09992, equation 6), stratified.
     """
     check = Checker("likelihood")
     check.integer("target", target, low=1)
     check.integer("draws", draws, low=1)
-    tokens = np.asarray(ids)
-    if tokens.ndim != 1 or len(tokens) <= target:
-        raise ValueError(f"likelihood: ids has shape {list(tokens.shape)}, expected more than target {target} in [l]")
+    tokens = token_row("likelihood", "ids", ids, model.config.vocab_size)
+    if len(tokens) <= target:
+        raise ValueError(f"likelihood: ids has {len(tokens)} tokens, expected more than target {target}")
     start = len(tokens) - target
-    cache = None if sparse is None else PatternCache(sparse, steps=draws, prompt_length=start)
+    cache = schedule("likelihood", sparse, draws, start, f"more draws than {draws}")
     rng = np.random.default_rng(seed)
-    losses = np.empty(draws, np.float64)
-    for draw in range(draws):
-        share = (draws - 1 - draw + rng.random()) / draws
-        masked = start + np.sort(rng.choice(target, 1 + int(share * target), replace=False))
-        state = tokens.copy()
-        state[masked] = model.config.mask_token_id
-        if cache is not None:
-            cache.begin_step(draw)
-        logits = model.forward(
-            state[None],
-            attend=None if cache is None else cache.attend,
-            positions=masked - int(model.config.shift_logits),
-        )[0].astype(np.float64)
-        peak = logits.max(axis=1, keepdims=True)
-        log_sum = peak[:, 0] + np.log(np.exp(logits - peak).sum(axis=1))
-        losses[draw] = (log_sum - logits[np.arange(len(masked)), tokens[masked]]).sum() / len(masked)
+
+    def masks() -> Iterator[NDArray[np.bool_]]:
+        for draw in range(1 if target == 1 and sparse is None else draws):
+            share = (draws - 1 - draw + rng.random()) / draws
+            masked = np.zeros((1, target), np.bool_)
+            masked[0, rng.choice(target, 1 + int(share * target), replace=False)] = True
+            yield masked
+
+    means = mean_log_probabilities(model, tokens[:start], tokens[start:], masks(), cache)
+    losses = np.resize(-np.concatenate(list(means)), draws)
     return Likelihood(float(losses.mean()), losses)

@@ -6,13 +6,14 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
-from ..config import SlidingWindow, SparseConfig, StreamingLLM
+from ..config import SlidingWindow, Sparse, SparseConfig, StreamingLLM
 from ..kv_cache import DelayedCache, DualCache, KVCache, PrefixCache
 from ..models import ModelConfig
 from ..sampling import DreamSampler, LLaDASampler, Sampler
 
 Preset = Literal["paper", "demo"]
-METHODS = ("dense", "SparseD", "sliding window", "StreamingLLM", "dKV-Cache", "prefix cache", "dual cache")
+CACHE_METHODS = ("dKV-Cache", "prefix cache", "dual cache")
+METHODS = ("dense", "SparseD", "sliding window", "StreamingLLM", *CACHE_METHODS)
 _SINK_SHARE = 0.1
 
 
@@ -21,7 +22,7 @@ class Method:
     """A way to generate: at most one of `sparse` and `cache`; neither is dense. block_length: the sampler's."""
 
     name: str
-    sparse: SparseConfig | SlidingWindow | StreamingLLM | None = None
+    sparse: Sparse | None = None
     cache: KVCache | None = None
     block_length: int | None = None
 

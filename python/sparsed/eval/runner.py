@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 from tqdm import tqdm
 
 from ..generate import generate
-from ..models import Transformer
+from ..models import Model
 from ..sampling import Sampler
 from ..tokenizer import Tokenizer
+from .log import Log
 from .methods import Method
 from .scoring import score
-from .tasks import Sample
-
-RECORDS = "records.jsonl"
-PLAN = "plan.json"
+from .tasks import Sample, require_known
 
 
 @dataclass(frozen=True)
@@ -51,53 +46,6 @@ class Record:
         return self.method, self.task, self.length, self.index
 
 
-class Log:
-    """The records of a folder; each is on disk before the next answer begins.
-
-    Args:
-        folder: Made where it does not exist.
-        plan: What decides the answers. A folder with another plan is refused.
-
-    Raises:
-        ValueError: The folder has another plan, or a damaged line (but for the last one, which a crash may cut).
-    """
-
-    def __init__(self, folder: Path, plan: dict[str, Any]) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._path = folder / RECORDS
-        plan = json.loads(json.dumps(plan))
-        if (folder / PLAN).is_file():
-            found = json.loads((folder / PLAN).read_text(encoding="utf-8"))
-            for key in sorted(plan.keys() | found.keys()):
-                if plan.get(key) != found.get(key):
-                    raise ValueError(
-                        f"eval: {key} is {plan.get(key)!r}, expected {found.get(key)!r} as {folder / PLAN} has it "
-                        "(choose another --out to begin anew)"
-                    )
-        else:
-            (folder / PLAN).write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
-        self.records: list[Record] = []
-        if self._path.is_file():
-            self._read()
-
-    def _read(self) -> None:
-        text = self._path.read_text(encoding="utf-8")
-        lines, rest = text.split("\n")[:-1], text.rpartition("\n")[2]
-        for number, line in enumerate(lines, start=1):
-            try:
-                self.records.append(Record(**json.loads(line)))
-            except (ValueError, TypeError) as error:
-                raise ValueError(f"eval: line {number} of {self._path} is damaged: {error}") from error
-        if rest:
-            self._path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-
-    def add(self, record: Record) -> None:
-        """Appends a record, on disk too."""
-        self.records.append(record)
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(record), ensure_ascii=False) + "\n")
-
-
 @dataclass(frozen=True)
 class Question:
     """A sample at a length, and the methods to answer it with; `sample` makes it when it is needed."""
@@ -110,11 +58,11 @@ class Question:
 
 
 def run(
-    model: Transformer,
+    model: Model,
     tokenizer: Tokenizer,
     questions: Iterable[Question],
     sampler: Sampler,
-    log: Log,
+    log: Log[Record],
     *,
     seed: int = 0,
     progress: bool = False,
@@ -122,6 +70,9 @@ def run(
     """Answers what the log has no record of. The methods take turns, so that the machine's load meets all alike.
 
     T, the denoising steps, is the number of tokens to generate. Ctrl-C ends it with KeyboardInterrupt.
+
+    Raises:
+        ValueError: A prompt in words that the tokenizer does not know.
     """
     done = {record.key for record in log.records}
     todo = [
@@ -137,6 +88,7 @@ def run(
                 continue
             sample = question.sample()
             prompt = sample.prompt_ids(tokenizer)
+            require_known(tokenizer, prompt, question.task)
             for method in methods:
                 bar.set_description(f"{question.task} {question.length} {method.name}")
                 log.add(_answer(model, tokenizer, question, sample, prompt, method, sampler, seed))
@@ -144,7 +96,7 @@ def run(
 
 
 def _answer(
-    model: Transformer,
+    model: Model,
     tokenizer: Tokenizer,
     question: Question,
     sample: Sample,
@@ -163,9 +115,7 @@ def _answer(
         sampler=method.sampler(sampler, sample.gen_length),
         seed=seed + sample.index,
     )
-    if result.interrupted:
-        raise KeyboardInterrupt
-    text = tokenizer.text(result.generated[0])
+    text = tokenizer.text(result.require_whole().generated[0])
     return Record(
         method=method.name,
         task=question.task,

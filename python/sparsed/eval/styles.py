@@ -43,6 +43,7 @@ class Style(abc.ABC):
         name: "ruler" or "small".
         tasks: The tasks that it has words for.
         gen_lengths: Tokens to generate by kind of task: niah, vt, cwe, fwe, qa.
+        vt_example: Whether a solved example goes before the question for variables.
         joiner: Between the sentences of a context.
         word_joiner: Between the words of a coded text or a list.
     """
@@ -50,12 +51,16 @@ class Style(abc.ABC):
     name: str
     tasks: tuple[str, ...]
     gen_lengths: dict[str, int]
+    vt_example = False
     joiner = "\n"
     word_joiner = " "
 
     @abc.abstractmethod
     def names(self, rng: np.random.Generator, kind: str, count: int) -> list[str]:
-        """`count` different keys, variables or words; kind: "words", "uuids", "variables", "coded", "common"."""
+        """`count` different keys, variables or words.
+
+        Kinds are "words", "uuids", "variables", "example variables", "coded" and "common".
+        """
 
     @abc.abstractmethod
     def value(self, rng: np.random.Generator, kind: str) -> str:
@@ -114,6 +119,7 @@ class RulerStyle(Style):
         *("niah_single_1", "niah_single_2", "niah_single_3", "niah_multikey_1", "niah_multikey_2", "niah_multikey_3"),
         *("niah_multivalue", "niah_multiquery", "vt", "cwe", "fwe", "qa_1", "qa_2"),
     )
+    vt_example = True
 
     def __init__(self, budgets: Literal["ruler", "paper"] = "ruler") -> None:
         self.gen_lengths = dict(RULER_BUDGETS)
@@ -129,9 +135,13 @@ class RulerStyle(Style):
         found: dict[str, None] = {}
         while len(found) < count:
             if kind == "uuids":
-                found[words.identifier(rng)] = None
+                name = words.identifier(rng)
+            elif kind == "coded":
+                name = words.coded_word(rng, 6)
             else:
-                found[words.coded_word(rng, 5, upper=True) if kind == "variables" else words.coded_word(rng, 6)] = None
+                name = words.coded_word(rng, 5 if kind == "variables" else 3, upper=True)
+            if name != "VAR":
+                found[name] = None
         return list(found)
 
     def value(self, rng: np.random.Generator, kind: str) -> str:
@@ -222,10 +232,27 @@ class SmallStyle(Style):
         Raises:
             ValueError: It is another tokenizer.
         """
+        if not cls.fits(tokenizer):
+            raise ValueError(
+                "SmallStyle: the tokenizer has not '0' ... '9', names, 'one' and '100' ... '999' in this order, "
+                "expected the demo model's or one that training/ made"
+            )
         first, last = tokenizer.token_id("9"), tokenizer.token_id("one")
-        if first is None or last is None or tokenizer.token_id("100") is None:
-            raise ValueError("SmallStyle: the tokenizer has no token '9', 'one' or '100', expected the demo model's")
-        return cls([tokenizer.decode([token]) for token in range(first + 1, last)])
+        return cls([tokenizer.decode([token]) for token in range((first or 0) + 1, last or 0)])
+
+    @staticmethod
+    def fits(tokenizer: Tokenizer) -> bool:
+        """Whether a tokenizer is of this kind; one of a large vocabulary has these words too, but not in a row."""
+        digits, one, numbers = (
+            [tokenizer.token_id(str(word)) for word in words] for words in (range(10), ["one"], range(100, 1000))
+        )
+        if None in (*digits, *one, *numbers):
+            return False
+        begins = [tokenizer.token_id(word) or 0 for word in ("0", "one", "100")]
+        rows = (digits, one, numbers)
+        return begins == sorted(begins) and all(
+            row == list(range(begin, begin + len(row))) for begin, row in zip(begins, rows, strict=True)
+        )
 
     @staticmethod
     def sentence_words() -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import zlib
 from collections.abc import Callable, Sequence
@@ -42,6 +43,7 @@ NIAH = {
     "niah_multiquery": Niah(keys=4, queries=4),
 }
 _VT_HOPS = 4
+_VT_EXAMPLE_NOISE = 10
 _FWE_ANSWERS = 3
 _CWE_ANSWERS = 10
 _QA_TASK = (
@@ -111,6 +113,20 @@ class Sample:
         return tokenizer.encode(text + self.answer_prefix)
 
 
+def require_known(tokenizer: Tokenizer, ids: Sequence[int], what: str) -> None:
+    """Refuses a prompt of `what` of which more than half are unknown words: no answer to it would mean anything.
+
+    Raises:
+        ValueError: It is one.
+    """
+    unknown = sum(token in (tokenizer.unk_token_id, tokenizer.pad_token_id) for token in ids)
+    if 2 * unknown > len(ids):
+        raise ValueError(
+            f"eval: {unknown} of {len(ids)} tokens of {what} are unknown to the tokenizer, expected at most half "
+            "(--style chooses the wording: small for the demo model's vocabulary, else ruler)"
+        )
+
+
 def kind_of(task: str) -> str:
     """Which kind a task is of: "niah", "vt", "cwe", "fwe" or "qa"."""
     return task.split("_")[0]
@@ -146,19 +162,28 @@ def niah(style: Style, spec: Niah) -> Maker:
 
 
 def variable_tracking(style: Style, hops: int = _VT_HOPS) -> Maker:
-    """A chain of assignments in noise, in its order. A unit is a piece of noise."""
+    """A chain of assignments in noise, in its order. A unit is a piece of noise.
 
-    def make(rng: np.random.Generator, count: int) -> Text:
-        names = style.names(rng, "variables", hops + 1)
+    In RULER's style a solved one goes before, with names of its own in a little noise.
+    """
+
+    def chain(rng: np.random.Generator, kind: str, count: int) -> Text:
+        names = style.names(rng, kind, hops + 1)
         value = style.value(rng, "variables")
-        chain = [
+        assignments = [
             (True, style.assignment(name, source, first=source is value))
             for name, source in zip(names, [value, *names], strict=False)
         ]
-        units, evidence = _scatter(rng, style.hay(rng, "noise", count), chain)
-        return Text(
-            style.vt_frame(value, len(names)), units, style.joiner, evidence, tuple(names), style.list_answer(names)
-        )
+        units, evidence = _scatter(rng, style.hay(rng, "noise", count), assignments)
+        frame = style.vt_frame(value, len(names))
+        return Text(frame, units, style.joiner, evidence, tuple(names), style.list_answer(names))
+
+    def make(rng: np.random.Generator, count: int) -> Text:
+        if not style.vt_example:
+            return chain(rng, "variables", count)
+        shown, asked = chain(rng, "example variables", _VT_EXAMPLE_NOISE), chain(rng, "variables", count)
+        solved = f"{shown.input}{shown.frame.answer_prefix}{' '.join(shown.outputs)}\n\n"
+        return dataclasses.replace(asked, frame=asked.frame._replace(before=solved + asked.frame.before))
 
     return make
 

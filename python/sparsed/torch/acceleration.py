@@ -12,8 +12,9 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from sparsed import PatternCache, SlidingWindow, SparseConfig, StreamingLLM
+from sparsed import PatternCache
 
+from ..config import Sparse
 from .ops import attend, cache_handle
 from .structure import AttentionLayer, find_layers
 
@@ -24,7 +25,7 @@ _logger = logging.getLogger("sparsed")
 
 def accelerate(
     model: nn.Module,
-    sparse: SparseConfig | SlidingWindow | StreamingLLM,
+    sparse: Sparse,
     *,
     steps: int,
     prompt_length: int,
@@ -46,8 +47,9 @@ def accelerate(
         prompt_length: Tokens before the generation, padding included.
 
     Returns:
-        What undoes it: ``.undo()``, or the end of ``with accelerate(...):``. Printed, it says what was found. A second
-        call on the same model takes the place of the first.
+        What undoes it: ``.undo()``, or the end of ``with accelerate(...):``. Printed, it says what was found, and that
+        sequences below ``SparseConfig.min_length`` stay dense. A second call on the same model takes the place of the
+        first.
 
     Raises:
         TypeError, ValueError: An argument of another type or outside its range; a model without layers that are known.
@@ -78,7 +80,7 @@ class Acceleration:
     def __init__(
         self,
         model: nn.Module,
-        sparse: SparseConfig | SlidingWindow | StreamingLLM,
+        sparse: Sparse,
         steps: int,
         prompt_length: int,
     ) -> None:
@@ -108,8 +110,17 @@ class Acceleration:
         shared = f", {first.groups} query heads share a key/value head" if first.groups > 1 else ""
         return (
             f"{self._title}; {len(self.layers)} layers {first.place} ({type(first.module).__name__}): "
-            f"{', '.join(first.projections)}, rotary {first.rotary}, width {first.q_width}{shared}"
+            f"{', '.join(first.projections)}, rotary {first.rotary}, width {first.q_width}{shared}{self._dense}"
         )
+
+    @property
+    def _dense(self) -> str:
+        """What is to be said of sequences that stay dense."""
+        least = getattr(self.cache.config, "min_length", 0)
+        if self._geometry is not None and self._geometry[0][2] < least:
+            length = self._geometry[0][2]
+            return f"; the sequence of {length} tokens is below min_length {least} and stays dense"
+        return f"; sequences below min_length {least} stay dense" if self._geometry is None and least else ""
 
     def restart(self) -> None:
         """The next forward pass is step 0 of a new generation."""

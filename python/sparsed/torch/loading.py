@@ -61,6 +61,8 @@ def load_transformer(
         device = torch.device("cuda", device)
     devices: dict[str, Any] = {"": device or "cpu"}
     if device_map is not None:
+        if not isinstance(device_map, (str, Mapping)):
+            raise TypeError(f"load_model: device_map is {device_map!r}, expected a strategy such as 'auto' or a dict")
         devices = resolve_device_map(network, device_map, NetworkLayer.__name__)
     for where in map(torch.device, devices.values()):
         if where.type == "cuda" and not torch.cuda.is_available():

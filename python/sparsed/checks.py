@@ -1,0 +1,60 @@
+"""Arguments checked in the words of all errors: who, which argument, what it is, what was expected."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+
+class Checker:
+    """Checks the options of an owner, a function or a class."""
+
+    def __init__(self, owner: str) -> None:
+        self.owner = owner
+
+    def number(self, name: str, value: object, *, low: float, high: float = math.inf, optional: bool = False) -> None:
+        """A finite number of [low, high]."""
+        if optional and value is None:
+            return
+        if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+            raise TypeError(f"{self.owner}: {name} is {value!r}, expected a number{' or None' * optional}")
+        if not low <= value <= high or math.isinf(value):
+            bounds = f">= {low}" if math.isinf(high) else f"from {low} to {high}"
+            raise ValueError(f"{self.owner}: {name} is {value}, expected a number {bounds}")
+
+    def integer(self, name: str, value: object, *, low: int, optional: bool = False) -> None:
+        """An integer of at least `low`."""
+        if optional and value is None:
+            return
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+            raise TypeError(f"{self.owner}: {name} is {value!r}, expected an integer{' or None' * optional}")
+        if value < low:
+            raise ValueError(f"{self.owner}: {name} is {value}, expected an integer >= {low}")
+
+    def choice(self, name: str, value: object, choices: tuple[str, ...]) -> None:
+        """One of `choices`."""
+        if value not in choices:
+            raise ValueError(f"{self.owner}: {name} is {value!r}, expected one of {', '.join(map(repr, choices))}")
+
+
+def token_row(owner: str, name: str, ids: ArrayLike, vocab_size: int) -> NDArray[np.int64]:
+    """Token ids as (n,) int64, n may be 0.
+
+    Raises:
+        TypeError: They are no integers.
+        ValueError: They are not one row, or outside the vocabulary.
+    """
+    try:
+        row = np.asarray(ids)
+    except ValueError as error:
+        raise ValueError(f"{owner}: {name} is uneven, expected one row of token ids") from error
+    if row.size and row.dtype.kind not in "iu":
+        raise TypeError(f"{owner}: {name} has dtype {row.dtype}, expected integers")
+    if row.ndim != 1:
+        raise ValueError(f"{owner}: {name} has shape {list(row.shape)}, expected one dimension")
+    outside = np.flatnonzero((row < 0) | (row >= vocab_size))
+    if outside.size:
+        raise ValueError(f"{owner}: {name}[{outside[0]}] is {row[outside[0]]}, expected 0 ... {vocab_size - 1}")
+    return row.astype(np.int64)
