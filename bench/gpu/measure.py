@@ -69,7 +69,7 @@ def block_scores(q: Any, k: Any, block_size: int) -> Any:
     """Probability mass of (query block, key block) in float64, [1, heads, blocks, blocks]."""
     length = q.shape[2]
     padding = -length % block_size
-    mass = (q.double() @ k.double().transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-1)
+    mass: Any = (q.double() @ k.double().transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-1)
     mass = functional.pad(mass, (0, padding, 0, padding))
     return mass.unflatten(3, (-1, block_size)).sum(4).unflatten(2, (-1, block_size)).sum(3)
 
@@ -79,7 +79,8 @@ def selection_error(pattern: Pattern, scores: Any, first_generation: int) -> str
     mask = torch.zeros(scores.shape, dtype=torch.uint8)
     pattern.read(mask)
     for kind, columns in (("prompt", slice(0, first_generation)), ("generation", slice(first_generation, None))):
-        chosen, part = mask[..., columns].bool(), scores[..., columns].cpu()
+        chosen: Any = mask[..., columns].bool()
+        part: Any = scores[..., columns].cpu()
         blocks = part.shape[-1]
         keep = min(blocks, int(blocks * RHO) + 1)
         if not bool((chosen.sum(-1) == keep).all()):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import ml_dtypes
@@ -24,6 +25,10 @@ def compare(call: Callable[[], Any]) -> None:
     np.testing.assert_allclose(found.astype(np.float32), expected.astype(np.float32), atol=2e-2)
 
 
+def output_of(select: Callable[[], Any]) -> Any:
+    return select()[0]
+
+
 def main() -> None:
     rng = np.random.default_rng(0)
     dtypes = (ml_dtypes.bfloat16, np.float16, np.float32)
@@ -31,17 +36,15 @@ def main() -> None:
         q, k, v = (rng.standard_normal((1, heads, 150, head_dim), np.float32).astype(dtype) for heads in (2, 1, 1))
         mask = rng.random((1, 150)) < 0.9
         for keys in (None, mask):
-            compare(lambda q=q, k=k, v=v, keys=keys: sparsed.attention(q, k, v, key_mask=keys))
+            compare(partial(sparsed.attention, q, k, v, key_mask=keys))
         for block_size, selection in itertools.product((32, 128), ("paper", "reference")):
             options: dict[str, Any] = {"prompt_length": 100, "block_size": block_size, "selection": selection}
 
-            def select(q: Any = q, k: Any = k, v: Any = v, mask: Any = mask, options: Any = options) -> Any:
-                return sparsed.attention_and_select(q, k, v, key_mask=mask, **options)
-
+            select = partial(sparsed.attention_and_select, q, k, v, key_mask=mask, **options)
             pattern = on("cuda", select)[1]
-            compare(lambda select=select: select()[0])
+            compare(partial(output_of, select))
             for keys in (None, mask):
-                compare(lambda q=q, k=k, v=v, p=pattern, keys=keys: sparsed.attention(q, k, v, p, key_mask=keys))
+                compare(partial(sparsed.attention, q, k, v, pattern, key_mask=keys))
 
 
 if __name__ == "__main__":
