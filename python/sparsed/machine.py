@@ -21,7 +21,7 @@ def machine_info() -> dict[str, Any]:
     return {
         **{package: version(package) for package in packages},
         "python": platform.python_version(),
-        "system": platform.platform(),
+        "system": f"{platform.system()} {platform.machine()}, {' '.join(platform.libc_ver())}",
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "threads": get_num_threads(),
