@@ -7,16 +7,16 @@ import numpy
 import numpy.typing
 import typing
 import typing_extensions
-__all__: list[str] = ['BlockPattern', 'Buffer', 'PackedWeight', 'PatternCache', 'active_backend', 'attention', 'attention_and_select', 'backends', 'linear', 'num_threads', 'pack_weight', 'pack_weights', 'require_memory', 'rms_norm', 'rotary_', 'select', 'set_num_threads', 'silu_gate_', 'token_confidence']
-class Buffer:
+__all__: list[str] = ['BlockPattern', 'HostBuffer', 'PackedWeight', 'PatternCache', 'active_backend', 'attention', 'attention_and_select', 'backends', 'linear', 'num_threads', 'pack_weight', 'pack_weights', 'require_memory', 'rms_norm', 'rotary_', 'select', 'set_num_threads', 'silu_gate_', 'token_confidence']
+class HostBuffer:
     """
     A result that another library's ``from_dlpack`` takes without a copy.
     """
-    def __dlpack__(self: typing_extensions.Buffer, **kwargs) -> typing_extensions.CapsuleType:
+    def __dlpack__(self, **kwargs) -> typing_extensions.CapsuleType:
         """
         A new capsule. Consumers' arguments (stream, max_version, dl_device, copy) change nothing on the CPU.
         """
-    def __dlpack_device__(self: typing_extensions.Buffer) -> tuple[int, int]:
+    def __dlpack_device__(self) -> tuple[int, int]:
         ...
 class BlockPattern:
     """
@@ -160,7 +160,7 @@ class PatternCache:
     The state machine of ``sparsed.PatternCache``.
     """
     @staticmethod
-    def sparse(*, steps: typing.Any, prompt_length: typing.Any, skip: typing.SupportsFloat | typing.SupportsIndex, rho: typing.SupportsFloat | typing.SupportsIndex, block_size: typing.SupportsInt | typing.SupportsIndex, selection: typing.Any, selection_scale: typing.SupportsFloat | typing.SupportsIndex | None, isolate: bool, refresh: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex], refresh_every: bool, min_length: typing.SupportsInt | typing.SupportsIndex) -> PatternCache:
+    def sparse(*, steps: typing.Any, prompt_length: typing.Any, skip: typing.SupportsFloat | typing.SupportsIndex, rho: typing.SupportsFloat | typing.SupportsIndex, block_size: typing.SupportsInt | typing.SupportsIndex, selection: typing.Any, selection_scale: typing.Any, isolate: bool, refresh: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex], refresh_every: bool, min_length: typing.SupportsInt | typing.SupportsIndex) -> PatternCache:
         ...
     @staticmethod
     def window(*, steps: typing.Any, prompt_length: typing.Any, window: typing.SupportsInt | typing.SupportsIndex, sinks: typing.SupportsInt | typing.SupportsIndex, block_size: typing.SupportsInt | typing.SupportsIndex) -> PatternCache:
