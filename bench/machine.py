@@ -75,7 +75,7 @@ def describe() -> dict[str, Any]:
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "load": _busy_cores(),
+        "busy_cores": _busy_cores(),
         "isa": sparsed.active_backend(),
         "isa_forced": "SPARSED_ISA" in os.environ,
         "threads": sparsed.get_num_threads(),
@@ -91,7 +91,7 @@ def summary(machine: Mapping[str, Any]) -> str:
     """One line of `describe`."""
     versions = ", ".join(f"{name} {found}" for name, found in machine["versions"].items())
     commit = f" ({machine['commit']})" if machine["commit"] else ""
-    busy = f"; {machine['load']:.1f} cores were busy" if machine["load"] > BUSY else ""
+    busy = f"; {machine['busy_cores']:.1f} cores were busy" if machine.get("busy_cores", 0) > BUSY else ""
     return f"{machine['cpu']}, {machine['isa']}, {machine['threads']} threads; {versions}{commit}{busy}"
 
 

@@ -69,8 +69,8 @@ class Report:
         self.roofs: Row | None = None
         self._path = path
         print(f"# {benchmark}: {machine.summary(self.machine)}", flush=True)
-        if self.machine["load"] > machine.BUSY:
-            self.note(f"Other processes keep {self.machine['load']:.1f} cores busy: times are not worth keeping.")
+        if self.machine["busy_cores"] > machine.BUSY:
+            self.note(f"Other processes keep {self.machine['busy_cores']:.1f} cores busy: times are not worth keeping.")
 
     def section(self, title: str, columns: Sequence[Column], rows: Iterable[Row]) -> None:
         """Prints a table and keeps its rows."""

@@ -145,8 +145,11 @@ bool softmax(const Chunk& chunk, const float* s, State& state, Tile::Prob* p) {
   };
   if (!huge) [[likely]] {
     exponentials([](Vec score, Vec by, Vec from) { return fma(score, by, Vec::zero() - from); });
-  } else {  // rounded as the maximum was, whose own exponent is then 0
-    exponentials([](Vec score, Vec by, Vec from) { return score * by - from; });
+  } else {  // in rows of huge scores rounded as the maximum was, whose own exponent is then 0
+    exponentials([](Vec score, Vec by, Vec from) {
+      const Vec excess = magnitude(from) - Vec::set(kHugeScore);
+      return select_positive(excess, score * by - from, fma(score, by, Vec::zero() - from));
+    });
   }
   for (int v = 0; v < NV; ++v) {
     if constexpr (kSums == Sums::kChunkMax) total[v] = total[v] * factor[v];

@@ -18,7 +18,7 @@ from sparsed.demo import DemoOptions, build_prompts, demo_model_folder, run_demo
 
 DATA = Path(__file__).parents[1] / "data"
 MODEL = str(demo_model_folder())
-TEXT = "the grass is green . the magic number for zileba is 123 . question : what are the magic numbers for zileba ?"
+TEXT = "the grass is green . the magic number for zileba is 107 . question : what are the magic numbers for zileba ?"
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -33,7 +33,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
 def test_generate_answers(capsys) -> None:
     status, out, err = run(capsys, "generate", MODEL, "--prompt", TEXT, "--gen-length", "8", "--steps", "8")
     assert (status, err) == (0, "")
-    assert out == "zileba is 123 ;\n"
+    assert out == "zileba is 107 ;\n"
 
 
 def test_generate_reads_files_and_stdin(capsys, tmp_path, monkeypatch) -> None:
@@ -88,7 +88,7 @@ def test_generate_prints_statistics_on_stderr(capsys) -> None:
     arguments = ["--gen-length", "8", "--steps", "8", "--min-length", "0", "--block-size", "16"]
     arguments += ["--rho", "0.9", "--skip", "0.5"]
     status, out, err = run(capsys, "generate", MODEL, "--prompt", TEXT, *arguments, "--stats")
-    assert status == 0 and out == "zileba is 123 ;\n"
+    assert status == 0 and out == "zileba is 107 ;\n"
     assert [line.split()[0] for line in err.splitlines()[2:6]] == ["dense", "select", "sparse", "all"]
 
 
@@ -234,9 +234,9 @@ def test_demo_prompts_have_the_facts_and_the_question() -> None:
 
 def test_demo_counts_whole_answers() -> None:
     result = demo.MethodResult("dense")
-    prompt = demo.Prompt([], "", ("zileba is 123", "movil is 567"))
+    prompt = demo.Prompt([], "", ("zileba is 107", "movil is 567"))
     stats = sparsed.GenerationStats()
-    result.add(prompt, "zileba is 123 ; movil is 569 ;", stats)
+    result.add(prompt, "zileba is 107 ; movil is 569 ;", stats)
     result.add(prompt, "movil is 567 ; zileba is 1 2 3", stats)
     assert result.right == 2
 

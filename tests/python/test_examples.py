@@ -45,7 +45,7 @@ def test_tensor_parallel():
 
 def test_ray_data(tmp_path):
     pytest.importorskip("ray.data")
-    answers = {QUESTION.format(number): f"zileba is {number} ;" for number in ("123", "567", "987")}
+    answers = {QUESTION.format(number): f"zileba is {number} ;" for number in ("107", "567", "987")}
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in answers))
     example = ROOT / "examples" / "ray_data.py"

@@ -14,7 +14,7 @@ from sparsed.demo import demo_model_folder
 from sparsed.likelihood import _mask_counts, is_greedy, log_likelihood
 from tiny_checkpoint import tiny_config, write_checkpoint
 
-TEXT = "the magic number for zileba is 123 . question : what are the magic numbers for zileba ?"
+TEXT = "the magic number for zileba is 107 . question : what are the magic numbers for zileba ?"
 
 
 @pytest.fixture(params=["llada_8b", "dream_7b"])
@@ -94,7 +94,7 @@ def test_sparse_attention(model):
 def test_the_demo_model_knows_the_answer(demo):
     model, tokenizer = demo
     prompt = tokenizer.chat(TEXT)
-    right, wrong = (tokenizer.encode(f"zileba is {number} ;", False) for number in ("123", "321"))
+    right, wrong = (tokenizer.encode(f"zileba is {number} ;", False) for number in ("107", "701"))
     sparse = SparseConfig(rho=0.9, skip=0.5, block_size=16, min_length=0)
     for options in ({}, {"sparse": sparse}, {"cfg_scale": 0.5}):
         options |= {"samples": 16, "batch_size": 4, "seed": 0}

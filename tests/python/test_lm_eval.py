@@ -22,7 +22,7 @@ from sparsed.lm_eval import SparsedLM
 from tiny_checkpoint import tiny_config, write_checkpoint
 
 MODEL = demo_model_folder()
-FACTS = {"zileba": "123", "trostan": "567", "dinin": "987"}
+FACTS = {"zileba": "107", "trostan": "567", "dinin": "987"}
 QUESTION = "the sun is yellow . the magic number for {} is {} . question : what are the magic numbers for {} ?"
 
 
@@ -164,9 +164,9 @@ def test_generation_options(monkeypatch):
 
 
 def test_stop_strings():
-    request = requests_of("generate_until", (ask()[0], {"until": [" 321", " 123"], "max_gen_toks": 8}))
+    request = requests_of("generate_until", (ask()[0], {"until": [" 701", " 107"], "max_gen_toks": 8}))
     assert SparsedLM(MODEL).generate_until(request, disable_tqdm=True) == ["zileba is"]
-    assert SparsedLM(MODEL, escape_until=True).generate_until(request, disable_tqdm=True) == ["zileba is 123 ;"]
+    assert SparsedLM(MODEL, escape_until=True).generate_until(request, disable_tqdm=True) == ["zileba is 107 ;"]
 
 
 def test_dream_generates(dream):
@@ -188,12 +188,12 @@ def test_loglikelihood(engine, monkeypatch):
     # The harness' own command line gives this device where the user gives none.
     lm = SparsedLM(MODEL, engine=engine, device="cuda:0", mc_num=8, batch_size=4)
     (text, *_) = ask()
-    requests = requests_of("loglikelihood", (text, " zileba is 123 ;"), (text, " zileba is 321 ;"), ("", "sun"))
+    requests = requests_of("loglikelihood", (text, " zileba is 107 ;"), (text, " zileba is 701 ;"), ("", "sun"))
     (right, greedy), (wrong, not_greedy), (single, _) = lm.loglikelihood(requests, disable_tqdm=True)
     assert right > wrong and greedy and not not_greedy
     model, tokenizer = sparsed.load_model(MODEL), sparsed.load_tokenizer(MODEL)
     context = tokenizer.encode(text)
-    answer = tokenizer.encode(" zileba is 123 ;", add_special_tokens=False)
+    answer = tokenizer.encode(" zileba is 107 ;", add_special_tokens=False)
     expected = log_likelihood(model, context, answer, samples=8, batch_size=4, seed=0)
     assert right == pytest.approx(expected, rel=1e-3)
     sun = tokenizer.encode("sun", add_special_tokens=False)
