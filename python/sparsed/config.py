@@ -21,7 +21,7 @@ def _number(owner: object, field: str, value: Any, low: float, high: float) -> f
     try:
         number = float(value)
     except OverflowError:
-        number = math.inf if value > 0 else -math.inf
+        number = -math.inf if value < 0 else math.inf
     if not low <= number <= high:
         raise ValueError(f"{where} is {value}, expected {low:g} ... {high:g}")
     return number
