@@ -106,8 +106,8 @@ def _merged(found: dict[str, Any] | None, plan: dict[str, Any], path: Path) -> d
     merged = dict(plan)
     for key in sorted(plan.keys() & set(GROWING)):
         own, others = plan[key], found.get(key, {})
-        for length in own.keys() & others.keys():
-            for name in own[length].keys() & others[length].keys():
+        for length in sorted(own.keys() & others.keys(), key=int):
+            for name in sorted(own[length].keys() & others[length].keys()):
                 _require_same(f"{key}.{length}.{name}", own[length][name], others[length][name], path)
         merged[key] = {
             length: {**others.get(length, {}), **own.get(length, {})}
