@@ -108,14 +108,8 @@ SPARSED_DEVICE void finish_rows(const AttentionArgs& args, int b, int h, int row
   float inverse[Traits::kRows];
   SPARSED_UNROLL
   for (int r = 0; r < Traits::kRows; ++r) {
-    float sum = state.sum[r] + shuffle_xor(state.sum[r], 1);
-    sum += shuffle_xor(sum, 2);
-    inverse[r] = sum == 0.f ? 0.f : reciprocal(sum);
-    const int i = row + thread_index() / 32 * Traits::kWarpRows + r / 2 * 16 + r % 2 * 8 + thread_index() % 32 / 4;
-    if (args.lse && thread_index() % 4 == 0 && i < row_end) {
-      const float lse = sum == 0.f ? -__builtin_inff() : (state.max[r] + log2_approx(sum)) * kLn2;
-      store_global(args.lse + (static_cast<int64_t>(b) * args.heads + h) * args.q_len + i, lse);
-    }
+    const int own = row + thread_index() / 32 * Traits::kWarpRows + r / 2 * 16 + r % 2 * 8 + thread_index() % 32 / 4;
+    inverse[r] = finish_row(args, state, r, b, h, own, row_end);
   }
   if (args.out.data) store_output<Traits>(args, b, h, row, row_end, state.rO, inverse, sQ);
 }

@@ -271,14 +271,7 @@ SPARSED_DEVICE void finish_group(const AttentionArgs& args, const QueryTile<Trai
   float inverse[Traits::kRows];
   SPARSED_UNROLL
   for (int r = 0; r < Traits::kRows; ++r) {
-    float sum = state.sum[r] + shuffle_xor(state.sum[r], 1);
-    sum += shuffle_xor(sum, 2);
-    inverse[r] = sum == 0.f ? 0.f : reciprocal(sum);
-    const int own = row + r * 8;
-    if (args.lse && thread_index() % 4 == 0 && own < tile.row_end) {
-      const float lse = sum == 0.f ? -__builtin_inff() : (state.max[r] + log2_approx(sum)) * kLn2;
-      store_global(args.lse + (static_cast<int64_t>(tile.b) * args.heads + tile.h) * args.q_len + own, lse);
-    }
+    inverse[r] = finish_row(args, state, r, tile.b, tile.h, row + r * 8, tile.row_end);
   }
   if (args.out.data) store_rows<Traits>(args, tile.b, tile.h, row, tile.row_end, state.rO[0], inverse);
 }

@@ -152,6 +152,19 @@ SPARSED_DEVICE void round_probabilities(const float (&rS)[Traits::kRowTiles][Tra
   }
 }
 
+// The end of row `own`, a thread's r-th: its log-sum-exp is written; what its output has to be multiplied with.
+template <class Traits>
+SPARSED_DEVICE float finish_row(const AttentionArgs& args, const RowState<Traits>& state, int r, int b, int h, int own,
+                                int row_end) {
+  float sum = state.sum[r] + shuffle_xor(state.sum[r], 1);
+  sum += shuffle_xor(sum, 2);
+  if (args.lse && thread_index() % 4 == 0 && own < row_end) {
+    const float lse = sum == 0.f ? -__builtin_inff() : (state.max[r] + log2_approx(sum)) * kLn2;
+    store_global(args.lse + (static_cast<int64_t>(b) * args.heads + h) * args.q_len + own, lse);
+  }
+  return sum == 0.f ? 0.f : reciprocal(sum);
+}
+
 // Scores of the query blocks of a tile: each lane answers for one row.
 template <class Traits>
 SPARSED_DEVICE void finish_blocks(const AttentionArgs& args, int head, int row, bool first, uint32_t buffer,

@@ -62,14 +62,12 @@ inline std::vector<Case> random_cases(int count) {
   return cases;
 }
 
-inline double float32_tolerance = 2e-6;  // more on a GPU, whose 2^x is an approximation
-
 // Inputs round the same way in both; the allowance is the output's own rounding, and for AMX that of the probabilities.
-inline double tolerance(DType dtype) {
+inline double tolerance(DType dtype, double float32_tolerance) {
   return dtype == DType::kFloat32 ? float32_tolerance : dtype == DType::kFloat16 ? 2e-3 : 1.6e-2;
 }
 
-inline void expect_matches_reference(const Call& call, const std::string& what) {
+inline void expect_matches_reference(const Call& call, const std::string& what, double float32_tolerance = 2e-6) {
   const AttentionParams& p = call.params;
   std::vector<double> out(call.lse.size() * static_cast<size_t>(p.head_dim())), lse(call.lse.size());
   reference::attention(p, out.data(), lse.data());
@@ -87,7 +85,7 @@ inline void expect_matches_reference(const Call& call, const std::string& what) 
       worst = std::max(worst, std::isnan(error) ? INFINITY : error);
     }
   }
-  EXPECT_LE(worst, tolerance(p.q.dtype)) << what;
+  EXPECT_LE(worst, tolerance(p.q.dtype, float32_tolerance)) << what;
   EXPECT_LE(worst_lse, 1e-5) << what;
 }
 
@@ -161,5 +159,50 @@ inline void expect_selects(const AttentionParams& params, const SelectParams& se
     }
   }
 }
+
+// Selections with every block size, rule and isolation over odd lengths: check(call, select, what).
+template <class DTypes, class Check>
+void for_each_selection(const DTypes& dtypes, const Check& check) {
+  int number = 0;
+  for (DType dtype : dtypes) {
+    for (int block_size : {16, 32, 64, 128, 256}) {
+      for (SelectionRule rule : {SelectionRule::kPaper, SelectionRule::kReference}) {
+        for (bool isolate : {true, false}) {
+          const unsigned seed = static_cast<unsigned>(++number) * 31;
+          const int64_t length = 150 + (number * 97) % 500;
+          const Case c{1 + number % 2, 1,   1 + number % 2, length, length, 32 + 8 * (number % 5), number % 3 == 0,
+                       false,          seed};
+          Call call(c, dtype);
+          SelectParams select{length - 60 - number % 40, block_size, 0.3, rule, isolate, call.params.scale};
+          if (number % 4 == 1) select.scale = 0.5f;
+          check(call, select,
+                message(dtype_name(dtype), " block ", block_size, " rule ", static_cast<int>(rule), " isolate ",
+                        isolate, " length ", length));
+        }
+      }
+    }
+  }
+}
+
+// The same call without an output.
+inline AttentionParams selection_alone(AttentionParams params) {
+  params.v.data = params.out.data = nullptr;
+  params.lse = nullptr;
+  return params;
+}
+
+// Keys from 128 on, the generation, get e^-200 of the mass, the more the later.
+struct UnlikelyGeneration : Call {
+  UnlikelyGeneration() : Call({1, 1, 1, 256, 256, 16, false, false, 15}, DType::kBFloat16) {
+    for (int64_t key = 0; key < 256; ++key) {
+      for (int64_t d = 0; d < 16; ++d) {
+        const float value = d > 0 ? 0.f : key < 128 ? 300.f : static_cast<float>(key / 32);
+        store_float(k.view.row(0, 0, key), DType::kBFloat16, d, value);
+      }
+    }
+    for (int64_t i = 0; i < 256; ++i) store_float(q.view.row(0, 0, i), DType::kBFloat16, 0, 4.f);
+  }
+  const SelectParams select{128, 32, 0.3, SelectionRule::kReference, true, params.scale};
+};
 
 }  // namespace sparsed

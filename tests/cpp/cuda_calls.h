@@ -93,4 +93,15 @@ inline void expect_selection(const Call& call, const SelectParams& select, const
   expect_scores(selected.generation, expected(first * select.block_size), first, blocks, what);
 }
 
+// A selection alone gives the scores that come with an output.
+inline void expect_same_scores_alone(Selected (*attention_and_scores)(Call&, const SelectParams&, int, const How&)) {
+  const Case shape{1, 1, 2, 200, 200, 64, true, false, 21};
+  Call with(shape, DType::kBFloat16), without(shape, DType::kBFloat16);
+  without.params = selection_alone(without.params);
+  SelectParams select;
+  select.block_size = 32;
+  select.scale = with.params.scale;
+  EXPECT_EQ(attention_and_scores(with, select, 2, {}).scores, attention_and_scores(without, select, 1, {}).scores);
+}
+
 }  // namespace sparsed::cuda

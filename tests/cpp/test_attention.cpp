@@ -154,50 +154,19 @@ TEST_P(CpuAttention, NanReachesOnlyTheRowsThatSeeIt) {
 }
 
 TEST_P(CpuAttention, FusedSelectionMatchesReference) {
-  int number = 0;
-  for (DType dtype : dtypes()) {
-    for (int block_size : {16, 32, 64, 128, 256}) {
-      for (SelectionRule rule : {SelectionRule::kPaper, SelectionRule::kReference}) {
-        for (bool isolate : {true, false}) {
-          const unsigned seed = static_cast<unsigned>(++number) * 31;
-          const int64_t length = 150 + (number * 97) % 500;
-          const Case c{1 + number % 2, 1,   1 + number % 2, length, length, 32 + 8 * (number % 5), number % 3 == 0,
-                       false,          seed};
-          Call call(c, dtype), plain(c, dtype);
-          SelectParams select{length - 60 - number % 40, block_size, 0.3, rule, isolate, call.params.scale};
-          if (number % 4 == 1) select.scale = 0.5f;
-          if (!cpu::can_select(kernels(), call.params, select)) continue;
-          const BlockPattern pattern = cpu::attention_and_select(kernels(), call.params, select);
-          const std::string what = message(dtype_name(dtype), " block ", block_size, " rule ", static_cast<int>(rule),
-                                           " isolate ", isolate, " length ", length);
-          expect_matches_reference(call, what);
-          expect_selects(call.params, select, pattern, what);
-
-          AttentionParams alone = plain.params;
-          alone.v.data = nullptr;
-          alone.out.data = nullptr;
-          alone.lse = nullptr;
-          EXPECT_EQ(cpu::attention_and_select(kernels(), alone, select), pattern) << what;
-        }
-      }
-    }
-  }
+  for_each_selection(dtypes(), [&](Call& call, const SelectParams& select, const std::string& what) {
+    if (!cpu::can_select(kernels(), call.params, select)) return;
+    const BlockPattern pattern = cpu::attention_and_select(kernels(), call.params, select);
+    expect_matches_reference(call, what);
+    expect_selects(call.params, select, pattern, what);
+    EXPECT_EQ(cpu::attention_and_select(kernels(), selection_alone(call.params), select), pattern) << what;
+  });
 }
 
 // A generation that gets e^-200 of the mass still ranks its own blocks.
 TEST_P(CpuAttention, GenerationSoftmaxDoesNotUnderflow) {
-  const DType dtype = DType::kBFloat16;
-  const Case c{1, 1, 1, 256, 256, 16, false, false, 15};
-  Call call(c, dtype);
-  for (int64_t key = 0; key < 256; ++key) {
-    for (int64_t d = 0; d < 16; ++d) {
-      const float value = d > 0 ? 0.f : key < 128 ? 300.f : static_cast<float>(key / 32);
-      store_float(call.k.view.row(0, 0, key), dtype, d, value);
-    }
-  }
-  for (int64_t i = 0; i < 256; ++i) store_float(call.q.view.row(0, 0, i), dtype, 0, 4.f);
-  const SelectParams select{128, 32, 0.3, SelectionRule::kReference, true, call.params.scale};
-  const BlockPattern pattern = cpu::attention_and_select(kernels(), call.params, select);
+  UnlikelyGeneration call;
+  const BlockPattern pattern = cpu::attention_and_select(kernels(), call.params, call.select);
   for (int64_t row = 0; row < pattern.rows(); ++row) {
     for (int64_t block = 4; block < 8; ++block) EXPECT_EQ(pattern.test(row, block), block >= 6) << block;
   }

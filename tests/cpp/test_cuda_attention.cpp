@@ -227,17 +227,7 @@ TEST(CudaAttention, SelectionSumsMatchReference) {
   }
 }
 
-// A selection alone gives the scores that come with an output.
-TEST(CudaAttention, SelectionAloneHasTheSameScores) {
-  const Case shape{1, 1, 2, 200, 200, 64, true, false, 21};
-  Call with(shape, DType::kBFloat16), without(shape, DType::kBFloat16);
-  without.params.v.data = without.params.out.data = nullptr;
-  without.params.lse = nullptr;
-  SelectParams select;
-  select.block_size = 32;
-  select.scale = with.params.scale;
-  EXPECT_EQ(attention_and_scores(with, select, 2).scores, attention_and_scores(without, select, 1).scores);
-}
+TEST(CudaAttention, SelectionAloneHasTheSameScores) { expect_same_scores_alone(attention_and_scores); }
 
 TEST(CudaAttention, FullPatternHasTheBitsOfDense) {
   for (int block_size : {16, 32, 64, 128, 256}) {
@@ -320,18 +310,10 @@ TEST(CudaAttention, NanReachesOnlyTheRowsThatSeeIt) {
 
 // A generation that gets e^-200 of the mass still ranks its own blocks.
 TEST(CudaAttention, GenerationSoftmaxDoesNotUnderflow) {
-  const DType dtype = DType::kBFloat16;
-  Call call({1, 1, 1, 256, 256, 16, false, false, 15}, dtype);
-  for (int64_t key = 0; key < 256; ++key) {
-    for (int64_t d = 0; d < 16; ++d) {
-      const float value = d > 0 ? 0.f : key < 128 ? 300.f : static_cast<float>(key / 32);
-      store_float(call.k.view.row(0, 0, key), dtype, d, value);
-    }
-  }
-  for (int64_t i = 0; i < 256; ++i) store_float(call.q.view.row(0, 0, i), dtype, 0, 4.f);
-  const SelectParams select{128, 32, 0.3, SelectionRule::kReference, true, call.params.scale};
-  const Selected selected = attention_and_scores(call, select, 1);
-  expect_scores(selected.generation, reference::block_scores(call.params, 32, select.scale, 128), 4, 8, "generation");
+  UnlikelyGeneration call;
+  const Selected selected = attention_and_scores(call, call.select, 1);
+  const std::vector<double> expected = reference::block_scores(call.params, 32, call.select.scale, 128);
+  expect_scores(selected.generation, expected, 4, 8, "generation");
 }
 
 // Rows of a table of accesses to shared memory; SPARSED_BANKS_TABLE names the file that it is written to.

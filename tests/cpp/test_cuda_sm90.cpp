@@ -172,17 +172,7 @@ TEST(CudaSm90Attention, SelectionSumsMatchReference) {
   }
 }
 
-// A selection alone gives the scores that come with an output.
-TEST(CudaSm90Attention, SelectionAloneHasTheSameScores) {
-  const Case shape{1, 1, 2, 200, 200, 64, true, false, 21};
-  Call with(shape, DType::kBFloat16), without(shape, DType::kBFloat16);
-  without.params.v.data = without.params.out.data = nullptr;
-  without.params.lse = nullptr;
-  SelectParams select;
-  select.block_size = 32;
-  select.scale = with.params.scale;
-  EXPECT_EQ(attention_and_scores(with, select, 2).scores, attention_and_scores(without, select, 1).scores);
-}
+TEST(CudaSm90Attention, SelectionAloneHasTheSameScores) { expect_same_scores_alone(attention_and_scores); }
 
 TEST(CudaSm90Attention, LongestListsComeFirst) {
   for (int block_size : {32, 128, 256}) {  // one item a list, and two

@@ -12,7 +12,6 @@ namespace {
 class Gpu : public testing::Test {
  protected:
   void SetUp() override {
-    float32_tolerance = 4e-6;
     const std::vector<std::string> reasons = backend_.not_supported_reasons();
     if (!reasons.empty()) GTEST_SKIP() << reasons.front();
   }
@@ -20,6 +19,7 @@ class Gpu : public testing::Test {
   const Backend backend_ = cuda::backend();
 };
 
+constexpr double kFloat32Tolerance = 4e-6;  // 2^x is an approximation
 constexpr DType kDTypes[] = {DType::kBFloat16, DType::kFloat16, DType::kFloat32};
 
 std::vector<Case> gpu_cases() {
@@ -35,7 +35,7 @@ TEST_F(Gpu, DenseMatchesReference) {
     for (const Case& c : gpu_cases()) {
       Call call(c, dtype);
       backend_.attention(call.params);
-      expect_matches_reference(call, message(dtype_name(dtype), " seed ", c.seed));
+      expect_matches_reference(call, message(dtype_name(dtype), " seed ", c.seed), kFloat32Tolerance);
     }
   }
 }
@@ -48,34 +48,19 @@ TEST_F(Gpu, SparseMatchesReference) {
         const BlockLists lists = random_pattern(c, block_size, 35).expand();
         call.params.lists = &lists;
         backend_.attention(call.params);
-        expect_matches_reference(call, message(dtype_name(dtype), " seed ", c.seed, " block ", block_size));
+        expect_matches_reference(call, message(dtype_name(dtype), " seed ", c.seed, " block ", block_size),
+                                 kFloat32Tolerance);
       }
     }
   }
 }
 
 TEST_F(Gpu, SelectionMatchesReference) {
-  int number = 0;
-  for (DType dtype : kDTypes) {
-    for (int block_size : {16, 32, 64, 128, 256}) {
-      for (SelectionRule rule : {SelectionRule::kPaper, SelectionRule::kReference}) {
-        for (bool isolate : {true, false}) {
-          const unsigned seed = static_cast<unsigned>(++number) * 31;
-          const int64_t length = 150 + (number * 97) % 500;
-          const Case c{1 + number % 2, 1,   1 + number % 2, length, length, 32 + 8 * (number % 5), number % 3 == 0,
-                       false,          seed};
-          Call call(c, dtype);
-          SelectParams select{length - 60 - number % 40, block_size, 0.3, rule, isolate, call.params.scale};
-          if (number % 4 == 1) select.scale = 0.5f;
-          const BlockPattern pattern = backend_.attention_and_select(call.params, select);
-          const std::string what = message(dtype_name(dtype), " block ", block_size, " rule ", static_cast<int>(rule),
-                                           " isolate ", isolate, " length ", length);
-          expect_matches_reference(call, what);
-          expect_selects(call.params, select, pattern, what);
-        }
-      }
-    }
-  }
+  for_each_selection(kDTypes, [&](Call& call, const SelectParams& select, const std::string& what) {
+    const BlockPattern pattern = backend_.attention_and_select(call.params, select);
+    expect_matches_reference(call, what, kFloat32Tolerance);
+    expect_selects(call.params, select, pattern, what);
+  });
 }
 
 TEST_F(Gpu, SameBitsEveryTime) {

@@ -56,23 +56,23 @@ def sparse_of(name: str) -> SparseConfig:
     )
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_dense(name: str, backend: str) -> None:
-    result = sparsed.generate(sparsed.load_model(DATA / name), **options_of(name))
+def assert_golden(name: str, model: Any) -> sparsed.GenerationResult:
+    """A case's two generations by `model`: every step, tokens, patterns. Returns the sparse one."""
     goldens = case_of(name)[2]
-    np.testing.assert_array_equal(result.history[:-1, 0], goldens["dense_x"])
-    np.testing.assert_array_equal(result.tokens, goldens["dense_tokens"])
+    dense = sparsed.generate(model, **options_of(name))
+    sparse = sparsed.generate(model, sparse=sparse_of(name), **options_of(name))
+    for kind, result in (("dense", dense), ("sparse", sparse)):
+        np.testing.assert_array_equal(result.history[:-1, 0], goldens[f"{kind}_x"])
+        np.testing.assert_array_equal(result.tokens, goldens[f"{kind}_tokens"])
+    for layer, expected in enumerate(goldens["pattern"]):
+        np.testing.assert_array_equal(sparse.groups[0].cache.pattern(layer).to_mask()[0], expected)
+    return sparse
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_sparse(name: str, backend: str) -> None:
-    result = sparsed.generate(sparsed.load_model(DATA / name), sparse=sparse_of(name), **options_of(name))
-    meta, _, goldens = case_of(name)
-    np.testing.assert_array_equal(result.history[:-1, 0], goldens["sparse_x"])
-    np.testing.assert_array_equal(result.tokens, goldens["sparse_tokens"])
-    cache = result.groups[0].cache
-    for layer, expected in enumerate(goldens["pattern"]):
-        np.testing.assert_array_equal(cache.pattern(layer).to_mask()[0], expected)
+def test_dense_and_sparse(name: str, backend: str) -> None:
+    result = assert_golden(name, sparsed.load_model(DATA / name))
+    meta = case_of(name)[0]
     select = int(meta["steps"] * meta["skip"]) + 1
     phases = ["dense"] * select + ["select"] + ["sparse"] * (meta["steps"] - select - 1)
     assert [step.phase for step in result.stats] == phases

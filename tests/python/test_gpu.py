@@ -28,7 +28,7 @@ from test_attention import (  # noqa: F401
     test_random_shapes_patterns_and_masks,
     test_views_give_the_bits_of_copies,
 )
-from test_goldens_generate import CASES, DATA, case_of, options_of, sparse_of
+from test_goldens_generate import CASES, DATA, assert_golden, case_of, sparse_of
 from test_pattern_cache import test_each_phase_computes_what_it_says  # noqa: F401
 from test_select import test_pattern_follows_the_rule  # noqa: F401
 
@@ -231,14 +231,6 @@ def test_accelerate(name: str, on_gpu: Any) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_engine_goldens(name: str) -> None:
-    arrays = case_of(name)[2]
-    model = sparsed.load_model(DATA / name, engine="torch", device="cuda")
-    result = sparsed.generate(model, **options_of(name))
-    np.testing.assert_array_equal(result.tokens, arrays["dense_tokens"])
-    result = sparsed.generate(model, sparse=sparse_of(name), **options_of(name))
-    np.testing.assert_array_equal(result.history[:-1, 0], arrays["sparse_x"])
-    np.testing.assert_array_equal(result.tokens, arrays["sparse_tokens"])
-    for layer, expected in enumerate(arrays["pattern"]):
-        np.testing.assert_array_equal(result.groups[0].cache.pattern(layer).to_mask()[0], expected)
+    result = assert_golden(name, sparsed.load_model(DATA / name, engine="torch", device="cuda"))
     densities = [step.density for step in result.stats if step.phase == "sparse"]
     assert densities and all(0 < density <= 1 for density in densities)

@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 import sparsed  # noqa: E402
 from sparsed.demo import demo_model_folder  # noqa: E402
 from sparsed.torch import engine  # noqa: E402
-from test_goldens_generate import CASES, DATA, case_of, options_of, sparse_of  # noqa: E402
+from test_goldens_generate import CASES, DATA, assert_golden, case_of  # noqa: E402
 from tiny_checkpoint import (  # noqa: E402
     BFLOAT16,
     PUBLISHED,
@@ -112,16 +112,7 @@ def test_golden_logits(name):
 
 @pytest.mark.parametrize("name", CASES)
 def test_golden_generations(name):
-    model = sparsed.load_model(DATA / name, engine="torch")
-    arrays = case_of(name)[2]
-    result = sparsed.generate(model, **options_of(name))
-    np.testing.assert_array_equal(result.history[:-1, 0], arrays["dense_x"])
-    np.testing.assert_array_equal(result.tokens, arrays["dense_tokens"])
-    result = sparsed.generate(model, sparse=sparse_of(name), **options_of(name))
-    np.testing.assert_array_equal(result.history[:-1, 0], arrays["sparse_x"])
-    np.testing.assert_array_equal(result.tokens, arrays["sparse_tokens"])
-    for layer, expected in enumerate(arrays["pattern"]):
-        np.testing.assert_array_equal(result.groups[0].cache.pattern(layer).to_mask()[0], expected)
+    assert_golden(name, sparsed.load_model(DATA / name, engine="torch"))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
