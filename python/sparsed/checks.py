@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral, Real
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,20 +19,25 @@ class Checker:
         """A finite number of [low, high]."""
         if optional and value is None:
             return
-        if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        if isinstance(value, bool) or not isinstance(value, Real):
             raise TypeError(f"{self.owner}: {name} is {value!r}, expected a number{' or None' * optional}")
-        if not low <= value <= high or math.isinf(value):
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+        if not low <= number <= high or math.isinf(number):
             bounds = f">= {low}" if math.isinf(high) else f"from {low} to {high}"
             raise ValueError(f"{self.owner}: {name} is {value}, expected a number {bounds}")
 
     def integer(self, name: str, value: object, *, low: int, optional: bool = False) -> None:
-        """An integer of at least `low`."""
+        """An integer of at least `low` that 64 bits hold."""
         if optional and value is None:
             return
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        if isinstance(value, bool) or not isinstance(value, Integral):
             raise TypeError(f"{self.owner}: {name} is {value!r}, expected an integer{' or None' * optional}")
-        if value < low:
-            raise ValueError(f"{self.owner}: {name} is {value}, expected an integer >= {low}")
+        if not low <= int(value) < 2**63:
+            bounds = f">= {low}" if int(value) < low else "below 2**63"
+            raise ValueError(f"{self.owner}: {name} is {value}, expected an integer {bounds}")
 
     def choice(self, name: str, value: object, choices: tuple[str, ...]) -> None:
         """One of `choices`."""

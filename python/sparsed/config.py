@@ -2,47 +2,29 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
 from typing import Any, Literal
+
+from .checks import Checker
 
 __all__ = ["BLOCK_SIZES", "SlidingWindow", "Sparse", "SparseConfig", "StreamingLLM"]
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 
 
-def _number(owner: object, field: str, value: Any, low: float, high: float) -> float:
-    """Returns a number of [low, high] as a float."""
-    where = f"{type(owner).__name__}: {field}"
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{where} is a {type(value).__name__}, expected a number")
-    try:
-        number = float(value)
-    except OverflowError:
-        number = -math.inf if value < 0 else math.inf
-    if not low <= number <= high:
-        raise ValueError(f"{where} is {value}, expected {low:g} ... {high:g}")
-    return number
+def _integers(owner: Any, **lowest: int) -> None:
+    """Checks fields of `owner`, each at least so large, and stores them as int."""
+    check = Checker(type(owner).__name__)
+    for field, low in lowest.items():
+        check.integer(field, getattr(owner, field), low=low)
+        object.__setattr__(owner, field, int(getattr(owner, field)))
 
 
-def _integer(owner: object, field: str, value: Any, low: int) -> int:
-    """Returns an integer of at least ``low`` as an int."""
-    where = f"{type(owner).__name__}: {field}"
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{where} is a {type(value).__name__}, expected an int")
-    number = int(value)
-    if not low <= number < 2**63:
-        raise ValueError(f"{where} is {value}, expected {low} ... 2**63 - 1")
-    return number
-
-
-def _block_size(owner: object, value: Any) -> int:
-    size = _integer(owner, "block_size", value, 0)
-    if size not in BLOCK_SIZES:
-        raise ValueError(f"{type(owner).__name__}: block_size is {size}, expected one of {BLOCK_SIZES}")
-    return size
+def _block_size(owner: Any) -> None:
+    _integers(owner, block_size=0)
+    if owner.block_size not in BLOCK_SIZES:
+        raise ValueError(f"{type(owner).__name__}: block_size is {owner.block_size}, expected one of {BLOCK_SIZES}")
 
 
 @dataclass(frozen=True)
@@ -79,28 +61,21 @@ class SparseConfig:
 
     def __post_init__(self) -> None:
         """Checks every field and stores plain Python types."""
-        values = {
-            "skip": _number(self, "skip", self.skip, 0, 1),
-            "rho": _number(self, "rho", self.rho, 0, 1),
-            "block_size": _block_size(self, self.block_size),
-            "selection_scale": self._checked_scale(),
-            "refresh": self._checked_refresh(),
-            "min_length": _integer(self, "min_length", self.min_length, 0),
-        }
-        if self.selection not in ("paper", "reference"):
-            raise ValueError(f'SparseConfig: selection is {self.selection!r}, expected "paper" or "reference"')
+        check = Checker("SparseConfig")
+        for field in ("skip", "rho"):
+            check.number(field, getattr(self, field), low=0, high=1)
+            object.__setattr__(self, field, float(getattr(self, field)))
+        _block_size(self)
+        _integers(self, min_length=0)
+        check.choice("selection", self.selection, ("paper", "reference"))
         if not isinstance(self.isolate, bool):
-            raise TypeError(f"SparseConfig: isolate is a {type(self.isolate).__name__}, expected a bool")
-        for field, value in values.items():
-            object.__setattr__(self, field, value)
-
-    def _checked_scale(self) -> float | None:
-        if self.selection_scale is None:
-            return None
-        scale = _number(self, "selection_scale", self.selection_scale, -math.inf, math.inf)
-        if not 0 < scale < math.inf:
-            raise ValueError(f"SparseConfig: selection_scale is {scale}, expected a finite number above 0")
-        return scale
+            raise TypeError(f"SparseConfig: isolate is {self.isolate!r}, expected a bool")
+        if self.selection_scale is not None:
+            check.number("selection_scale", self.selection_scale, low=0, optional=True)
+            object.__setattr__(self, "selection_scale", float(self.selection_scale))
+            if self.selection_scale == 0:
+                raise ValueError("SparseConfig: selection_scale is 0.0, expected a finite number above 0")
+        object.__setattr__(self, "refresh", self._checked_refresh())
 
     def _checked_refresh(self) -> tuple[float, ...] | Literal["every"]:
         if isinstance(self.refresh, str):
@@ -108,10 +83,10 @@ class SparseConfig:
                 raise ValueError(f'SparseConfig: refresh is {self.refresh!r}, expected fractions or "every"')
             return "every"
         if not isinstance(self.refresh, Sequence):
-            raise TypeError(
-                f'SparseConfig: refresh is a {type(self.refresh).__name__}, expected a tuple of fractions or "every"'
-            )
-        fractions = tuple(_number(self, f"refresh[{i}]", value, 0, 1) for i, value in enumerate(self.refresh))
+            raise TypeError(f'SparseConfig: refresh is {self.refresh!r}, expected a tuple of fractions or "every"')
+        for i, value in enumerate(self.refresh):
+            Checker("SparseConfig").number(f"refresh[{i}]", value, low=0, high=1)
+        fractions = tuple(float(value) for value in self.refresh)
         for i, (before, fraction) in enumerate(zip((self.skip, *fractions), fractions, strict=False)):
             if fraction <= before:
                 source = "skip" if i == 0 else "the one before"
@@ -136,8 +111,8 @@ class SlidingWindow:
 
     def __post_init__(self) -> None:
         """Checks every field and stores plain Python types."""
-        object.__setattr__(self, "window", _integer(self, "window", self.window, 1))
-        object.__setattr__(self, "block_size", _block_size(self, self.block_size))
+        _integers(self, window=1)
+        _block_size(self)
 
 
 @dataclass(frozen=True)
@@ -159,9 +134,8 @@ class StreamingLLM:
 
     def __post_init__(self) -> None:
         """Checks every field and stores plain Python types."""
-        object.__setattr__(self, "window", _integer(self, "window", self.window, 1))
-        object.__setattr__(self, "sinks", _integer(self, "sinks", self.sinks, 0))
-        object.__setattr__(self, "block_size", _block_size(self, self.block_size))
+        _integers(self, window=1, sinks=0)
+        _block_size(self)
 
 
 # What `generate`, `PatternCache` and their like take.
