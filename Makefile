@@ -58,14 +58,15 @@ python-test: $(VENV)/.tests
 sanitize: asan tsan
 
 # No leaks are looked for: Python, and OpenMP's threads, keep memory to the end. Tests of allocations that cannot succeed
-# run as they are: the sanitizer answers nullptr.
+# run as they are: the sanitizer answers nullptr. Resident memory says nothing: what is freed is kept for a while.
 asan: $(VENV)/.tests clang
 	$(WITH_VENV) cmake --preset asan -DCMAKE_CXX_COMPILER=$(CLANG)
 	$(WITH_VENV) cmake --build --preset asan
 	LD_LIBRARY_PATH=$(dir $(ASAN_RUNTIME)) $(BIN)/ctest --preset asan --parallel $(JOBS)
 	LD_PRELOAD=$(ASAN_RUNTIME) ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
 	  UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 PYTHONPATH=build/asan/python \
-	  $(BIN)/python -m pytest -q $(ASAN_TESTS:%=tests/python/test_%.py)
+	  $(BIN)/python -m pytest -q $(ASAN_TESTS:%=tests/python/test_%.py) \
+	  --deselect tests/python/test_arrays.py::test_inputs_are_not_copied
 
 # The comparisons with the reference at every length take most of the time, and share no more between threads.
 tsan: $(VENV)/.tests clang

@@ -28,7 +28,7 @@ struct State {
   float alpha[Tile::kQueries];  // what the last chunk scaled the sums by
 };
 
-// Addresses inside an item's scratch.
+// Addresses inside an item's scratch, which may be null: only `bytes` counts then.
 struct Scratch {
   std::byte* q;      // [kTiles] packed query tiles
   float* o;          // [kTiles][out_rows][kQueries]
@@ -46,7 +46,7 @@ struct Scratch {
     const size_t rows = static_cast<size_t>(cell_count);
     size_t at = 0;
     const auto take = [&](size_t size) {
-      std::byte* p = base + at;
+      std::byte* p = base ? base + at : nullptr;
       at += align64(size);
       return p;
     };

@@ -20,7 +20,7 @@ constexpr int kOperand = 512;  // elements of an operand tile
 constexpr int64_t kBlockRows = 384;
 constexpr int64_t kBlockPanels = 32;
 
-// Addresses inside a block's scratch.
+// Addresses inside a block's scratch, which may be null: only `bytes` counts then.
 struct Scratch {
   Bf16* x;      // [row tiles][kDepth / kStep][2][16][32]
   float* sums;  // [column tiles][row tiles][kTileRows][kTileCols]; one tile where no sum has to wait
@@ -31,7 +31,7 @@ struct Scratch {
     const int64_t waiting = b.k_padded > kDepth ? row_tiles * tiles_of(b.cols, kTileCols) : 1;
     const size_t x_bytes = static_cast<size_t>(row_tiles * kTileRows * kDepth) * sizeof(Bf16);
     x = reinterpret_cast<Bf16*>(b.scratch);
-    sums = reinterpret_cast<float*>(b.scratch + x_bytes);
+    sums = reinterpret_cast<float*>(b.scratch ? b.scratch + x_bytes : nullptr);
     bytes = x_bytes + static_cast<size_t>(waiting * kTileRows * kTileCols) * sizeof(float);
   }
 };

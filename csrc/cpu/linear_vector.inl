@@ -27,7 +27,7 @@ constexpr int kXStride = 256 + kPanel;     // Elems between x rows: not a power 
 constexpr int64_t kBlockRows = 192;
 constexpr int64_t kBlockPanels = 32;
 
-// Addresses inside a block's scratch.
+// Addresses inside a block's scratch, which may be null: only `bytes` counts then.
 struct Scratch {
   Elem* x;      // [row tiles][kTileRows][kXStride]
   float* wide;  // [kTilePanels][kDepth][kPanel] bfloat16 weights, widened
@@ -39,7 +39,7 @@ struct Scratch {
     const int64_t waiting = b.k_padded > kDepth ? row_tiles * tiles_of(b.cols, kTileCols) : 1;
     size_t at = 0;
     const auto take = [&](int64_t elements) {  // of 4 bytes
-      std::byte* p = b.scratch + at;
+      std::byte* p = b.scratch ? b.scratch + at : nullptr;
       at += static_cast<size_t>(elements) * 4;
       return p;
     };

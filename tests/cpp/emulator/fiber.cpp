@@ -8,11 +8,20 @@
 #include <utility>
 #include <vector>
 
-#if defined(__SANITIZE_ADDRESS__)
+// clang answers __has_feature, gcc before 14 defines macros.
+#if defined(__has_feature)
+#define SPARSED_ASAN __has_feature(address_sanitizer)
+#define SPARSED_TSAN __has_feature(thread_sanitizer)
+#elif defined(__SANITIZE_ADDRESS__)
+#define SPARSED_ASAN 1
+#elif defined(__SANITIZE_THREAD__)
+#define SPARSED_TSAN 1
+#endif
+#if SPARSED_ASAN
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
-#if defined(__SANITIZE_THREAD__)
+#if SPARSED_TSAN
 #include <sanitizer/tsan_interface.h>
 #endif
 #if !defined(__x86_64__)
@@ -34,7 +43,7 @@ class Stacks {
     if (!free_.empty()) {
       void* stack = free_.back();
       free_.pop_back();
-#if defined(__SANITIZE_ADDRESS__)
+#if SPARSED_ASAN
       __asan_unpoison_memory_region(stack, kStackBytes);
 #endif
       return stack;
@@ -62,13 +71,13 @@ struct Fiber::State {
 #else
   ucontext_t context;
 #endif
-#if defined(__SANITIZE_ADDRESS__)
+#if SPARSED_ASAN
   void* fake_stack = nullptr;
   const void* bottom = nullptr;
   size_t size = 0;
   State* before = nullptr;  // who switched here last
 #endif
-#if defined(__SANITIZE_THREAD__)
+#if SPARSED_TSAN
   void* tsan = nullptr;
 #endif
 };
@@ -114,7 +123,7 @@ sparsed_emulator_start:
 
 namespace {
 
-#if defined(__SANITIZE_ADDRESS__)
+#if SPARSED_ASAN
 template <class State>
 void arrived(State* state) {
   const void* bottom;
@@ -141,7 +150,7 @@ void run(void* argument) {
 }  // namespace
 
 Fiber::Fiber() : state_(std::make_unique<State>()) {
-#if defined(__SANITIZE_THREAD__)
+#if SPARSED_TSAN
   state_->tsan = __tsan_get_current_fiber();
 #endif
 }
@@ -170,18 +179,18 @@ Fiber::Fiber(std::function<void()> body) : state_(std::make_unique<State>()) {
   makecontext(&state.context, reinterpret_cast<void (*)()>(entry), 2, static_cast<uint32_t>(address >> 32),
               static_cast<uint32_t>(address));
 #endif
-#if defined(__SANITIZE_ADDRESS__)
+#if SPARSED_ASAN
   state.bottom = state.stack;
   state.size = kStackBytes;
 #endif
-#if defined(__SANITIZE_THREAD__)
+#if SPARSED_TSAN
   state.tsan = __tsan_create_fiber(0);
 #endif
 }
 
 Fiber::~Fiber() {
   if (!state_->stack) return;
-#if defined(__SANITIZE_THREAD__)
+#if SPARSED_TSAN
   __tsan_destroy_fiber(state_->tsan);
 #endif
   stacks.give_back(state_->stack);
@@ -189,11 +198,11 @@ Fiber::~Fiber() {
 
 void Fiber::switch_to(Fiber& from, Fiber& to, [[maybe_unused]] bool last) {
   State &a = *from.state_, &b = *to.state_;
-#if defined(__SANITIZE_ADDRESS__)
+#if SPARSED_ASAN
   b.before = &a;
   __sanitizer_start_switch_fiber(last ? nullptr : &a.fake_stack, b.bottom, b.size);
 #endif
-#if defined(__SANITIZE_THREAD__)
+#if SPARSED_TSAN
   __tsan_switch_to_fiber(b.tsan, 0);
 #endif
 #if defined(__x86_64__)
