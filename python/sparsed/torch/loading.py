@@ -18,7 +18,7 @@ from .engine import DTYPES, Network, NetworkLayer, TorchTransformer
 from .parallel import HeadShare, dispatch, place, resolve_device_map
 
 if TYPE_CHECKING:
-    from ..loader import Checkpoint
+    from ..checkpoint import Checkpoint
 
 # A read-only mapped array is copied on its way into a tensor, this much at a time.
 _CHUNK_BYTES = 1 << 24
