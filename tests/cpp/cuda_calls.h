@@ -1,7 +1,9 @@
 // Launches of the CUDA kernels on the emulator: patterns as they take them, memory that they may touch, their scores.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -45,9 +47,11 @@ inline Region region_of(const std::vector<T>& array, bool writable) {
   return {array.data(), array.size() * sizeof(T), writable};
 }
 
+// How a launch goes: when copies land, the order of the warps, and how many blocks share the work where that is free.
 struct How {
   Landing landing = Landing::kLate;
   unsigned seed = 0;
+  int blocks = 2;
 };
 
 inline Launch launch_of(const Plan& plan, const Call& call, const How& how) {
@@ -65,6 +69,24 @@ struct Selected {
   std::vector<float> scores, generation;
   Report report;
 };
+
+// A selecting launch, each block with its own memory for partial sums: run(plan, dtype, launch).
+template <class Run>
+Selected run_selection(Plan plan, const Call& call, const How& how, const Run& run) {
+  Selected selected;
+  selected.scores.assign(score_bytes(plan) / sizeof(float), NAN);
+  selected.generation = selected.scores;
+  std::vector<std::byte> partial(partial_bytes(plan) * static_cast<size_t>(how.blocks), std::byte{0xff});
+  plan.args.select.scores = selected.scores.data();
+  plan.args.select.generation = selected.generation.data();
+  plan.args.select.partial = reinterpret_cast<PartialSum*>(partial.data());
+  Launch launch = launch_of(plan, call, how);
+  launch.blocks = std::min(how.blocks, static_cast<int>(plan.blocks));
+  for (auto* array : {&selected.scores, &selected.generation}) launch.memory.push_back(region_of(*array, true));
+  launch.memory.push_back(region_of(partial, true));
+  selected.report = run(plan, call.params.q.dtype, launch);
+  return selected;
+}
 
 // Columns from `first` on of [rows, columns].
 inline void expect_scores(const std::vector<float>& found, const std::vector<double>& expected, int64_t first,
@@ -91,17 +113,6 @@ inline void expect_selection(const Call& call, const SelectParams& select, const
   if (select.rule == SelectionRule::kPaper) return;
   const int64_t first = first_generation_block(kv_len, select.prompt_length, select.block_size);
   expect_scores(selected.generation, expected(first * select.block_size), first, blocks, what);
-}
-
-// A selection alone gives the scores that come with an output.
-inline void expect_same_scores_alone(Selected (*attention_and_scores)(Call&, const SelectParams&, int, const How&)) {
-  const Case shape{1, 1, 2, 200, 200, 64, true, false, 21};
-  Call with(shape, DType::kBFloat16), without(shape, DType::kBFloat16);
-  without.params = selection_alone(without.params);
-  SelectParams select;
-  select.block_size = 32;
-  select.scale = with.params.scale;
-  EXPECT_EQ(attention_and_scores(with, select, 2, {}).scores, attention_and_scores(without, select, 1, {}).scores);
 }
 
 }  // namespace sparsed::cuda
