@@ -9,7 +9,7 @@ from functools import partial
 import sparsed
 
 from .arrays import Accuracy, Array, Blocks, CheckError, check_attention, random_blocks, random_qkv
-from .cases import PUBLISHED_BLOCK, PUBLISHED_DENSITY, AttentionAxes, AttentionCase
+from .cases import PUBLISHED_DENSITY, AttentionAxes, AttentionCase
 from .harness import Contender, Timing, time_in_turns
 from .options import Options
 from .peers import Peer, SkipError, available_peers
@@ -28,12 +28,6 @@ COLUMNS: tuple[Column, ...] = (
     ("versus_flex", "flex/this", ratio),
     *ERROR_COLUMNS,
 )
-_GQA_COLUMNS: tuple[Column, ...] = (
-    ("contender", "heads", str),
-    *TIME_COLUMNS,
-    ("per_head_s", "ms per query head", lambda seconds: f"{1e3 * seconds:.3f}"),
-    ("versus_mha", "over MHA", number(3)),
-)
 NOTE = (
     "FLOPs are those of the selected blocks. Packing and planning are inside sparsed's times; flex's mask is built and "
     "compiled outside of its times. efficiency = dense time x density / sparse time, of the same library. error: "
@@ -45,7 +39,7 @@ _SMALL_LENGTH = 300
 
 
 def run(options: Options, report: Report) -> None:
-    """All cases, then grouped key/value heads."""
+    """All cases."""
     axes = options.attention_axes()
     peers, missing = available_peers([name for name in ("sdpa", "flex", "numpy") if name in options.peers])
     for name, reason in missing.items():
@@ -60,9 +54,6 @@ def run(options: Options, report: Report) -> None:
         )
         progress("")
         report.section(str(case), COLUMNS, [_figures(case, entry, timings) for entry in entries])
-    grouped = options.gqa_cases()
-    if grouped:
-        _run_grouped(grouped, options, report)
     report.roofs = best_roofs(report.roofs, measure_roofs(axes.dtypes, options.quick))
     report.note(NOTE)
 
@@ -138,17 +129,13 @@ def _sparse(q: Array, k: Array, v: Array, blocks: Blocks) -> Contender:
     return Contender(SPARSED, lambda: sparsed.attention(q, k, v, pattern))
 
 
-def _shape(case: AttentionCase) -> Row:
-    return {name: getattr(case, name) for name in ("dtype", "head_dim", "length", "heads", "kv_heads")}
-
-
 def _figures(case: AttentionCase, entry: _Entry, timings: Mapping[str, Timing]) -> Row:
     """One contender's times, and what it gains over dense attention and over the peers."""
     name, blocks = entry.contender.name, entry.blocks
     timing = timings[entry.key]
     density = 1.0 if blocks is None else blocks.density
     row: Row = {
-        **_shape(case),
+        **case.fields(),
         "contender": name,
         "block_size": None if blocks is None else blocks.block_size,
         "density": density,
@@ -165,30 +152,3 @@ def _figures(case: AttentionCase, entry: _Entry, timings: Mapping[str, Timing]) 
             if rival in timings:
                 row[column] = timings[rival].median / timing.median
     return row
-
-
-def _run_grouped(cases: Sequence[AttentionCase], options: Options, report: Report) -> None:
-    """Time per query head with few key/value heads, and with as many as query heads (the last case)."""
-    contenders = {}
-    for case in cases:
-        q, k, v = random_qkv(case)
-        blocks = random_blocks(case.length, case.heads, PUBLISHED_BLOCK, PUBLISHED_DENSITY)
-        contenders[case, "dense"] = _dense(q, k, v).run
-        contenders[case, "sparse"] = _sparse(q, k, v, blocks).run
-    named = {f"{case} {kind}": run for (case, kind), run in contenders.items()}
-    timings = time_in_turns(named, options.repeat, options.sample_seconds)
-    rows = []
-    for case, kind in contenders:
-        timing = timings[f"{case} {kind}"]
-        rows.append(
-            {
-                "group": "gqa",
-                "contender": f"{case.heads}/{case.kv_heads} {kind}",
-                **_shape(case),
-                **timing.fields(),
-                "per_head_s": timing.median / case.heads,
-                "versus_mha": timing.median / timings[f"{cases[-1]} {kind}"].median,
-            }
-        )
-    first = cases[0]
-    report.section(f"grouped heads, {first.dtype} hd {first.head_dim}, {first.length} tokens", _GQA_COLUMNS, rows)

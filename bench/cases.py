@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 DENSITIES = (0.05, 0.1, 0.2, 0.31, 0.5, 0.7, 1.0)
 # The density that the published settings (rho 0.3) lead to, and their block size.
@@ -32,6 +33,10 @@ class AttentionCase:
     def flops_per_pair(self) -> int:
         """Of all heads: a multiply and an add per dimension, in q k^T and again in p v."""
         return 4 * self.heads * self.head_dim
+
+    def fields(self) -> dict[str, Any]:
+        """Of a row of results."""
+        return dataclasses.asdict(self)
 
     def __str__(self) -> str:
         return f"{self.dtype} hd {self.head_dim} {self.length} x {self.heads}/{self.kv_heads} heads"
@@ -78,9 +83,9 @@ ATTENTION_QUICK = AttentionAxes(lengths=(1024,), densities=(0.31, 1.0), block_si
 SELECTION = AttentionAxes(lengths=(4096, 8192, 16384, 32768), block_sizes=(128, 64, 32))
 SELECTION_QUICK = AttentionAxes(lengths=(1024,), block_sizes=(128, 32))
 
-# Grouped key/value heads (Dream's 28 / 4) beside as many key/value heads as query heads, time per query head.
-GQA = (AttentionCase("bfloat16", 128, 4096, 28, 4), AttentionCase("bfloat16", 128, 4096, 28, 28))
-GQA_QUICK = (AttentionCase("bfloat16", 64, 512, 7, 1), AttentionCase("bfloat16", 64, 512, 7, 7))
+# (query heads, key/value heads) as Dream has them.
+GQA_HEADS = (28, 4)
+GQA_QUICK_HEADS = (7, 1)
 
 GENERATED_TOKENS = 128
 LINEAR_MODELS = ("llada-8b", "demo")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from . import cases
-from .cases import AttentionAxes, AttentionCase, GenerationCase, LinearCase
+from .cases import AttentionAxes, GenerationCase, LinearCase
 
 _DEFAULT_REPEAT = 7
 _QUICK_REPEAT = 3
@@ -60,12 +60,6 @@ class Options:
 
     def selection_axes(self) -> AttentionAxes:
         return self._over(cases.SELECTION_QUICK if self.quick else cases.SELECTION)
-
-    def gqa_cases(self) -> tuple[AttentionCase, ...]:
-        """None where a shape was asked for: theirs is their own."""
-        if self.dtypes or self.head_dims or self.lengths or self.heads or self.kv_heads:
-            return ()
-        return cases.GQA_QUICK if self.quick else cases.GQA
 
     def linear_cases(self) -> tuple[LinearCase, ...]:
         models = self.models or (cases.LINEAR_QUICK_MODELS if self.quick else cases.LINEAR_MODELS)

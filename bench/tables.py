@@ -9,7 +9,7 @@ from typing import Any
 
 from sparsed.stats import markdown_table
 
-from . import check_peers, machine, memory, scaling, step, torch_model
+from . import check_peers, gqa, machine, memory, scaling, step, torch_model
 from .cases import PUBLISHED_BLOCK, PUBLISHED_DENSITY
 from .report import Column, Row, read
 
@@ -59,9 +59,9 @@ def _attention(rows: Sequence[Row]) -> Table:
     """Dense rates, and the sparse time at the published density and block size, by shape."""
     header = ["dtype, head_dim, tokens", "dense TFLOP/s", "torch SDPA", "ratio", "sparse ms", "efficiency", "over flex"]
     lines = []
-    shapes = dict.fromkeys(_shape(row) for row in rows if "group" not in row)
+    shapes = dict.fromkeys(_shape(row) for row in rows)
     for shape in shapes:
-        inside = [row for row in rows if _shape(row) == shape and "group" not in row]
+        inside = [row for row in rows if _shape(row) == shape]
         dense = _find(inside, "sparsed", dense=True)
         peer = _find(inside, "torch SDPA", dense=True)
         sparse = _find(inside, "sparsed", dense=False)
@@ -147,6 +147,7 @@ def _as_printed(identity: Sequence[str], columns: Sequence[Column]) -> Callable[
 _TABLES: dict[str, Callable[[Sequence[Row]], Table]] = {
     "attention": _attention,
     "selection": _selection,
+    "gqa": _as_printed(("dtype", "head_dim", "length"), gqa.COLUMNS),
     "linear": _linear,
     "generate": _generate,
     "step": _as_printed(("model", "length", "dtype"), step.COLUMNS),

@@ -47,11 +47,16 @@ def test_attention(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "| float32, 64, 256 |" in markdown
 
 
-def test_attention_default_runs_grouped_heads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tiny = cases.AttentionAxes(dtypes=("float32",), head_dims=(16,), lengths=(64,), block_sizes=(16,), densities=(0.5,))
-    monkeypatch.setattr(cases, "ATTENTION_QUICK", tiny)
-    content = run(tmp_path, "attention", "--quick", "--repeat", "1", "--peers", "numpy")
-    assert {row["contender"] for row in content["rows"]} >= {"sparsed", "numpy", "7/1 dense", "7/7 sparse"}
+def test_grouped_heads(tmp_path: Path) -> None:
+    content = run(tmp_path, "gqa", "--quick", "--repeat", "1", "--length", "64", "--head-dim", "16")
+    assert [(row["kind"], row["heads"], row["kv_heads"]) for row in content["rows"]] == [
+        ("dense", 7, 1),
+        ("dense", 7, 7),
+        ("sparse", 7, 1),
+        ("sparse", 7, 7),
+    ]
+    assert content["rows"][0]["versus_mha"] == content["rows"][0]["median_s"] / content["rows"][1]["median_s"]
+    assert "| dense | 7 | 1 |" in tables.markdown(content)
 
 
 def test_selection(tmp_path: Path) -> None:
