@@ -34,8 +34,7 @@ SPARSED_DEVICE void for_each_tile(const AttentionArgs& args, const Body& body) {
   }
 }
 
-// --- the loading warp
-// --------------------------------------------------------------------------------------------------
+// --- the loading warp ------------------------------------------------------------------------------------------------
 
 // Keys [kKeys] of a tile, by one copy or as many as its blocks; positions beyond the walk's last become zeros.
 template <class Traits>
@@ -121,8 +120,7 @@ SPARSED_DEVICE void clear_values(const AttentionArgs& args) {
   });
 }
 
-// --- the computing warpgroups
-// --------------------------------------------------------------------------------------------
+// --- the computing warpgroups ----------------------------------------------------------------------------------------
 
 // Scores of the tile at position `first` become probabilities relative to the running maximum; alpha: what older sums
 // and outputs are to be multiplied by.

@@ -86,8 +86,7 @@ SPARSED_DEVICE void copy_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
-// --- matrices: all 32 lanes
-// -------------------------------------------------------------------------------------------
+// --- matrices: all 32 lanes ------------------------------------------------------------------------------------------
 
 // Four 8x8 matrices of 16-bit elements; lane i gives the address of row i % 8 of matrix i / 8.
 SPARSED_DEVICE void load_matrices(uint32_t (&r)[4], uint32_t address) {

@@ -7,8 +7,7 @@
 
 namespace sparsed::cuda {
 
-// --- barriers in shared memory: 8 bytes each
-// ---------------------------------------------------------------------------
+// --- barriers in shared memory: 8 bytes each -------------------------------------------------------------------------
 
 // One thread; then mbarrier_init_fence() and a barrier before anybody uses it. `arrivals` end a phase.
 SPARSED_DEVICE void mbarrier_init(uint32_t barrier, int arrivals) {

@@ -53,8 +53,7 @@ void claim_registers(Where where = Where::current()) {
   emulator::set_registers(kRegisters, true, where);
 }
 
-// --- warpgroup products
-// ------------------------------------------------------------------------------------------------
+// --- warpgroup products ----------------------------------------------------------------------------------------------
 
 inline uint64_t matrix_descriptor(uint32_t address, uint32_t panel_bytes, uint32_t group_bytes) {
   return (address >> 4 & 0x3fff) | static_cast<uint64_t>(panel_bytes >> 4) << 16 |
