@@ -45,11 +45,13 @@ def write_tables(results: Sequence[Path], readme: Path | None) -> int:
 
 
 def markdown(content: dict[str, Any]) -> str:
-    """One benchmark's table, with the machine and the command below it."""
-    header, rows = _TABLES[content["benchmark"]](content["rows"])
+    """One benchmark's tables, with the machine and the command below them."""
+    tables = [_TABLES[content["benchmark"]](content["rows"])]
+    if content["benchmark"] == "attention":
+        tables += _densities(content["rows"])
     found = content["machine"]
     where = f"{machine.summary(found)}, {found['date'][:10]}: `{content.get('command', '')}`"
-    return f"{markdown_table(header, rows)}\n\n{where}\n"
+    return "".join(f"{markdown_table(header, rows)}\n\n" for header, rows in tables) + f"{where}\n"
 
 
 Table = tuple[list[str], list[list[str]]]
@@ -77,6 +79,24 @@ def _attention(rows: Sequence[Row]) -> Table:
             ]
         )
     return header, lines
+
+
+def _densities(rows: Sequence[Row]) -> list[Table]:
+    """Where densities were swept: time over dense, and efficiency, by block size."""
+    swept = [row for row in rows if row["contender"] == "sparsed" and row["block_size"] is not None]
+    densities = sorted({round(row["density"], 2) for row in swept})
+    if len(densities) <= 2:
+        return []
+    header = ["dtype, head_dim, tokens", "block", *(f"{density:.2f}" for density in densities)]
+    lines = []
+    for shape, block in dict.fromkeys((_shape(row), row["block_size"]) for row in swept):
+        found = {round(row["density"], 2): row for row in swept if (_shape(row), row["block_size"]) == (shape, block)}
+        cells = [
+            f"{row['speedup_dense']:.2f}x ({row['efficiency']:.2f})" if (row := found.get(density)) else "-"
+            for density in densities
+        ]
+        lines.append([", ".join(map(str, shape)), str(block), *cells])
+    return [(header, lines)]
 
 
 def _selection(rows: Sequence[Row]) -> Table:

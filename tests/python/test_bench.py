@@ -47,6 +47,14 @@ def test_attention(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "| float32, 64, 256 |" in markdown
 
 
+def test_swept_densities_have_a_table(tmp_path: Path) -> None:
+    shape = ("--length", "320", "--head-dim", "16", "--heads", "1", "--dtype", "float32", "--block-size", "32")
+    content = run(tmp_path, "attention", *shape, "--density", "0.1", "0.5", "1.0", "--repeat", "1", "--no-peers")
+    text = tables.markdown(content)
+    assert "| dtype, head_dim, tokens | block | 0.10 | 0.50 | 1.00 |" in text
+    assert "| float32, 16, 320 | 32 | " in text
+
+
 def test_grouped_heads(tmp_path: Path) -> None:
     content = run(tmp_path, "gqa", "--quick", "--repeat", "1", "--length", "64", "--head-dim", "16")
     assert [(row["kind"], row["heads"], row["kv_heads"]) for row in content["rows"]] == [
