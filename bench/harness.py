@@ -11,8 +11,8 @@ from typing import Any
 
 from .arrays import Array
 
-# A pause before each contender, in which the threads of the one before stop spinning.
-_PAUSE = 0.002
+# A pause before each contender, in which the threads of the one before stop spinning: OpenBLAS takes 20 ms.
+_PAUSE = 0.03
 
 
 @dataclass(frozen=True)
