@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from typing import Literal
@@ -58,10 +57,10 @@ def measure_peak(
     Raises:
         RuntimeError: The process failed, or this system does not let it reset its peak.
     """
-    given = {**dataclasses.asdict(case), "call": call, "block_size": block_size, "density": density}
+    given = {**case.fields(), "call": call, "block_size": block_size, "density": density}
     measured = json.loads(module_output("memory_worker", [json.dumps(given)]))
     expected = expected_bytes(case, call, block_size)
-    row: Row = {**dataclasses.asdict(case), "call": call, "block_size": block_size, **measured, "expected": expected}
+    row: Row = {**case.fields(), "call": call, "block_size": block_size, **measured, "expected": expected}
     row["over_expected"] = measured["extra"] / expected
     return row
 

@@ -52,7 +52,7 @@ def run(options: Options, report: Report) -> None:
         progress("")
 
         dense = timings["attention"]
-        shape: Row = {name: getattr(case, name) for name in ("dtype", "head_dim", "length", "heads", "kv_heads")}
+        shape: Row = case.fields()
         rows: list[Row] = [{**shape, "contender": "attention", **dense.fields()}]
         for block_size in axes.block_sizes:
             timing = timings[f"select {block_size}"]

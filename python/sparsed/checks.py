@@ -27,17 +27,19 @@ class Checker:
             number = math.inf
         if not low <= number <= high or math.isinf(number):
             bounds = f">= {low}" if math.isinf(high) else f"from {low} to {high}"
-            raise ValueError(f"{self.owner}: {name} is {value}, expected a number {bounds}")
+            finite = "finite " * math.isinf(number)
+            raise ValueError(f"{self.owner}: {name} is {value}, expected a {finite}number {bounds}")
 
-    def integer(self, name: str, value: object, *, low: int, optional: bool = False) -> None:
-        """An integer of at least `low` that 64 bits hold."""
+    def integer(self, name: str, value: object, *, low: int, high: int | None = None, optional: bool = False) -> None:
+        """An integer of at least `low`, and at most `high`."""
         if optional and value is None:
             return
         if isinstance(value, bool) or not isinstance(value, Integral):
             raise TypeError(f"{self.owner}: {name} is {value!r}, expected an integer{' or None' * optional}")
-        if not low <= int(value) < 2**63:
-            bounds = f">= {low}" if int(value) < low else "below 2**63"
-            raise ValueError(f"{self.owner}: {name} is {value}, expected an integer {bounds}")
+        if int(value) < low:
+            raise ValueError(f"{self.owner}: {name} is {value}, expected an integer >= {low}")
+        if high is not None and int(value) > high:
+            raise ValueError(f"{self.owner}: {name} is {value}, expected an integer <= {high}")
 
     def choice(self, name: str, value: object, choices: tuple[str, ...]) -> None:
         """One of `choices`."""

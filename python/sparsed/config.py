@@ -11,13 +11,14 @@ from .checks import Checker
 __all__ = ["BLOCK_SIZES", "SlidingWindow", "Sparse", "SparseConfig", "StreamingLLM"]
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
+_INT64_MAX = 2**63 - 1  # what the kernels count with
 
 
 def _integers(owner: Any, **lowest: int) -> None:
     """Checks fields of `owner`, each at least so large, and stores them as int."""
     check = Checker(type(owner).__name__)
     for field, low in lowest.items():
-        check.integer(field, getattr(owner, field), low=low)
+        check.integer(field, getattr(owner, field), low=low, high=_INT64_MAX)
         object.__setattr__(owner, field, int(getattr(owner, field)))
 
 
@@ -84,8 +85,9 @@ class SparseConfig:
             return "every"
         if not isinstance(self.refresh, Sequence):
             raise TypeError(f'SparseConfig: refresh is {self.refresh!r}, expected a tuple of fractions or "every"')
+        check = Checker("SparseConfig")
         for i, value in enumerate(self.refresh):
-            Checker("SparseConfig").number(f"refresh[{i}]", value, low=0, high=1)
+            check.number(f"refresh[{i}]", value, low=0, high=1)
         fractions = tuple(float(value) for value in self.refresh)
         for i, (before, fraction) in enumerate(zip((self.skip, *fractions), fractions, strict=False)):
             if fraction <= before:

@@ -4,8 +4,6 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <random>
-#include <set>
 
 #include "attention_cases.h"
 #include "core/error.h"

@@ -3,9 +3,6 @@
 
 #include <cstdlib>
 #include <fstream>
-#include <functional>
-#include <numeric>
-#include <random>
 #include <string>
 #include <vector>
 
@@ -17,11 +14,6 @@
 
 namespace sparsed::cuda {
 namespace {
-
-using emulator::Landing;
-using emulator::Launch;
-using emulator::Region;
-using emulator::Report;
 
 template <class T, class F>
 void with_plain_traits(const Plan& plan, const F& f) {

@@ -121,6 +121,7 @@ def test_a_seed_repeats_a_run(sampler) -> None:
     order = first.history[:, 0] == MASK, first.history[:, 1] == MASK
     assert (first.tokens[0] != first.tokens[1]).any() or (order[0] != order[1]).any()
     other = generate(model, ids, seed=6, **options)
+    generate(model, ids, seed=2**70, **options)  # as long as numpy's own entropy
     assert other.history.shape != first.history.shape or (other.history != first.history).any()
     assert generate(model, ids, **options).tokens.shape == (3, 30)
 

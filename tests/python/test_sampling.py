@@ -321,7 +321,7 @@ def test_threshold_never_takes_the_mask_token_so_that_it_ends() -> None:
         (LLaDASampler, {"temperature": -1}, ValueError, "temperature is -1, expected a number >= 0"),
         (LLaDASampler, {"temperature": float("nan")}, ValueError, "temperature is nan"),
         (LLaDASampler, {"temperature": float("inf")}, ValueError, "temperature is inf"),
-        (LLaDASampler, {"temperature": 10**400}, ValueError, "expected a number >= 0"),
+        (LLaDASampler, {"temperature": 10**400}, ValueError, "expected a finite number >= 0"),
         (LLaDASampler, {"temperature": "hot"}, TypeError, "temperature is 'hot', expected a number"),
         (LLaDASampler, {"cfg_scale": -0.5}, ValueError, "cfg_scale is -0.5"),
         (LLaDASampler, {"remasking": "high"}, ValueError, "remasking is 'high', expected one of 'low_confidence'"),
