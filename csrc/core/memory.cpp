@@ -1,9 +1,14 @@
 #include "core/memory.h"
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <algorithm>
 #include <cstdio>
 #include <fstream>
 #include <limits>
+#include <new>
 #include <sstream>
 
 #include "core/error.h"
@@ -12,6 +17,7 @@ namespace sparsed {
 namespace {
 
 constexpr size_t kSmall = size_t{16} << 20;
+constexpr size_t kHugePage = size_t{2} << 20;
 
 // The number in a file that holds one; nullopt: no such file, or "max".
 std::optional<uint64_t> read_number(const std::string& path) {
@@ -112,6 +118,19 @@ void require_memory(size_t bytes, const char* what) {
   if (available && bytes > *available) {
     fail(ErrorKind::kMemory, what, " needs ", size_text(bytes), ", available are ", size_text(*available));
   }
+}
+
+// In small pages, faults are much of the time of filling fresh memory, and kernels that stream it wait for page tables.
+AlignedBytes allocate_aligned(size_t bytes) {
+  const bool large = bytes >= 2 * kHugePage;
+  const size_t alignment = large ? kHugePage : 64;
+  const size_t size = (std::max(bytes, size_t{1}) + alignment - 1) / alignment * alignment;
+  AlignedBytes data(static_cast<std::byte*>(std::aligned_alloc(alignment, size)));
+  if (!data) throw std::bad_alloc();
+#if defined(__linux__)
+  if (large) madvise(data.get(), size, MADV_HUGEPAGE);
+#endif
+  return data;
 }
 
 }  // namespace sparsed

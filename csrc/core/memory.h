@@ -4,8 +4,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <memory>
-#include <new>
 #include <optional>
 #include <string>
 
@@ -23,13 +23,11 @@ std::optional<uint64_t> available_memory(const std::string& root);
 void require_memory(size_t bytes, const char* what);
 
 struct AlignedDelete {
-  void operator()(std::byte* p) const { ::operator delete[](p, std::align_val_t{64}); }
+  void operator()(std::byte* p) const { std::free(p); }
 };
 using AlignedBytes = std::unique_ptr<std::byte[], AlignedDelete>;
 
-// At least one byte, 64-byte aligned, not written.
-inline AlignedBytes allocate_aligned(size_t bytes) {
-  return AlignedBytes(static_cast<std::byte*>(::operator new[](bytes ? bytes : 1, std::align_val_t{64})));
-}
+// At least one byte, 64-byte aligned, not written; in huge pages where it is large and the system has them.
+AlignedBytes allocate_aligned(size_t bytes);
 
 }  // namespace sparsed

@@ -1,8 +1,3 @@
-#if defined(__linux__)
-#include <sys/mman.h>
-#include <unistd.h>
-#endif
-
 #include <algorithm>
 #include <cstring>
 #include <utility>
@@ -15,15 +10,6 @@ namespace sparsed::cpu {
 namespace {
 
 constexpr int64_t kChunk = 256;  // inputs converted at a time
-
-// Asks for huge pages: without them page faults are most of the time of packing, and kernels that stream W lose 10 %.
-void prefer_huge_pages([[maybe_unused]] std::byte* data, [[maybe_unused]] size_t bytes) {
-#if defined(__linux__)
-  const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
-  const size_t before = (page - reinterpret_cast<uintptr_t>(data) % page) % page;
-  if (bytes >= before + page) madvise(data + before, (bytes - before) / page * page, MADV_HUGEPAGE);
-#endif
-}
 
 // Element i of an array at any address.
 float load_unaligned(const std::byte* data, DType dtype, int64_t i) {
@@ -99,7 +85,6 @@ PackedWeight pack_weight(const std::vector<WeightRows>& parts, int64_t k, DType 
   int64_t n = 0;
   for (const WeightRows& part : parts) n += part.rows;
   PackedWeight w(n, k, dtype);
-  prefer_huge_pages(w.panel(0), w.nbytes());
   parallel_for(w.panels(), [&](int64_t index) { pack_panel(parts, index, w); });
   w.set_bias(join_bias(parts, n));
   return w;

@@ -139,6 +139,7 @@ struct Tile {
         Vec block[Vec::kLanes];
         for (int i = 0; i < Vec::kLanes; ++i) {
           const bool real = first + i < count;
+          __builtin_prefetch(rows + (first + i + Vec::kLanes) * stride + d * kDepth);  // what comes next
           block[i] = real ? Mul::load_elems(rows + (first + i) * stride + d * kDepth, n) : Vec::zero();
         }
         transpose(block);

@@ -21,19 +21,18 @@ struct Vec {
   static Vec load(const F16* p) { return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))}; }
   // The first n lanes; the others are 0.
   static Vec load_n(const float* p, int n) { return {_mm256_maskload_ps(p, mask(n))}; }
-  template <class Half>
-  static Vec load_n(const Half* p, int n) {
-    Half full[kLanes] = {};
-    for (int i = 0; i < n; ++i) full[i] = p[i];
-    return load(full);
-  }
+  static Vec load_n(const Bf16* p, int n) { return widen_bf16(load_halves(p, n)); }
+  static Vec load_n(const F16* p, int n) { return {_mm256_cvtph_ps(load_halves(p, n))}; }
 
   void store(float* p) const { _mm256_storeu_ps(p, v); }
   void store(Bf16* p) const { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), narrow_bf16(v)); }
   void store(F16* p) const {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
   }
-  void store_n(float* p, int n) const { _mm256_maskstore_ps(p, mask(n), v); }
+  void store_n(float* p, int n) const {
+    if (n == kLanes / 2) return _mm_storeu_ps(p, _mm256_castps256_ps128(v));  // masked stores are slow on AMD
+    _mm256_maskstore_ps(p, mask(n), v);
+  }
   template <class Half>
   void store_n(Half* p, int n) const {
     Half full[kLanes];
@@ -51,6 +50,14 @@ struct Vec {
  private:
   static __m256i mask(int n) {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  }
+  // n halves without a masked instruction, which AVX2 does not have for them.
+  static __m128i load_halves(const void* p, int n) {
+    if (n == kLanes) return _mm_loadu_si128(static_cast<const __m128i*>(p));
+    if (n == kLanes / 2) return _mm_loadl_epi64(static_cast<const __m128i*>(p));
+    uint16_t full[kLanes] = {};
+    for (int i = 0; i < n; ++i) full[i] = static_cast<const uint16_t*>(p)[i];
+    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(full));
   }
   static Vec widen_bf16(__m128i x) { return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16))}; }
   static __m128i narrow_bf16(__m256 x) {

@@ -1,6 +1,7 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <string>
@@ -90,6 +91,16 @@ TEST(RequireMemory, RefusesWhatCannotFit) {
     EXPECT_EQ(error.kind(), ErrorKind::kMemory);
     EXPECT_EQ(std::string(error.what()).rfind("attention: out needs 1073741824.0 GiB, available are ", 0), 0u);
   }
+}
+
+TEST(AllocateAligned, SmallAndLarge) {
+  for (size_t bytes : {size_t{0}, size_t{100}, (size_t{5} << 20) + 1}) {
+    const AlignedBytes data = allocate_aligned(bytes);
+    ASSERT_NE(data.get(), nullptr);
+    EXPECT_EQ(reinterpret_cast<uintptr_t>(data.get()) % 64, 0u);
+    std::memset(data.get(), 1, bytes);
+  }
+  EXPECT_THROW(static_cast<void>(allocate_aligned(size_t{1} << 60)), std::bad_alloc);
 }
 
 }  // namespace
