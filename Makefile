@@ -27,7 +27,7 @@ FUZZ_SECONDS ?= 30
 help:
 	@echo "make demo     build, then answer questions about a long text: dense, SparseD, sliding window"
 	@echo "make test     build, then all C++ and Python tests"
-	@echo "make extras   install what the optional tests need (torch, transformers, lm-eval, Ray, JAX): make test runs them too"
+	@echo "make extras   install what the optional tests need (torch, transformers, lm-eval, Ray, JAX, cuobjdump): make test runs them too"
 	@echo "make sanitize C++ and Python tests under ASan and UBSan, threaded kernels under TSan (clang)"
 	@echo "make fuzz     each fuzz harness for FUZZ_SECONDS=30 (clang, atheris)"
 	@echo "make wheel    sdist and a wheel that other Linux machines can install, in dist/; make wheel-test installs it"
@@ -85,6 +85,7 @@ clang:
 extras: $(VENV)/.tests
 	$(PIP) install torch==2.13.0
 	$(INSTALL_TESTS) '.[test,transformers,eval,distributed,bench]' jax
+	$(if $(shell command -v nvcc),$(PIP) install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm)
 
 # The platform tag is that of the oldest glibc that the build machine's libraries allow; libgomp goes into the wheel.
 wheel: $(VENV)/.tools

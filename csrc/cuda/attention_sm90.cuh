@@ -167,6 +167,21 @@ SPARSED_DEVICE void leave(uint32_t barrier) {
   if (thread_index() % 32 == 0) mbarrier_arrive(barrier);
 }
 
+// Probabilities of tile `number`, its scores being under way as the warp's latest group but kPending.
+template <class Traits, int kPending>
+SPARSED_DEVICE void finish_scores(const AttentionArgs& args, const typename Traits::Walk& walk, int number,
+                                  const Slot<Traits>& slot, Scores<Traits>& rS, RowState<Traits>& state,
+                                  BlockSums<Traits::kRows>& sums, float (&alpha)[Traits::kRows]) {
+  const int first = number * Traits::kKeys;
+  const bool ragged = args.key_mask || walk.ragged(first);
+  LiveBits<Traits> live;
+  if (ragged) find_live<Traits>(walk, first, live);
+  wgmma_wait<kPending>(rS[0]);
+  leave(slot.barrier(Traits::kKeysEmpty));
+  if (ragged) mask_scores<Traits>(live, rS);
+  softmax<Traits>(args, walk, first, rS, state, sums, alpha);
+}
+
 // One warpgroup's tiles of the walk. `count`: tiles before this walk. The scores of a tile are issued before the values
 // of the tile before, so that the matrix units work during the softmax. Keeps the turns of both warpgroups in step.
 template <class Traits>
@@ -176,44 +191,34 @@ SPARSED_DEVICE void attend_group(const AttentionArgs& args, const typename Trait
   const int tiles = walk.tiles(), begin = Traits::kSplit ? group : 0;
   int number = begin;
   if (number < tiles) {
-    Probabilities<Traits> rP;
+    Scores<Traits> rS;
+    Probabilities<Traits> rP = {};
+    float alpha[Traits::kRows];
     {
       const Slot<Traits> slot{count + number};
-      Scores<Traits> rS;
-      float alpha[Traits::kRows];
       mbarrier_wait(slot.barrier(Traits::kKeysFull), slot.round());
       issue_qk<Traits>(group, slot, rS[0]);
-      const bool ragged = args.key_mask || walk.ragged(number * Traits::kKeys);
-      LiveBits<Traits> live;
-      if (ragged) find_live<Traits>(walk, number * Traits::kKeys, live);
-      wgmma_wait<0>(rS[0]);
-      leave(slot.barrier(Traits::kKeysEmpty));
-      if (ragged) mask_scores<Traits>(live, rS);
-      softmax<Traits>(args, walk, number * Traits::kKeys, rS, state, sums, alpha);
-      round_probabilities<Traits>(rS, rP);
+      finish_scores<Traits, 0>(args, walk, number, slot, rS, state, sums, alpha);
     }
-    for (number += kStep; number < tiles; number += kStep) {
-      const Slot<Traits> before{count + number - kStep}, slot{count + number};
-      Scores<Traits> rS;
-      float alpha[Traits::kRows];
+    while (true) {
+      const Slot<Traits> before{count + number};
+      // The values of one tile earlier end here, a jump behind the softmax that they overlap: ptxas lets whatever stands
+      // in one run of instructions with this wait come after it.
+      wgmma_wait<0>(state.rO[0]);
+      pin(rP[0]);
+      if (number > begin) leave(Slot<Traits>{before.count - kStep}.barrier(Traits::kValuesEmpty));
+      rescale<Traits>(state, alpha);
+      round_probabilities<Traits>(rS, rP);
+      number += kStep;
+      if (number >= tiles) break;
+      const Slot<Traits> slot{count + number};
       mbarrier_wait(slot.barrier(Traits::kKeysFull), slot.round());
       barrier_sync(kTurn + group, kConsumers);
       issue_qk<Traits>(group, slot, rS[0]);
       mbarrier_wait(before.barrier(Traits::kValuesFull), before.round());
       issue_pv<Traits>(rP[0], before, state.rO[0]);
       barrier_arrive(kTurn + 1 - group, kConsumers);
-      const bool ragged = args.key_mask || walk.ragged(number * Traits::kKeys);
-      LiveBits<Traits> live;
-      if (ragged) find_live<Traits>(walk, number * Traits::kKeys, live);
-      wgmma_wait<1>(rS[0]);
-      leave(slot.barrier(Traits::kKeysEmpty));
-      if (ragged) mask_scores<Traits>(live, rS);
-      softmax<Traits>(args, walk, number * Traits::kKeys, rS, state, sums, alpha);
-      wgmma_wait<0>(state.rO[0]);
-      pin(rP[0]);
-      leave(before.barrier(Traits::kValuesEmpty));
-      rescale<Traits>(state, alpha);
-      round_probabilities<Traits>(rS, rP);
+      finish_scores<Traits, 1>(args, walk, number, slot, rS, state, sums, alpha);
     }
     const Slot<Traits> last{count + number - kStep};
     mbarrier_wait(last.barrier(Traits::kValuesFull), last.round());
