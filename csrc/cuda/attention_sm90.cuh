@@ -202,8 +202,8 @@ SPARSED_DEVICE void attend_group(const AttentionArgs& args, const typename Trait
     }
     while (true) {
       const Slot<Traits> before{count + number};
-      // The values of one tile earlier end here, a jump behind the softmax that they overlap: ptxas lets whatever stands
-      // in one run of instructions with this wait come after it.
+      // The product with the values of one tile earlier ends here, a jump behind the softmax that it overlaps: ptxas
+      // puts the wait in front of whatever stands with it between two jumps.
       wgmma_wait<0>(state.rO[0]);
       pin(rP[0]);
       if (number > begin) leave(Slot<Traits>{before.count - kStep}.barrier(Traits::kValuesEmpty));
