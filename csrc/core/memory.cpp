@@ -10,6 +10,7 @@
 #include <limits>
 #include <new>
 #include <sstream>
+#include <utility>
 
 #include "core/error.h"
 
@@ -131,6 +132,22 @@ AlignedBytes allocate_aligned(size_t bytes) {
   if (large) madvise(data.get(), size, MADV_HUGEPAGE);
 #endif
   return data;
+}
+
+LentMemory::LentMemory(KeptMemory& kept, size_t bytes, const char* what)
+    : kept_(kept), own_(std::exchange(kept, KeptMemory{})) {
+  if (bytes <= own_.capacity) return;
+  own_ = KeptMemory{};
+  require_memory(bytes, what);
+  own_ = KeptMemory{allocate_aligned(bytes), bytes};
+}
+
+LentMemory::~LentMemory() {
+  if (own_.capacity < kept_.capacity) return;
+#if defined(__linux__)
+  if (own_.capacity >= 2 * kHugePage) madvise(own_.data.get(), own_.capacity / kHugePage * kHugePage, MADV_FREE);
+#endif
+  kept_ = std::move(own_);
 }
 
 }  // namespace sparsed

@@ -30,4 +30,26 @@ using AlignedBytes = std::unique_ptr<std::byte[], AlignedDelete>;
 // At least one byte, 64-byte aligned, not written; in huge pages where it is large and the system has them.
 AlignedBytes allocate_aligned(size_t bytes);
 
+// Memory that waits for its next use: fresh memory would be cleared again, page by page. Until then the system may take
+// its pages.
+struct KeptMemory {
+  AlignedBytes data;
+  size_t capacity = 0;
+};
+
+// At least `bytes` of what was kept, or allocated where that is too small or lent already (a signal handler may call in
+// between); `what` as in require_memory. Contents are undefined. The end of the loan keeps the larger of the two.
+class LentMemory {
+ public:
+  LentMemory(KeptMemory& kept, size_t bytes, const char* what);
+  ~LentMemory();
+  LentMemory(const LentMemory&) = delete;
+  LentMemory& operator=(const LentMemory&) = delete;
+  std::byte* get() const { return own_.data.get(); }
+
+ private:
+  KeptMemory& kept_;
+  KeptMemory own_;
+};
+
 }  // namespace sparsed

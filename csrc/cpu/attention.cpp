@@ -32,18 +32,6 @@ class FlushDenormals {
 #endif
 };
 
-// K and V of every (batch, key/value head), in groups.
-struct PackedKv {
-  AlignedBytes k, v;
-  int64_t groups = 0;  // per head
-  size_t k_head_bytes = 0, v_head_bytes = 0;
-
-  const std::byte* k_head(int64_t head) const { return k.get() + static_cast<size_t>(head) * k_head_bytes; }
-  const std::byte* v_head(int64_t head) const {
-    return v ? v.get() + static_cast<size_t>(head) * v_head_bytes : nullptr;
-  }
-};
-
 // Rows of a group with zeros in place of the masked ones, whose probability 0 would not hide a NaN. In the scratch.
 PackRows without_masked(const PackRows& rows, const uint8_t* key_mask) {
   const size_t size = dtype_size(rows.dtype), row_bytes = static_cast<size_t>(rows.head_dim) * size;
@@ -63,40 +51,60 @@ PackRows without_masked(const PackRows& rows, const uint8_t* key_mask) {
 constexpr int64_t kGroupsPerPackTask = 16;
 constexpr int64_t kMinItemQueries = 32;
 
-PackedKv pack(const AttentionKernels& kernels, const AttentionParams& params) {
-  PackedKv packed;
-  const int head_dim = static_cast<int>(params.head_dim());
-  const int64_t heads = params.batch() * params.kv_heads(), group_keys = kernels.group_keys;
-  packed.groups = ceil_div(params.kv_len(), group_keys);
-  packed.k_head_bytes = static_cast<size_t>(packed.groups) * kernels.k_group_bytes(head_dim);
-  packed.v_head_bytes = params.v.data ? static_cast<size_t>(packed.groups) * kernels.v_group_bytes(head_dim) : 0;
-  require_memory(static_cast<size_t>(heads) * (packed.k_head_bytes + packed.v_head_bytes),
-                 message(params.function, ": packed keys and values").c_str());
-  packed.k = allocate_aligned(static_cast<size_t>(heads) * packed.k_head_bytes);
-  if (params.v.data) packed.v = allocate_aligned(static_cast<size_t>(heads) * packed.v_head_bytes);
+// K and V of every (batch, key/value head), in groups.
+class PackedKv {
+ public:
+  const int64_t groups;  // per head
 
-  const int64_t tasks = ceil_div(packed.groups, kGroupsPerPackTask);
-  parallel_for(heads * tasks, [&](int64_t task) {
-    const int64_t head = task / tasks, b = head / params.kv_heads(), h = head % params.kv_heads();
-    const int64_t first = task % tasks * kGroupsPerPackTask;
-    for (int64_t g = first; g < std::min(first + kGroupsPerPackTask, packed.groups); ++g) {
-      const int64_t count = std::min(group_keys, params.kv_len() - g * group_keys);
-      const size_t at = static_cast<size_t>(head);
-      const size_t group = static_cast<size_t>(g);
-      PackRows rows{params.k.row(b, h, 0), params.k.stride[2], params.k.dtype, g * group_keys, count, head_dim};
-      kernels.pack_k(rows, packed.k.get() + at * packed.k_head_bytes + group * kernels.k_group_bytes(head_dim));
-      if (!params.v.data) continue;
-      rows.rows = params.v.row(b, h, 0);
-      rows.stride = params.v.stride[2];
-      const uint8_t* key_mask = params.key_mask ? params.key_mask + b * params.kv_len() : nullptr;
-      const bool masked = key_mask && !std::all_of(key_mask + rows.first, key_mask + rows.first + count,
-                                                   [](uint8_t real) { return real != 0; });
-      kernels.pack_v(masked ? without_masked(rows, key_mask) : rows,
-                     packed.v.get() + at * packed.v_head_bytes + group * kernels.v_group_bytes(head_dim));
-    }
-  });
-  return packed;
-}
+  PackedKv(const AttentionKernels& kernels, const AttentionParams& params)
+      : groups(ceil_div(params.kv_len(), kernels.group_keys)),
+        heads_(static_cast<size_t>(params.batch() * params.kv_heads())),
+        k_group_bytes_(kernels.k_group_bytes(static_cast<int>(params.head_dim()))),
+        v_group_bytes_(params.v.data ? kernels.v_group_bytes(static_cast<int>(params.head_dim())) : 0),
+        memory_(kept(), heads_ * static_cast<size_t>(groups) * (k_group_bytes_ + v_group_bytes_),
+                message(params.function, ": packed keys and values").c_str()) {
+    const int64_t tasks = ceil_div(groups, kGroupsPerPackTask);
+    parallel_for(static_cast<int64_t>(heads_) * tasks, [&](int64_t task) {
+      const int64_t first = task % tasks * kGroupsPerPackTask;
+      for (int64_t g = first; g < std::min(first + kGroupsPerPackTask, groups); ++g) {
+        pack_group(kernels, params, task / tasks, g);
+      }
+    });
+  }
+
+  std::byte* k_head(int64_t head) const { return memory_.get() + index(head, 0) * k_group_bytes_; }
+  std::byte* v_head(int64_t head) const {
+    if (!v_group_bytes_) return nullptr;
+    return memory_.get() + heads_ * static_cast<size_t>(groups) * k_group_bytes_ + index(head, 0) * v_group_bytes_;
+  }
+
+ private:
+  static KeptMemory& kept() {
+    thread_local KeptMemory memory;
+    return memory;
+  }
+
+  size_t index(int64_t head, int64_t group) const { return static_cast<size_t>(head * groups + group); }
+
+  void pack_group(const AttentionKernels& kernels, const AttentionParams& params, int64_t head, int64_t group) const {
+    const int64_t b = head / params.kv_heads(), h = head % params.kv_heads(), group_keys = kernels.group_keys;
+    const int64_t count = std::min<int64_t>(group_keys, params.kv_len() - group * group_keys);
+    const int head_dim = static_cast<int>(params.head_dim());
+    PackRows rows{params.k.row(b, h, 0), params.k.stride[2], params.k.dtype, group * group_keys, count, head_dim};
+    kernels.pack_k(rows, k_head(head) + static_cast<size_t>(group) * k_group_bytes_);
+    if (!v_group_bytes_) return;
+    rows.rows = params.v.row(b, h, 0);
+    rows.stride = params.v.stride[2];
+    const uint8_t* key_mask = params.key_mask ? params.key_mask + b * params.kv_len() : nullptr;
+    const bool masked = key_mask && !std::all_of(key_mask + rows.first, key_mask + rows.first + count,
+                                                 [](uint8_t real) { return real != 0; });
+    kernels.pack_v(masked ? without_masked(rows, key_mask) : rows,
+                   v_head(head) + static_cast<size_t>(group) * v_group_bytes_);
+  }
+
+  size_t heads_, k_group_bytes_, v_group_bytes_;
+  LentMemory memory_;
+};
 
 // Which keys of each group take part: inside the sequence and not masked.
 class LiveKeys {
@@ -210,7 +218,7 @@ void require_scratch(const char* function, size_t bytes_per_thread) {
 }  // namespace
 
 void attention(const AttentionKernels& kernels, const AttentionParams& params) {
-  const PackedKv packed = pack(kernels, params);
+  const PackedKv packed(kernels, params);
   const LiveKeys live(params, kernels.group_keys);
   const ItemPlan plan(kernels, params);
   const size_t scratch_bytes = kernels.scratch_bytes(static_cast<int>(params.head_dim()), 0);
@@ -272,7 +280,7 @@ BlockPattern attention_and_select(const AttentionKernels& kernels, const Attenti
   BlockPattern pattern(
       {params.batch(), params.heads(), select.block_size, params.q_len(), params.kv_len(), select.prompt_length},
       params.function);
-  const PackedKv packed = pack(kernels, params);
+  const PackedKv packed(kernels, params);
   const LiveKeys live(params, kernels.group_keys);
   const int64_t q_blocks = pattern.geometry().q_blocks(), kv_blocks = pattern.geometry().kv_blocks();
 

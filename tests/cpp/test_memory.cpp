@@ -103,5 +103,27 @@ TEST(AllocateAligned, SmallAndLarge) {
   EXPECT_THROW(static_cast<void>(allocate_aligned(size_t{1} << 60)), std::bad_alloc);
 }
 
+TEST(LentMemory, KeepsTheLargestAndLendsItOnce) {
+  KeptMemory kept;
+  std::byte* first = nullptr;
+  {
+    const LentMemory loan(kept, 1000, "a loan");
+    first = loan.get();
+    EXPECT_EQ(kept.capacity, 0u);
+    const LentMemory nested(kept, 100, "a loan");  // as of a signal handler during a call
+    EXPECT_NE(nested.get(), first);
+    std::memset(first, 1, 1000);
+    std::memset(nested.get(), 2, 100);
+    EXPECT_EQ(first[999], std::byte{1});
+  }
+  EXPECT_EQ(kept.capacity, 1000u);
+  EXPECT_EQ(LentMemory(kept, 500, "a loan").get(), first);
+  const size_t large = size_t{5} << 20;
+  { std::memset(LentMemory(kept, large, "a loan").get(), 3, large); }
+  EXPECT_EQ(kept.capacity, large);
+  if (available_memory()) EXPECT_THROW(LentMemory(kept, size_t{1} << 60, "a loan"), Error);
+  { std::memset(LentMemory(kept, large, "a loan").get(), 4, large); }
+}
+
 }  // namespace
 }  // namespace sparsed
