@@ -72,10 +72,10 @@ class PackedKv {
     });
   }
 
-  std::byte* k_head(int64_t head) const { return memory_.get() + index(head, 0) * k_group_bytes_; }
+  std::byte* k_head(int64_t head) const { return memory_.get() + groups_before(head) * k_group_bytes_; }
   std::byte* v_head(int64_t head) const {
     if (!v_group_bytes_) return nullptr;
-    return memory_.get() + heads_ * static_cast<size_t>(groups) * k_group_bytes_ + index(head, 0) * v_group_bytes_;
+    return memory_.get() + heads_ * static_cast<size_t>(groups) * k_group_bytes_ + groups_before(head) * v_group_bytes_;
   }
 
  private:
@@ -84,7 +84,7 @@ class PackedKv {
     return memory;
   }
 
-  size_t index(int64_t head, int64_t group) const { return static_cast<size_t>(head * groups + group); }
+  size_t groups_before(int64_t head) const { return static_cast<size_t>(head * groups); }
 
   void pack_group(const AttentionKernels& kernels, const AttentionParams& params, int64_t head, int64_t group) const {
     const int64_t b = head / params.kv_heads(), h = head % params.kv_heads(), group_keys = kernels.group_keys;
