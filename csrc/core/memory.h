@@ -30,15 +30,19 @@ using AlignedBytes = std::unique_ptr<std::byte[], AlignedDelete>;
 // At least one byte, 64-byte aligned, not written; in huge pages where it is large and the system has them.
 AlignedBytes allocate_aligned(size_t bytes);
 
-// Memory that waits for its next use: fresh memory would be cleared again, page by page. Until then the system may take
-// its pages.
+// A buffer that stays from use to use: fresh memory would be cleared again, page by page.
 struct KeptMemory {
   AlignedBytes data;
   size_t capacity = 0;
+
+  void clear() { *this = KeptMemory{}; }
+  // At least so many bytes, whose contents are undefined.
+  void reserve(size_t bytes);
 };
 
 // At least `bytes` of what was kept, or allocated where that is too small or lent already (a signal handler may call in
-// between); `what` as in require_memory. Contents are undefined. The end of the loan keeps the larger of the two.
+// between); `what` as in require_memory. Contents are undefined. The end of the loan keeps the larger of the two, whose
+// pages the system may take until the next.
 class LentMemory {
  public:
   LentMemory(KeptMemory& kept, size_t bytes, const char* what);

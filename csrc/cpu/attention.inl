@@ -303,13 +303,7 @@ void write_output(const AttentionItem& item, const Scratch& scratch) {
       transpose(block);
       for (int i = 0; i < count; ++i) {
         const bool empty = state.sum[lane + i] == 0.f;  // 0 * infinity above
-        const Vec row = empty ? Vec::zero() : block[i];
-        T* const to = static_cast<T*>(item.out) + (first + i) * item.out_stride + d;
-        if (n == kL) {
-          row.store(to);
-        } else {
-          row.store_n(to, n);
-        }
+        (empty ? Vec::zero() : block[i]).store_n(static_cast<T*>(item.out) + (first + i) * item.out_stride + d, n);
       }
     }
   }

@@ -32,15 +32,9 @@ int startable_threads() { return std::min(num_threads(), std::max(64, 4 * omp_ge
 int current_thread() { return omp_get_thread_num(); }
 
 std::byte* thread_scratch(size_t bytes) {
-  thread_local AlignedBytes buffer;
-  thread_local size_t capacity = 0;
-  if (bytes > capacity) {
-    buffer.reset();
-    capacity = 0;
-    buffer = allocate_aligned(bytes);
-    capacity = bytes;
-  }
-  return buffer.get();
+  thread_local KeptMemory memory;
+  memory.reserve(bytes);
+  return memory.data.get();
 }
 
 }  // namespace sparsed::cpu

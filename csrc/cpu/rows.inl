@@ -51,14 +51,6 @@ template <class T>
 inline Vec load(const T* p, int n) {
   return n == kLanes ? Vec::load(p) : Vec::load_n(p, n);
 }
-template <class T>
-inline void store(Vec v, T* p, int n) {
-  if (n == kLanes) {
-    v.store(p);
-  } else {
-    v.store_n(p, n);
-  }
-}
 
 // --- row operations ------------------------------------------------------------------------------------------------
 
@@ -85,7 +77,7 @@ void rms_norm(const X* x, const float* weight, float eps, int64_t cols, Out* out
     return value * value;
   });
   const Vec scale = Vec::set(1.f / __builtin_sqrtf(squares / static_cast<float>(cols) + eps));
-  for_vectors(cols, [&](int64_t i, int n) { store(load(x + i, n) * scale * load(weight + i, n), out + i, n); });
+  for_vectors(cols, [&](int64_t i, int n) { (load(x + i, n) * scale * load(weight + i, n)).store_n(out + i, n); });
 }
 
 template <class T>
@@ -95,8 +87,8 @@ void rotary(T* x, int64_t heads, int64_t head_dim, const float* cos, const float
     for_vectors(half, [&](int64_t i, int n) {
       const Vec a = load(x + i, n), b = load(x + half + i, n);
       const Vec c = load(cos + i, n), s = load(sin + i, n);
-      store(a * c - b * s, x + i, n);
-      store(b * c + a * s, x + half + i, n);
+      (a * c - b * s).store_n(x + i, n);
+      (b * c + a * s).store_n(x + half + i, n);
     });
   }
 }
@@ -108,7 +100,7 @@ void silu_gate(T* gate, const T* up, int64_t cols) {
   for_vectors(cols, [&](int64_t i, int n) {
     const Vec x = load(gate + i, n);
     const Vec e = exp(Vec::zero() - max(x, Vec::zero() - x));
-    store(x * select_positive(x, one, e) / (one + e) * load(up + i, n), gate + i, n);
+    (x * select_positive(x, one, e) / (one + e) * load(up + i, n)).store_n(gate + i, n);
   });
 }
 

@@ -30,11 +30,13 @@ struct Vec {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
   }
   void store_n(float* p, int n) const {
-    if (n == kLanes / 2) return _mm_storeu_ps(p, _mm256_castps256_ps128(v));  // masked stores are slow on AMD
+    if (n == kLanes) return store(p);  // masked stores are slow on AMD
+    if (n == kLanes / 2) return _mm_storeu_ps(p, _mm256_castps256_ps128(v));
     _mm256_maskstore_ps(p, mask(n), v);
   }
   template <class Half>
   void store_n(Half* p, int n) const {
+    if (n == kLanes) return store(p);
     Half full[kLanes];
     store(full);
     for (int i = 0; i < n; ++i) p[i] = full[i];

@@ -28,9 +28,11 @@ struct Vec {
   void store(float* p) const { _mm512_storeu_ps(p, v); }
   void store(Bf16* p) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow_bf16(v)); }
   void store(F16* p) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow_f16(v)); }
-  void store_n(float* p, int n) const { _mm512_mask_storeu_ps(p, mask(n), v); }
-  void store_n(Bf16* p, int n) const { _mm256_mask_storeu_epi16(p, mask(n), narrow_bf16(v)); }
-  void store_n(F16* p, int n) const { _mm256_mask_storeu_epi16(p, mask(n), narrow_f16(v)); }
+  template <class T>
+  void store_n(T* p, int n) const {
+    if (n == kLanes) return store(p);  // masked stores are slow on AMD
+    store_masked(p, n);
+  }
 
   // 16 pairs of bfloat16 (64 bytes): the first and the second of each pair.
   static void load_pairs(const Bf16* p, Vec& even, Vec& odd) {
@@ -40,6 +42,10 @@ struct Vec {
   }
 
  private:
+  void store_masked(float* p, int n) const { _mm512_mask_storeu_ps(p, mask(n), v); }
+  void store_masked(Bf16* p, int n) const { _mm256_mask_storeu_epi16(p, mask(n), narrow_bf16(v)); }
+  void store_masked(F16* p, int n) const { _mm256_mask_storeu_epi16(p, mask(n), narrow_f16(v)); }
+
   static __mmask16 mask(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
   static Vec widen_bf16(__m256i x) { return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16))}; }
   static __m256i narrow_f16(__m512 x) { return _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
