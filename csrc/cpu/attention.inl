@@ -1,8 +1,5 @@
 // Attention of one work item: online softmax over the item's key groups, dense and block-sparse alike, with the block
 // sums of the fused selection. One algorithm over Vec and Tile; included by isa_*.cpp only.
-//
-// Scores live transposed (S^T = K Q^T, O^T = V^T P^T): a lane is a query, so max, sum, rescaling and block sums need no
-// horizontal step. Scores are in units of log2: exp2(s * scale - m), with log2(e) inside scale.
 
 namespace sparsed {
 namespace {
@@ -12,21 +9,9 @@ using cpu::AttentionKernels;
 using cpu::PackRows;
 using cpu::SelectItem;
 
-constexpr float kLowest = -3.0e38f;  // in place of -inf, so that a masked score minus it is -inf and not NaN
-constexpr float kLn2 = 0.693147180559945309f;
-// Beyond it half a unit in the last place of a scaled score may move an exponent by more than the exponential stands.
-constexpr float kHugeScore = 0x1p24f;
-
 constexpr int kTiles = Tile::kItemQueries / Tile::kQueries;
 
 inline size_t align64(size_t bytes) { return (bytes + 63) / 64 * 64; }
-
-// One query tile's softmax state; arrays of kQueries.
-struct State {
-  float max[Tile::kQueries];    // running maximum, scaled
-  float sum[Tile::kQueries];    // of probabilities relative to max
-  float alpha[Tile::kQueries];  // what the last chunk scaled the sums by
-};
 
 // Addresses inside an item's scratch, which may be null: only `bytes` counts then.
 struct Scratch {
@@ -64,118 +49,48 @@ struct Scratch {
 
 inline size_t scratch_bytes(int head_dim, int64_t cells) { return Scratch(nullptr, head_dim, cells).bytes; }
 
-// Where the cells of a selection come from.
-enum class Sums {
-  kNone,
-  kShared,    // the attention's own probabilities, relative to the running maximum
-  kChunkMax,  // relative to the chunk's own maximum; the attention's follow by one factor per query
-  kTwice,     // other scale: a second exponential, relative to the chunk's own maximum
-};
+// S^T of some groups of an item, still to be computed, and -inf where a key takes no part.
+template <int NV>
+struct ChunkScores {
+  const AttentionItem& item;
+  const std::byte* q;
+  int64_t group;
 
-struct Chunk {
-  int keys;
-  float scale;
-  float select_scale;
-  int cell_keys;
-  float* cells;  // first cell of the chunk
-  float* chunk_max;
-};
-
-inline Vec magnitude(Vec x) { return max(x, Vec::zero() - x); }
-
-// Softmax of one chunk of S^T: updates max and sum, writes P^T, the cell sums, and alpha. False: alpha is 1 everywhere.
-template <int NV, Sums kSums>
-bool softmax(const Chunk& chunk, const float* s, State& state, Tile::Prob* p) {
-  constexpr int kQ = Tile::kQueries, kL = Vec::kLanes;
-  const Vec scale = Vec::set(chunk.scale), select_scale = Vec::set(chunk.select_scale);
-  const Vec lowest = Vec::set(kLowest);
-  Vec base[NV], factor[NV], select_base[NV], total[NV];
-  Vec highest[NV];
-  for (int v = 0; v < NV; ++v) highest[v] = lowest;
-  // max(a, b) keeps b where a is NaN: a NaN score reaches the output through the exponential, not the maximum.
-  for (int key = 0; key < chunk.keys; ++key) {
-    for (int v = 0; v < NV; ++v) highest[v] = max(Vec::load(s + key * kQ + v * kL), highest[v]);
+  using Task = typename Tile::template Scores<NV>;
+  Task begin(int first, int groups, float* s) const {
+    return Task(item.k, item.groups.index + group + first, groups, q, item.head_dim, s);
   }
-  bool changed = false, huge = false;
-  for (int v = 0; v < NV; ++v) {
-    const Vec before = Vec::load(state.max + v * kL);
-    const Vec own = max(highest[v] * scale, lowest);
-    const Vec after = max(own, before);
-    changed = any_greater(after, before) || changed;
-    after.store(state.max + v * kL);
-    exp2(before - after).store(state.alpha + v * kL);
-    base[v] = kSums == Sums::kChunkMax ? own : after;
-    factor[v] = exp2(own - after);
-    select_base[v] = max(highest[v] * select_scale, lowest);
-    total[v] = Vec::zero();
-    const Vec largest = kSums == Sums::kTwice ? max(magnitude(base[v]), magnitude(select_base[v])) : magnitude(base[v]);
-    huge = any_greater(largest, Vec::set(kHugeScore)) || huge;
-    if constexpr (kSums == Sums::kShared || kSums == Sums::kChunkMax) base[v].store(chunk.chunk_max + v * kL);
-    if constexpr (kSums == Sums::kTwice) select_base[v].store(chunk.chunk_max + v * kL);
-  }
-  const auto exponentials = [&](auto exponent) __attribute__((always_inline)) {
-    for (int first = 0, cell = 0; first < chunk.keys; first += chunk.cell_keys, ++cell) {
-      const int end = first + chunk.cell_keys < chunk.keys ? first + chunk.cell_keys : chunk.keys;
-      Vec sum[NV], select_sum[NV];
-      for (int v = 0; v < NV; ++v) sum[v] = select_sum[v] = Vec::zero();
-      for (int key = first; key < end; key += 2) {
-        for (int v = 0; v < NV; ++v) {
-          const Vec s0 = Vec::load(s + key * kQ + v * kL), s1 = Vec::load(s + (key + 1) * kQ + v * kL);
-          Vec e0 = Tile::exp2(exponent(s0, scale, base[v]));
-          Vec e1 = Tile::exp2(exponent(s1, scale, base[v]));
-          sum[v] = sum[v] + (e0 + e1);
-          if constexpr (kSums == Sums::kTwice) {
-            select_sum[v] = select_sum[v] + (Tile::exp2(exponent(s0, select_scale, select_base[v])) +
-                                             Tile::exp2(exponent(s1, select_scale, select_base[v])));
-          }
-          if constexpr (kSums == Sums::kChunkMax) {
-            e0 = e0 * factor[v];
-            e1 = e1 * factor[v];
-          }
-          Tile::store_pair(p, key, v, e0, e1);
-        }
-      }
-      for (int v = 0; v < NV; ++v) {
-        total[v] = total[v] + sum[v];
-        if constexpr (kSums != Sums::kNone) {
-          (kSums == Sums::kTwice ? select_sum[v] : sum[v]).store(chunk.cells + cell * kQ + v * kL);
-        }
+  void mask(int first, int groups, float* s) const {
+    for (int g = 0; g < groups; ++g) {
+      const uint32_t live = item.groups.live[group + first + g];
+      if (live == (Tile::kGroup == 32 ? ~0u : (1u << Tile::kGroup % 32) - 1u)) continue;
+      for (int key = 0; key < Tile::kGroup; ++key) {
+        if (live >> key & 1u) continue;
+        float* row = s + (g * Tile::kGroup + key) * Tile::kQueries;
+        for (int v = 0; v < NV; ++v) Vec::set(-__builtin_inff()).store(row + v * Vec::kLanes);
       }
     }
-  };
-  if (!huge) [[likely]] {
-    exponentials([](Vec score, Vec by, Vec from) { return fma(score, by, Vec::zero() - from); });
-  } else {  // in rows of huge scores rounded as the maximum was, whose own exponent is then 0
-    exponentials([](Vec score, Vec by, Vec from) {
-      const Vec excess = magnitude(from) - Vec::set(kHugeScore);
-      return select_positive(excess, score * by - from, fma(score, by, Vec::zero() - from));
-    });
   }
-  for (int v = 0; v < NV; ++v) {
-    if constexpr (kSums == Sums::kChunkMax) total[v] = total[v] * factor[v];
-    fma(Vec::load(state.sum + v * kL), Vec::load(state.alpha + v * kL), total[v]).store(state.sum + v * kL);
-  }
-  return changed;
-}
+};
 
 // Scores, softmax and output of one chunk of groups for one query tile.
 template <int NV, Sums kSums>
-void attend_chunk(const AttentionItem& item, const Scratch& scratch, const Chunk& chunk, int tile, int64_t group,
-                  int groups, bool fresh) {
-  Scratch at = scratch;
-  const std::byte* q = at.q + tile * Tile::q_bytes(item.head_dim);
-  Tile::template scores<NV>(item.k, item.groups.index + group, groups, q, item.head_dim, at.s);
-  for (int g = 0; g < groups; ++g) {
-    const uint32_t live = item.groups.live[group + g];
-    if (live == (Tile::kGroup == 32 ? ~0u : (1u << Tile::kGroup % 32) - 1u)) continue;
-    for (int key = 0; key < Tile::kGroup; ++key) {
-      if (live >> key & 1u) continue;
-      float* row = at.s + (g * Tile::kGroup + key) * Tile::kQueries;
-      for (int v = 0; v < NV; ++v) Vec::set(-__builtin_inff()).store(row + v * Vec::kLanes);
-    }
-  }
+void attend_chunk(const AttentionItem& item, const Scratch& at, const Chunk& chunk, int tile, int64_t group, int groups,
+                  bool fresh) {
+  const ChunkScores<NV> scores{item, at.q + tile * Tile::q_bytes(item.head_dim), group};
   State& state = at.state[tile];
-  const bool changed = softmax<NV, kSums>(chunk, at.s, state, at.p);
+  bool changed = false, done = false;
+  if constexpr (Tile::kBf16Only && (kSums == Sums::kNone || kSums == Sums::kShared)) {
+    const Softmax result = item.lse ? softmax_bf16<Tile, NV, kSums, true>(chunk, scores, fresh, state, at.s, at.p)
+                                    : softmax_bf16<Tile, NV, kSums, false>(chunk, scores, fresh, state, at.s, at.p);
+    done = result != Softmax::kRefused;
+    changed = result == Softmax::kNewMax;
+  }
+  if (!done) {
+    for (auto task = scores.begin(0, groups, at.s); task.left();) task.step();
+    scores.mask(0, groups, at.s);
+    changed = softmax<NV, kSums>(chunk, at.s, state, at.p);
+  }
   if (!item.v) return;
   float* o = at.o + static_cast<size_t>(tile) * Tile::out_rows(item.head_dim) * Tile::kQueries;
   Tile::template accumulate<NV>(item.v, item.groups.index + group, groups, at.p, item.head_dim, fresh,
@@ -286,11 +201,10 @@ void write_output(const AttentionItem& item, const Scratch& scratch) {
     const int lane = first % kQ, count = item.queries - first < kL ? item.queries - first : kL;
     float inverse[kL] = {};
     for (int i = 0; i < count; ++i) {
-      const float sum = state.sum[lane + i];
-      inverse[i] = 1.f / sum;
+      inverse[i] = 1.f / state.sum[lane + i];
       if (item.lse) {
-        const bool empty = sum == 0.f;
-        item.lse[first + i] = empty ? -__builtin_inff() : (state.max[lane + i] + __builtin_log2f(sum)) * kLn2;
+        const float sum = state.exact_sum[lane + i];
+        item.lse[first + i] = sum == 0.f ? -__builtin_inff() : (state.max[lane + i] + __builtin_log2f(sum)) * kLn2;
       }
     }
     if (!item.out) continue;
@@ -322,7 +236,7 @@ void run_typed(const AttentionItem& item) {
     State& state = scratch.state[tile];
     for (int i = 0; i < Tile::kQueries; ++i) {
       state.max[i] = kLowest;
-      state.sum[i] = 0.f;
+      state.sum[i] = state.exact_sum[i] = 0.f;
     }
   }
   for_each_chunk(item, [&](int64_t group, int groups, int64_t cell, int64_t number) {

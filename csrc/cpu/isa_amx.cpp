@@ -4,6 +4,8 @@
 #include "cpu/kernels.h"
 #include "cpu/vec_avx512.h"
 #include "cpu/tile_amx.h"
+#include "cpu/softmax.inl"
+#include "cpu/softmax_bf16.inl"
 #include "cpu/attention.inl"
 #include "cpu/linear_amx.inl"
 #include "cpu/ops.inl"

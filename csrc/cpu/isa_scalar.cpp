@@ -5,6 +5,8 @@
 #include "cpu/vec_scalar.h"
 #include "cpu/mul_float.h"
 #include "cpu/tile_vector.h"
+#include "cpu/softmax.inl"
+#include "cpu/softmax_bf16.inl"
 #include "cpu/attention.inl"
 #include "cpu/linear_vector.inl"
 #include "cpu/ops.inl"

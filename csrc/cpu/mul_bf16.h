@@ -12,6 +12,7 @@ struct Mul {
     Bf16 pair[2];
   };
   using Prob = Bf16;  // element of packed Q, K, V and of the probabilities
+  using Pairs = Bf16Pairs;
   using Operand = __m512bh;
   static constexpr int kDepth = 2;
 
@@ -36,7 +37,7 @@ struct Mul {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm_unpacklo_epi16(row[0], row[1]));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(out + 8), _mm_unpackhi_epi16(row[0], row[1]));
   }
-  static void store_pair(Prob* p, int, Vec first, Vec second) { store_bf16_pairs(p, first, second); }
+  static void store_pair(Prob* p, int, Vec first, Vec second) { Pairs::round(first, second).store(p); }
 };
 
 }  // namespace

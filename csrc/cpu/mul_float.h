@@ -7,6 +7,7 @@ namespace {
 struct Mul {
   using Elem = float;  // what one lane multiplies in one step
   using Prob = float;  // element of packed Q, K, V and of the probabilities
+  using Pairs = void;  // no bfloat16 probabilities
   using Operand = Vec;
   static constexpr int kDepth = 1;
 

@@ -22,12 +22,14 @@ namespace {
 
 struct Tile {
   using Prob = Bf16;
+  using Pairs = Bf16Pairs;
   static constexpr bool kBf16Only = true;
   static constexpr int kGroup = 32;
   static constexpr int kVecs = 2;
   static constexpr int kQueries = kVecs * Vec::kLanes;
   static constexpr int kItemQueries = 256;
   static constexpr int kChunk = 256;
+  static constexpr int kStep = 64;  // keys whose scores stay in L1 beside Q and the chunk's probabilities
 
   static constexpr int kTile = 512;  // elements of an operand
   static int k_steps(int head_dim) { return (head_dim + 31) / 32; }
@@ -80,25 +82,45 @@ struct Tile {
     }
   }
 
-  // S^T of `count` groups: s[key][query] = sum over d of K[key][d] Q[query][d].
+  // S^T of `count` groups, s[key][query] = sum over d of K[key][d] Q[query][d], a product at a time: other work goes
+  // between them, beside which the tile unit runs.
   template <int NV>
-  static void scores(const std::byte* k, const int32_t* index, int count, const std::byte* q, int head_dim, float* s) {
-    const Bf16* queries = reinterpret_cast<const Bf16*>(q);
-    const int steps = k_steps(head_dim);
-    for (int g = 0; g < count; ++g) {
-      const Bf16* keys = reinterpret_cast<const Bf16*>(k + static_cast<size_t>(index[g]) * k_bytes(head_dim));
-      clear<NV>();
-      for (int step = 0; step < steps; ++step) multiply<NV>(keys + step * 2 * kTile, queries + step * kVecs * kTile);
-      store<NV>(s + static_cast<size_t>(g) * kGroup * kQueries);
+  class Scores {
+   public:
+    Scores(const std::byte* k, const int32_t* index, int count, const std::byte* q, int head_dim, float* s)
+        : k_(k), index_(index), q_(reinterpret_cast<const Bf16*>(q)), s_(s), depth_(k_steps(head_dim)) {
+      left_ = count * depth_;
     }
-  }
+    int left() const { return left_; }
+    void step() {
+      if (at_ == 0) clear<NV>();
+      const std::byte* group = k_ + static_cast<size_t>(*index_) * depth_ * 2 * kTile * sizeof(Bf16);
+      multiply<NV>(reinterpret_cast<const Bf16*>(group) + at_ * 2 * kTile, q_ + at_ * kVecs * kTile);
+      --left_;
+      if (++at_ < depth_) return;
+      store<NV>(s_);
+      at_ = 0;
+      ++index_;
+      s_ += kGroup * kQueries;
+    }
+
+   private:
+    const std::byte* k_;
+    const int32_t* index_;
+    const Bf16* q_;
+    float* s_;
+    int depth_, left_, at_ = 0;
+  };
 
   // 2^x, as exact as the probabilities are stored.
   static Vec exp2(Vec x) { return exp2_for_bf16(x); }
 
   // Probabilities of keys key and key + 1 for the query vector v: interleaved, as the B operand wants them.
+  static Prob* pairs_at(Prob* p, int key, int v) {
+    return p + ((key & ~31) * kVecs + (key & 31)) * 16 + v * kTile;
+  }
   static void store_pair(Prob* p, int key, int v, Vec first, Vec second) {
-    store_bf16_pairs(p + (static_cast<size_t>(key / 32) * kVecs + v) * kTile + key % 32 * 16, first, second);
+    Pairs::round(first, second).store(pairs_at(p, key, v));
   }
 
   // O^T = O^T * alpha + V^T P^T over `count` groups. fresh: O^T starts at 0; alpha: nullptr where nothing changes.

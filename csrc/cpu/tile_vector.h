@@ -20,6 +20,7 @@ namespace {
 struct Tile {
   using Elem = Mul::Elem;
   using Prob = Mul::Prob;
+  using Pairs = Mul::Pairs;
   static constexpr bool kBf16Only = sizeof(Prob) == 2;
   static constexpr int kDepth = Mul::kDepth;
   static constexpr int kGroup = 16;
@@ -28,6 +29,7 @@ struct Tile {
   static constexpr int kRows = Vec::kLanes == 16 ? 8 : 4;  // kRows x kVecs accumulators fill the register file
   static constexpr int kItemQueries = 256;
   static constexpr int kChunk = Vec::kLanes == 16 ? 128 : 256;  // its scores and probabilities stay in L1
+  static constexpr int kStep = kChunk;
 
   static size_t k_bytes(int head_dim) { return sizeof(Prob) * kGroup * head_dim; }
   static size_t v_bytes(int head_dim) { return sizeof(Prob) * kGroup * head_dim; }
@@ -58,30 +60,41 @@ struct Tile {
     }
   }
 
-  // S^T of `count` groups: s[key][query] = sum over d of K[key][d] Q[query][d].
+  // S^T of `count` groups, s[key][query] = sum over d of K[key][d] Q[query][d]; a step is a group.
   template <int NV>
-  static void scores(const std::byte* k, const int32_t* index, int count, const std::byte* q, int head_dim, float* s) {
-    const Elem* queries = reinterpret_cast<const Elem*>(q);
-    for (int g = 0; g < count; ++g) {
-      const Elem* keys = reinterpret_cast<const Elem*>(k + static_cast<size_t>(index[g]) * k_bytes(head_dim));
-      for (int first = 0; first < kGroup; first += kRows) {
+  class Scores {
+   public:
+    Scores(const std::byte* k, const int32_t* index, int count, const std::byte* q, int head_dim, float* s)
+        : k_(k), index_(index), q_(reinterpret_cast<const Elem*>(q)), s_(s), head_dim_(head_dim), left_(count) {}
+    int left() const { return left_; }
+    void step() {
+      const Elem* keys = reinterpret_cast<const Elem*>(k_ + static_cast<size_t>(*index_++) * k_bytes(head_dim_));
+      for (int first = 0; first < kGroup; first += kRows, s_ += kRows * kQueries) {
         Vec acc[kRows][NV];
         clear(acc);
-        for (int d = 0; d < head_dim / kDepth; ++d) step(acc, keys + d * kGroup + first, queries + d * kQueries);
-        float* out = s + (static_cast<size_t>(g) * kGroup + first) * kQueries;
+        for (int d = 0; d < head_dim_ / kDepth; ++d) Tile::step(acc, keys + d * kGroup + first, q_ + d * kQueries);
         for (int r = 0; r < kRows; ++r) {
-          for (int v = 0; v < NV; ++v) acc[r][v].store(out + r * kQueries + v * Vec::kLanes);
+          for (int v = 0; v < NV; ++v) acc[r][v].store(s_ + r * kQueries + v * Vec::kLanes);
         }
       }
+      --left_;
     }
-  }
+
+   private:
+    const std::byte* k_;
+    const int32_t* index_;
+    const Elem* q_;
+    float* s_;
+    int head_dim_, left_;
+  };
 
   // 2^x, as exact as the probabilities are stored.
   static Vec exp2(Vec x) { return Mul::exp2(x); }
 
   // Probabilities of keys key and key + 1 (key even) for the query vector v.
+  static Prob* pairs_at(Prob* p, int key, int v) { return p + key * kQueries + v * Vec::kLanes * kDepth; }
   static void store_pair(Prob* p, int key, int v, Vec first, Vec second) {
-    Mul::store_pair(p + key * kQueries + v * Vec::kLanes * kDepth, kQueries, first, second);
+    Mul::store_pair(pairs_at(p, key, v), kQueries, first, second);
   }
 
   // O^T = O^T * alpha + V^T P^T over `count` groups. fresh: O^T starts at 0; alpha: nullptr where nothing changes.

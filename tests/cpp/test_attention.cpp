@@ -26,6 +26,8 @@ class CpuAttention : public testing::TestWithParam<cpu::Target> {
     return GetParam().bf16_only ? std::vector<DType>{DType::kBFloat16}
                                 : std::vector<DType>(std::begin(kDTypes), std::end(kDTypes));
   }
+  // Of a block's score: its probabilities are rounded where they are bfloat16.
+  double score_error() const { return GetParam().bf16_only ? 4.5e-3 : 2e-5; }
 };
 
 TEST_P(CpuAttention, DenseMatchesReference) {
@@ -156,9 +158,79 @@ TEST_P(CpuAttention, FusedSelectionMatchesReference) {
     if (!cpu::can_select(kernels(), call.params, select)) return;
     const BlockPattern pattern = cpu::attention_and_select(kernels(), call.params, select);
     expect_matches_reference(call, what);
-    expect_selects(call.params, select, pattern, what);
+    expect_selects(call.params, select, pattern, what, score_error());
     EXPECT_EQ(cpu::attention_and_select(kernels(), selection_alone(call.params), select), pattern) << what;
   });
+}
+
+// Scores that rise and fall along the keys: the running maximum moves within a chunk and between chunks, by little and by
+// more than a probability can hold.
+TEST_P(CpuAttention, MaximumMayMoveAtAnyKey) {
+  struct Course {
+    const char* name;
+    float (*score)(int64_t key);
+  };
+  const Course courses[] = {
+      {"slope", [](int64_t key) { return 0.03f * static_cast<float>(key); }},
+      {"ascent", [](int64_t key) { return 0.5f * static_cast<float>(key); }},
+      {"descent", [](int64_t key) { return -2.f * static_cast<float>(key); }},
+      {"step", [](int64_t key) { return key < 333 ? -3.f : 90.f; }},
+      {"cliff", [](int64_t key) { return key < 70 ? 500.f : 0.f; }},
+      {"peak", [](int64_t key) { return key == 450 ? 12.f : 0.f; }},
+      {"stairs", [](int64_t key) { return 11.f * static_cast<float>(key / 64 % 5); }},
+      {"abyss", [](int64_t key) { return key % 2 ? 1.f : -3e30f; }},
+      {"summit", [](int64_t key) { return key == 520 ? 3e6f : 1.f; }},
+  };
+  for (DType dtype : dtypes()) {
+    for (const Course& course : courses) {
+      if (dtype == DType::kFloat16 && std::abs(course.score(520)) + std::abs(course.score(0)) > 6e4f) continue;
+      for (int block_size : {16, 64, 256}) {
+        const Case c{1, 1, 1, 40, 600, 32, false, false, 19};
+        Call call(c, dtype);
+        for (int64_t i = 0; i < 40; ++i) store_float(call.q.view.row(0, 0, i), dtype, 0, 1.f);
+        for (int64_t j = 0; j < 600; ++j) store_float(call.k.view.row(0, 0, j), dtype, 0, course.score(j));
+        call.params.scale = 1.f;
+        const std::string what = message(dtype_name(dtype), " ", course.name, " block ", block_size);
+        cpu::attention(kernels(), call.params);
+        expect_matches_reference(call, what, 1e-3);
+        Call square({1, 1, 1, 600, 600, 32, false, false, 19}, dtype);
+        for (int64_t i = 0; i < 600; ++i) store_float(square.q.view.row(0, 0, i), dtype, 0, 1.f);
+        for (int64_t j = 0; j < 600; ++j) store_float(square.k.view.row(0, 0, j), dtype, 0, course.score(j));
+        square.params.scale = 1.f;
+        const SelectParams select{500, block_size, 0.3, SelectionRule::kPaper, true, 1.f};
+        if (!cpu::can_select(kernels(), square.params, select)) continue;
+        const BlockPattern pattern = cpu::attention_and_select(kernels(), square.params, select);
+        expect_matches_reference(square, what, 1e-3);
+        expect_selects(square.params, select, pattern, what, score_error());
+      }
+    }
+  }
+}
+
+// One row's huge score sends its chunk to another softmax after the maximum of all rows has moved in it.
+TEST_P(CpuAttention, OneHugeScoreLeavesOtherRowsAlone) {
+  Call call({1, 1, 1, 40, 600, 32, false, false, 21}, DType::kBFloat16);
+  for (int64_t i = 0; i < 40; ++i) {
+    store_float(call.q.view.row(0, 0, i), DType::kBFloat16, 0, 1.f);
+    store_float(call.q.view.row(0, 0, i), DType::kBFloat16, 1, i == 7 ? 1.f : 0.f);
+  }
+  for (int64_t j = 0; j < 600; ++j) {
+    store_float(call.k.view.row(0, 0, j), DType::kBFloat16, 0, j == 300 ? 15.f : 0.f);
+    store_float(call.k.view.row(0, 0, j), DType::kBFloat16, 1, j == 400 ? 3e6f : 0.f);
+  }
+  call.params.scale = 1.f;
+  cpu::attention(kernels(), call.params);
+  expect_matches_reference(call, "bfloat16", 1e-3);
+}
+
+// NaN among the scores of a later step of a chunk reaches every row that sees it.
+TEST_P(CpuAttention, NanInALaterKeyIsSeen) {
+  for (int64_t key : {0, 70, 130, 599}) {
+    Call call({1, 1, 1, 40, 600, 32, false, false, 20}, DType::kBFloat16);
+    store_float(call.k.view.row(0, 0, key), DType::kBFloat16, 3, std::numeric_limits<float>::quiet_NaN());
+    cpu::attention(kernels(), call.params);
+    for (int64_t i = 0; i < 40; ++i) EXPECT_TRUE(std::isnan(call.out.at(0, 0, i, 5))) << key;
+  }
 }
 
 // A generation that gets e^-200 of the mass still ranks its own blocks.

@@ -1,0 +1,167 @@
+// Scores and softmax of one chunk where probabilities are bfloat16: exp2 on 16-bit lanes (Bf16Pairs), and no pass that looks
+// for the maximum. A row's State::max stands kHeadroom above its largest score when it is set, and moves only when a score
+// comes near it; it moves by whole numbers, so that what is already there is scaled by exact powers of two.
+//
+// The sums are those of the probabilities as rounded: numerator and denominator of the output round alike. lse has a sum of
+// its own. Included by isa_*.cpp only, after softmax.inl; T is a Tile with Pairs.
+
+namespace sparsed {
+namespace {
+
+constexpr float kHeadroom = 16.f;
+// Beyond it float32 no longer holds the fraction of an exponent: such chunks, and NaN, take the softmax in float32.
+constexpr float kFarScore = 0x1p14f;
+
+// Sums of the chunk so far: of the cell at hand, of the cells before it, and for lse.
+template <int NV>
+struct ChunkSums {
+  Vec cell[NV], total[NV], exact[NV];
+
+  void scale(int v, Vec by) {
+    cell[v] = cell[v] * by;
+    total[v] = total[v] * by;
+    exact[v] = exact[v] * by;
+  }
+};
+
+// Probabilities of the chunk's keys from `first` on, whose scores s are; the products of `beside` run meanwhile. False: a
+// score may have passed its maximum.
+template <class T, int NV, Sums kSums, bool kLse>
+bool exponentiate(const Chunk& chunk, int first, int keys, const float* s, const State& state, typename T::Prob* p,
+                  ChunkSums<NV>& sums, typename T::template Scores<NV>& beside) {
+  using Pairs = typename T::Pairs;
+  constexpr int kRun = 8;  // keys between products
+  constexpr int kQ = T::kQueries, kL = Vec::kLanes;
+  const Vec scale = Vec::set(chunk.scale), unit_scale = Vec::set(chunk.scale * Pairs::kUnit);
+  Vec from[NV], origin[NV];
+  for (int v = 0; v < NV; ++v) {
+    from[v] = Vec::load(state.max + v * kL);
+    origin[v] = Pairs::origin(from[v]);
+  }
+  const int products = beside.left();
+  bool within = true;
+  for (int key = 0; key < keys;) {
+    const int cell = (first + key) / chunk.cell_keys, cell_end = (cell + 1) * chunk.cell_keys - first;
+    Vec sum[NV], exact[NV];  // in registers
+    for (int v = 0; v < NV; ++v) {
+      sum[v] = sums.cell[v];
+      exact[v] = sums.exact[v];
+    }
+    for (const int end = cell_end < keys ? cell_end : keys; key < end; key += kRun) {
+      for (int i = key; i < key + kRun; i += 2) {
+        for (int v = 0; v < NV; ++v) {
+          const Vec s0 = Vec::load(s + i * kQ + v * kL), s1 = Vec::load(s + (i + 1) * kQ + v * kL);
+          const Pairs pairs = Pairs::exp2(s0, s1, unit_scale, origin[v]);
+          pairs.store(T::pairs_at(p, first + i, v));
+          sum[v] = pairs.add_to(sum[v]);
+          if constexpr (kLse) {
+            exact[v] = exact[v] + (T::exp2(fma(s0, scale, Vec::zero() - from[v])) +
+                                   T::exp2(fma(s1, scale, Vec::zero() - from[v])));
+          }
+        }
+      }
+      while ((products - beside.left()) * keys < products * (key + kRun)) beside.step();
+    }
+    const bool whole = key == cell_end || first + key == chunk.keys;
+    for (int v = 0; v < NV; ++v) {
+      within = within && !any_greater(sum[v], Vec::set(Pairs::kNearTop));
+      sums.exact[v] = exact[v];
+      sums.cell[v] = whole ? Vec::zero() : sum[v];
+      if (!whole) continue;
+      sums.total[v] = sums.total[v] + sum[v];
+      if constexpr (kSums == Sums::kShared) sum[v].store(chunk.cells + cell * kQ + v * kL);
+    }
+  }
+  return within;
+}
+
+// Moves the maxima above the scores s of the chunk's keys from `first` on, and scales what the chunk has so far. False: the
+// scores are not for bfloat16's softmax.
+template <class T, int NV, Sums kSums>
+bool raise_max(const Chunk& chunk, int first, int keys, const float* s, bool fresh, State& state, typename T::Prob* p,
+               ChunkSums<NV>& sums) {
+  using Pairs = typename T::Pairs;
+  constexpr int kQ = T::kQueries, kL = Vec::kLanes;
+  for (int v = 0; v < NV; ++v) {
+    Vec highest = Vec::set(kLowest);
+    for (int key = 0; key < keys; ++key) {
+      const Vec score = Vec::load(s + key * kQ + v * kL);
+      if (Pairs::any_nan(score)) return false;
+      highest = max(score, highest);
+    }
+    const Vec own = highest * Vec::set(chunk.scale), top = own + Vec::set(kHeadroom);
+    if (any_greater(magnitude(own), Vec::set(kFarScore))) return false;
+    if (fresh) {
+      top.store(state.max + v * kL);
+      continue;
+    }
+    const Vec before = Vec::load(state.max + v * kL);
+    const Vec up = Pairs::ceil(max(top - before, Vec::zero())), by = exp2(Vec::zero() - up);
+    (before + up).store(state.max + v * kL);
+    (Vec::load(state.alpha + v * kL) * by).store(state.alpha + v * kL);
+    sums.scale(v, by);
+    for (int key = 0; key < first; key += 2) {
+      typename T::Prob* at = T::pairs_at(p, key, v);
+      Pairs::load(at).scaled_down(up).store(at);
+    }
+    if constexpr (kSums == Sums::kShared) {
+      for (int cell = 0; cell < first / chunk.cell_keys; ++cell) {
+        float* at = chunk.cells + cell * kQ + v * kL;
+        (Vec::load(at) * by).store(at);
+      }
+    }
+  }
+  return true;
+}
+
+enum class Softmax { kRefused, kSameMax, kNewMax };
+
+// softmax() of softmax.inl for bfloat16, together with the scores: T::kStep keys at a time, the products of the next ones
+// beside the exponentials of these, so that both fit in L1 and overlap. kRefused: nothing was changed.
+template <class T, int NV, Sums kSums, bool kLse, class Scores>
+Softmax softmax_bf16(const Chunk& chunk, const Scores& scores, bool fresh, State& state, float* s,
+                     typename T::Prob* p) {
+  constexpr int kL = Vec::kLanes;
+  const State before = state;
+  ChunkSums<NV> sums;
+  for (int v = 0; v < NV; ++v) {
+    sums.cell[v] = sums.total[v] = sums.exact[v] = Vec::zero();
+    const bool far = any_greater(magnitude(Vec::load(state.max + v * kL)), Vec::set(kFarScore));
+    if (far && !fresh) return Softmax::kRefused;
+    Vec::set(1.f).store(state.alpha + v * kL);
+  }
+  const auto keys_from = [&](int first) {
+    const int keys = chunk.keys - first;
+    return keys <= 0 ? 0 : keys < T::kStep ? keys : T::kStep;
+  };
+  for (auto task = scores.begin(0, keys_from(0) / T::kGroup, s); task.left();) task.step();
+  Softmax result = Softmax::kSameMax;
+  for (int first = 0; first < chunk.keys; first += T::kStep) {
+    const int keys = keys_from(first), next = first + keys;
+    float* current = s + first % (2 * T::kStep) * T::kQueries;
+    auto beside = scores.begin(next / T::kGroup, keys_from(next) / T::kGroup, s + next % (2 * T::kStep) * T::kQueries);
+    scores.mask(first / T::kGroup, keys / T::kGroup, current);
+    const bool start = fresh && first == 0;
+    ChunkSums<NV> tried = sums;
+    if (start || !exponentiate<T, NV, kSums, kLse>(chunk, first, keys, current, state, p, tried, beside)) {
+      if (!raise_max<T, NV, kSums>(chunk, first, keys, current, start, state, p, sums)) {
+        state = before;
+        return Softmax::kRefused;
+      }
+      tried = sums;
+      exponentiate<T, NV, kSums, kLse>(chunk, first, keys, current, state, p, tried, beside);
+      result = Softmax::kNewMax;
+    }
+    sums = tried;
+  }
+  for (int v = 0; v < NV; ++v) {
+    const Vec alpha = Vec::load(state.alpha + v * kL);
+    fma(Vec::load(state.sum + v * kL), alpha, sums.total[v]).store(state.sum + v * kL);
+    fma(Vec::load(state.exact_sum + v * kL), alpha, sums.exact[v]).store(state.exact_sum + v * kL);
+    if constexpr (kSums == Sums::kShared) Vec::load(state.max + v * kL).store(chunk.chunk_max + v * kL);
+  }
+  return result;
+}
+
+}  // namespace
+}  // namespace sparsed
