@@ -26,8 +26,8 @@ struct Bf16Pairs {
   }
 
   // 2^x for x < 1 in fixed point, 32 at a time: x * kUnit + 127 * kUnit is four times the bfloat16 whose exponent and
-  // mantissa are x and its fraction f; 1 + f - 2^f = f (1 - f) (0.307 + 0.079 f) up to 1e-4 is subtracted. Relative error
-  // 1.75e-3 rms (rounding alone 1.66e-3), no bias. Zero below 2^-126; x >= 1 and NaN give about 2.
+  // mantissa are x and its fraction f; 1 + f - 2^f = f (1 - f) (0.307 + 0.079 f) up to 1e-4 is subtracted. Relative
+  // error 1.75e-3 rms (rounding alone 1.66e-3), no bias. Zero below 2^-126; x >= 1 and NaN give about 2.
   static constexpr float kUnit = 512.f;
   static constexpr float kNearTop = 1.5f;  // a sum of results up to here holds none of them
   // 2^(score * scale - from) of two vectors of scores; unit_scale is scale * kUnit.
@@ -41,6 +41,7 @@ struct Bf16Pairs {
     const __m128i order = _mm_set_epi8(15, 14, 7, 6, 13, 12, 5, 4, 11, 10, 3, 2, 9, 8, 1, 0);
     return {_mm512_shuffle_epi8(bits, _mm512_broadcast_i32x4(order))};
   }
+  // 1.2: what the truncations take on average.
   static Vec origin(Vec from) { return fma(from, Vec::set(-kUnit), Vec::set(127 * kUnit + 1.2f)); }
 
   // Each divided by 2^down, a whole number >= 0.

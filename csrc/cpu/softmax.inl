@@ -1,5 +1,5 @@
-// Softmax of one chunk of scores, in float32: the running maximum and sum of each query, probabilities, and the block sums
-// of the fused selection. Included by isa_*.cpp only, after Vec and Tile.
+// Softmax of one chunk of scores, in float32: the running maximum and sum of each query, probabilities, and the block
+// sums of the fused selection. Included by isa_*.cpp only, after Vec and Tile.
 //
 // Scores live transposed (S^T = K Q^T, O^T = V^T P^T): a lane is a query, so max, sum, rescaling and block sums need no
 // horizontal step. Scores are in units of log2: exp2(s * scale - m), with log2(e) inside scale.

@@ -1,9 +1,10 @@
-// Scores and softmax of one chunk where probabilities are bfloat16: exp2 on 16-bit lanes (Bf16Pairs), and no pass that looks
-// for the maximum. A row's State::max stands kHeadroom above its largest score when it is set, and moves only when a score
-// comes near it; it moves by whole numbers, so that what is already there is scaled by exact powers of two.
+// Scores and softmax of one chunk where probabilities are bfloat16: exp2 on 16-bit lanes (Bf16Pairs), and no pass that
+// looks for the maximum. A row's State::max stands kHeadroom above its largest score when it is set, and moves only
+// when a score comes near it; it moves by whole numbers, so that what is already there is scaled by exact powers of
+// two.
 //
-// The sums are those of the probabilities as rounded: numerator and denominator of the output round alike. lse has a sum of
-// its own. Included by isa_*.cpp only, after softmax.inl; T is a Tile with Pairs.
+// The sums are those of the probabilities as rounded: numerator and denominator of the output round alike. lse has a
+// sum of its own. Included by isa_*.cpp only, after softmax.inl; T is a Tile with Pairs.
 
 namespace sparsed {
 namespace {
@@ -24,8 +25,8 @@ struct ChunkSums {
   }
 };
 
-// Probabilities of the chunk's keys from `first` on, whose scores s are; the products of `beside` run meanwhile. False: a
-// score may have passed its maximum.
+// Probabilities of the chunk's keys from `first` on, whose scores s are; the products of `beside` run meanwhile. False:
+// a score may have passed its maximum.
 template <class T, int NV, Sums kSums, bool kLse>
 bool exponentiate(const Chunk& chunk, int first, int keys, const float* s, const State& state, typename T::Prob* p,
                   ChunkSums<NV>& sums, typename T::template Scores<NV>& beside) {
@@ -75,8 +76,8 @@ bool exponentiate(const Chunk& chunk, int first, int keys, const float* s, const
   return within;
 }
 
-// Moves the maxima above the scores s of the chunk's keys from `first` on, and scales what the chunk has so far. False: the
-// scores are not for bfloat16's softmax.
+// Moves the maxima above the scores s of the chunk's keys from `first` on, and scales what the chunk has so far. False:
+// the scores are not for bfloat16's softmax.
 template <class T, int NV, Sums kSums>
 bool raise_max(const Chunk& chunk, int first, int keys, const float* s, bool fresh, State& state, typename T::Prob* p,
                ChunkSums<NV>& sums) {
@@ -116,8 +117,8 @@ bool raise_max(const Chunk& chunk, int first, int keys, const float* s, bool fre
 
 enum class Softmax { kRefused, kSameMax, kNewMax };
 
-// softmax() of softmax.inl for bfloat16, together with the scores: T::kStep keys at a time, the products of the next ones
-// beside the exponentials of these, so that both fit in L1 and overlap. kRefused: nothing was changed.
+// softmax() of softmax.inl for bfloat16, together with the scores: T::kStep keys at a time, the products of the next
+// ones beside the exponentials of these, so that both fit in L1 and overlap. kRefused: nothing was changed.
 template <class T, int NV, Sums kSums, bool kLse, class Scores>
 Softmax softmax_bf16(const Chunk& chunk, const Scores& scores, bool fresh, State& state, float* s,
                      typename T::Prob* p) {

@@ -116,9 +116,7 @@ struct Tile {
   static Vec exp2(Vec x) { return exp2_for_bf16(x); }
 
   // Probabilities of keys key and key + 1 for the query vector v: interleaved, as the B operand wants them.
-  static Prob* pairs_at(Prob* p, int key, int v) {
-    return p + ((key & ~31) * kVecs + (key & 31)) * 16 + v * kTile;
-  }
+  static Prob* pairs_at(Prob* p, int key, int v) { return p + ((key & ~31) * kVecs + (key & 31)) * 16 + v * kTile; }
   static void store_pair(Prob* p, int key, int v, Vec first, Vec second) {
     Pairs::round(first, second).store(pairs_at(p, key, v));
   }

@@ -163,8 +163,8 @@ TEST_P(CpuAttention, FusedSelectionMatchesReference) {
   });
 }
 
-// Scores that rise and fall along the keys: the running maximum moves within a chunk and between chunks, by little and by
-// more than a probability can hold.
+// Scores that rise and fall along the keys: the running maximum moves within a chunk and between chunks, by little and
+// by more than a probability can hold.
 TEST_P(CpuAttention, MaximumMayMoveAtAnyKey) {
   struct Course {
     const char* name;
