@@ -122,6 +122,7 @@ enum class Softmax { kRefused, kSameMax, kNewMax };
 template <class T, int NV, Sums kSums, bool kLse, class Scores>
 Softmax softmax_bf16(const Chunk& chunk, const Scores& scores, bool fresh, State& state, float* s,
                      typename T::Prob* p) {
+  static_assert(T::kStep == T::kChunk || 2 * T::kStep <= T::kChunk, "s holds a chunk: one step, or two in turns");
   constexpr int kL = Vec::kLanes;
   const State before = state;
   ChunkSums<NV> sums;
