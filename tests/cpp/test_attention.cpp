@@ -184,24 +184,25 @@ TEST_P(CpuAttention, MaximumMayMoveAtAnyKey) {
   for (DType dtype : dtypes()) {
     for (const Course& course : courses) {
       if (dtype == DType::kFloat16 && std::abs(course.score(520)) + std::abs(course.score(0)) > 6e4f) continue;
-      for (int block_size : {16, 64, 256}) {
-        const Case c{1, 1, 1, 40, 600, 32, false, false, 19};
-        Call call(c, dtype);
-        for (int64_t i = 0; i < 40; ++i) store_float(call.q.view.row(0, 0, i), dtype, 0, 1.f);
+      const auto call_of = [&](int64_t q_len) {
+        Call call({1, 1, 1, q_len, 600, 32, false, false, 19}, dtype);
+        for (int64_t i = 0; i < q_len; ++i) store_float(call.q.view.row(0, 0, i), dtype, 0, 1.f);
         for (int64_t j = 0; j < 600; ++j) store_float(call.k.view.row(0, 0, j), dtype, 0, course.score(j));
         call.params.scale = 1.f;
-        const std::string what = message(dtype_name(dtype), " ", course.name, " block ", block_size);
-        cpu::attention(kernels(), call.params);
-        expect_matches_reference(call, what, 1e-3);
-        Call square({1, 1, 1, 600, 600, 32, false, false, 19}, dtype);
-        for (int64_t i = 0; i < 600; ++i) store_float(square.q.view.row(0, 0, i), dtype, 0, 1.f);
-        for (int64_t j = 0; j < 600; ++j) store_float(square.k.view.row(0, 0, j), dtype, 0, course.score(j));
-        square.params.scale = 1.f;
+        return call;
+      };
+      const std::string what = message(dtype_name(dtype), " ", course.name);
+      const Call dense = call_of(40);
+      cpu::attention(kernels(), dense.params);
+      expect_matches_reference(dense, what, 1e-3);
+      for (int block_size : {16, 64, 256}) {
+        const Call call = call_of(600);
         const SelectParams select{500, block_size, 0.3, SelectionRule::kPaper, true, 1.f};
-        if (!cpu::can_select(kernels(), square.params, select)) continue;
-        const BlockPattern pattern = cpu::attention_and_select(kernels(), square.params, select);
-        expect_matches_reference(square, what, 1e-3);
-        expect_selects(square.params, select, pattern, what, score_error());
+        if (!cpu::can_select(kernels(), call.params, select)) continue;
+        const std::string where = message(what, " block ", block_size);
+        const BlockPattern pattern = cpu::attention_and_select(kernels(), call.params, select);
+        expect_matches_reference(call, where, 1e-3);
+        expect_selects(call.params, select, pattern, where, score_error());
       }
     }
   }
