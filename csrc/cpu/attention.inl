@@ -79,22 +79,20 @@ void attend_chunk(const AttentionItem& item, const Scratch& at, const Chunk& chu
                   bool fresh) {
   const ChunkScores<NV> scores{item, at.q + tile * Tile::q_bytes(item.head_dim), group};
   State& state = at.state[tile];
-  bool changed = false, done = false;
+  Softmax result = Softmax::kRefused;
   if constexpr (Tile::kBf16Only && (kSums == Sums::kNone || kSums == Sums::kShared)) {
-    const Softmax result = item.lse ? softmax_bf16<Tile, NV, kSums, true>(chunk, scores, fresh, state, at.s, at.p)
-                                    : softmax_bf16<Tile, NV, kSums, false>(chunk, scores, fresh, state, at.s, at.p);
-    done = result != Softmax::kRefused;
-    changed = result == Softmax::kNewMax;
+    result = item.lse ? softmax_bf16<Tile, NV, kSums, true>(chunk, scores, fresh, state, at.s, at.p)
+                      : softmax_bf16<Tile, NV, kSums, false>(chunk, scores, fresh, state, at.s, at.p);
   }
-  if (!done) {
+  if (result == Softmax::kRefused) {
     for (auto task = scores.begin(0, groups, at.s); task.left();) task.step();
     scores.mask(0, groups, at.s);
-    changed = softmax<NV, kSums>(chunk, at.s, state, at.p);
+    result = softmax<NV, kSums>(chunk, at.s, state, at.p) ? Softmax::kNewMax : Softmax::kSameMax;
   }
   if (!item.v) return;
   float* o = at.o + static_cast<size_t>(tile) * Tile::out_rows(item.head_dim) * Tile::kQueries;
   Tile::template accumulate<NV>(item.v, item.groups.index + group, groups, at.p, item.head_dim, fresh,
-                                changed ? state.alpha : nullptr, o);
+                                result == Softmax::kNewMax ? state.alpha : nullptr, o);
 }
 
 template <Sums kSums>

@@ -134,7 +134,7 @@ Softmax softmax_bf16(const Chunk& chunk, const Scores& scores, bool fresh, State
   }
   const auto keys_from = [&](int first) {
     const int keys = chunk.keys - first;
-    return keys <= 0 ? 0 : keys < T::kStep ? keys : T::kStep;
+    return keys < T::kStep ? keys : T::kStep;
   };
   for (auto task = scores.begin(0, keys_from(0) / T::kGroup, s); task.left();) task.step();
   Softmax result = Softmax::kSameMax;

@@ -88,13 +88,17 @@ struct Tile {
   class Scores {
    public:
     Scores(const std::byte* k, const int32_t* index, int count, const std::byte* q, int head_dim, float* s)
-        : k_(k), index_(index), q_(reinterpret_cast<const Bf16*>(q)), s_(s), depth_(k_steps(head_dim)) {
-      left_ = count * depth_;
-    }
+        : k_(k),
+          index_(index),
+          q_(reinterpret_cast<const Bf16*>(q)),
+          s_(s),
+          group_bytes_(k_bytes(head_dim)),
+          depth_(k_steps(head_dim)),
+          left_(count * depth_) {}
     int left() const { return left_; }
     void step() {
       if (at_ == 0) clear<NV>();
-      const std::byte* group = k_ + static_cast<size_t>(*index_) * depth_ * 2 * kTile * sizeof(Bf16);
+      const std::byte* group = k_ + static_cast<size_t>(*index_) * group_bytes_;
       multiply<NV>(reinterpret_cast<const Bf16*>(group) + at_ * 2 * kTile, q_ + at_ * kVecs * kTile);
       --left_;
       if (++at_ < depth_) return;
@@ -109,6 +113,7 @@ struct Tile {
     const int32_t* index_;
     const Bf16* q_;
     float* s_;
+    size_t group_bytes_;
     int depth_, left_, at_ = 0;
   };
 
