@@ -25,7 +25,7 @@ NOTE = re.compile(r"^.*(?:setmaxnreg[^\n]*ignored|wgmma[^\n]*serialized|Potentia
 SUMS = ("none", "shared", "own")
 # Bytes that a block gets: on every device from compute capability 8.0 on, and on 9.0.
 MOST_SHARED = {80: 99 << 10, 90: 227 << 10}
-Key = tuple[int, int, int, int]  # kernel family, head_dim, sums, split
+Key = tuple[int, int, int, int, int]  # kernel family, head_dim, sums, split, output
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def compile_entries(nvcc: str, source: Path, include: Path, arch: str) -> tuple[
 def shared_bytes(program: str) -> dict[Key, int]:
     lines = subprocess.run([program], capture_output=True, text=True, check=True).stdout.splitlines()
     numbers = [[int(word) for word in line.split()] for line in lines]
-    return {(family, d, sums, split): size for family, d, sums, split, size in numbers}
+    return {(family, d, sums, split, output): size for family, d, sums, split, output, size in numbers}
 
 
 def readable(kernel: str) -> tuple[str, Key | None]:
@@ -68,12 +68,13 @@ def readable(kernel: str) -> tuple[str, Key | None]:
     match = re.search(r"Sm80<(\w+), (\d+), \(Sums\)(\d)>", kernel)
     if match:
         name = f"sm_80 {match[1].lower()} head_dim {match[2]}, sums {SUMS[int(match[3])]}"
-        return name, (80, int(match[2]), int(match[3]), 0)
-    match = re.search(r"Sm90<(\w+), (\d+), \(Sums\)(\d), (true|false)>", kernel)
+        return name, (80, int(match[2]), int(match[3]), 0, 1)
+    match = re.search(r"Sm90<(\w+), (\d+), \(Sums\)(\d), (true|false), (true|false)>", kernel)
     if match:
-        rows = ", shared rows" if match[4] == "true" else ""
-        name = f"sm_90a {match[1].lower()} head_dim {match[2]}, sums {SUMS[int(match[3])]}{rows}"
-        return name, (90, int(match[2]), int(match[3]), int(match[4] == "true"))
+        split, output = match[4] == "true", match[5] == "true"
+        form = (", shared rows" if split else "") + ("" if output else ", no output")
+        name = f"sm_90a {match[1].lower()} head_dim {match[2]}, sums {SUMS[int(match[3])]}{form}"
+        return name, (90, int(match[2]), int(match[3]), int(split), int(output))
     match = re.search(r"Plain<(\w+), \(Sums\)(\d)>", kernel)
     return (f"plain {match[1].lower()}, sums {SUMS[int(match[2])]}" if match else kernel), None
 

@@ -25,7 +25,9 @@ class _Call(ctypes.Structure):
     )
 
 
-def _array(tensor: Any) -> _Array:
+def _array(tensor: Any | None) -> _Array:
+    if tensor is None:
+        return _Array()
     return _Array(tensor.data_ptr(), (ctypes.c_int64 * 4)(*tensor.shape), (ctypes.c_int64 * 4)(*tensor.stride()))
 
 
@@ -66,7 +68,7 @@ class Sparsed:
     def _raise(self) -> None:
         raise RuntimeError(self._library.sparsed_gpu_error().decode())
 
-    def _call(self, q: Any, k: Any, v: Any, out: Any) -> _Call:
+    def _call(self, q: Any, k: Any, v: Any | None, out: Any | None) -> _Call:
         return _Call(
             _array(q), _array(k), _array(v), _array(out), _DTYPES[str(q.dtype)], 1 / math.sqrt(q.shape[-1]), 0, 0, 0
         )
@@ -79,7 +81,12 @@ class Sparsed:
     def attention_and_select(
         self, q: Any, k: Any, v: Any, out: Any, prompt_length: int, block_size: int, rho: float
     ) -> Pattern:
-        call = self._call(q, k, v, out)
+        return self._selected(self._call(q, k, v, out), prompt_length, block_size, rho)
+
+    def select(self, q: Any, k: Any, prompt_length: int, block_size: int, rho: float) -> Pattern:
+        return self._selected(self._call(q, k, None, None), prompt_length, block_size, rho)
+
+    def _selected(self, call: _Call, prompt_length: int, block_size: int, rho: float) -> Pattern:
         handle = self._library.sparsed_gpu_select(
             ctypes.byref(call), ctypes.c_int64(prompt_length), block_size, ctypes.c_double(rho)
         )

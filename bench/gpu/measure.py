@@ -121,6 +121,11 @@ def check(sparsed: Sparsed, dtypes: list[str], head_dims: list[int]) -> list[str
         error = selection_error(selected, scores, min(-(-prompt // block_size), scores.shape[-1] - 1))
         if error:
             wrong.append(f"{what}, selecting: {error}")
+        alone, with_output = torch.zeros_like(mask), torch.zeros_like(mask)
+        selected.read(with_output)
+        sparsed.select(q, k, prompt, block_size, RHO).read(alone)
+        if not torch.equal(alone, with_output):
+            wrong.append(f"{what}: the selection alone keeps other blocks than that with an output")
     return wrong
 
 
@@ -144,9 +149,11 @@ def torch_sdpa(backend: Any, q: Any, k: Any, v: Any) -> Any:
 def contenders(sparsed: Sparsed, args: argparse.Namespace, head_dim: int, length: int) -> dict[str, Run]:
     q, k, v = random_qkv(args.heads, length, head_dim, torch.bfloat16)
     own = (q, k, v, torch.empty_like(q))
+    selection = (int(length * PROMPT_SHARE), args.block_size, RHO)
     runs: dict[str, Run] = {
         "sparsed dense": partial(sparsed.attention, *own),
-        "sparsed select": partial(sparsed.attention_and_select, *own, int(length * PROMPT_SHARE), args.block_size, RHO),
+        "sparsed select": partial(sparsed.attention_and_select, *own, *selection),
+        "sparsed select alone": partial(sparsed.select, q, k, *selection),  # counted as a whole dense pass
         "torch cudnn": partial(torch_sdpa, SDPBackend.CUDNN_ATTENTION, q, k, v),
         "torch flash": partial(torch_sdpa, SDPBackend.FLASH_ATTENTION, q, k, v),
     }

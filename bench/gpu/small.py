@@ -42,6 +42,8 @@ def main() -> None:
 
             select = partial(sparsed.attention_and_select, q, k, v, key_mask=mask, **options)
             pattern = on("cuda", select)[1]
+            alone = on("cuda", partial(sparsed.select, q, k, key_mask=mask, **options))
+            assert alone == pattern, "the selection alone keeps other blocks than that with an output"
             compare(partial(output_of, select))
             for keys in (None, mask):
                 compare(partial(sparsed.attention, q, k, v, pattern, key_mask=keys))

@@ -84,9 +84,11 @@ SPARSED_DEVICE void load_tiles(const Sm90Args& sm90) {
     load_keys(0);
     for (int number = 0; number < tiles; ++number) {
       if (number + 1 < tiles) load_keys(number + 1);
-      const Slot<Traits> slot{count + number};
-      load_tile(args, sm90.v, tile, number, leader, slot.values(), slot.barrier(Traits::kValuesEmpty), slot.round(),
-                slot.barrier(values_full));
+      if constexpr (Traits::kOutput) {
+        const Slot<Traits> slot{count + number};
+        load_tile(args, sm90.v, tile, number, leader, slot.values(), slot.barrier(Traits::kValuesEmpty), slot.round(),
+                  slot.barrier(values_full));
+      }
     }
     count += tiles;
   });
@@ -122,14 +124,12 @@ SPARSED_DEVICE void clear_values(const AttentionArgs& args) {
 
 // --- the computing warpgroups ----------------------------------------------------------------------------------------
 
-// Scores of the tile at position `first` become probabilities relative to the running maximum; alpha: what older sums
-// and outputs are to be multiplied by.
+// Scores of the tile at position `first`, of which each row's highest is known, become probabilities relative to the
+// running maximum; alpha: what older sums and outputs are to be multiplied by.
 template <class Traits>
-SPARSED_DEVICE void softmax(const AttentionArgs& args, const typename Traits::Walk& walk, int first, Scores<Traits>& rS,
-                            RowState<Traits>& state, BlockSums<Traits::kRows>& sums, float (&alpha)[Traits::kRows]) {
-  float highest[Traits::kRows];
-  row_max<Traits>(rS, highest);
-  if constexpr (Traits::kSums == Sums::kOwn) sum_own<Traits>(args.select, rS, walk, first, highest, sums);
+SPARSED_DEVICE void softmax(const AttentionArgs& args, const typename Traits::Walk& walk, int first,
+                            const float (&highest)[Traits::kRows], Scores<Traits>& rS, RowState<Traits>& state,
+                            BlockSums<Traits::kRows>& sums, float (&alpha)[Traits::kRows]) {
   SPARSED_UNROLL
   for (int r = 0; r < Traits::kRows; ++r) {
     const float max = max_of(highest[r] * args.scale, state.max[r]);
@@ -179,7 +179,12 @@ SPARSED_DEVICE void finish_scores(const AttentionArgs& args, const typename Trai
   wgmma_wait<kPending>(rS[0]);
   leave(slot.barrier(Traits::kKeysEmpty));
   if (ragged) mask_scores<Traits>(live, rS);
-  softmax<Traits>(args, walk, first, rS, state, sums, alpha);
+  float highest[Traits::kRows];
+  row_max<Traits>(rS, highest);
+  if constexpr (Traits::kSums == Sums::kOwn) sum_own<Traits>(args.select, rS, walk, first, highest, sums);
+  if constexpr (Traits::kSums != Sums::kOwn || Traits::kOutput) {
+    softmax<Traits>(args, walk, first, highest, rS, state, sums, alpha);
+  }
 }
 
 // One warpgroup's tiles of the walk. `count`: tiles before this walk. The scores of a tile are issued before the values
@@ -233,6 +238,22 @@ SPARSED_DEVICE void attend_group(const AttentionArgs& args, const typename Trait
   }
 }
 
+// The same where nothing but the sums is asked for: while one warpgroup has the matrix units the other adds up.
+template <class Traits>
+SPARSED_DEVICE void score_group(const AttentionArgs& args, const typename Traits::Walk& walk, int group, uint32_t count,
+                                RowState<Traits>& state, BlockSums<Traits::kRows>& sums) {
+  for (int number = 0; number < walk.tiles(); ++number) {
+    const Slot<Traits> slot{count + number};
+    Scores<Traits> rS;
+    float alpha[Traits::kRows];
+    mbarrier_wait(slot.barrier(Traits::kKeysFull), slot.round());
+    barrier_sync(kTurn + group, kConsumers);
+    issue_qk<Traits>(group, slot, rS[0]);
+    barrier_arrive(kTurn + 1 - group, kConsumers);
+    finish_scores<Traits, 0>(args, walk, number, slot, rS, state, sums, alpha);
+  }
+}
+
 // kSplit: warpgroup 0 adds what warpgroup 1 has of the same rows.
 template <class Traits>
 SPARSED_DEVICE void merge(int group, RowState<Traits>& state) {
@@ -276,7 +297,7 @@ SPARSED_DEVICE void finish_group(const AttentionArgs& args, const QueryTile<Trai
   for (int r = 0; r < Traits::kRows; ++r) {
     inverse[r] = finish_row(args, state, r, tile.b, tile.h, row + r * 8, tile.row_end);
   }
-  if (args.out.data) store_rows<Traits>(args, tile.b, tile.h, row, tile.row_end, state.rO[0], inverse);
+  store_rows<Traits>(args, tile.b, tile.h, row, tile.row_end, state.rO[0], inverse);
 }
 
 template <class Traits>
@@ -293,13 +314,17 @@ SPARSED_DEVICE void compute_tiles(const AttentionArgs& args) {
     if constexpr (Traits::kSums != Sums::kNone) sums.start();
     if (tiles > 0) {
       mbarrier_wait(Traits::kQueriesFull, query_tiles++ & 1);
-      attend_group<Traits>(args, tile.walk, group, count, state, sums);
+      if constexpr (Traits::kOutput) {
+        attend_group<Traits>(args, tile.walk, group, count, state, sums);
+      } else {
+        score_group<Traits>(args, tile.walk, group, count, state, sums);
+      }
       leave(Traits::kQueriesEmpty);
       count += tiles;
     }
     if (Traits::kSplit && tiles > 1) merge<Traits>(group, state);
     const int warp = thread_index() / 32 % (Traits::kSplit ? 4 : 8);
-    if (!Traits::kSplit || group == 0) {
+    if (Traits::kOutput && (!Traits::kSplit || group == 0)) {
       finish_group<Traits>(args, tile, tile.row + warp * 16 + thread_index() % 32 / 4, state);
     }
     if constexpr (Traits::kSums != Sums::kNone) {
@@ -316,14 +341,14 @@ SPARSED_DEVICE void attention_sm90(const Sm90Args& sm90) {
     make_barriers<Traits>();
     tma_prefetch(sm90.q);
     tma_prefetch(sm90.k);
-    tma_prefetch(sm90.v);
+    if constexpr (Traits::kOutput) tma_prefetch(sm90.v);
   }
   sync_threads();
   if (thread_index() >= kConsumers) {
     release_registers<Traits::kProducerRegisters>();
     const int warp = thread_index() / 32 - kConsumers / 32;
     if (warp == 0) load_tiles<Traits>(sm90);
-    if (warp == 1 && sm90.attention.key_mask) clear_values<Traits>(sm90.attention);
+    if (Traits::kOutput && warp == 1 && sm90.attention.key_mask) clear_values<Traits>(sm90.attention);
   } else {
     claim_registers<Traits::kConsumerRegisters>();
     compute_tiles<Traits>(sm90.attention);

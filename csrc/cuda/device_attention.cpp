@@ -79,8 +79,7 @@ Plan for_this_device(Plan plan) {
 DeviceKernel kernel_of(const Plan& plan, DType dtype) {
   if (plan.kernel == Kernel::kPlain) return kernel_plain(dtype, plan.sums);
   if (plan.kernel == Kernel::kSm90) {
-    return plan.head_dim == 64 ? kernel_sm90<64>(dtype, plan.sums, plan.split)
-                               : kernel_sm90<128>(dtype, plan.sums, plan.split);
+    return plan.head_dim == 64 ? kernel_sm90<64>(dtype, plan) : kernel_sm90<128>(dtype, plan);
   }
   const int warps = plan.threads / 32;
   switch (plan.head_dim) {

@@ -19,9 +19,9 @@ extern template DeviceKernel kernel_sm80<96>(DType, Sums, int);
 extern template DeviceKernel kernel_sm80<128>(DType, Sums, int);
 extern template DeviceKernel kernel_sm80<256>(DType, Sums, int);
 template <int kHeadDim>
-DeviceKernel kernel_sm90(DType dtype, Sums sums, bool split);  // Sm90Args
-extern template DeviceKernel kernel_sm90<64>(DType, Sums, bool);
-extern template DeviceKernel kernel_sm90<128>(DType, Sums, bool);
+DeviceKernel kernel_sm90(DType dtype, const Plan& plan);  // Sm90Args
+extern template DeviceKernel kernel_sm90<64>(DType, const Plan&);
+extern template DeviceKernel kernel_sm90<128>(DType, const Plan&);
 bool has_sm90a_kernels();  // whether they were compiled for 9.0a: elsewhere they have no code
 DeviceKernel kernel_plain(DType dtype, Sums sums);
 

@@ -26,6 +26,7 @@ enum class Kernel {
 struct Plan {
   Kernel kernel = Kernel::kPlain;
   Sums sums = Sums::kNone;
+  bool output = true;  // false: a selection alone
   bool split = false;  // kSm90: warpgroups share query rows
   int head_dim = 0;    // that the kernel is compiled for: the array's, or the next one above
   int threads = 0;     // of a block

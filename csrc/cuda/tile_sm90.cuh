@@ -15,7 +15,7 @@ constexpr int kGroupRows = 64;
 constexpr int kBoxColumns = 64;  // 128 bytes: a tile lies in panels of so many columns, each with the 128-byte swizzle
 
 // What is fixed when a kernel is compiled.
-template <class T_, int kHeadDim_, Sums kSums_, bool kSplit_>
+template <class T_, int kHeadDim_, Sums kSums_, bool kSplit_, bool kOutput_>
 struct Sm90 {
   using T = T_;
   static constexpr int kHeadDim = kHeadDim_;  // 64 or 128; of the arrays or more: columns beyond are zeros
@@ -23,10 +23,11 @@ struct Sm90 {
   // The warpgroups take the key tiles of the same 64 rows in turn (query blocks of 64 and less, each with a list of its
   // own), and add up what they have in the end. Otherwise they share key tiles and have rows of their own.
   static constexpr bool kSplit = kSplit_;
+  static constexpr bool kOutput = kOutput_;  // false: a selection alone, which reads no values
   static constexpr int kKeys = 128;
   using Walk = KeyWalk<kKeys, kSums != Sums::kNone>;
   static constexpr int kRowTiles = 1, kWarpRows = 16, kRows = 2;
-  static constexpr int kStages = 2;
+  static constexpr int kStages = kOutput ? 2 : 4;
   static constexpr int kPanels = kHeadDim / kBoxColumns;
   static constexpr int kQueryGroups = kSplit ? 1 : 2;
   static constexpr int kThreads = kConsumers + kGroup;
@@ -37,7 +38,7 @@ struct Sm90 {
   static constexpr uint32_t kQueryPanelBytes = kGroupRows * 128, kQueryGroupBytes = kPanels * kQueryPanelBytes;
   static constexpr uint32_t kQueryBytes = kQueryGroups * kQueryGroupBytes;
   static constexpr uint32_t kKeyTiles = kQueryBytes, kValueTiles = kKeyTiles + kStages * kTileBytes;
-  static constexpr uint32_t kResults = kValueTiles + kStages * kTileBytes;
+  static constexpr uint32_t kResults = kValueTiles + (kOutput ? kStages * kTileBytes : 0);
   static constexpr uint32_t kResultBytes = kSplit                 ? (kHeadDim / 2 + 4) * kGroup * 4
                                            : kSums == Sums::kNone ? 0
                                                                   : (kScoreBytes + 7) / 8 * 8;
@@ -48,6 +49,21 @@ struct Sm90 {
   static constexpr uint32_t kKeysFull = 0, kKeysEmpty = 8, kValuesFull = 16, kValuesEmpty = 24, kRaw = 32;
   static constexpr int kSharedBytes = kRing + kStages * kRingStage;
 };
+
+// f(traits) of the kernel that is asked for. On the host.
+template <class T, int kHeadDim, class F>
+auto with_sm90(Sums sums, bool split, bool output, const F& f) {
+  switch (sums) {
+    case Sums::kNone:
+      return split ? f(Sm90<T, kHeadDim, Sums::kNone, true, true>{}) : f(Sm90<T, kHeadDim, Sums::kNone, false, true>{});
+    case Sums::kShared:
+      return output ? f(Sm90<T, kHeadDim, Sums::kShared, false, true>{})
+                    : f(Sm90<T, kHeadDim, Sums::kShared, false, false>{});
+    default:
+      return output ? f(Sm90<T, kHeadDim, Sums::kOwn, false, true>{})
+                    : f(Sm90<T, kHeadDim, Sums::kOwn, false, false>{});
+  }
+}
 
 // The place of the count-th tile in the ring.
 template <class Traits>

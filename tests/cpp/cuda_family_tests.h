@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <string>
 #include <vector>
 
@@ -47,6 +48,11 @@ void expect_sparse_matches_reference(Call& call, const BlockPattern& pattern, co
   call.params.lists = &host;
   expect_matches_reference(call, what);
   call.params.lists = nullptr;
+}
+
+// What no kernel writes is NaN in both.
+inline bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
 }
 
 template <class Family>
@@ -100,14 +106,27 @@ TYPED_TEST_P(CudaKernels, SelectionSumsMatchReference) {
 
 // A selection alone gives the scores that come with an output.
 TYPED_TEST_P(CudaKernels, SelectionAloneHasTheSameScores) {
-  const Case shape{1, 1, 2, 200, 200, 64, true, false, 21};
-  Call with(shape, DType::kBFloat16), without(shape, DType::kBFloat16);
-  without.params = selection_alone(without.params);
-  SelectParams select;
-  select.block_size = 32;
-  select.scale = with.params.scale;
-  EXPECT_EQ(TypeParam::attention_and_scores(with, select, how_of(1)).scores,
-            TypeParam::attention_and_scores(without, select, how_of(3)).scores);
+  unsigned number = 0;
+  for (const int64_t head_dim : {64, 128}) {
+    for (SelectionRule rule : {SelectionRule::kPaper, SelectionRule::kReference}) {
+      for (const bool own_scale : {false, true}) {
+        const int64_t length = number % 3 ? 200 : 700;  // 700: more tiles than a ring holds
+        const Case shape{1, 1, 2, length, length, head_dim, number / 3 % 2 == 0, false, 21};
+        Call with(shape, DType::kBFloat16), without(shape, DType::kBFloat16);
+        without.params = selection_alone(without.params);
+        SelectParams select;
+        select.block_size = 16 << number % 5;
+        select.rule = rule;
+        select.prompt_length = length / 3;
+        select.scale = own_scale ? .3f : with.params.scale;
+        const Selected expected = TypeParam::attention_and_scores(with, select, how_of(number));
+        const Selected found = TypeParam::attention_and_scores(without, select, how_of(number + 1));
+        EXPECT_TRUE(same_bits(found.scores, expected.scores)) << number;
+        EXPECT_TRUE(same_bits(found.generation, expected.generation)) << number;
+        ++number;
+      }
+    }
+  }
 }
 
 TYPED_TEST_P(CudaKernels, FullPatternHasTheBitsOfDense) {

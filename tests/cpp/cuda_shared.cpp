@@ -1,5 +1,5 @@
 // Prints the shared memory of a full block of each kernel of a head_dim, for cuda_resources.py: no GPU is asked.
-// A line: kernel family, head_dim, sums, whether warpgroups share query rows, bytes.
+// A line: kernel family, head_dim, sums, whether warpgroups share query rows, whether there is an output, bytes.
 #include <cstdio>
 
 #include "cuda/kernels.h"
@@ -11,16 +11,20 @@ template <int kHeadDim>
 void print() {
   for (int sums = 0; sums < 3; ++sums) {
     const DeviceKernel kernel = kernel_sm80<kHeadDim>(DType::kBFloat16, static_cast<Sums>(sums), 4);
-    std::printf("80 %d %d 0 %d\n", kHeadDim, sums, kernel.shared_bytes);
+    std::printf("80 %d %d 0 1 %d\n", kHeadDim, sums, kernel.shared_bytes);
   }
 }
 
 template <int kHeadDim>
 void print_sm90() {
   for (int sums = 0; sums < 3; ++sums) {
-    for (int split = 0; split < (sums ? 1 : 2); ++split) {
-      const DeviceKernel kernel = kernel_sm90<kHeadDim>(DType::kBFloat16, static_cast<Sums>(sums), split);
-      std::printf("90 %d %d %d %d\n", kHeadDim, sums, split, kernel.shared_bytes);
+    for (const bool other : {false, true}) {
+      Plan plan;
+      plan.sums = static_cast<Sums>(sums);
+      plan.split = other && plan.sums == Sums::kNone;
+      plan.output = !other || plan.sums == Sums::kNone;
+      const DeviceKernel kernel = kernel_sm90<kHeadDim>(DType::kBFloat16, plan);
+      std::printf("90 %d %d %d %d %d\n", kHeadDim, sums, plan.split, plan.output, kernel.shared_bytes);
     }
   }
 }

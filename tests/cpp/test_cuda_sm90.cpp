@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <numeric>
 #include <string>
-#include <type_traits>
 #include <vector>
 
 #include "attention_cases.h"
@@ -27,22 +26,12 @@ TensorMap encode(const CopyMap& map) {
 
 template <class F>
 void with_traits(const Plan& plan, DType dtype, const F& f) {
-  const auto with_sums = [&](auto element, auto head_dim) {
-    using T = decltype(element);
-    constexpr int kHeadDim = decltype(head_dim)::value;
-    switch (plan.sums) {
-      case Sums::kNone:
-        return plan.split ? f(Sm90<T, kHeadDim, Sums::kNone, true>{}) : f(Sm90<T, kHeadDim, Sums::kNone, false>{});
-      case Sums::kShared: return f(Sm90<T, kHeadDim, Sums::kShared, false>{});
-      case Sums::kOwn: return f(Sm90<T, kHeadDim, Sums::kOwn, false>{});
-    }
-  };
   if (dtype == DType::kFloat16) {  // the element type changes three instructions: one head_dim stands for both
     ASSERT_EQ(plan.head_dim, 64);
-    return with_sums(F16{}, std::integral_constant<int, 64>{});
+    return with_sm90<F16, 64>(plan.sums, plan.split, plan.output, f);
   }
-  plan.head_dim == 64 ? with_sums(Bf16{}, std::integral_constant<int, 64>{})
-                      : with_sums(Bf16{}, std::integral_constant<int, 128>{});
+  plan.head_dim == 64 ? with_sm90<Bf16, 64>(plan.sums, plan.split, plan.output, f)
+                      : with_sm90<Bf16, 128>(plan.sums, plan.split, plan.output, f);
 }
 
 Report run(const Plan& plan, DType dtype, Launch launch) {

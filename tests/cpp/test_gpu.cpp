@@ -60,6 +60,7 @@ TEST_F(Gpu, SelectionMatchesReference) {
     const BlockPattern pattern = backend_.attention_and_select(call.params, select);
     expect_matches_reference(call, what, kFloat32Tolerance);
     expect_selects(call.params, select, pattern, what);
+    EXPECT_EQ(backend_.attention_and_select(selection_alone(call.params), select), pattern) << what;
   });
 }
 

@@ -1,4 +1,5 @@
-// kernel_sm90 of one head_dim: two element types; no sums with rows of their own or shared, two kinds of sums.
+// kernel_sm90 of one head_dim: two element types; no sums with rows of their own or shared, two kinds of sums with an
+// output or alone.
 #pragma once
 
 #include "cuda/attention_sm90.cuh"
@@ -22,20 +23,11 @@ DeviceKernel device_kernel() {
   return {reinterpret_cast<const void*>(&attention_sm90_kernel<Traits>), Traits::kSharedBytes};
 }
 
-template <class T, int kHeadDim>
-DeviceKernel kernel_of(Sums sums, bool split) {
-  switch (sums) {
-    case Sums::kNone:
-      return split ? device_kernel<Sm90<T, kHeadDim, Sums::kNone, true>>()
-                   : device_kernel<Sm90<T, kHeadDim, Sums::kNone, false>>();
-    case Sums::kShared: return device_kernel<Sm90<T, kHeadDim, Sums::kShared, false>>();
-    default: return device_kernel<Sm90<T, kHeadDim, Sums::kOwn, false>>();
-  }
-}
-
 template <int kHeadDim>
-DeviceKernel kernel_sm90(DType dtype, Sums sums, bool split) {
-  return dtype == DType::kBFloat16 ? kernel_of<Bf16, kHeadDim>(sums, split) : kernel_of<F16, kHeadDim>(sums, split);
+DeviceKernel kernel_sm90(DType dtype, const Plan& plan) {
+  const auto kernel = [](auto traits) { return device_kernel<decltype(traits)>(); };
+  return dtype == DType::kBFloat16 ? with_sm90<Bf16, kHeadDim>(plan.sums, plan.split, plan.output, kernel)
+                                   : with_sm90<F16, kHeadDim>(plan.sums, plan.split, plan.output, kernel);
 }
 
 }  // namespace sparsed::cuda

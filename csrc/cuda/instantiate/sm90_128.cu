@@ -2,6 +2,6 @@
 
 namespace sparsed::cuda {
 
-template DeviceKernel kernel_sm90<128>(DType, Sums, bool);
+template DeviceKernel kernel_sm90<128>(DType, const Plan&);
 
 }  // namespace sparsed::cuda

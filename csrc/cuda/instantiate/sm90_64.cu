@@ -2,7 +2,7 @@
 
 namespace sparsed::cuda {
 
-template DeviceKernel kernel_sm90<64>(DType, Sums, bool);
+template DeviceKernel kernel_sm90<64>(DType, const Plan&);
 
 bool has_sm90a_kernels() {
 #if defined(SPARSED_SM90A)  // by CMakeLists.txt, from the architectures

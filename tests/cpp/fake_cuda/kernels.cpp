@@ -30,17 +30,11 @@ DeviceKernel sm80_kernel(Sums sums, int warps) {
 }
 
 template <class T, int kHeadDim>
-DeviceKernel sm90_kernel(Sums sums, bool split) {
-  const auto of = [&](auto traits) {
+DeviceKernel sm90_kernel(const Plan& plan) {
+  return with_sm90<T, kHeadDim>(plan.sums, plan.split, plan.output, [](auto traits) {
     using Traits = decltype(traits);
     return DeviceKernel{host_kernel<Sm90Args, attention_sm90<Traits>>(), Traits::kSharedBytes};
-  };
-  switch (sums) {
-    case Sums::kNone:
-      return split ? of(Sm90<T, kHeadDim, Sums::kNone, true>{}) : of(Sm90<T, kHeadDim, Sums::kNone, false>{});
-    case Sums::kShared: return of(Sm90<T, kHeadDim, Sums::kShared, false>{});
-    default: return of(Sm90<T, kHeadDim, Sums::kOwn, false>{});
-  }
+  });
 }
 
 template <class T>
@@ -69,11 +63,11 @@ template DeviceKernel kernel_sm80<128>(DType, Sums, int);
 template DeviceKernel kernel_sm80<256>(DType, Sums, int);
 
 template <int kHeadDim>
-DeviceKernel kernel_sm90(DType dtype, Sums sums, bool split) {
-  return dtype == DType::kBFloat16 ? sm90_kernel<Bf16, kHeadDim>(sums, split) : sm90_kernel<F16, kHeadDim>(sums, split);
+DeviceKernel kernel_sm90(DType dtype, const Plan& plan) {
+  return dtype == DType::kBFloat16 ? sm90_kernel<Bf16, kHeadDim>(plan) : sm90_kernel<F16, kHeadDim>(plan);
 }
-template DeviceKernel kernel_sm90<64>(DType, Sums, bool);
-template DeviceKernel kernel_sm90<128>(DType, Sums, bool);
+template DeviceKernel kernel_sm90<64>(DType, const Plan&);
+template DeviceKernel kernel_sm90<128>(DType, const Plan&);
 bool has_sm90a_kernels() { return fake_cuda::machine().sm90a_compiled; }
 
 DeviceKernel kernel_plain(DType dtype, Sums sums) {
