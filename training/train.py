@@ -228,14 +228,23 @@ class Trainer:
             "tokens": self.tokens,
             "seconds": round(self.seconds, 1),
         }
-        with (self.folder / LOG).open("a", encoding="utf-8") as file:
+        path = self.folder / LOG
+        path.touch()
+        os.truncate(path, len(_whole_lines(path)))
+        with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         print(" ".join(f"{key} {value}" for key, value in record.items()), flush=True)
 
 
+def _whole_lines(path: Path) -> bytes:
+    """The content but for a last line that a crash has cut."""
+    content = path.read_bytes()
+    return content[: content.rfind(b"\n") + 1]
+
+
 def read_log(folder: Path) -> list[dict[str, Any]]:
     """The log's records; of a step that was repeated after a crash, the last one."""
-    lines = (folder / LOG).read_text(encoding="utf-8").splitlines()
+    lines = _whole_lines(folder / LOG).decode("utf-8").splitlines()
     return sorted({record["step"]: record for record in map(json.loads, lines)}.values(), key=lambda r: r["step"])
 
 

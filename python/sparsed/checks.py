@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -47,6 +48,31 @@ class Checker:
             raise ValueError(f"{self.owner}: {name} is {value!r}, expected one of {', '.join(map(repr, choices))}")
 
 
+def even_array(owner: str, name: str, values: ArrayLike, expected: str = "rows of equal length") -> NDArray[Any]:
+    """As an array of numpy.
+
+    Raises:
+        ValueError: Rows have unequal lengths.
+    """
+    try:
+        return np.asarray(values)
+    except ValueError:
+        raise ValueError(f"{owner}: {name} has rows of unequal length, expected {expected}") from None
+
+
+def id_array(owner: str, name: str, ids: ArrayLike, expected: str = "rows of equal length") -> NDArray[Any]:
+    """Integers of any shape and type.
+
+    Raises:
+        TypeError: They are no integers.
+        ValueError: Rows have unequal lengths.
+    """
+    array = even_array(owner, name, ids, expected)
+    if array.size and array.dtype.kind not in "iu":
+        raise TypeError(f"{owner}: {name} has dtype {array.dtype}, expected integers")
+    return array
+
+
 def token_row(owner: str, name: str, ids: ArrayLike, vocab_size: int) -> NDArray[np.int64]:
     """Token ids as (n,) int64, n may be 0.
 
@@ -54,12 +80,7 @@ def token_row(owner: str, name: str, ids: ArrayLike, vocab_size: int) -> NDArray
         TypeError: They are no integers.
         ValueError: They are not one row, or outside the vocabulary.
     """
-    try:
-        row = np.asarray(ids)
-    except ValueError as error:
-        raise ValueError(f"{owner}: {name} is uneven, expected one row of token ids") from error
-    if row.size and row.dtype.kind not in "iu":
-        raise TypeError(f"{owner}: {name} has dtype {row.dtype}, expected integers")
+    row = id_array(owner, name, ids, "one row of token ids")
     if row.ndim != 1:
         raise ValueError(f"{owner}: {name} has shape {list(row.shape)}, expected one dimension")
     outside = np.flatnonzero((row < 0) | (row >= vocab_size))

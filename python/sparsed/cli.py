@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import dataclasses
 import importlib
+import io
 import json
 import os
 import sys
@@ -27,7 +28,7 @@ from .pictures.live import LiveText, can_draw
 from .sampling import SAMPLERS, Sampler
 from .tokenizer import load_tokenizer
 
-_INTERRUPTED = 130
+_INTERRUPTED, _BROKEN_PIPE = 130, 141  # as a shell reports the signals
 _DEBUG = "SPARSED_DEBUG"
 _CACHES: dict[str, type[KVCache]] = {"prefix": PrefixCache, "dual": DualCache, "delayed": DelayedCache}
 
@@ -36,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit status. Errors are one line on stderr and status 2."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     debug = bool(os.environ.get(_DEBUG))
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a character that the terminal lacks is no reason to lose a text
+        sys.stdout.reconfigure(errors="replace")
     try:
         if arguments[:1] == ["bench"]:
             return _bench(arguments[1:])
@@ -43,7 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _lm_eval(arguments[1:])
         args = _parser().parse_args(arguments)
         debug = debug or args.debug
-        return _run(args)
+        status = _run(args)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # the reader has what it wants, as with `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left fails no more
+        return _BROKEN_PIPE
     except (ValueError, TypeError, OSError, MemoryError, RuntimeError, ImportError) as error:
         if debug:
             raise
@@ -182,7 +190,7 @@ def _add_generate_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _generate(args: argparse.Namespace) -> int:
-    if args.html is not None and not args.html.absolute().parent.is_dir():
+    if args.html is not None and (args.html.is_dir() or not args.html.absolute().parent.is_dir()):
         raise FileNotFoundError(f"--html is {args.html}, expected a file in a folder that exists")
     sparse = _sparse_config(args)
     text = _prompt_text(args)
@@ -205,9 +213,9 @@ def _generate(args: argparse.Namespace) -> int:
         )
     if result.interrupted:
         print(f"sparsed: interrupted after {len(result.stats)} steps", file=sys.stderr)
-    print(tokenizer.text(result.generated[0]))
     if args.html is not None:
         args.html.write_text(result.page(tokenizer, title=Path(args.model).resolve().name), encoding="utf-8")
+    print(tokenizer.text(result.generated[0]))
     if args.stats:
         print(result.stats.table(), file=sys.stderr)
     result.require_whole()
@@ -277,7 +285,7 @@ def _lm_eval(arguments: Sequence[str]) -> int:
     except ModuleNotFoundError as error:
         if error.name != "lm_eval":
             raise
-        raise ImportError("lm-eval is not installed, expected: pip install 'sparsed[eval]'") from error
+        raise ImportError("lm-eval is not installed, expected the extra eval (pip install '.[eval]')") from error
     return int(harness.main(arguments))
 
 

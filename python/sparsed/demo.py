@@ -10,6 +10,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from .attention import active_backend, get_num_threads
+from .checks import Checker
 from .config import SlidingWindow, Sparse, SparseConfig
 from .eval.methods import sparse_config, window_of
 from .eval.styles import SmallStyle
@@ -55,6 +56,9 @@ class DemoOptions:
         for name in ("prompts", "needles", "questions"):
             if getattr(self, name) < 1:
                 raise ValueError(f"demo: {name} is {getattr(self, name)}, expected at least 1")
+        check = Checker("demo")
+        check.integer("length", self.length, low=1)
+        check.integer("seed", self.seed, low=0)
         if self.questions > self.needles:
             raise ValueError(f"demo: questions is {self.questions}, expected at most the {self.needles} needles")
 

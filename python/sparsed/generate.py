@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import ops
 from .checks import Checker
-from .config import Sparse
+from .config import Sparse, SparseConfig
 from .guidance import predict
 from .kv_cache import CachedRows, KVCache
 from .pattern import PatternCache
@@ -47,10 +47,11 @@ def generate(
     """Appends gen_length tokens to each prompt by `steps` steps of denoising.
 
     B batch rows, p prompt length, l = p + gen_length, T steps. Rows are independent: each gets the text that it gets
-    alone (at temperature 0 the same bits), and its blocks are counted from its first real token. A step in which the
-    sampler fills nothing (there are more steps than tokens) does not call the model. Ctrl-C (in the main thread, under
-    Python's own handler) ends the generation after the step that it falls into and returns what is there; a second one
-    raises KeyboardInterrupt at once.
+    alone (at temperature 0 the same bits; with engine="torch" up to its rounding, which depends on the batch), and its
+    blocks are counted from its first real token. A step in which the sampler fills nothing (there are more steps than
+    tokens) does not call the model, unless it selects for later steps. Ctrl-C (in the main thread, under Python's own
+    handler) ends the generation after the step that it falls into and returns what is there; a second one raises
+    KeyboardInterrupt at once.
 
     Args:
         model: What `load_model` returns.
@@ -110,6 +111,8 @@ def generate(
         raise ValueError("generate: sparse and cache are both given, expected at most one of them")
     if seed is not None:
         check.integer("seed", seed, low=0)
+    if on_step is not None and not callable(on_step):
+        raise TypeError(f"generate: on_step is {on_step!r}, expected a function or None")
     prompt, padding = checked_prompt(prompt_ids, prompt_mask, model.config.vocab_size)
     plan = Plan(int(gen_length), int(steps), model.config.mask_token_id)
     sampler.check(plan)
@@ -186,6 +189,8 @@ class _GroupRun:
         self.padding = padding
         self.generators = generators
         self.start = tokens.shape[1] - plan.gen_length
+        self.reselects = isinstance(sparse, SparseConfig) and sparse.refresh == "every"
+        self.has_selected = False
         self.cache = None
         if sparse is not None:
             self.cache = PatternCache(sparse, steps=sampler.num_steps(plan), prompt_length=self.start - padding)
@@ -207,13 +212,16 @@ class _GroupRun:
         began = time.perf_counter()
         masked = self.masked
         if self.cache is not None:
-            self.cache.begin_step(step, unmasked=1 - float(masked.mean()))
+            self.cache.begin_step(step, unmasked=np.count_nonzero(~masked) / masked.size)
         candidates = [
             self.sampler.candidates(self.plan, step, row, rng) for row, rng in zip(masked, self.generators, strict=True)
         ]
         wanted = np.unique(np.concatenate([row.positions for row in candidates]))
-        # A step without candidates still has to run where it selects: later steps reuse its pattern.
-        forward = bool(len(wanted)) or (self.cache is not None and self.cache.phase == "select")
+        # A step without candidates still has to run where later steps reuse the pattern that it selects.
+        selects = self.cache is not None and self.cache.phase == "select"
+        awaited = selects and bool(masked.any()) and not (self.reselects and self.has_selected)
+        forward = bool(len(wanted)) or awaited
+        self.has_selected = self.has_selected or (selects and forward)
         rows = self._rows(step, masked, wanted) if forward else None
         logits = self._logits(wanted, rows) if forward else None
 

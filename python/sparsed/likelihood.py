@@ -59,6 +59,7 @@ def log_likelihood(
     check.integer("batch_size", batch_size, low=1)
     check.integer("samples", samples, low=1)
     check.number("cfg_scale", cfg_scale, low=0)
+    check.integer("seed", seed, low=0, optional=True)
     if samples % batch_size:
         raise ValueError(f"log_likelihood: samples is {samples}, expected a multiple of batch_size {batch_size}")
     before, behind = _rows("log_likelihood", model, prefix, target)

@@ -7,7 +7,7 @@ import itertools
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lm_eval.api.instance import Instance
@@ -34,6 +34,11 @@ _METHODS: dict[str, type[Sparse]] = {
 }
 
 
+# What a task may say of sampling, and what else lm-eval puts beside it.
+_OF_SAMPLING: dict[str, Callable[[Any], float]] = {"temperature": float, "top_p": float, "top_k": int}
+_NOT_SAMPLING = ("until", "max_gen_toks", "do_sample")
+
+
 @dataclasses.dataclass(frozen=True)
 class _Job:
     """One text to generate."""
@@ -42,7 +47,7 @@ class _Job:
     ids: list[int]
     until: list[str]
     gen_length: int
-    temperature: float | None
+    sampling: tuple[tuple[str, float], ...]  # fields of the sampler that the task decides
 
 
 @register_model("sparsed")
@@ -117,6 +122,7 @@ class SparsedLM(TemplateLM):
         self._escape_until = escape_until
         self._add_bos_token = add_bos_token
         self._seed = seed
+        self._warned: set[str] = set()  # options of tasks that were named as without effect
 
     # --- the tokenizer ---
 
@@ -164,6 +170,10 @@ class SparsedLM(TemplateLM):
         **_: Any,
     ) -> list[tuple[float, bool]]:
         check_greedy = self._is_check_greedy if check_greedy is None else check_greedy
+        if self._mc_num % self.batch_size:
+            raise ValueError(
+                f"SparsedLM: mc_num is {self._mc_num}, expected a multiple of batch_size {self.batch_size}"
+            )
         results = []
         for key, context, continuation in tqdm(requests, desc="Likelihoods", disable=disable_tqdm):
             prefix = self._truncated(context, len(continuation)) or [self.prefix_token_id]
@@ -206,10 +216,10 @@ class SparsedLM(TemplateLM):
         """The model's continuations, each up to an end token or the first of the request's stop strings."""
         jobs = [self._job(index, *request.args) for index, request in enumerate(requests)]
         # Equal lengths side by side: they run as one batch without padding.
-        jobs.sort(key=lambda job: (job.gen_length, job.temperature or 0.0, len(job.ids)))
+        jobs.sort(key=lambda job: (job.gen_length, job.sampling, len(job.ids)))
         texts = [""] * len(jobs)
         with tqdm(total=len(jobs), desc="Generations", disable=disable_tqdm) as bar:
-            for _, alike in itertools.groupby(jobs, key=lambda job: (job.gen_length, job.temperature)):
+            for _, alike in itertools.groupby(jobs, key=lambda job: (job.gen_length, job.sampling)):
                 remaining = list(alike)
                 for start in range(0, len(remaining), self.batch_size):
                     batch = remaining[start : start + self.batch_size]
@@ -223,16 +233,30 @@ class SparsedLM(TemplateLM):
         options = normalize_gen_kwargs(gen_kwargs)
         gen_length = self._gen_length or int(options["max_gen_toks"])
         ids = self._truncated(self.tok_encode(context), gen_length) or [self.prefix_token_id]
-        # An option of the model goes before the task's.
-        given = "temperature" in self._sampler_options or not options["do_sample"]
-        return _Job(index, ids, options["until"], gen_length, None if given else float(options["temperature"]))
+        return _Job(index, ids, options["until"], gen_length, self._sampling(dict(options)))
+
+    def _sampling(self, options: dict[str, Any]) -> tuple[tuple[str, float], ...]:
+        """What a task that samples asks for; an option of the model goes before it."""
+        wanted = {name: value for name, value in options.items() if name not in _NOT_SAMPLING and value is not None}
+        if options["do_sample"]:
+            wanted.setdefault("temperature", 1.0)  # as transformers does
+        else:
+            wanted = {name: value for name, value in wanted.items() if name not in _OF_SAMPLING}
+        fields = vars(self.sampler).keys()
+        for name in sorted(wanted.keys() - (fields & _OF_SAMPLING.keys()) - self._warned):
+            self._warned.add(name)
+            _log.warning("a task's %s=%r has no effect: not an option of %s", name, wanted[name], self.sampler)
+        return tuple(
+            (name, number(wanted[name]))
+            for name, number in _OF_SAMPLING.items()
+            if name in wanted and name in fields and name not in self._sampler_options
+        )
 
     def _generate(self, batch: Sequence[_Job]) -> list[str]:
         prompts, mask = pad_left([job.ids for job in batch])
         first = batch[0]
         sampler: Any = self.sampler
-        if first.temperature is not None:
-            sampler = dataclasses.replace(sampler, temperature=first.temperature)
+        sampler = dataclasses.replace(sampler, **dict(first.sampling))
         result = generate(
             self.model,
             prompts,
@@ -279,8 +303,10 @@ def _placement(engine: str, device: str | None, device_map: str | Mapping[str, A
 
 def _sparse(sparse: bool | str | Sparse, options: dict[str, Any]) -> Sparse | None:
     """The sparse attention that is asked for, with its fields taken out of `options`."""
-    if not isinstance(sparse, (bool, str)):
+    if isinstance(sparse, Sparse):
         return sparse
+    if not isinstance(sparse, (bool, str)):
+        raise TypeError(f"SparsedLM: sparse is {sparse!r}, expected True, False, a name or SparseConfig and its like")
     if sparse is False:
         return None
     name = "sparsed" if sparse is True else sparse

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .checks import even_array, id_array
 from .sampling import IntArray
 
 
@@ -20,6 +21,7 @@ def pad_left(rows: Sequence[ArrayLike]) -> tuple[IntArray, NDArray[np.bool_]]:
         prompt_ids (B, p), zeros at the left of shorter prompts, and prompt_mask (B, p).
 
     Raises:
+        TypeError: A row that holds no integers.
         ValueError: No rows, or a row that is not one-dimensional.
 
     Example:
@@ -31,7 +33,7 @@ def pad_left(rows: Sequence[ArrayLike]) -> tuple[IntArray, NDArray[np.bool_]]:
         array([[ True,  True,  True],
                [False, False,  True]])
     """
-    arrays = [np.asarray(row, np.int64) for row in rows]
+    arrays = [id_array("pad_left", f"rows[{i}]", row).astype(np.int64) for i, row in enumerate(rows)]
     wrong = [array.shape for array in arrays if array.ndim != 1]
     if wrong or not arrays:
         raise ValueError(f"pad_left: rows has {f'a row of shape {list(wrong[0])}' if wrong else 'none'}, expected [n]")
@@ -44,19 +46,14 @@ def pad_left(rows: Sequence[ArrayLike]) -> tuple[IntArray, NDArray[np.bool_]]:
 
 def checked_prompt(prompt_ids: ArrayLike, prompt_mask: ArrayLike | None, vocab_size: int) -> tuple[IntArray, IntArray]:
     """prompt_ids as (B, p) int64 and each row's padding (B,)."""
-    try:
-        prompt = np.asarray(prompt_ids)
-    except ValueError:
-        raise ValueError("generate: prompt_ids has rows of unequal length, expected [B, p] (see prompt_mask)") from None
-    if prompt.size and prompt.dtype.kind not in "iu":
-        raise TypeError(f"generate: prompt_ids has dtype {prompt.dtype}, expected integers")
+    prompt = id_array("generate", "prompt_ids", prompt_ids, "[B, p] (see prompt_mask)")
     if prompt.ndim == 1:
         prompt = prompt[None]
     if prompt.ndim != 2 or 0 in prompt.shape:
         raise ValueError(f"generate: prompt_ids has shape {list(prompt.shape)}, expected [B, p] with B, p >= 1")
     real = np.ones(prompt.shape, np.bool_)
     if prompt_mask is not None:
-        mask = np.asarray(prompt_mask)
+        mask = even_array("generate", "prompt_mask", prompt_mask, str(list(prompt.shape)))
         if mask.ndim == 1:
             mask = mask[None]
         if mask.shape != prompt.shape:

@@ -28,6 +28,7 @@ IntArray = NDArray[np.int64]
 _CHUNK_VALUES = 1 << 24
 # Likeliest tokens among which top_p looks for its cut before it sorts the whole vocabulary.
 _NUCLEUS_GUESS = 1024
+_LEAST_TEMPERATURE = 1e-30  # below it logits / temperature leave float32
 
 
 class Plan(NamedTuple):
@@ -216,6 +217,10 @@ class DreamSampler(Sampler):
         check = Checker(type(self).__name__)
         check.choice("alg", self.alg, tuple(self._KINDS))
         check.number("temperature", self.temperature, low=0)
+        if 0 < self.temperature < _LEAST_TEMPERATURE:
+            raise ValueError(
+                f"DreamSampler: temperature is {self.temperature}, expected 0 or at least {_LEAST_TEMPERATURE}"
+            )
         check.number("top_p", self.top_p, low=0, high=1, optional=True)
         check.integer("top_k", self.top_k, low=1, optional=True)
         check.number("alg_temp", self.alg_temp, low=0)

@@ -20,9 +20,9 @@ class StepStats:
         phase: "dense", "select" or "sparse", "cached" where only some tokens were computed; "mixed" where rows of
             different length are in different phases.
         density: Share of the attention that was computed: of its key blocks or, "cached", of its rows; mean over
-            layers and rows, 1 when dense, 0 where the model was not called.
+            layers and the rows that called the model, 1 when dense, 0 where none did.
         unmasked: Tokens that the step filled.
-        forwards: Model calls; 0 where there was nothing to fill.
+        forwards: Model calls; 0 where there was nothing to fill, nor to select for later steps.
     """
 
     step: int
@@ -78,7 +78,7 @@ class GenerationStats(Sequence[StepStats]):
             step=step,
             phase=phases.pop() if len(phases) == 1 else "mixed",
             seconds=sum(group.seconds for group in groups),
-            density=float(np.average([group.density for group in groups], weights=[len(g.unmasked) for g in groups])),
+            density=_mean_density([group for group in groups if group.forwards]),
             unmasked=sum(len(positions) for group in groups for positions in group.unmasked),
             forwards=sum(group.forwards for group in groups),
         )
@@ -121,6 +121,13 @@ class GenerationStats(Sequence[StepStats]):
         rows.append(("all", *_sums(self.steps)))
         table = format_table(("phase", "steps", "forwards", "seconds", "density", "tokens"), rows)
         return f"{table}\n{self.tokens_per_second:.1f} tokens/s"
+
+
+def _mean_density(groups: Sequence[GroupStep]) -> float:
+    """Over the rows of groups that called the model."""
+    if not groups:
+        return 0.0
+    return float(np.average([group.density for group in groups], weights=[len(group.unmasked) for group in groups]))
 
 
 def _sums(steps: Sequence[StepStats]) -> tuple[str, ...]:

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import numpy as np
 import tokenizers
 from numpy.typing import ArrayLike
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from .chat_template import render
+from .checks import id_array
 from .files import MAX_BYTES, find_folder, read_json, read_text
 
 Message = Mapping[str, str]
@@ -156,6 +156,12 @@ class Tokenizer:
     def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         if not isinstance(text, str):
             raise TypeError(f"encode: text is a {type(text).__name__}, expected a str")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"encode: text has {text[error.start]!r} at {error.start}, expected Unicode (bytes that are no UTF-8?)"
+            ) from None
         return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
 
     def _special_id(self, name: str) -> int | None:
@@ -307,9 +313,7 @@ def _end_tokens(path: Path) -> list[int]:
 
 
 def _token_ids(function: str, ids: ArrayLike) -> list[int]:
-    array = np.asarray(ids)
-    if array.dtype.kind not in "iu" and array.size:
-        raise TypeError(f"{function}: ids has dtype {array.dtype}, expected integers")
+    array = id_array(function, "ids", ids, "one row of token ids")
     if array.ndim != 1:
         raise ValueError(f"{function}: ids has shape {list(array.shape)}, expected one dimension")
     if array.size and not 0 <= array.min() <= array.max() < 2**32:

@@ -56,6 +56,7 @@ def add_heads_options(parser: argparse.ArgumentParser) -> None:
 
 def run_eval(args: argparse.Namespace) -> int:
     """Runs `sparsed eval`."""
+    _refuse_unused(args)
     names = _method_names(args)
     setup = Setup.of(args)
 
@@ -115,18 +116,39 @@ def run_heads(args: argparse.Namespace) -> int:
     return 0
 
 
+def _refuse_unused(args: argparse.Namespace) -> None:
+    """Options that another one makes useless."""
+    for option, others in _UNUSED.items():
+        if getattr(args, option):
+            for name in others:
+                if getattr(args, name):
+                    raise ValueError(f"eval: {_option(name)} is given with {_option(option)}, which does not use it")
+            return
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
 def _method_names(args: argparse.Namespace) -> list[str]:
     """The methods that are asked for, or all that the engine can run."""
     if args.engine == "native":
-        return list(args.methods or METHODS)
+        return list(dict.fromkeys(args.methods or METHODS))
     asked = [name for name in args.methods or () if name in CACHE_METHODS]
     why = "engine torch keeps no keys and values"
     if asked:
         raise ValueError(f"eval: methods has {', '.join(asked)}, expected methods without a cache ({why})")
     if args.methods is None:
         print(f"sparsed: left out: {', '.join(CACHE_METHODS)} ({why})", file=sys.stderr)
-    return list(args.methods or (name for name in METHODS if name not in CACHE_METHODS))
+    return list(dict.fromkeys(args.methods or (name for name in METHODS if name not in CACHE_METHODS)))
 
+
+# Options that decide what is run, and which others they leave no use for.
+_UNUSED = {
+    "likelihood": ("tasks", "jsonl", "write_jsonl", "squad", "hotpotqa"),
+    "write_jsonl": ("jsonl", "methods"),
+    "jsonl": ("tasks", "squad", "hotpotqa"),
+}
 
 # Where the samples of each length and task come from, for the plan.
 _Sources = dict[str, dict[str, Any]]
@@ -135,7 +157,7 @@ _Sources = dict[str, dict[str, Any]]
 def _questions(setup: Setup, methods: Methods) -> tuple[list[Question], _Sources]:
     """The generated ones."""
     questions = []
-    for length in dict.fromkeys(setup.args.lengths):
+    for length in setup.args.lengths:
         tasks, own = setup.task_set(length), methods(length)
         for task in setup.tasks:
             require_known(setup.tokenizer, tasks.sample(task, 0).prompt_ids(setup.tokenizer), task)

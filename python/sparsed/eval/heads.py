@@ -58,21 +58,21 @@ def head_report(
 
     Args:
         model: What `load_model` returns.
-        prompts: Token ids, (p,) each.
+        prompts: Token ids, (p,) or (1, p) each.
         gen_length: Tokens to generate, and steps.
         sparse: The settings under test.
         rhos: For `recall_of_rho`.
         progress: Show a bar on stderr.
 
     Raises:
-        ValueError: There are no prompts.
+        ValueError: There are no prompts, one of another shape, or no step that selects.
 
     Source: arXiv 2509.24014, section 3 (patterns differ between heads and stay over the steps).
     """
     if not prompts:
         raise ValueError("head_report: prompts has none, expected at least one")
     reports = [
-        _one(model, np.asarray(prompt), gen_length, sparse, tuple(rhos))
+        _one(model, prompt, gen_length, sparse, tuple(rhos))
         for prompt in tqdm(prompts, unit="prompt", disable=not progress)
     ]
     means = {
@@ -82,21 +82,27 @@ def head_report(
     return dataclasses.replace(reports[0], **means)
 
 
-def _one(model: Model, prompt: NDArray[Any], steps: int, sparse: SparseConfig, rhos: tuple[float, ...]) -> HeadReport:
-    prompt_length = len(prompt)
+def _one(model: Model, prompt: ArrayLike, steps: int, sparse: SparseConfig, rhos: tuple[float, ...]) -> HeadReport:
     result = generate(model, prompt, gen_length=steps, steps=steps, history=True).require_whole()
+    if len(result.tokens) != 1:
+        raise ValueError(f"head_report: prompts has a batch of {len(result.tokens)} rows, expected (p,) token ids each")
+    prompt_length = result.prompt_length
     history: NDArray[Any] = np.asarray(result.history)
     schedule = PatternCache(dataclasses.replace(sparse, min_length=0), steps=steps, prompt_length=prompt_length)
     schedule.begin_step(0)
     while schedule.phase == "dense":
+        if schedule.step + 1 == steps:
+            raise ValueError(f"head_report: sparse selects in none of the {steps} steps, expected a smaller skip")
         schedule.begin_step(schedule.step + 1)
     selected_at = schedule.step
 
     def selection(rho: float = sparse.rho) -> PatternCache:
         """One that selects at once."""
         config = dataclasses.replace(sparse, skip=0.0, refresh=(), min_length=0, rho=rho)
-        cache = PatternCache(config, steps=1, prompt_length=prompt_length)
+        cache = PatternCache(config, steps=2, prompt_length=prompt_length)
         cache.begin_step(0)
+        if cache.phase == "dense":  # the published code never selects in the first step
+            cache.begin_step(1)
         return cache
 
     shape = (model.config.num_layers, model.config.num_heads)

@@ -42,6 +42,9 @@ class TextRecord:
 def score_text(setup: Setup, methods: Methods) -> list[str]:
     """Scores what the folder has no record of, dense before the others; writes likelihood.json; returns the lines."""
     args = setup.args
+    if all(method.cache is not None for length in args.lengths for method in methods(length)):
+        names = ", ".join(method.name for method in methods(args.lengths[0]))
+        raise ValueError(f"eval: methods is {names}, expected one without a cache (--likelihood scores whole passes)")
     ids = setup.tokenizer.encode(read_text(args.likelihood))
     for length in args.lengths:
         if len(ids) < length:

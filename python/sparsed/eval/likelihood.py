@@ -59,6 +59,7 @@ def likelihood(
     check = Checker("likelihood")
     check.integer("target", target, low=1)
     check.integer("draws", draws, low=1)
+    check.integer("seed", seed, low=0)
     tokens = token_row("likelihood", "ids", ids, model.config.vocab_size)
     if len(tokens) <= target:
         raise ValueError(f"likelihood: ids has {len(tokens)} tokens, expected more than target {target}")

@@ -46,6 +46,7 @@ def summarise(records: Sequence[Record], baseline: str = "dense") -> list[Row]:
     """One row per length and method, in the order of the records' first appearance; then all lengths, if several."""
     rows = []
     by_key = {record.key: record for record in records}
+    records = list(by_key.values())  # two runs that share a folder may both have answered
     lengths: list[int | None] = [*sorted({record.length for record in records})]
     for length in [*lengths, None] if len(lengths) > 1 else lengths:
         for method in dict.fromkeys(record.method for record in records):

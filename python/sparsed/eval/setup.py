@@ -71,12 +71,14 @@ class Setup:
     def of(cls, args: argparse.Namespace) -> Setup:
         """Checks the options and loads the model."""
         check = Checker("eval")
+        args.lengths = list(dict.fromkeys(args.lengths))
+        args.tasks = list(dict.fromkeys(args.tasks or ()))
         check.integer("samples", args.samples, low=1)
         check.integer("seed", args.seed, low=0)
         for length in args.lengths:
             check.integer("lengths", length, low=1)
         found = {task: getattr(args, option) for task, option in _FILE_OPTIONS.items()}
-        for task in args.tasks or ():
+        for task in args.tasks:
             if task in found and found[task] is None:
                 raise ValueError(f"eval: task {task} needs a file, expected --{_FILE_OPTIONS[task]} FILE")
         folder = Path(demo_model_folder() if args.model is None else args.model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -43,6 +44,7 @@ class Style(abc.ABC):
         name: "ruler" or "small".
         tasks: The tasks that it has words for.
         gen_lengths: Tokens to generate by kind of task: niah, vt, cwe, fwe, qa.
+        most_names: Different names that there are.
         vt_example: Whether a solved example goes before the question for variables.
         joiner: Between the sentences of a context.
         word_joiner: Between the words of a coded text or a list.
@@ -51,6 +53,7 @@ class Style(abc.ABC):
     name: str
     tasks: tuple[str, ...]
     gen_lengths: dict[str, int]
+    most_names: float = math.inf
     vt_example = False
     joiner = "\n"
     word_joiner = " "
@@ -224,6 +227,7 @@ class SmallStyle(Style):
 
     def __init__(self, names: Sequence[str]) -> None:
         self._names = tuple(names)
+        self.most_names = len(self._names)
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> SmallStyle:

@@ -306,7 +306,8 @@ class TaskSet:
         if task == "cwe":
             return common_words(self._style, self._length)
         if task == "fwe":
-            return frequent_words(self._style, max(8, self._length // 50))
+            # Ranks beyond the names there are would occur less than once.
+            return frequent_words(self._style, int(min(max(8, self._length // 50), 1 + self._style.most_names)))
         return question_answering(self._questions_of(task), index)
 
     def _questions_of(self, task: str) -> Questions:

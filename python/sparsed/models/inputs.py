@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import ops
+from ..checks import even_array, id_array
 from .config import ModelConfig
 
 FloatArray = NDArray[np.float32]
@@ -97,9 +98,7 @@ def _position_ids(
 
 
 def _integers(name: str, values: ArrayLike, dimensions: tuple[int, ...]) -> IntArray:
-    array = np.asarray(values)
-    if array.dtype.kind not in "iu" and array.size:
-        raise TypeError(f"forward: {name} has dtype {array.dtype}, expected integers")
+    array = id_array("forward", name, values)
     if array.ndim not in dimensions:
         expected = " or ".join(str(number) for number in dimensions)
         raise ValueError(f"forward: {name} has shape {list(array.shape)}, expected {expected} dimensions")
@@ -118,7 +117,7 @@ def _check_range(name: str, values: IntArray, count: int | None) -> None:
 def _key_mask(key_mask: ArrayLike | None, batch: int, length: int) -> BoolArray | None:
     if key_mask is None:
         return None
-    mask = np.asarray(key_mask)
+    mask = even_array("forward", "key_mask", key_mask)
     if mask.dtype != np.bool_:
         raise TypeError(f"forward: key_mask has dtype {mask.dtype}, expected bool")
     if mask.shape != (batch, length):

@@ -23,7 +23,7 @@ def _pyplot() -> Any:
     try:
         from matplotlib import pyplot
     except ImportError as error:
-        raise ImportError("plot: matplotlib is not installed: pip install 'sparsed[plot]'") from error
+        raise ImportError("plot: matplotlib is not installed, expected: pip install matplotlib") from error
     return pyplot
 
 

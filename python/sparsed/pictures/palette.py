@@ -16,6 +16,11 @@ PROMPT_COLOUR = "#e0603d"
 
 
 def confidence_shade(confidence: NDArray[np.float32]) -> NDArray[np.float64]:
-    """(n,) in 0 ... 1 for colours: probabilities and margins as they are, negative entropies as exp(c); NaN is 0."""
-    known = np.nan_to_num(confidence.astype(np.float64), nan=0.0)
-    return np.clip(np.exp(known) if (known < 0).any() else known, 0, 1)
+    """(n,) in 0 ... 1 for colours: probabilities and margins as they are, negative entropies as exp(c); NaN is 0.
+
+    The negative entropy of a certain token is 1e-10 (the epsilon of Dream's published sampler).
+    """
+    values = np.nan_to_num(confidence.astype(np.float64), nan=0.0)
+    highest = values.max(initial=0.0)
+    entropies = bool((values < 0).any()) or 0 < highest < 1e-9
+    return np.where(np.isnan(confidence), 0.0, np.clip(np.exp(values) if entropies else values, 0, 1))

@@ -8,7 +8,7 @@ from __future__ import annotations
 try:
     import torch as _torch  # noqa: F401
 except ImportError as error:
-    raise ImportError("sparsed.torch needs torch: pip install 'sparsed[torch]'") from error
+    raise ImportError("sparsed.torch: torch is not installed, expected: pip install torch") from error
 
 from .acceleration import Acceleration, accelerate
 from .ops import attend, attention, attention_and_select, cache_handle

@@ -37,7 +37,8 @@ def accelerate(
     model hands to it counts; one that the model's code ignores, as LLaDA's published code does, stays ignored.
 
     Each forward pass of the model is one step. The count starts anew after ``steps`` of them, when the shape of the
-    batch changes, and on entering ``with``: do that where a sampler may stop early. Guidance that doubles the batch, as
+    batch changes, after a forward pass that did not end (an error, Ctrl-C), and on entering ``with``: do that where a
+    sampler may stop early, or be interrupted between two passes. Guidance that doubles the batch, as
     LLaDA's does, is one forward pass a step; a sampler that calls the model twice a step cannot run here.
 
     Args:
@@ -87,6 +88,9 @@ class Acceleration:
         self._new_cache = functools.partial(PatternCache, sparse, steps=steps, prompt_length=prompt_length)
         self.cache = self._new_cache()
         self.layers = find_layers(model)
+        self._model = model
+        self._under_way = False  # a forward pass of the model
+        self._hooks: list[Any] = []
         self._title = f"{type(model).__name__}: {sparse}, {steps} steps after a prompt of {prompt_length} tokens"
         self._steps = steps
         self._geometry: tuple[Any, ...] | None = None
@@ -136,6 +140,9 @@ class Acceleration:
             else:
                 module.forward = before
         self._replaced = []
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
 
     def attend(
         self,
@@ -167,6 +174,20 @@ class Acceleration:
             forward = self._forward(number, layer, layer.module.forward)
             layer.module.forward = forward
             self._replaced.append((layer.module, forward, before))
+        # After a pass that did not end there was an error or Ctrl-C: the next one is another generation's first.
+        self._under_way = False
+        self._hooks = [
+            self._model.register_forward_pre_hook(torch.compiler.disable(self._begin)),  # type: ignore[no-untyped-call, unused-ignore]
+            self._model.register_forward_hook(torch.compiler.disable(self._end)),  # type: ignore[no-untyped-call, unused-ignore]
+        ]
+
+    def _begin(self, model: nn.Module, args: Any) -> None:
+        if self._under_way:
+            self.restart()
+        self._under_way = True
+
+    def _end(self, model: nn.Module, args: Any, result: Any) -> None:
+        self._under_way = False
 
     def _forward(self, number: int, layer: AttentionLayer, original: Callable[..., Any]) -> Any:
         replaced = self._replaced
@@ -178,7 +199,7 @@ class Acceleration:
             try:
                 with _Replacement(self._handle, number, layer.groups) as replacement:
                     result = original(*args, **kwargs)
-            except BaseException:  # the next forward pass is another generation's first
+            except BaseException:  # where the sampler calls a part of the model, the hooks do not see it
                 self.restart()
                 raise
             if replacement.calls != 1:

@@ -16,9 +16,7 @@ try:
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 except ImportError as error:
-    raise ImportError(
-        "sparsed.torch.hf needs transformers 4.53 or newer: pip install 'sparsed[transformers]'"
-    ) from error
+    raise ImportError("sparsed.torch.hf needs transformers 4.53 or newer: pip install 'transformers>=4.53'") from error
 
 __all__ = ["sparsed_attention"]
 

@@ -64,7 +64,11 @@ def load_transformer(
         if not isinstance(device_map, (str, Mapping)):
             raise TypeError(f"load_model: device_map is {device_map!r}, expected a strategy such as 'auto' or a dict")
         devices = resolve_device_map(network, device_map, NetworkLayer.__name__)
-    for where in map(torch.device, devices.values()):
+    try:
+        places = [torch.device(where) for where in devices.values()]
+    except RuntimeError as error:
+        raise ValueError(f"load_model: device is {device!r}, expected one that torch knows: {error}") from None
+    for where in places:
         if where.type == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"load_model: device is {where}, expected one that torch can use here")
     if all(str(where) == "cpu" for where in devices.values()):

@@ -115,7 +115,9 @@ def place(network: nn.Module, devices: Mapping[str, Any]) -> None:
         if next(module.children(), None) is None:
             holders = [key for key in devices if key == "" or name == key or name.startswith(f"{key}.")]
             if not holders:
-                raise ValueError(f"load_model: device_map has no device for {name}, expected one of {list(_UNITS)}")
+                raise ValueError(
+                    f"load_model: device_map has no device for {name}, expected one of {list(_UNITS)} or of layers.N"
+                )
             module.to_empty(device=devices[max(holders, key=len)])
 
 
