@@ -5,11 +5,13 @@
 #include <cstdlib>
 #include <limits>
 #include <string>
+#include <tuple>
 #include <utility>
 
 #include "bindings/buffer.h"
 #include "core/error.h"
 #include "core/memory.h"
+#include "core/pattern.h"
 #include "registry.h"
 
 namespace sparsed::python {
@@ -45,9 +47,9 @@ ArrayView bool_view(const py::object& object, size_t rank, const char* axes, con
   return view;
 }
 
-py::array contiguous(const ArrayView& view) {
-  return py::array::ensure(py::array(py::dtype::of<bool>(), view.shape, view.strides, view.data, view.owner),
-                           py::array::c_style);
+py::array contiguous(const ArrayView& view, const char* function, const char* argument) {
+  return c_contiguous(py::array(py::dtype::of<bool>(), view.shape, view.strides, view.data, view.owner), function,
+                      argument);
 }
 
 // [B, S], contiguous, on the device of q.
@@ -58,7 +60,7 @@ const uint8_t* key_mask_data(const char* function, const py::object& key_mask, A
         shape_string(view.shape.data(), view.shape.size()), ", expected [", params.batch(), ", ", params.kv_len(),
         "] (from k ", shape_string(params.k.shape), ")");
   if (arguments.memory.on_host()) {
-    const py::array mask = contiguous(view);
+    const py::array mask = contiguous(view, function, "key_mask");
     arguments.alive.push_back(mask);
     return static_cast<const uint8_t*>(mask.data());
   }
@@ -83,6 +85,20 @@ py::array numpy_array(const py::object& object, const char* function, const char
     wrong_type(object, function, argument, "a numpy array");
   }
   return py::reinterpret_borrow<py::array>(object);
+}
+
+size_t nbytes(std::vector<int64_t> shape, int64_t itemsize) {
+  shape.push_back(itemsize);
+  return saturating_product(shape);
+}
+
+py::array c_contiguous(const py::array& array, const char* function, const char* argument) {
+  if (array.flags() & py::array::c_style) return array;
+  const std::string what = message(function, ": a copy of ", argument);
+  require_memory(nbytes({array.shape(), array.shape() + array.ndim()}, array.itemsize()), what.c_str());
+  py::array copy = py::array::ensure(array, py::array::c_style);
+  if (!copy) fail(ErrorKind::kMemory, what, " does not fit into memory");
+  return copy;
 }
 
 DType element_type(const std::string& dtype, const char* function, const char* argument, bool float16) {
@@ -136,6 +152,13 @@ double real_number(const py::object& object, const char* function, const char* a
   return value;
 }
 
+bool boolean(const py::object& object, const char* function, const char* argument) {
+  if (!PyBool_Check(object.ptr()) && !py::isinstance(object, py::module_::import("numpy").attr("bool_"))) {
+    wrong_type(object, function, argument, "True or False");
+  }
+  return PyObject_IsTrue(object.ptr()) == 1;
+}
+
 int64_t integer(const py::object& object, const char* function, const char* argument) {
   if (!PyIndex_Check(object.ptr()) || PyBool_Check(object.ptr())) wrong_type(object, function, argument, "an int");
   const py::object index = py::reinterpret_steal<py::object>(PyNumber_Index(object.ptr()));
@@ -155,6 +178,8 @@ float positive_scale(const py::object& object, const char* function, const char*
   const float scale = static_cast<float>(value);
   check(std::isfinite(scale) && scale > 0.f, function, ": ", argument, " is ", value,
         ", expected a finite number above 0");
+  constexpr float kMost = 1e35f;  // the kernels multiply it by log2(e) and a power of two
+  check(scale <= kMost, function, ": ", argument, " is ", value, ", expected at most ", kMost);
   return scale;
 }
 
@@ -175,7 +200,8 @@ SelectionRule selection_rule(const py::object& object, const char* function) {
 
 py::array bool_array(const py::object& object, py::ssize_t rank, const char* axes, const char* function,
                      const char* argument) {
-  return contiguous(bool_view(object, static_cast<size_t>(rank), axes, function, argument, DeviceMemory(), ""));
+  return contiguous(bool_view(object, static_cast<size_t>(rank), axes, function, argument, DeviceMemory(), ""),
+                    function, argument);
 }
 
 const Backend& backend_for(const AttentionArguments& arguments) {
@@ -222,6 +248,11 @@ AttentionArguments attention_arguments(const char* function, const py::object& q
   };
   require_fit(params.k, "k");
   const int64_t heads = params.heads(), kv_heads = params.kv_heads();
+  for (const auto& [length, argument, shape] :
+       {std::tuple{params.q_len(), "q", params.q.shape}, std::tuple{params.kv_len(), "k", params.k.shape}}) {
+    check(length <= kMaxLength, function, ": ", argument, " has length ", length, ", expected at most ", kMaxLength,
+          " (from ", argument, " ", shape_string(shape), ")");
+  }
   check(kv_heads > 0 ? heads % kv_heads == 0 : heads == 0, function, ": k has heads ", kv_heads,
         ", expected a divisor of ", heads, " (from q ", shape_string(params.q.shape), ")");
   if (v) {
@@ -240,9 +271,7 @@ AttentionArguments attention_arguments(const char* function, const py::object& q
 
 py::array new_array(const py::dtype& dtype, const std::vector<py::ssize_t>& shape, const char* function,
                     const char* argument) {
-  size_t bytes = static_cast<size_t>(dtype.itemsize());
-  for (const py::ssize_t size : shape) bytes *= static_cast<size_t>(size);
-  require_memory(bytes, message(function, ": ", argument).c_str());
+  require_memory(nbytes(shape, dtype.itemsize()), message(function, ": ", argument).c_str());
   return py::array(dtype, shape);
 }
 

@@ -25,6 +25,10 @@ namespace py = pybind11;
 // "[2, 3]".
 std::string shape_text(const py::array& array);
 py::array numpy_array(const py::object& object, const char* function, const char* argument);
+// Of an array of `shape`; the largest size_t where they are more.
+size_t nbytes(std::vector<int64_t> shape, int64_t itemsize);
+// Itself, or a copy where its memory is not in C order.
+py::array c_contiguous(const py::array& array, const char* function, const char* argument);
 // float32, bfloat16 and, where it is allowed, float16; a TypeError otherwise.
 DType element_type(const std::string& dtype, const char* function, const char* argument, bool float16);
 DType element_type(const py::array& array, const char* function, const char* argument, bool float16);
@@ -34,8 +38,10 @@ DType element_type(const py::array& array, const char* function, const char* arg
 TensorView tensor_view(const ArrayView& array, const char* function, const char* argument);
 
 double real_number(const py::object& object, const char* function, const char* argument);
+// True or False, of Python or numpy.
+bool boolean(const py::object& object, const char* function, const char* argument);
 int64_t integer(const py::object& object, const char* function, const char* argument);
-// A finite number above 0.
+// A number above 0, at most 1e35.
 float positive_scale(const py::object& object, const char* function, const char* argument);
 // Only that it is an int: which ones are block sizes, check_geometry knows.
 int block_size_number(const py::object& object, const char* function);

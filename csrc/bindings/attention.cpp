@@ -49,15 +49,17 @@ const PlacedPattern& fitting_pattern(const py::object& object, const AttentionPa
 }
 
 py::object attention(const py::object& q, const py::object& k, const py::object& v, const py::object& pattern,
-                     const py::object& scale, const py::object& key_mask, bool return_lse, const py::object& memory) {
+                     const py::object& scale, const py::object& key_mask, const py::object& return_lse,
+                     const py::object& memory) {
   const char* function = "attention";
+  const bool with_lse = boolean(return_lse, function, "return_lse");
   AttentionArguments arguments = attention_arguments(function, q, k, &v, scale, key_mask, memory);
   AttentionParams& params = arguments.params;
   const PlacedPattern* blocks = pattern.is_none() ? nullptr : &fitting_pattern(pattern, params, function);
   const Backend& backend = backend_for(arguments);
   const py::object out = new_output(function, arguments);
   py::object lse = py::none();
-  if (return_lse) lse = new_lse(function, arguments);
+  if (with_lse) lse = new_lse(function, arguments);
   {
     const py::gil_scoped_release release;
     if (arguments.trivial()) {
@@ -66,7 +68,7 @@ py::object attention(const py::object& q, const py::object& k, const py::object&
       attend(backend, params, blocks);
     }
   }
-  return return_lse ? py::object(py::make_tuple(out, lse)) : out;
+  return with_lse ? py::object(py::make_tuple(out, lse)) : out;
 }
 
 SelectParams select_params(const char* function, const AttentionParams& params, const py::object& prompt_length,

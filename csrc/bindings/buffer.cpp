@@ -6,6 +6,8 @@
 #include "bindings/arrays.h"
 #include "bindings/dlpack.h"
 #include "bindings/register.h"
+#include "core/error.h"
+#include "core/memory.h"
 
 namespace sparsed::python {
 namespace {
@@ -38,12 +40,6 @@ DLDataType dlpack_dtype(DType dtype) {
   return {code, static_cast<uint8_t>(8 * dtype_size(dtype)), 1};
 }
 
-int64_t elements(const std::vector<int64_t>& shape) {
-  int64_t count = 1;
-  for (const int64_t size : shape) count *= size;
-  return count;
-}
-
 }  // namespace
 
 Buffer::Buffer(DType dtype, std::vector<int64_t> shape, const char* function, const char* argument)
@@ -51,11 +47,12 @@ Buffer::Buffer(DType dtype, std::vector<int64_t> shape, const char* function, co
   int64_t stride = 1;
   for (size_t axis = shape_.size(); axis-- > 0; stride *= shape_[axis]) strides_[axis] = stride;
   // numpy's allocator asks for huge pages, which a first touch of large arrays gains from.
-  const int64_t bytes = elements(shape_) * static_cast<int64_t>(dtype_size(dtype));
-  size_t space = static_cast<size_t>(bytes) + kAlignment;
+  const size_t bytes = nbytes(shape_, static_cast<int64_t>(dtype_size(dtype)));
+  require_memory(bytes, message(function, ": ", argument).c_str());
+  size_t space = bytes + kAlignment;
   memory_ = new_array(py::dtype::of<uint8_t>(), {static_cast<py::ssize_t>(space)}, function, argument);
   data_ = memory_.mutable_data();
-  std::align(kAlignment, static_cast<size_t>(bytes), data_, space);
+  std::align(kAlignment, bytes, data_, space);
 }
 
 void Buffer::swap_heads_and_tokens() {

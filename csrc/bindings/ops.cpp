@@ -8,7 +8,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
-#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -73,7 +72,7 @@ py::array_t<float> float_array(const py::object& object, const std::vector<int64
   const std::vector<int64_t> found(array.shape(), array.shape() + array.ndim());
   check(found == shape, function, ": ", argument, " has shape ", shape_text(array), ", expected ",
         shape_string(shape.data(), shape.size()), " (from ", source, ")");
-  return py::array_t<float>::ensure(py::array::ensure(array, py::array::c_style));
+  return py::array_t<float>(c_contiguous(array, function, argument));
 }
 
 DType dtype_argument(const py::object& object, const char* function, const char* argument) {
@@ -116,10 +115,11 @@ struct WeightArguments {
     k = weight.shape(1);
     alive.push_back(weight);
     if (!bias.is_none()) {
-      const py::array values = py::array::ensure(numpy_array(bias, function, bias_name.c_str()), py::array::c_style);
-      part.bias_dtype = element_type(values, function, bias_name.c_str(), true);
-      check(values.ndim() == 1 && values.shape(0) == part.rows, function, ": ", bias_name, " has shape ",
-            shape_text(values), ", expected [", part.rows, "] (from ", name, " ", shape_text(weight), ")");
+      const py::array given = numpy_array(bias, function, bias_name.c_str());
+      part.bias_dtype = element_type(given, function, bias_name.c_str(), true);
+      check(given.ndim() == 1 && given.shape(0) == part.rows, function, ": ", bias_name, " has shape ",
+            shape_text(given), ", expected [", part.rows, "] (from ", name, " ", shape_text(weight), ")");
+      const py::array values = c_contiguous(given, function, bias_name.c_str());
       part.bias = values.data();
       alive.push_back(values);
     }
@@ -145,16 +145,23 @@ PackedWeight pack_weight(const py::object& weight, const py::object& bias, const
   return arguments.pack(dtype, "pack_weight");
 }
 
-PackedWeight pack_weights(const std::vector<py::object>& weights, const std::optional<std::vector<py::object>>& biases,
-                          const py::object& dtype) {
+std::vector<py::object> list_of(const py::object& object, const char* function, const char* argument,
+                                const char* expected) {
+  if (!PyList_Check(object.ptr()) && !PyTuple_Check(object.ptr())) wrong_type(object, function, argument, expected);
+  return py::cast<std::vector<py::object>>(object);
+}
+
+PackedWeight pack_weights(const py::object& weight_list, const py::object& bias_list, const py::object& dtype) {
   const char* function = "pack_weights";
+  const std::vector<py::object> weights = list_of(weight_list, function, "weights", "a list of numpy arrays");
   check(!weights.empty(), function, ": weights has length 0, expected at least 1");
-  check(!biases || biases->size() == weights.size(), function, ": biases has length ", biases ? biases->size() : 0,
-        ", expected ", weights.size(), " (from weights)");
+  std::vector<py::object> biases(weights.size(), py::none());
+  if (!bias_list.is_none()) biases = list_of(bias_list, function, "biases", "a list of numpy arrays or None");
+  check(biases.size() == weights.size(), function, ": biases has length ", biases.size(), ", expected ", weights.size(),
+        " (from weights)");
   WeightArguments arguments;
   for (size_t i = 0; i < weights.size(); ++i) {
-    arguments.add(weights[i], biases ? (*biases)[i] : py::none(), function, message("weights[", i, "]"),
-                  message("biases[", i, "]"));
+    arguments.add(weights[i], biases[i], function, message("weights[", i, "]"), message("biases[", i, "]"));
   }
   return arguments.pack(dtype, function);
 }
@@ -250,8 +257,8 @@ py::typing::Tuple<py::array_t<int64_t>, py::array_t<float>> token_confidence(con
   const char* function = "token_confidence";
   const RowsView logits = rows_view(logits_object, function, "logits");
   const Confidence kind = confidence_kind(kind_object, function);
-  py::array_t<int64_t> ids(logits.rows);
-  py::array_t<float> confidence(logits.rows);
+  py::array_t<int64_t> ids(new_array(py::dtype::of<int64_t>(), {logits.rows}, function, "ids"));
+  py::array_t<float> confidence(new_array(py::dtype::of<float>(), {logits.rows}, function, "confidence"));
   int64_t* to_ids = ids.mutable_data();
   float* to_confidence = confidence.mutable_data();
   const Backend& backend = active_backend();

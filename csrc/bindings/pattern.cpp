@@ -152,8 +152,9 @@ const BlockPattern& host_of(const PlacedPattern& pattern) {
   return pattern.host();
 }
 
-py::array_t<double> jaccard(const BlockPattern& pattern, const PlacedPattern& other) {
-  return per_head(pattern, pattern.jaccard(host_of(other)));
+py::array_t<double> jaccard(const BlockPattern& pattern, const py::object& other) {
+  if (!py::isinstance<PlacedPattern>(other)) wrong_type(other, "BlockPattern.jaccard", "other", "a BlockPattern");
+  return per_head(pattern, pattern.jaccard(host_of(py::cast<const PlacedPattern&>(other))));
 }
 
 py::object equal(const BlockPattern& pattern, const py::object& other) {

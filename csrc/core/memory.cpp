@@ -122,6 +122,18 @@ void require_memory(size_t bytes, const char* what) {
   }
 }
 
+size_t saturating_product(std::span<const int64_t> factors) {
+  constexpr size_t kMost = std::numeric_limits<size_t>::max();
+  size_t product = 1;
+  bool beyond = false;
+  for (const int64_t factor : factors) {
+    if (factor == 0) return 0;
+    beyond = beyond || product > kMost / static_cast<size_t>(factor);
+    product *= static_cast<size_t>(factor);
+  }
+  return beyond ? kMost : product;
+}
+
 // In small pages, faults are much of the time of filling fresh memory, and kernels that stream it wait for page tables.
 AlignedBytes allocate_aligned(size_t bytes) {
   const bool large = bytes >= kLarge;

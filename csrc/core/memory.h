@@ -5,8 +5,10 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
+#include <initializer_list>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 
 namespace sparsed {
@@ -21,6 +23,12 @@ std::optional<uint64_t> available_memory(const std::string& root);
 // MemoryError unless `bytes` fit. The message reads "<what> needs 12.0 GiB, available are 3.2 GiB".
 // Small requests (< 16 MiB) pass unseen.
 void require_memory(size_t bytes, const char* what);
+
+// The product of counts >= 0, or the largest size_t where that is more.
+size_t saturating_product(std::span<const int64_t> factors);
+inline size_t saturating_product(std::initializer_list<int64_t> factors) {
+  return saturating_product(std::span(factors.begin(), factors.size()));
+}
 
 struct AlignedDelete {
   void operator()(std::byte* p) const { std::free(p); }

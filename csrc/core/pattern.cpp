@@ -61,13 +61,7 @@ void check_window(int64_t window, int64_t sinks, const std::string& function) {
 
 uint64_t bit_bytes(const PatternGeometry& geometry) {
   const int64_t words = num_blocks(geometry.kv_blocks(), 64);
-  uint64_t bytes = sizeof(uint64_t);
-  for (const int64_t factor : {geometry.batch, geometry.heads, geometry.q_blocks(), words}) {
-    if (factor == 0) return 0;
-    const uint64_t times = static_cast<uint64_t>(factor);
-    bytes = bytes > std::numeric_limits<uint64_t>::max() / times ? std::numeric_limits<uint64_t>::max() : bytes * times;
-  }
-  return bytes;
+  return saturating_product({geometry.batch, geometry.heads, geometry.q_blocks(), words, sizeof(uint64_t)});
 }
 
 BlockPattern::BlockPattern(const PatternGeometry& geometry, const std::string& function) : geometry_(geometry) {

@@ -61,7 +61,9 @@ class PackedKv {
         heads_(static_cast<size_t>(params.batch() * params.kv_heads())),
         k_group_bytes_(kernels.k_group_bytes(static_cast<int>(params.head_dim()))),
         v_group_bytes_(params.v.data ? kernels.v_group_bytes(static_cast<int>(params.head_dim())) : 0),
-        memory_(kept(), heads_ * static_cast<size_t>(groups) * (k_group_bytes_ + v_group_bytes_),
+        memory_(kept(),
+                saturating_product(
+                    {params.batch(), params.kv_heads(), groups, static_cast<int64_t>(k_group_bytes_ + v_group_bytes_)}),
                 message(params.function, ": packed keys and values").c_str()) {
     const int64_t tasks = ceil_div(groups, kGroupsPerPackTask);
     parallel_for(static_cast<int64_t>(heads_) * tasks, [&](int64_t task) {

@@ -31,11 +31,7 @@ void finish_typed(const LinearBlock& b, int64_t row, int64_t col, int64_t rows, 
       Vec value = Vec::load(sums + i);
       if (b.bias) value = value + Vec::load_n(b.bias + col + i, n);
       if (residual) value = value + Vec::load_n(residual + i, n);
-      if (n == Vec::kLanes) {
-        value.store(out + i);
-      } else {
-        value.store_n(out + i, n);
-      }
+      value.store_n(out + i, n);
     }
   }
 }

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "core/error.h"
+#include "core/memory.h"
 #include "cpu/parallel.h"
 
 namespace sparsed::cpu {
@@ -31,6 +32,7 @@ void check_shape(const char* function, const char* argument, const RowsView& vie
 template <class Body>
 void for_rows(const RowsView& view, const Body& body) {
   constexpr int64_t kItemElements = 16384;
+  if (view.cols == 0) return;
   const int64_t rows = std::max<int64_t>(1, kItemElements / std::max<int64_t>(1, view.cols));
   parallel_for(ceil_div(view.rows, rows), [&](int64_t item) {
     for (int64_t row = item * rows; row < std::min(view.rows, (item + 1) * rows); ++row) body(row);
@@ -229,6 +231,8 @@ void token_confidence(const OpsKernels& kernels, const RowsView& logits, Confide
   const int64_t stretches = ceil_div(logits.cols, kStretch);
   const auto row_at = [&](int64_t row) { return reinterpret_cast<const float*>(logits.row(row)); };
 
+  require_memory(saturating_product({logits.rows, stretches, sizeof(Part) + sizeof(float)}),
+                 "token_confidence: what the parts of the rows hold");
   std::vector<Part> parts(static_cast<size_t>(logits.rows * stretches));
   for_stretches(logits, [&](int64_t row, int64_t stretch) {
     parts[row * stretches + stretch] = reduce_stretch(kernels, row_at(row), stretch, logits.cols);

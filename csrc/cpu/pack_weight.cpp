@@ -82,8 +82,9 @@ void pack_panel(const std::vector<WeightRows>& parts, int64_t index, PackedWeigh
 }  // namespace
 
 PackedWeight pack_weight(const std::vector<WeightRows>& parts, int64_t k, DType dtype) {
+  constexpr int64_t kMost = int64_t{1} << 60;  // cannot fit, and does not overflow
   int64_t n = 0;
-  for (const WeightRows& part : parts) n += part.rows;
+  for (const WeightRows& part : parts) n = std::min(n + std::min(part.rows, kMost), kMost);
   PackedWeight w(n, k, dtype);
   parallel_for(w.panels(), [&](int64_t index) { pack_panel(parts, index, w); });
   w.set_bias(join_bias(parts, n));
