@@ -119,6 +119,10 @@ def test_generate_interrupted_prints_what_is_there(capsys, monkeypatch) -> None:
         (["generate", MODEL, "--prompt", "the", "--cache", "dual", "--rho", "0.5"], "--rho given"),
         (["generate", MODEL, "--prompt", "the", "--rho", "2"], "rho is 2.0"),
         (["generate", MODEL, "--prompt", "the", "--block-length", "7"], "gen_length is 128, expected a multiple"),
+        (["generate", MODEL, "--prompt", "the", "--html", "."], "--html is ., expected a file"),
+        (["generate", MODEL, "--prompt", "\udcff"], "text has '\\udcff' at 13, expected Unicode"),
+        (["demo", "--seed", "-1"], "seed is -1, expected an integer >= 0"),
+        (["demo", "--length", "-1"], "length is -1, expected an integer >= 1"),
         (["demo", "--length", "64"], "length is 64, expected at least"),
         (["demo", "--questions", "9"], "questions is 9, expected at most the 8 needles"),
         (["demo", "--prompts", "0"], "prompts is 0, expected at least 1"),
@@ -150,6 +154,19 @@ def test_usage_errors_are_one_line_and_status_2(capsys, arguments, message) -> N
     err = capsys.readouterr().err
     assert exit_info.value.code == 2
     assert message in err and err.count("\n") == 1
+
+
+def test_a_narrow_encoding_and_a_closed_pipe_lose_nothing(tmp_path) -> None:
+    code = "import sparsed.cli as c; c.machine_info = lambda: {'cpu': '\u4e2d', 'backends': {}}; exit(c.main(['info']))"
+    program = [sys.executable, "-c", code]
+    environment = os.environ | {"PYTHONIOENCODING": "latin-1"}
+    run = subprocess.run(program, capture_output=True, text=True, env=environment)
+    assert (run.returncode, run.stdout, run.stderr) == (0, "cpu       ?\n", "")
+    read, write = os.pipe()
+    os.close(read)
+    run = subprocess.run([sys.executable, "-m", "sparsed", "info"], stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (run.returncode, run.stderr) == (141, "")
 
 
 def test_a_prompt_that_is_no_text_is_named(capsys, tmp_path) -> None:

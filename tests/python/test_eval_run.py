@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -50,6 +51,15 @@ def test_eval_reports_and_goes_on(capsys, tmp_path, monkeypatch) -> None:
     assert "cpu" in report["machine"] and "command" in report
     status, out, err = run(capsys, "eval", *options, "--seed", "1")
     assert status == 2 and "seed is 1, expected 0" in err
+
+
+def test_eval_answers_once_what_is_asked_twice(capsys, tmp_path) -> None:
+    options = ["--tasks", "vt", "vt", "--methods", "dense", "dense", "--samples", "1", "--lengths", "256", "256"]
+    status, _out, _err = run(capsys, "eval", *options, "--out", str(tmp_path))
+    records = (tmp_path / "records.jsonl").read_text()
+    assert status == 0 and len(records.splitlines()) == 1
+    twice = [record("dense", 0, 1.0), record("dense", 0, 1.0)]  # of two processes
+    assert [row.samples for row in summarise(twice)] == [1]
 
 
 def test_eval_reads_and_writes_ruler_files(capsys, tmp_path) -> None:
@@ -139,6 +149,18 @@ def test_heads_without_a_step_after_the_selection() -> None:
     assert heads_table(report).splitlines()[-1].split()[1:4] == ["-", "-", "-"]
 
 
+def test_heads_of_the_published_selection() -> None:
+    model = sparsed.load_model(DATA / "llada_b32")
+    sparse = SparseConfig(min_length=0, block_size=16, rho=0.5, skip=0.25, selection="reference")
+    flat, row = (head_report(model, [ids], gen_length=8, sparse=sparse) for ids in (np.arange(60), [np.arange(60)]))
+    assert flat.selected_at == 3 and (flat.similarity[3] == 1).all()  # a step later than the paper's
+    np.testing.assert_array_equal(flat.recall, row.recall)
+    with pytest.raises(ValueError, match="sparse selects in none of the 8 steps, expected a smaller skip"):
+        head_report(model, [np.arange(60)], gen_length=8, sparse=dataclasses.replace(sparse, skip=1.0))
+    with pytest.raises(ValueError, match="prompts has a batch of 2 rows"):
+        head_report(model, [[[1, 2], [3, 4]]], gen_length=8, sparse=sparse)
+
+
 def test_heads_by_torch() -> None:
     pytest.importorskip("torch")
     options = {"gen_length": 4, "sparse": SparseConfig(min_length=0, block_size=16, rho=0.5)}
@@ -170,6 +192,9 @@ def test_eval_by_torch_leaves_caches_out(capsys, tmp_path) -> None:
             ["--engine", "torch", "--methods", "dense", "dual cache"],
             "methods has dual cache, expected methods without a cache (engine torch keeps no keys and values)",
         ),
+        (["--likelihood", "f", "--tasks", "vt"], "--tasks is given with --likelihood, which does not use it"),
+        (["--jsonl", "vt=f", "--tasks", "vt"], "--tasks is given with --jsonl, which does not use it"),
+        (["--likelihood", "README.md", "--methods", "dKV-Cache"], "methods is dKV-Cache, expected one without a cache"),
         (["--jsonl", "file"], "jsonl is 'file', expected TASK=FILE"),
         (["--likelihood", "README.md", "--lengths", "10000000"], "expected at least 10000000"),
     ],

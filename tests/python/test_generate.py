@@ -172,6 +172,22 @@ def test_steps_that_fill_nothing_do_not_call_the_model(sampler, shift, sparse) -
     assert (result.generated != MASK).all()
 
 
+@pytest.mark.parametrize("refresh", [(), (0.9,), "every"])
+def test_steps_select_only_for_later_ones(refresh) -> None:
+    model = FakeModel()
+    sparse = SparseConfig(block_size=16, rho=0.3, skip=0.5, refresh=refresh, min_length=0)
+    result = generate(model, prompt_of(30), gen_length=4, steps=40, sparse=sparse)
+    filled = [step.unmasked > 0 for step in result.stats]
+    assert filled == [True] * 4 + [False] * 36  # all is filled before the selection is due
+    assert [bool(step.forwards) for step in result.stats] == filled
+
+    dream = FakeModel(shift=True)
+    result = generate(dream, prompt_of(30), gen_length=4, steps=40, sparse=sparse)
+    called = [step.step for step in result.stats if step.forwards and not step.unmasked]
+    selecting = [step.step for step in result.stats if step.phase == "select"]
+    assert called == (selecting[:1] if refresh == "every" else selecting)  # "every": later steps select themselves
+
+
 def test_more_tokens_than_steps_and_one_step() -> None:
     model = FakeModel()
     assert (generate(model, prompt_of(3), gen_length=50, steps=1).generated != MASK).all()
@@ -231,6 +247,22 @@ def test_threshold_selects_by_the_share_that_is_unmasked() -> None:
         len(result.stats) - select - 1
     )
     assert (result.generated != MASK).all()
+
+
+@pytest.mark.parametrize("gen_length", [5, 10, 40, 100])
+def test_a_threshold_selects_as_soon_as_the_share_is_reached(gen_length: int) -> None:
+    sparse = SparseConfig(block_size=16, skip=0.2, min_length=0)
+    sampler = LLaDASampler(threshold=1.0)  # a token a step
+    result = generate(FakeModel(), prompt_of(30), gen_length=gen_length, steps=1, sampler=sampler, sparse=sparse)
+    assert [step.phase for step in result.stats].index("select") == gen_length // 5
+
+
+def test_groups_that_did_not_call_the_model_have_no_density() -> None:
+    ids, mask = padded([prompt_of(30), prompt_of(20, 1)])
+    sampler = DreamSampler(alg="origin")
+    result = generate(FakeModel(shift=True), ids, prompt_mask=mask, gen_length=8, steps=24, sampler=sampler, seed=0)
+    assert {step.density for step in result.stats} == {0.0, 1.0}
+    assert result.stats.density == 1 and any(step.forwards == 1 for step in result.stats)
 
 
 def test_on_step_sees_each_step() -> None:
@@ -306,6 +338,8 @@ def test_default_sampler_is_the_familys() -> None:
         ([1], {"sampler": LLaDASampler(block_length=3)}, ValueError, "gen_length is 8, expected a multiple"),
         ([1], {"sampler": "llada"}, TypeError, "sampler is str, expected a LLaDASampler"),
         ([1], {"sparse": 0.3}, TypeError, "sparse is float, expected SparseConfig"),
+        ([1], {"on_step": 5}, TypeError, "on_step is 5, expected a function or None"),
+        ([[1, 2], [3, 4]], {"prompt_mask": [[1, 1], [1]]}, ValueError, "prompt_mask has rows of unequal length"),
         ([1], {"seed": -1}, ValueError, "seed is -1, expected an integer >= 0"),
         ([1], {"seed": 0.5}, TypeError, "seed is 0.5, expected an integer"),
         ([1], {"temperature": 0.5}, TypeError, "temperature"),

@@ -137,7 +137,7 @@ def test_batches_give_what_each_text_gets_alone(options):
     assert texts[1] == texts[3] == [f"{name} is {number} ;" for name, number in FACTS.items()]
 
 
-def test_generation_options(monkeypatch):
+def test_generation_options(monkeypatch, caplog):
     calls = []
 
     def note(model, prompts, **options):
@@ -161,6 +161,11 @@ def test_generation_options(monkeypatch):
     assert made["gen_length"] == 256
     assert made["sampler"] == sparsed.LLaDASampler(block_length=8) and made["sparse"] == sparsed.SparseConfig(rho=0.5)
     assert options_of({}, sparse="sliding_window", window=64)["sparse"] == sparsed.SlidingWindow(64)
+    made = options_of({"do_sample": True, "top_p": 0.9}, gen_length=8)
+    assert made["sampler"] == sparsed.LLaDASampler(temperature=1.0)
+    assert "a task's top_p=0.9 has no effect: not an option of LLaDASampler" in caplog.text
+    made = options_of({"do_sample": False, "temperature": 0.5, "top_k": 3}, gen_length=8)
+    assert made["sampler"] == sparsed.LLaDASampler()
 
 
 def test_stop_strings():
@@ -175,6 +180,12 @@ def test_dream_generates(dream):
     requests = requests_of("generate_until", *[(text, {"max_gen_toks": 4}) for text in ("", "the sun", "the sky is")])
     once, again = (lm.generate_until(requests, disable_tqdm=True) for _ in range(2))
     assert once == again and len(once) == 3
+
+
+def test_a_task_decides_what_the_sampler_has(dream):
+    lm = SparsedLM(dream, top_k=7)
+    job = lm._job(0, "the sun", {"max_gen_toks": 4, "temperature": 0.2, "top_p": 0.95, "top_k": 5})
+    assert dict(job.sampling) == {"temperature": 0.2, "top_p": 0.95}  # the model's own top_k stays
 
 
 # --- likelihood ------------------------------------------------------------------------------------------------------

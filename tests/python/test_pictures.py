@@ -207,6 +207,9 @@ def test_confidence_shade() -> None:
     shade = confidence_shade(np.array([0.2, np.nan, 1], np.float32))
     assert shade == pytest.approx([0.2, 0, 1])
     assert confidence_shade(np.array([-1, 0], np.float32)) == pytest.approx([np.exp(-1), 1])
+    assert confidence_shade(np.array([1e-10, 1e-10], np.float32)) == pytest.approx([1, 1])  # of certain tokens
+    assert confidence_shade(np.array([-2, np.nan], np.float32)) == pytest.approx([np.exp(-2), 0])
+    assert confidence_shade(np.array([0, 0], np.float32)) == pytest.approx([0, 0])
 
 
 def test_row_patterns_of_padded_rows() -> None:

@@ -200,6 +200,25 @@ def test_a_forward_pass_that_died_is_forgotten(llada: nn.Module) -> None:
 
 
 @torch.no_grad()
+def test_a_forward_pass_that_died_behind_the_attention_is_forgotten(llada: nn.Module) -> None:
+    with accelerate(llada, TINY, steps=3, prompt_length=20) as acceleration:
+        expected = [llada(random_ids(1, 64)) for _ in range(3)]
+
+        def die(module: Any, inputs: Any) -> None:
+            raise KeyboardInterrupt
+
+        hook = llada.model.transformer["ln_f"].register_forward_pre_hook(die)
+        for _ in range(2):  # twice: the pass after the first death dies too
+            with pytest.raises(KeyboardInterrupt):
+                llada(random_ids(1, 64))
+        hook.remove()
+        for logits in expected:
+            assert torch.equal(llada(random_ids(1, 64)), logits)
+        assert acceleration.cache.step == 2
+    assert not llada._forward_hooks and not llada._forward_pre_hooks
+
+
+@torch.no_grad()
 def test_the_second_call_takes_the_place_of_the_first(llada: nn.Module) -> None:
     ids = random_ids(1, 64)
     plain = llada(ids)
