@@ -220,7 +220,7 @@ Immutable; compared and hashed by content.)")
       .def_property_readonly("density",
                              py::cpp_function(&PlacedPattern::density, py::call_guard<py::gil_scoped_release>()),
                              "Share of (query block, key block) pairs selected.")
-      .def_property_readonly("head_density", on_host(&head_density), "The same per head: float64 (B, H).")
+      .def_property_readonly("head_density", on_host(&head_density), "Density of each head, float64 (B, H).")
       .def_property_readonly("nbytes", &PlacedPattern::nbytes, "Bytes of the bit rows.")
       .def("to_mask", on_host(&to_mask), "Bool array (B, H, q_blocks, kv_blocks).")
       .def("row", on_host(&row), py::arg("batch"), py::arg("head"), py::arg("q_block"),

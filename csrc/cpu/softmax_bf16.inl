@@ -9,7 +9,7 @@
 namespace sparsed {
 namespace {
 
-constexpr float kHeadroom = 16.f;
+constexpr float kHeadroom = 16.f;  // of bfloat16's range of 126 below 1: probabilities reach down to 2^-110
 // Beyond it float32 no longer holds the fraction of an exponent: such chunks, and NaN, take the softmax in float32.
 constexpr float kFarScore = 0x1p14f;
 
@@ -77,7 +77,7 @@ bool exponentiate(const Chunk& chunk, int first, int keys, const float* s, const
 }
 
 // Moves the maxima above the scores s of the chunk's keys from `first` on, and scales what the chunk has so far. False:
-// the scores are not for bfloat16's softmax.
+// the scores are not for bfloat16's softmax. (Where a step is a whole chunk there is nothing so far.)
 template <class T, int NV, Sums kSums>
 bool raise_max(const Chunk& chunk, int first, int keys, const float* s, bool fresh, State& state, typename T::Prob* p,
                ChunkSums<NV>& sums) {

@@ -62,7 +62,7 @@ class BlockPattern:
         ...
     def _repr_html_(self) -> str:
         ...
-    def jaccard(self, other: BlockPattern) -> numpy.typing.NDArray[numpy.float64]:
+    def jaccard(self, other: typing.Any) -> numpy.typing.NDArray[numpy.float64]:
         """
         ``|A and B| / |A or B|`` per head, float64 (B, H); 1 where both are empty.
         """
@@ -130,7 +130,7 @@ class BlockPattern:
     @property
     def head_density(self) -> numpy.typing.NDArray[numpy.float64]:
         """
-        The same per head: float64 (B, H).
+        Density of each head, float64 (B, H).
         """
     @property
     def heads(self) -> int:
@@ -207,7 +207,7 @@ class PackedWeight:
         ...
 def active_backend() -> str:
     ...
-def attention(q: typing.Any, k: typing.Any, v: typing.Any, pattern: typing.Any, scale: typing.Any, key_mask: typing.Any, return_lse: bool, memory: typing.Any = None) -> typing.Any:
+def attention(q: typing.Any, k: typing.Any, v: typing.Any, pattern: typing.Any, scale: typing.Any, key_mask: typing.Any, return_lse: typing.Any, memory: typing.Any = None) -> typing.Any:
     ...
 def attention_and_select(q: typing.Any, k: typing.Any, v: typing.Any, prompt_length: typing.Any, block_size: typing.Any, rho: typing.Any, selection: typing.Any, scale: typing.Any, selection_scale: typing.Any, key_mask: typing.Any, memory: typing.Any = None) -> tuple[typing.Any, BlockPattern]:
     ...
@@ -221,7 +221,7 @@ def num_threads() -> int:
     ...
 def pack_weight(weight: typing.Any, bias: typing.Any, dtype: typing.Any) -> PackedWeight:
     ...
-def pack_weights(weights: collections.abc.Sequence[typing.Any], biases: collections.abc.Sequence[typing.Any] | None, dtype: typing.Any) -> PackedWeight:
+def pack_weights(weights: typing.Any, biases: typing.Any, dtype: typing.Any) -> PackedWeight:
     ...
 def require_memory(bytes: typing.SupportsInt | typing.SupportsIndex, what: str) -> None:
     ...

@@ -34,7 +34,8 @@ class HeadReport:
         neighbours: (T - 1, N, H), Jaccard similarity of what neighbouring steps would select.
         recall: (T, N, H), the share of a query's attention that lies in the pattern, mean over the queries; NaN
             before the selection step.
-        rhos, recall_of_rho: (R,) and (R, N, H), the recall in the selection step for other shares of kept blocks.
+        rhos: Other shares of kept blocks, R of them.
+        recall_of_rho: (R, N, H), the recall in the selection step with each.
     """
 
     selected_at: int

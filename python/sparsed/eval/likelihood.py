@@ -23,7 +23,7 @@ class Likelihood:
 
     @property
     def perplexity(self) -> float:
-        """exp(nats_per_token): an upper bound."""
+        """An upper bound, exp(nats_per_token)."""
         return float(np.exp(self.nats_per_token))
 
 

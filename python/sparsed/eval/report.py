@@ -26,7 +26,9 @@ class Row:
         answers: References that were asked for in them.
         accuracy: In points, 0 ... 100, the mean over the tasks' samples.
         difference: To dense on the same samples, in points; None for dense itself, or where dense did not run.
-        seconds, forwards, density: Means per answer.
+        seconds: Mean per answer.
+        forwards: Mean per answer.
+        density: Mean over the answers.
         tasks: Points by task.
     """
 
