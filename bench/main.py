@@ -20,7 +20,7 @@ from .report import Report
 # Name: (module, what it measures, options beside the common ones).
 _BENCHMARKS = {
     "attention": ("attention", "dense and sparse attention against torch", ("shape", "sparsity", "peers")),
-    "selection": ("selection", "what the fused selection adds to a dense pass", ("shape", "blocks")),
+    "selection": ("selection", "what the fused selection adds to a dense pass, and costs alone", ("shape", "blocks")),
     "gqa": ("gqa", "grouped key/value heads against as many as query heads", ("shape",)),
     "linear": ("linear", "packed linear layers against torch", ("model", "peers")),
     "step": ("step", "a denoising step by part", ("length", "model", "layers", "blocks")),

@@ -1,4 +1,4 @@
-"""`sparsed bench selection`: what the fused selection adds to a dense pass, top-k included."""
+"""`sparsed bench selection`: what the fused selection adds to a dense pass, and what it costs alone; top-k included."""
 
 from __future__ import annotations
 
@@ -23,10 +23,12 @@ COLUMNS: tuple[Column, ...] = (
     *TIME_COLUMNS,
     ("overhead", "overhead", percent),
     ("overhead_paired", "paired", percent),
+    ("share", "of attention", percent),
 )
 NOTE = (
     "overhead = (attention_and_select - attention) / attention of the medians, top-k included; paired: the median of "
-    "the same over the rounds, in which slow load cancels."
+    "the same over the rounds, in which slow load cancels. of attention = select / attention: the selection without an "
+    "output."
 )
 # Share of the sequence that is generated.
 _GENERATED = 1 / 16
@@ -48,6 +50,10 @@ def run(options: Options, report: Report) -> None:
             check_attention(f"attention_and_select, b {block_size}", call()[0], q, k, v, None, full=False)
         contenders = {"attention": partial(sparsed.attention, q, k, v)}
         contenders |= {f"select {block_size}": call for block_size, call in calls.items()}
+        contenders |= {
+            f"alone {block_size}": partial(sparsed.select, q, k, **settings(case.length, block_size))
+            for block_size in axes.block_sizes
+        }
         timings = time_in_turns(contenders, options.repeat, options.sample_seconds)
         progress("")
 
@@ -55,18 +61,15 @@ def run(options: Options, report: Report) -> None:
         shape: Row = case.fields()
         rows: list[Row] = [{**shape, "contender": "attention", **dense.fields()}]
         for block_size in axes.block_sizes:
-            timing = timings[f"select {block_size}"]
-            rows.append(
-                {
-                    **shape,
-                    "contender": "attention_and_select",
-                    "block_size": block_size,
-                    "rho": PUBLISHED_RHO[block_size],
-                    **timing.fields(),
-                    "overhead": timing.median / dense.median - 1,
-                    "overhead_paired": median_ratio(timing, dense) - 1,
-                }
-            )
+            timing, alone = timings[f"select {block_size}"], timings[f"alone {block_size}"]
+            common = {"block_size": block_size, "rho": PUBLISHED_RHO[block_size]}
+            overhead = {
+                "overhead": timing.median / dense.median - 1,
+                "overhead_paired": median_ratio(timing, dense) - 1,
+            }
+            rows.append({**shape, "contender": "attention_and_select", **common, **timing.fields(), **overhead})
+            share = {"share": alone.median / dense.median}
+            rows.append({**shape, "contender": "select", **common, **alone.fields(), **share})
         report.section(str(case), COLUMNS, rows)
     report.note(NOTE)
 

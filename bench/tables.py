@@ -100,8 +100,9 @@ def _densities(rows: Sequence[Row]) -> list[Table]:
 
 
 def _selection(rows: Sequence[Row]) -> Table:
-    header = ["dtype, head_dim, tokens", "block", "dense ms", "with selection ms", "overhead"]
+    header = ["dtype, head_dim, tokens", "block", "dense ms", "with selection ms", "overhead", "selection alone ms"]
     dense = {_shape(row): row["median_s"] for row in rows if row["contender"] == "attention"}
+    alone = {(_shape(row), row["block_size"]): row["median_s"] for row in rows if row["contender"] == "select"}
     lines = [
         [
             ", ".join(map(str, _shape(row))),
@@ -109,6 +110,7 @@ def _selection(rows: Sequence[Row]) -> Table:
             f"{1e3 * dense[_shape(row)]:.1f}",
             f"{1e3 * row['median_s']:.1f}",
             f"{100 * row['overhead']:.1f} %",
+            f"{1e3 * alone[_shape(row), row['block_size']]:.1f}",
         ]
         for row in rows
         if "overhead" in row

@@ -70,9 +70,14 @@ def test_grouped_heads(tmp_path: Path) -> None:
 def test_selection(tmp_path: Path) -> None:
     content = run(tmp_path, "selection", *TINY, "--head-dim", "64", "--dtype", "float32", "--block-size", "16", "32")
     dense, *selecting = content["rows"]
-    assert [row["block_size"] for row in selecting] == [16, 32]
+    assert [(row["contender"], row["block_size"]) for row in selecting] == [
+        (name, size) for size in (16, 32) for name in ("attention_and_select", "select")
+    ]
     for row in selecting:
-        assert row["overhead"] == pytest.approx(row["median_s"] / dense["median_s"] - 1)
+        ratio = row["median_s"] / dense["median_s"]
+        assert row.get("overhead", ratio - 1) == pytest.approx(ratio - 1)
+        assert row.get("share", ratio) == pytest.approx(ratio)
+    assert "selection alone ms" in tables.markdown(content)
 
 
 def test_linear(tmp_path: Path) -> None:
