@@ -209,5 +209,5 @@ def test_torch_is_needed_only_when_asked_for(monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", without_torch)
     assert sparsed.load_model(DATA / "dream_tail").dtype == "float32"
-    with pytest.raises(ImportError, match="sparsed.torch needs torch"):
+    with pytest.raises(ImportError, match="torch is not installed, expected: pip install torch"):
         sparsed.load_model(DATA / "dream_tail", engine="torch")
