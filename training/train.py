@@ -122,6 +122,9 @@ class Trainer:
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / STATE).is_file():
             self._load()
+        log = folder / LOG
+        if log.is_file():
+            os.truncate(log, len(_whole_lines(log)))
 
     def _load(self) -> None:
         state = torch.load(self.folder / STATE, weights_only=True)
@@ -228,10 +231,7 @@ class Trainer:
             "tokens": self.tokens,
             "seconds": round(self.seconds, 1),
         }
-        path = self.folder / LOG
-        path.touch()
-        os.truncate(path, len(_whole_lines(path)))
-        with path.open("a", encoding="utf-8") as file:
+        with (self.folder / LOG).open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         print(" ".join(f"{key} {value}" for key, value in record.items()), flush=True)
 

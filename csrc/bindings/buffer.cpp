@@ -1,13 +1,12 @@
 #include "bindings/buffer.h"
 
+#include <algorithm>
 #include <memory>
 #include <utility>
 
 #include "bindings/arrays.h"
 #include "bindings/dlpack.h"
 #include "bindings/register.h"
-#include "core/error.h"
-#include "core/memory.h"
 
 namespace sparsed::python {
 namespace {
@@ -47,8 +46,8 @@ Buffer::Buffer(DType dtype, std::vector<int64_t> shape, const char* function, co
   int64_t stride = 1;
   for (size_t axis = shape_.size(); axis-- > 0; stride *= shape_[axis]) strides_[axis] = stride;
   // numpy's allocator asks for huge pages, which a first touch of large arrays gains from.
-  const size_t bytes = nbytes(shape_, static_cast<int64_t>(dtype_size(dtype)));
-  require_memory(bytes, message(function, ": ", argument).c_str());
+  constexpr size_t kMost = size_t{1} << 62;  // new_array refuses it, and it has room for the alignment
+  const size_t bytes = std::min(nbytes(shape_, static_cast<int64_t>(dtype_size(dtype))), kMost);
   size_t space = bytes + kAlignment;
   memory_ = new_array(py::dtype::of<uint8_t>(), {static_cast<py::ssize_t>(space)}, function, argument);
   data_ = memory_.mutable_data();

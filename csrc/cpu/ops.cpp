@@ -33,7 +33,7 @@ template <class Body>
 void for_rows(const RowsView& view, const Body& body) {
   constexpr int64_t kItemElements = 16384;
   if (view.cols == 0) return;
-  const int64_t rows = std::max<int64_t>(1, kItemElements / std::max<int64_t>(1, view.cols));
+  const int64_t rows = std::max<int64_t>(1, kItemElements / view.cols);
   parallel_for(ceil_div(view.rows, rows), [&](int64_t item) {
     for (int64_t row = item * rows; row < std::min(view.rows, (item + 1) * rows); ++row) body(row);
   });

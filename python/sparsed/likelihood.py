@@ -61,7 +61,9 @@ def log_likelihood(
     check.number("cfg_scale", cfg_scale, low=0)
     check.integer("seed", seed, low=0, optional=True)
     if samples % batch_size:
-        raise ValueError(f"log_likelihood: samples is {samples}, expected a multiple of batch_size {batch_size}")
+        raise ValueError(
+            f"log_likelihood: samples is {samples}, expected a multiple of batch_size {batch_size} (lm-eval: mc_num)"
+        )
     before, behind = _rows("log_likelihood", model, prefix, target)
     if model.config.shift_logits and not before.size:
         raise ValueError("log_likelihood: prefix is empty, expected a token (the model predicts from the one before)")

@@ -170,10 +170,6 @@ class SparsedLM(TemplateLM):
         **_: Any,
     ) -> list[tuple[float, bool]]:
         check_greedy = self._is_check_greedy if check_greedy is None else check_greedy
-        if self._mc_num % self.batch_size:
-            raise ValueError(
-                f"SparsedLM: mc_num is {self._mc_num}, expected a multiple of batch_size {self.batch_size}"
-            )
         results = []
         for key, context, continuation in tqdm(requests, desc="Likelihoods", disable=disable_tqdm):
             prefix = self._truncated(context, len(continuation)) or [self.prefix_token_id]

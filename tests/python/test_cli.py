@@ -156,7 +156,7 @@ def test_usage_errors_are_one_line_and_status_2(capsys, arguments, message) -> N
     assert message in err and err.count("\n") == 1
 
 
-def test_a_narrow_encoding_and_a_closed_pipe_lose_nothing(tmp_path) -> None:
+def test_a_narrow_encoding_and_a_closed_pipe_lose_nothing() -> None:
     code = "import sparsed.cli as c; c.machine_info = lambda: {'cpu': '\u4e2d', 'backends': {}}; exit(c.main(['info']))"
     program = [sys.executable, "-c", code]
     environment = os.environ | {"PYTHONIOENCODING": "latin-1"}

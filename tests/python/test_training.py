@@ -94,11 +94,11 @@ def test_training_resumes_to_the_bit_and_exports(tmp_path) -> None:
     whole = train.Trainer(tmp_path / "whole", OPTIONS)
     whole.train()
     train.Trainer(tmp_path / "parts", OPTIONS).train(until=4)
-    resumed = train.Trainer(tmp_path / "parts", OPTIONS)
-    assert resumed.step == 4
     with (tmp_path / "parts" / train.LOG).open("a") as file:
         file.write('{"step": 4, "los')  # a crash
     assert train.read_log(tmp_path / "parts") == []
+    resumed = train.Trainer(tmp_path / "parts", OPTIONS)
+    assert resumed.step == 4
     resumed.train()
     assert train.read_log(tmp_path / "parts")[-1]["step"] == 6
     for name, tensor in whole.model.state_dict().items():

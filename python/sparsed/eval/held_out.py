@@ -42,7 +42,11 @@ class TextRecord:
 def score_text(setup: Setup, methods: Methods) -> list[str]:
     """Scores what the folder has no record of, dense before the others; writes likelihood.json; returns the lines."""
     args = setup.args
-    if all(method.cache is not None for length in args.lengths for method in methods(length)):
+
+    def uncached(length: int) -> list[Any]:
+        return [method for method in methods(length) if method.cache is None]
+
+    if not uncached(args.lengths[0]):
         names = ", ".join(method.name for method in methods(args.lengths[0]))
         raise ValueError(f"eval: methods is {names}, expected one without a cache (--likelihood scores whole passes)")
     ids = setup.tokenizer.encode(read_text(args.likelihood))
@@ -50,10 +54,6 @@ def score_text(setup: Setup, methods: Methods) -> list[str]:
         if len(ids) < length:
             raise ValueError(f"eval: {args.likelihood} has {len(ids)} tokens, expected at least {length}")
     require_known(setup.tokenizer, ids, str(args.likelihood))
-
-    def uncached(length: int) -> list[Any]:
-        return [method for method in methods(length) if method.cache is None]
-
     source = {"target": args.target, "draws": args.draws, **file_identity(args.likelihood)}
     log = Log(args.out, setup.plan(uncached, args.lengths) | {"text": source}, TextRecord, _NAME)
     done = {record.key for record in log.records}

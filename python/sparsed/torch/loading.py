@@ -64,10 +64,7 @@ def load_transformer(
         if not isinstance(device_map, (str, Mapping)):
             raise TypeError(f"load_model: device_map is {device_map!r}, expected a strategy such as 'auto' or a dict")
         devices = resolve_device_map(network, device_map, NetworkLayer.__name__)
-    try:
-        places = [torch.device(where) for where in devices.values()]
-    except RuntimeError as error:
-        raise ValueError(f"load_model: device is {device!r}, expected one that torch knows: {error}") from None
+    places = dict.fromkeys(map(_known_device, devices.values()))
     for where in places:
         if where.type == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"load_model: device is {where}, expected one that torch can use here")
@@ -85,7 +82,14 @@ def load_transformer(
                 _copy(target.weight, array[target.index])
     if device_map is not None:
         dispatch(network, devices)
-    return TorchTransformer(config, network, dtype, share, tuple(dict.fromkeys(map(torch.device, devices.values()))))
+    return TorchTransformer(config, network, dtype, share, tuple(places))
+
+
+def _known_device(where: Any) -> torch.device:
+    try:
+        return torch.device(where)
+    except RuntimeError as error:
+        raise ValueError(f"load_model: device is {where!r}, expected one that torch knows: {error}") from None
 
 
 def _targets(
