@@ -45,7 +45,6 @@ Plan make_plan(const AttentionParams& params, const char* function) {
   args.k = array_of(params.k);
   args.v = array_of(params.v);
   args.out = array_of(params.out);
-  plan.output = params.out.data != nullptr;
   args.lse = params.lse;
   args.key_mask = params.key_mask;
   args.batch = static_cast<int>(params.batch());

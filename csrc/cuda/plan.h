@@ -26,12 +26,13 @@ enum class Kernel {
 struct Plan {
   Kernel kernel = Kernel::kPlain;
   Sums sums = Sums::kNone;
-  bool output = true;  // false: a selection alone
   bool split = false;  // kSm90: warpgroups share query rows
   int head_dim = 0;    // that the kernel is compiled for: the array's, or the next one above
   int threads = 0;     // of a block
   int64_t blocks = 0;  // one per work item
   AttentionArgs args;
+
+  bool output() const { return args.out.data != nullptr; }  // false: a selection alone
 };
 
 // Arguments for device memory behind params' pointers. lists: nullptr is dense. Throws where lengths exceed what the

@@ -28,10 +28,10 @@ template <class F>
 void with_traits(const Plan& plan, DType dtype, const F& f) {
   if (dtype == DType::kFloat16) {  // the element type changes three instructions: one head_dim stands for both
     ASSERT_EQ(plan.head_dim, 64);
-    return with_sm90<F16, 64>(plan.sums, plan.split, plan.output, f);
+    return with_sm90<F16, 64>(plan.sums, plan.split, plan.output(), f);
   }
-  plan.head_dim == 64 ? with_sm90<Bf16, 64>(plan.sums, plan.split, plan.output, f)
-                      : with_sm90<Bf16, 128>(plan.sums, plan.split, plan.output, f);
+  plan.head_dim == 64 ? with_sm90<Bf16, 64>(plan.sums, plan.split, plan.output(), f)
+                      : with_sm90<Bf16, 128>(plan.sums, plan.split, plan.output(), f);
 }
 
 Report run(const Plan& plan, DType dtype, Launch launch) {

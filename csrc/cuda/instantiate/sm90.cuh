@@ -26,8 +26,8 @@ DeviceKernel device_kernel() {
 template <int kHeadDim>
 DeviceKernel kernel_sm90(DType dtype, const Plan& plan) {
   const auto kernel = [](auto traits) { return device_kernel<decltype(traits)>(); };
-  return dtype == DType::kBFloat16 ? with_sm90<Bf16, kHeadDim>(plan.sums, plan.split, plan.output, kernel)
-                                   : with_sm90<F16, kHeadDim>(plan.sums, plan.split, plan.output, kernel);
+  return dtype == DType::kBFloat16 ? with_sm90<Bf16, kHeadDim>(plan.sums, plan.split, plan.output(), kernel)
+                                   : with_sm90<F16, kHeadDim>(plan.sums, plan.split, plan.output(), kernel);
 }
 
 }  // namespace sparsed::cuda

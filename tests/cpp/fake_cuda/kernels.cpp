@@ -31,7 +31,7 @@ DeviceKernel sm80_kernel(Sums sums, int warps) {
 
 template <class T, int kHeadDim>
 DeviceKernel sm90_kernel(const Plan& plan) {
-  return with_sm90<T, kHeadDim>(plan.sums, plan.split, plan.output, [](auto traits) {
+  return with_sm90<T, kHeadDim>(plan.sums, plan.split, plan.output(), [](auto traits) {
     using Traits = decltype(traits);
     return DeviceKernel{host_kernel<Sm90Args, attention_sm90<Traits>>(), Traits::kSharedBytes};
   });
