@@ -36,16 +36,24 @@ void finish_typed(const LinearBlock& b, int64_t row, int64_t col, int64_t rows, 
   }
 }
 
+// body(Residual(), Out()): the element types of the block's residual and output.
+template <class Body>
+inline void with_out_types(const LinearBlock& b, const Body& body) {
+  const bool wide_residual = b.residual_dtype == DType::kFloat32;
+  if (b.out_dtype == DType::kFloat32) {
+    wide_residual ? body(float(), float()) : body(Bf16(), float());
+  } else {
+    wide_residual ? body(float(), Bf16()) : body(Bf16(), Bf16());
+  }
+}
+
 // out = sums + bias + residual, rounded once, for the outputs (row ..., col ...) of the block. sums: [rows][stride],
 // readable up to a whole vector.
 inline void finish(const LinearBlock& b, int64_t row, int64_t col, int64_t rows, int64_t cols, const float* sums,
                    int64_t stride) {
-  const bool wide_residual = b.residual_dtype == DType::kFloat32;
-  if (b.out_dtype == DType::kFloat32) {
-    (wide_residual ? finish_typed<float, float> : finish_typed<Bf16, float>)(b, row, col, rows, cols, sums, stride);
-  } else {
-    (wide_residual ? finish_typed<float, Bf16> : finish_typed<Bf16, Bf16>)(b, row, col, rows, cols, sums, stride);
-  }
+  with_out_types(b, [&](auto residual, auto out) {
+    finish_typed<decltype(residual), decltype(out)>(b, row, col, rows, cols, sums, stride);
+  });
 }
 
 }  // namespace linear
