@@ -11,8 +11,9 @@ from typing import Any
 
 from .arrays import Array
 
-# A pause before each contender, in which the threads of the one before stop spinning: OpenBLAS takes 20 ms.
-_PAUSE = 0.03
+# A pause before each contender, in which the threads of the one before stop spinning: OpenBLAS takes 20 ms, and up to
+# 100 after the large products that a check computes.
+_PAUSE, _PAUSE_AFTER_CHECK = 0.03, 0.2
 
 
 @dataclass(frozen=True)
@@ -66,13 +67,14 @@ class Timing:
 
 
 def time_in_turns(contenders: Mapping[str, Callable[[], object]], repeat: int, min_seconds: float) -> dict[str, Timing]:
-    """Runs A B C A B C ...: the machine's load meets all alike. Each is warmed up twice first.
+    """Runs A B C A B C ...: the machine's load meets all alike. Each is warmed up first, by two runs or more.
 
     Args:
         contenders: What runs, by name.
         repeat: Rounds.
         min_seconds: A sample repeats a shorter run until it lasts about this long, and counts the mean.
     """
+    time.sleep(_PAUSE_AFTER_CHECK)
     loops = {name: _calibrate(run, min_seconds) for name, run in contenders.items()}
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(repeat):
@@ -86,11 +88,15 @@ def time_in_turns(contenders: Mapping[str, Callable[[], object]], repeat: int, m
 
 
 def _calibrate(run: Callable[[], object], min_seconds: float) -> int:
-    """Runs of one sample. The first run, which may be cold, does not count."""
+    """Runs of one sample, by the fastest run for as long. The first, which may be cold, does not count."""
+    time.sleep(_PAUSE)
     run()
-    began = time.perf_counter()
-    run()
-    return max(1, math.ceil(min_seconds / max(time.perf_counter() - began, 1e-6)))
+    seconds: list[float] = []
+    while not seconds or sum(seconds) < min_seconds:
+        began = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - began)
+    return max(1, math.ceil(min_seconds / max(min(seconds), 1e-6)))
 
 
 def median_ratio(a: Timing, b: Timing) -> float:
