@@ -11,9 +11,9 @@ from typing import Any
 
 from .arrays import Array
 
-# A pause before each contender, in which the threads of the one before stop spinning: OpenBLAS takes 20 ms, and up to
-# 100 after the large products that a check computes.
-_PAUSE, _PAUSE_AFTER_CHECK = 0.03, 0.2
+# A pause before each contender, in which the threads of the one before, or of the check, stop spinning: OpenBLAS's
+# take 105 ms on the machine of the results.
+_PAUSE = 0.15
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,6 @@ def time_in_turns(contenders: Mapping[str, Callable[[], object]], repeat: int, m
         repeat: Rounds.
         min_seconds: A sample repeats a shorter run until it lasts about this long, and counts the mean.
     """
-    time.sleep(_PAUSE_AFTER_CHECK)
     loops = {name: _calibrate(run, min_seconds) for name, run in contenders.items()}
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(repeat):
