@@ -80,7 +80,8 @@ py::capsule Buffer::capsule() const {
 }
 
 void register_buffer(py::module_& m) {
-  py::class_<Buffer>(m, "HostBuffer", "A result that another library's ``from_dlpack`` takes without a copy.")
+  py::class_<Buffer>(m, "HostBuffer", no_constructor(),
+                     "A result that another library's ``from_dlpack`` takes without a copy.")
       .def(
           "__dlpack__", [](const Buffer& self, const py::kwargs&) { return self.capsule(); },
           "A new capsule. Consumers' arguments (stream, max_version, dl_device, copy) change nothing on the CPU.")

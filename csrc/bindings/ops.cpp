@@ -272,7 +272,8 @@ py::typing::Tuple<py::array_t<int64_t>, py::array_t<float>> token_confidence(con
 }  // namespace
 
 void register_ops(py::module_& m) {
-  py::class_<PackedWeight>(m, "PackedWeight", "A weight matrix (N, K) in the order that the kernels read.")
+  py::class_<PackedWeight>(m, "PackedWeight", no_constructor(),
+                           "A weight matrix (N, K) in the order that the kernels read.")
       .def_property_readonly("shape", [](const PackedWeight& w) { return std::pair(w.n(), w.k()); })
       .def_property_readonly("dtype", [](const PackedWeight& w) { return dtype_name(w.dtype()); })
       .def_property_readonly("nbytes", &PackedWeight::nbytes)

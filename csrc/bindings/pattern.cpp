@@ -174,22 +174,12 @@ std::string repr(const BlockPattern& pattern) {
   return text.str();
 }
 
-py::tuple get_state(const BlockPattern& pattern) {
-  const PatternGeometry& g = pattern.geometry();
-  return py::make_tuple(to_mask(pattern), g.block_size, g.q_len, g.kv_len, g.prompt_length);
-}
-
-BlockPattern set_state(const py::tuple& state) {
-  check(state.size() == 5, "BlockPattern: a pickled state has ", state.size(), " parts, expected 5");
-  return from_mask(state[0], state[1], state[2], state[3], state[4]);
-}
-
 }  // namespace
 
 void register_pattern(py::module_& m) {
   const auto geometry = [](auto field) { return [field](const PlacedPattern& p) { return p.geometry().*field; }; };
   py::class_<PlacedPattern, std::shared_ptr<PlacedPattern>>(
-      m, "BlockPattern", R"(Which key blocks each (batch, query head, query block) attends to.
+      m, "BlockPattern", no_constructor(), R"(Which key blocks each (batch, query head, query block) attends to.
 
 B batch, H query heads; queries and keys are cut into blocks of ``block_size`` tokens, the last one may be shorter.
 Immutable; compared and hashed by content.)")
@@ -232,8 +222,7 @@ Immutable; compared and hashed by content.)")
            "``|A and B| / |A or B|`` per head, float64 (B, H); 1 where both are empty.")
       .def("__eq__", on_host(&equal), py::arg("other"), py::pos_only())
       .def("__hash__", on_host(&hash))
-      .def("__repr__", on_host(&repr))
-      .def(py::pickle(on_host(&get_state), placed(&set_state)));
+      .def("__repr__", on_host(&repr));
 }
 
 }  // namespace sparsed::python

@@ -116,7 +116,7 @@ double density(LockedCache& self, const py::object& layer) {
 }  // namespace
 
 void register_pattern_cache(py::module_& m) {
-  py::class_<LockedCache>(m, "PatternCache", "The state machine of ``sparsed.PatternCache``.")
+  py::class_<LockedCache>(m, "PatternCache", no_constructor(), "The state machine of ``sparsed.PatternCache``.")
       .def_static("sparse", &sparse_cache, py::kw_only(), py::arg("steps"), py::arg("prompt_length"), py::arg("skip"),
                   py::arg("rho"), py::arg("block_size"), py::arg("selection"), py::arg("selection_scale"),
                   py::arg("isolate"), py::arg("refresh"), py::arg("refresh_every"), py::arg("min_length"))

@@ -12,6 +12,11 @@ class HostBuffer:
     """
     A result that another library's ``from_dlpack`` takes without a copy.
     """
+    @staticmethod
+    def __new__(type, *args, **kwargs):
+        """
+        Create and return a new object.  See help(type) for accurate signature.
+        """
     def __dlpack__(self, **kwargs) -> typing_extensions.CapsuleType:
         """
         A new capsule. Consumers' arguments (stream, max_version, dl_device, copy) change nothing on the CPU.
@@ -25,6 +30,11 @@ class BlockPattern:
     B batch, H query heads; queries and keys are cut into blocks of ``block_size`` tokens, the last one may be shorter.
     Immutable; compared and hashed by content.
     """
+    @staticmethod
+    def __new__(type, *args, **kwargs):
+        """
+        Create and return a new object.  See help(type) for accurate signature.
+        """
     @staticmethod
     def from_mask(mask: typing.Any, *, block_size: typing.Any, q_len: typing.Any, kv_len: typing.Any, prompt_length: typing.Any = 0) -> BlockPattern:
         """
@@ -52,13 +62,9 @@ class BlockPattern:
         """
     def __eq__(self, other: typing.Any) -> typing.Any:
         ...
-    def __getstate__(self) -> tuple:
-        ...
     def __hash__(self) -> int:
         ...
     def __repr__(self) -> str:
-        ...
-    def __setstate__(self, arg0: tuple) -> None:
         ...
     def _repr_html_(self) -> str:
         ...
@@ -160,6 +166,11 @@ class PatternCache:
     The state machine of ``sparsed.PatternCache``.
     """
     @staticmethod
+    def __new__(type, *args, **kwargs):
+        """
+        Create and return a new object.  See help(type) for accurate signature.
+        """
+    @staticmethod
     def sparse(*, steps: typing.Any, prompt_length: typing.Any, skip: typing.SupportsFloat | typing.SupportsIndex, rho: typing.SupportsFloat | typing.SupportsIndex, block_size: typing.SupportsInt | typing.SupportsIndex, selection: typing.Any, selection_scale: typing.Any, isolate: bool, refresh: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex], refresh_every: bool, min_length: typing.SupportsInt | typing.SupportsIndex) -> PatternCache:
         ...
     @staticmethod
@@ -191,6 +202,11 @@ class PackedWeight:
     """
     A weight matrix (N, K) in the order that the kernels read.
     """
+    @staticmethod
+    def __new__(type, *args, **kwargs):
+        """
+        Create and return a new object.  See help(type) for accurate signature.
+        """
     def __repr__(self) -> str:
         ...
     @property

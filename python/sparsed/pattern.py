@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 import inspect
 from collections.abc import Sequence
 from typing import Any, Literal, TypeVar, cast
@@ -245,3 +246,16 @@ def _repr_html_(self: BlockPattern) -> str:
 for _method in (plot, plot_grid, _repr_html_):
     _method.__doc__ = inspect.getdoc(_method)  # without indentation, as Python 3.13 has it
     setattr(BlockPattern, _method.__name__, _method)
+
+
+def _restore(mask: Any, geometry: dict[str, int]) -> BlockPattern:
+    return BlockPattern.from_mask(mask, **geometry)
+
+
+def _reduce(pattern: BlockPattern) -> tuple[Any, ...]:
+    """Copies and pickles: the extension's objects come from functions alone."""
+    geometry = {name: getattr(pattern, name) for name in ("block_size", "q_len", "kv_len", "prompt_length")}
+    return _restore, (pattern.to_mask(), geometry)
+
+
+copyreg.pickle(BlockPattern, _reduce)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import pickle
 import re
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 import sparsed
 from reference import num_blocks
-from sparsed import BlockPattern
+from sparsed import BlockPattern, _core
 
 Mask = NDArray[np.bool_]
 SIZES = [(1, 1), (100, 100), (64, 300), (1000, 130), (129, 5000)]
@@ -150,6 +151,19 @@ def test_copies_and_pickles() -> None:
     for copied in (pickle.loads(pickle.dumps(pattern)), copy.copy(pattern), copy.deepcopy(pattern)):
         assert copied == pattern
         assert copied is not pattern
+
+
+@pytest.mark.parametrize("kind", [BlockPattern, _core.PackedWeight, _core.PatternCache, _core.HostBuffer])
+def test_no_object_without_content(kind: type[Any]) -> None:
+    class Derived(kind):  # type: ignore[misc]
+        pass
+
+    for make in (kind, Derived, lambda: kind.__new__(kind), lambda: Derived.__new__(Derived)):
+        with pytest.raises(TypeError, match="has no constructor"):
+            make()
+    for base in inspect.getmro(kind)[1:]:
+        with pytest.raises(TypeError):
+            base.__new__(kind)
 
 
 def test_damaged_and_foreign_files_are_errors(tmp_path: Path) -> None:
