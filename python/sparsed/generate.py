@@ -120,7 +120,7 @@ def generate(
     num_steps = sampler.num_steps(plan)
     # Bytes per position: two int64 copies of the tokens, two int32 copies of each state of the history.
     needed = 16 + 8 * (1 + (num_steps or plan.gen_length)) * history
-    ops.require_memory(min(needed * len(prompt) * (prompt.shape[1] + plan.gen_length), 2**63), "generate: the tokens")
+    ops.require_memory(needed * len(prompt) * (prompt.shape[1] + plan.gen_length), "generate: the tokens")
     open_positions = np.full((len(prompt), plan.gen_length), plan.mask_token_id, np.int64)
     tokens = np.concatenate([prompt, open_positions], axis=1)
     seeds = np.random.SeedSequence(seed).spawn(len(prompt))

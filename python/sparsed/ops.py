@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from . import _core
 from ._core import PackedWeight
+from .checks import Checker
 
 __all__ = [
     "ConfidenceKind",
@@ -169,5 +170,8 @@ def require_memory(num_bytes: int, what: str) -> None:
 
     Raises:
         MemoryError: more than the memory that is available, or than the control group's limit.
+        ValueError: num_bytes below 0.
+        TypeError: num_bytes is no integer.
     """
-    _core.require_memory(num_bytes, what)
+    Checker("require_memory").integer("num_bytes", num_bytes, low=0)
+    _core.require_memory(min(int(num_bytes), 2**64 - 1), what)

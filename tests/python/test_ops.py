@@ -298,6 +298,9 @@ def read_only(a: Array) -> Array:
         (lambda: op.token_confidence(X[:, :0], "margin"), ValueError, "logits has shape [4, 0], expected at least 1"),
         (lambda: op.token_confidence(X, "best"), ValueError, 'token_confidence: kind is "best", expected "prob'),
         (lambda: op.require_memory(1 << 60, "a large thing"), MemoryError, "a large thing needs"),
+        (lambda: op.require_memory(1 << 80, "a large thing"), MemoryError, "a large thing needs"),
+        (lambda: op.require_memory(-1, "nothing"), ValueError, "num_bytes is -1, expected an integer >= 0"),
+        (lambda: op.require_memory(1.5, "half"), TypeError, "num_bytes is 1.5, expected an integer"),
     ],
 )  # fmt: skip
 def test_errors(call: Callable[[], Any], kind: type[Exception], message: str) -> None:
