@@ -1,4 +1,4 @@
-// The parts of the Python module, one per source file.
+// The parts of the Python module, one per source file, and what their classes share.
 #pragma once
 
 #include <pybind11/pybind11.h>

@@ -19,21 +19,13 @@ constexpr int kPanel = 16;  // outputs of a panel
 inline int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t tiles_of(int64_t n, int64_t tile) { return (n + tile - 1) / tile; }
 
+// n outputs from (row, col) of the block on: sum + bias + residual, in this order, rounded once.
 template <class Residual, class Out>
-void finish_typed(const LinearBlock& b, int64_t row, int64_t col, int64_t rows, int64_t cols, const float* sums,
-                  int64_t stride) {
-  for (int64_t r = row; r < row + rows; ++r, sums += stride) {
-    Out* out = static_cast<Out*>(b.out) + r * b.out_stride + col;
-    const Residual* residual = static_cast<const Residual*>(b.residual);
-    if (residual) residual += r * b.residual_stride + col;
-    for (int64_t i = 0; i < cols; i += Vec::kLanes) {
-      const int n = static_cast<int>(min_of(cols - i, Vec::kLanes));
-      Vec value = Vec::load(sums + i);
-      if (b.bias) value = value + Vec::load_n(b.bias + col + i, n);
-      if (residual) value = value + Vec::load_n(residual + i, n);
-      value.store_n(out + i, n);
-    }
-  }
+inline void finish_vec(const LinearBlock& b, int64_t row, int64_t col, Vec sum, int n) {
+  const auto load = [n](const auto* p) { return n == Vec::kLanes ? Vec::load(p) : Vec::load_n(p, n); };
+  if (b.bias) sum = sum + load(b.bias + col);
+  if (b.residual) sum = sum + load(static_cast<const Residual*>(b.residual) + row * b.residual_stride + col);
+  sum.store_n(static_cast<Out*>(b.out) + row * b.out_stride + col, n);
 }
 
 // body(Residual(), Out()): the element types of the block's residual and output.
@@ -47,12 +39,16 @@ inline void with_out_types(const LinearBlock& b, const Body& body) {
   }
 }
 
-// out = sums + bias + residual, rounded once, for the outputs (row ..., col ...) of the block. sums: [rows][stride],
-// readable up to a whole vector.
+// The outputs (row ..., col ...) of the block from their sums [rows][stride], readable up to a whole vector.
 inline void finish(const LinearBlock& b, int64_t row, int64_t col, int64_t rows, int64_t cols, const float* sums,
                    int64_t stride) {
   with_out_types(b, [&](auto residual, auto out) {
-    finish_typed<decltype(residual), decltype(out)>(b, row, col, rows, cols, sums, stride);
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t i = 0; i < cols; i += Vec::kLanes) {
+        const int n = static_cast<int>(min_of(cols - i, Vec::kLanes));
+        finish_vec<decltype(residual), decltype(out)>(b, row + r, col + i, Vec::load(sums + r * stride + i), n);
+      }
+    }
   });
 }
 
