@@ -32,7 +32,7 @@ help:
 	@echo "make fuzz     each fuzz harness for FUZZ_SECONDS=30 (clang, atheris)"
 	@echo "make wheel    sdist and a wheel that other Linux machines can install, in dist/; make wheel-test installs it"
 	@echo "make lint     ruff, mypy, clang-format, freshness of the stubs"
-	@echo "make stubs    write python/sparsed/_core.pyi anew"
+	@echo "make stubs    write python/sparsed/kernels/_core.pyi anew"
 	@echo "make notebooks  run notebooks/ anew and keep their outputs"
 	@echo "make docs     run the examples of the documentation and build it, in build/docs/html"
 	@echo "make format   format C++ and Python in place"
@@ -110,7 +110,7 @@ lint: $(VENV)/.dev
 	$(BIN)/python -m pytest -q tests/python/test_layout.py
 
 stubs: $(VENV)/.tests
-	$(BIN)/python -m pybind11_stubgen --exit-code sparsed._core -o python
+	$(BIN)/python -m pybind11_stubgen --exit-code sparsed.kernels._core -o python
 
 notebooks: $(VENV)/.tests
 	$(BIN)/python notebooks/run.py

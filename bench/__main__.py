@@ -1,4 +1,4 @@
-"""`python -m sparsed.bench`: the same as `sparsed bench`."""
+"""`python -m bench`: the same as `sparsed bench`."""
 
 from __future__ import annotations
 

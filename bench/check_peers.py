@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 
 import sparsed
-from sparsed import ops
+from sparsed.kernels import ops
 
 from .arrays import (
     Accuracy,

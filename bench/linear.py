@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 
-from sparsed import ops
+from sparsed.kernels import ops
 
 from .arrays import CheckError, check_linear, random_array
 from .cases import LinearCase

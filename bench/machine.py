@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import sparsed
-from sparsed.machine import cpu_name
+from sparsed.apps.environment import cpu_name
 
 # Cores kept busy by other processes from which they disturb the times.
 BUSY = 0.2

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsed import PatternCache, SparseConfig, ops
+from sparsed import PatternCache, SparseConfig
+from sparsed.kernels import ops
 from sparsed.models import Transformer
 
 from .arrays import Array
@@ -112,7 +113,7 @@ def _timed(name: str, function: Callable[..., Any], result: StepTime) -> Callabl
 
 @contextlib.contextmanager
 def _timed_operations(result: StepTime) -> Iterator[None]:
-    """The operations that models call through the module `sparsed.ops`, timed."""
+    """The operations that models call through the module `sparsed.kernels.ops`, timed."""
     originals = {name: getattr(ops, name) for name in ("linear", *_OTHER_OPS)}
     for name, function in originals.items():
         setattr(ops, name, _timed(name, function, result))

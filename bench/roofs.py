@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 import sparsed
-from sparsed import ops
+from sparsed.kernels import ops
 
 from .arrays import random_array
 from .cases import LinearCase

@@ -14,7 +14,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "python")]  # bench; the tiny to
 from bench.report import read  # noqa: E402
 from bench.tables import markdown  # noqa: E402
 
-from sparsed.eval import heads, report  # noqa: E402
+from sparsed.apps.eval import heads, report  # noqa: E402
 
 project = "sparsed"
 author = "the sparsed authors"

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsed.eval.styles import SmallStyle
-from sparsed.eval.tasks import Maker, Niah, Text, frequent_words, niah, variable_tracking
+from sparsed.apps.eval.styles import SmallStyle
+from sparsed.apps.eval.tasks import Maker, Niah, Text, frequent_words, niah, variable_tracking
 
 from .vocabulary import BOS, EOS, MASK, Vocabulary
 

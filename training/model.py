@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sparsed.files import replacing
+from sparsed.models.files import replacing
 
 from .attention import Attend, dense
 from .vocabulary import BOS, EOS, MASK, PAD, Vocabulary

@@ -9,9 +9,9 @@ import numpy as np
 import tokenizers
 from tokenizers import models, pre_tokenizers
 
-from sparsed.eval.styles import SmallStyle
-from sparsed.eval.words import made_words
-from sparsed.files import replacing
+from sparsed.apps.eval.styles import SmallStyle
+from sparsed.apps.eval.words import made_words
+from sparsed.models.files import replacing
 
 NUM_NAMES = 600
 PAD, BOS, EOS, MASK = "<pad>", "<bos>", "<eos>", "<mask>"

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsed.models import ModelConfig, TensorNames, find_architecture
-from sparsed.safetensors import SafetensorsFile
+from sparsed.models.safetensors import SafetensorsFile
 
 from ..arrays import Array, Blocks
 from ..cases import LayerShape

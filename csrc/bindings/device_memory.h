@@ -17,7 +17,7 @@ namespace py = pybind11;
 class DeviceMemory {
  public:
   DeviceMemory() = default;  // the host's
-  // memory: a sparsed.arrays.DeviceMemory, or None for the host's. A ValueError where no CUDA kernel can run.
+  // memory: a sparsed.kernels.arrays.DeviceMemory, or None for the host's. A ValueError where no CUDA kernel can run.
   DeviceMemory(const char* function, const py::object& memory);
 
   bool on_host() const { return !stream_; }

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from svg import INK, LINE, PALE, PAPER, Svg
 
 from sparsed import BlockPattern, PatternCache, SparseConfig
-from sparsed.pictures.palette import PHASE_COLOURS, PROMPT_COLOUR
+from sparsed.apps.pictures.palette import PHASE_COLOURS, PROMPT_COLOUR
 
 HERE = Path(__file__).parent
 BLOCK, PROMPT_BLOCKS, BLOCKS = 16, 18, 24
@@ -158,7 +158,7 @@ def layers() -> Svg:
     svg.line(390, 308, 740, 308, LINE, "4 4")
     svg.text(740, 304, "Python", anchor="end", size=11)
     svg.text(740, 320, "C++", anchor="end", size=11)
-    svg.box(20, 322, 720, 42, "csrc/bindings", "arrays into views, errors into exceptions: sparsed._core", fill=native)
+    svg.box(20, 322, 720, 42, "csrc/bindings", "arrays into views, errors into exceptions: sparsed.kernels._core", fill=native)
     svg.arrow((380, 366), (380, 382))
     svg.box(20, 384, 720, 42, "csrc/registry", "the ordered table of backends; SPARSED_ISA", fill=native)
     backends = {

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from importlib.metadata import version as _version
 
-from .attention import (
+from .kernels import ops
+from .kernels.attention import (
     Backend,
     active_backend,
     attention,
@@ -18,15 +19,15 @@ from .attention import (
     set_num_threads,
 )
 from .config import SlidingWindow, SparseConfig, StreamingLLM
-from .generate import generate
-from .kv_cache import DelayedCache, DualCache, PrefixCache
-from .loader import load_model
-from .pattern import BlockPattern, PatternCache
-from .prompts import pad_left
-from .result import GenerationResult, StepInfo
-from .sampling import DreamSampler, LLaDASampler
-from .stats import GenerationStats, StepStats
-from .tokenizer import Tokenizer, load_tokenizer
+from .generation.generate import generate
+from .generation.kv_cache import DelayedCache, DualCache, PrefixCache
+from .models.loader import load_model
+from .kernels.pattern import BlockPattern, PatternCache
+from .generation.prompts import pad_left
+from .generation.result import GenerationResult, StepInfo
+from .generation.sampling import DreamSampler, LLaDASampler
+from .generation.stats import GenerationStats, StepStats
+from .models.tokenizer import Tokenizer, load_tokenizer
 
 __version__ = _version("sparsed")
 
@@ -56,6 +57,7 @@ __all__ = [
     "get_num_threads",
     "load_model",
     "load_tokenizer",
+    "ops",
     "pad_left",
     "select",
     "set_num_threads",

@@ -22,7 +22,7 @@ import atheris
 
 with atheris.instrument_imports(include=["sparsed"]):
     import sparsed
-    from sparsed.safetensors import SafetensorsFile
+    from sparsed.models.safetensors import SafetensorsFile
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "python"))
 from tiny_checkpoint import random_tensors, safetensors_bytes, tiny_config, write_checkpoint

@@ -9,9 +9,9 @@ import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers
 
 import sparsed
-from sparsed.demo import demo_model_folder
-from sparsed.result import RowGroup
-from sparsed.stats import GroupStep
+from sparsed.apps.demo import demo_model_folder
+from sparsed.generation.result import RowGroup
+from sparsed.generation.stats import GroupStep
 
 # What must not become a tag, words of other scripts, a line break, a character of three tokens.
 HOSTILE = [

@@ -14,9 +14,9 @@ import pytest
 
 import sparsed
 
-pytest.importorskip("sparsed.bench", reason="the benchmarks are not installed")
+pytest.importorskip("bench", reason="the benchmarks are not installed")
 
-from sparsed.bench import arrays, cases, generate, harness, machine, main, memory, peers, plots, report, tables
+from bench import arrays, cases, generate, harness, machine, main, memory, peers, plots, report, tables
 
 TINY = ["--quick", "--repeat", "2", "--length", "256"]
 
@@ -213,7 +213,7 @@ def test_limits_name_backends(isa: str) -> None:
 
 def test_the_command_line_refuses() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "sparsed.bench", "attention", "--quick", "--head-dim", "3"],
+        [sys.executable, "-m", "bench", "attention", "--quick", "--head-dim", "3"],
         capture_output=True,
         text=True,
         check=False,

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import sparsed
-from sparsed import cli, demo
-from sparsed.demo import DemoOptions, build_prompts, demo_model_folder, run_demo
+from sparsed.apps import cli, demo
+from sparsed.apps.demo import DemoOptions, build_prompts, demo_model_folder, run_demo
 
 DATA = Path(__file__).parents[1] / "data"
 MODEL = str(demo_model_folder())

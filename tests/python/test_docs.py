@@ -21,8 +21,8 @@ def test_drawings(tmp_path: Path) -> None:
 
 def test_tables_of_the_readme() -> None:
     pytest.importorskip("sparsed.bench", reason="the benchmarks are not installed")
-    from sparsed.bench.report import read
-    from sparsed.bench.tables import markdown
+    from bench.report import read
+    from bench.tables import markdown
 
     marked = re.findall(r"<!-- bench:(\w+) -->\n(.*?)<!-- /bench -->", (ROOT / "README.md").read_text(), re.DOTALL)
     assert marked

@@ -9,10 +9,10 @@ import shutil
 import pytest
 
 import sparsed
-from sparsed import cli
-from sparsed.demo import demo_model_folder
-from sparsed.eval import Log, Record
-from sparsed.eval import held_out as held_out_module
+from sparsed.apps import cli
+from sparsed.apps.demo import demo_model_folder
+from sparsed.apps.eval import Log, Record
+from sparsed.apps.eval import held_out as held_out_module
 
 PLAN = {"model": {"files": {"a": {"size": 1}}}, "settings": {"64": {"dense": "D"}}, "sources": {"64": {"vt": "made"}}}
 

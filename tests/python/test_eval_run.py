@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 import sparsed
-from sparsed import LLaDASampler, SlidingWindow, SparseConfig, cli
-from sparsed.demo import demo_model_folder
-from sparsed.eval import METHODS, Log, Record, ablations, likelihood, method, summarise, table, write_report
-from sparsed.eval.heads import head_report, heads_table
-from sparsed.eval.heads import markdown as markdown_of_heads
-from sparsed.eval.methods import default_sampler
+from sparsed import LLaDASampler, SlidingWindow, SparseConfig
+from sparsed.apps import cli
+from sparsed.apps.demo import demo_model_folder
+from sparsed.apps.eval import METHODS, Log, Record, ablations, likelihood, method, summarise, table, write_report
+from sparsed.apps.eval.heads import head_report, heads_table
+from sparsed.apps.eval.heads import markdown as markdown_of_heads
+from sparsed.apps.eval.methods import default_sampler
 
 DATA = Path(__file__).parents[1] / "data"
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import sparsed
-from sparsed.demo import demo_model_folder
-from sparsed.eval import RulerStyle, Sample, SmallStyle, TaskSet, bootstrap, read_samples, score, words, write_samples
-from sparsed.eval.styles import RULER_BUDGETS
-from sparsed.eval.tasks import NIAH, Niah, frequent_words, kind_of, niah, variable_tracking
+from sparsed.apps.demo import demo_model_folder
+from sparsed.apps.eval import RulerStyle, Sample, SmallStyle, TaskSet, bootstrap, read_samples, score, words, write_samples
+from sparsed.apps.eval.styles import RULER_BUDGETS
+from sparsed.apps.eval.tasks import NIAH, Niah, frequent_words, kind_of, niah, variable_tracking
 
 SQUAD = {
     "data": [

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import sparsed
-from sparsed.demo import demo_model_folder
+from sparsed.apps.demo import demo_model_folder
 
 ROOT = Path(__file__).parents[2]
 QUESTION = "the sun is yellow . the magic number for zileba is {} . question : what are the magic numbers for zileba ?"

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import sparsed
-from sparsed.chat_template import render
-from sparsed.safetensors import SafetensorsFile
+from sparsed.models.chat_template import render
+from sparsed.models.safetensors import SafetensorsFile
 from tiny_checkpoint import random_tensors, safetensors_bytes, tiny_config, write_checkpoint
 
 CONFIGS = ("llada_8b", "illada_8b", "dream_7b")

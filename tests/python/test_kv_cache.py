@@ -10,7 +10,7 @@ import pytest
 
 import sparsed
 from sparsed import DelayedCache, DreamSampler, DualCache, LLaDASampler, PrefixCache, SparseConfig, generate
-from sparsed.kv_cache import KVCache
+from sparsed.generation.kv_cache import KVCache
 from sparsed.models import KeyValues
 
 DATA = Path(__file__).parents[1] / "data"

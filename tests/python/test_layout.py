@@ -37,7 +37,7 @@ FOREIGN = {
 STANDARD = re.compile(r"[a-z_]+")  # <vector>, <cstdint>, ...
 
 SOURCES = sorted(path for path in CSRC.rglob("*") if path.suffix in {".h", ".cpp", ".inl", ".cu", ".cuh"})
-MAY_IMPORT_CORE = {"attention.py", "pattern.py", "ops.py"}
+MAY_IMPORT_CORE = {"kernels/attention.py", "kernels/pattern.py", "kernels/ops.py"}
 
 
 def layer(relative: str) -> str:
@@ -107,7 +107,7 @@ def test_public_names_exist() -> None:
 
 def test_stubs_are_fresh(tmp_path: Path) -> None:
     pytest.importorskip("pybind11_stubgen")
-    command = [sys.executable, "-m", "pybind11_stubgen", "--exit-code", "-o", str(tmp_path), "sparsed._core"]
+    command = [sys.executable, "-m", "pybind11_stubgen", "--exit-code", "-o", str(tmp_path), "sparsed.kernels._core"]
     subprocess.run(command, check=True, capture_output=True)
-    generated = (tmp_path / "sparsed" / "_core.pyi").read_text()
-    assert generated == (PACKAGE / "_core.pyi").read_text(), "run `make stubs`"
+    generated = (tmp_path / "sparsed" / "kernels" / "_core.pyi").read_text()
+    assert generated == (PACKAGE / "kernels" / "_core.pyi").read_text(), "run `make stubs`"

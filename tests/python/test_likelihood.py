@@ -10,8 +10,8 @@ import pytest
 import sparsed
 from fake_model import FakeModel
 from sparsed import SlidingWindow, SparseConfig
-from sparsed.demo import demo_model_folder
-from sparsed.likelihood import _mask_counts, is_greedy, log_likelihood
+from sparsed.apps.demo import demo_model_folder
+from sparsed.generation.likelihood import _mask_counts, is_greedy, log_likelihood
 from tiny_checkpoint import tiny_config, write_checkpoint
 
 TEXT = "the magic number for zileba is 107 . question : what are the magic numbers for zileba ?"

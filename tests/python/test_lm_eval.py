@@ -16,9 +16,9 @@ pytest.importorskip("lm_eval")
 from lm_eval.api.instance import Instance
 
 import sparsed
-from sparsed.demo import demo_model_folder
-from sparsed.likelihood import log_likelihood
-from sparsed.lm_eval import SparsedLM
+from sparsed.apps.demo import demo_model_folder
+from sparsed.generation.likelihood import log_likelihood
+from sparsed.apps.lm_eval import SparsedLM
 from tiny_checkpoint import tiny_config, write_checkpoint
 
 MODEL = demo_model_folder()
@@ -144,7 +144,7 @@ def test_generation_options(monkeypatch, caplog):
         calls.append(options)
         return sparsed.generate(model, prompts, gen_length=4, steps=1)
 
-    monkeypatch.setattr("sparsed.lm_eval.generate", note)
+    monkeypatch.setattr("sparsed.apps.lm_eval.generate", note)
     (text, *_) = ask()
 
     def options_of(gen_kwargs, **options):

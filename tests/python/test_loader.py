@@ -192,8 +192,8 @@ def test_memory_is_asked_for_before_anything_is_packed(tmp_path, monkeypatch):
         asked.append(num_bytes)
         raise MemoryError(f"{what} need {num_bytes} bytes")
 
-    monkeypatch.setattr("sparsed.ops.require_memory", refuse)
-    monkeypatch.setattr("sparsed.ops.pack_weights", None)
+    monkeypatch.setattr("sparsed.kernels.ops.require_memory", refuse)
+    monkeypatch.setattr("sparsed.kernels.ops.pack_weights", None)
     with pytest.raises(MemoryError, match=r"^load_model: the weights"):
         sparsed.load_model(tmp_path)
     embedding = tensors["model.transformer.wte.weight"].nbytes

@@ -232,7 +232,7 @@ def test_forward_refuses_what_cannot_fit(tmp_path, monkeypatch):
         assert num_bytes >= 3 * 96 * 4
         raise MemoryError(f"{what} needs {num_bytes} bytes")
 
-    monkeypatch.setattr("sparsed.ops.require_memory", refuse)
+    monkeypatch.setattr("sparsed.kernels.ops.require_memory", refuse)
     with pytest.raises(MemoryError, match=r"^forward: "):
         model.forward([[1, 2, 3]])
 

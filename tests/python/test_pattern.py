@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 import sparsed
 from reference import num_blocks
-from sparsed import BlockPattern, _core
+from sparsed import BlockPattern
+from sparsed.kernels import _core
 
 Mask = NDArray[np.bool_]
 SIZES = [(1, 1), (100, 100), (64, 300), (1000, 130), (129, 5000)]

@@ -15,12 +15,12 @@ import pytest
 
 import sparsed
 from generations import HOSTILE, demo_generation, hostile_generation
-from sparsed import cli
-from sparsed.demo import demo_model_folder
-from sparsed.pictures import live
-from sparsed.pictures.grid import row_patterns, runs, shares
-from sparsed.pictures.palette import confidence_shade
-from sparsed.pictures.pieces import token_texts
+from sparsed.apps import cli
+from sparsed.apps.demo import demo_model_folder
+from sparsed.apps.pictures import live
+from sparsed.apps.pictures.grid import row_patterns, runs, shares
+from sparsed.apps.pictures.palette import confidence_shade
+from sparsed.apps.pictures.pieces import token_texts
 
 MODEL = str(demo_model_folder())
 

@@ -17,7 +17,7 @@ import pytest
 import sparsed
 from conftest import random_qkv
 from sparsed import ops
-from sparsed.demo import demo_model_folder
+from sparsed.apps.demo import demo_model_folder
 
 Q, K, V = random_qkv(0, 1, 4, 2, 200, 200, 32)
 WEIGHT = np.random.default_rng(0).standard_normal((64, 32)).astype(np.float32)
@@ -182,8 +182,8 @@ if {main_first}:
     import sparsed
 inner = '''
 import importlib.util
-path = {sys.modules["sparsed._core"].__file__!r}
-spec = importlib.util.spec_from_file_location("sparsed._core", path)
+path = {sys.modules["sparsed.kernels._core"].__file__!r}
+spec = importlib.util.spec_from_file_location("sparsed.kernels._core", path)
 try:
     importlib.util.module_from_spec(spec)
 except ImportError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sparsed.safetensors import SafetensorsFile
+from sparsed.models.safetensors import SafetensorsFile
 from tiny_checkpoint import BFLOAT16, safetensors_bytes
 
 

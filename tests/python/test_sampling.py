@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sparsed import DreamSampler, LLaDASampler, sampling
-from sparsed.sampling import Candidates, Plan
+from sparsed import DreamSampler, LLaDASampler
+from sparsed.generation import sampling
+from sparsed.generation.sampling import Candidates, Plan
 
 DATA = Path(__file__).parents[1] / "data"
 CASES = ("llada_b32", "llada_b128", "dream_b32", "dream_margin", "dream_tail")

@@ -12,7 +12,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import sparsed  # noqa: E402
-from sparsed.demo import demo_model_folder  # noqa: E402
+from sparsed.apps.demo import demo_model_folder  # noqa: E402
 from sparsed.torch import engine  # noqa: E402
 from test_goldens_generate import CASES, DATA, assert_golden, case_of  # noqa: E402
 from tiny_checkpoint import (  # noqa: E402

@@ -13,7 +13,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import sparsed  # noqa: E402
-from sparsed.demo import demo_model_folder  # noqa: E402
+from sparsed.apps.demo import demo_model_folder  # noqa: E402
 from sparsed.models import ConfigReader, find_architecture  # noqa: E402
 from sparsed.torch import parallel  # noqa: E402
 from sparsed.torch.engine import Network, NetworkLayer  # noqa: E402

@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch")
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import sparsed  # noqa: E402
-from sparsed.eval import SmallStyle, TaskSet  # noqa: E402
+from sparsed.apps.eval import SmallStyle, TaskSet  # noqa: E402
 
 attention: Any = importlib.import_module("training.attention")
 data: Any = importlib.import_module("training.data")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparsed.safetensors import SafetensorsFile
+from sparsed.models.safetensors import SafetensorsFile
 
 torch = pytest.importorskip("torch")
 

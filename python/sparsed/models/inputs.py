@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .. import ops
+from ..kernels import ops
 from ..checks import even_array, id_array
 from .config import ModelConfig
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import ops
+from ..kernels import ops
 
 Array = NDArray[Any]
 IntArray = NDArray[np.int64]

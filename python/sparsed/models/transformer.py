@@ -12,8 +12,8 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .. import ops
-from ..attention import attention
+from ..kernels import ops
+from ..kernels.attention import attention
 from .config import ModelConfig
 from .inputs import BoolArray, FloatArray, IntArray, inverse_frequencies, read_inputs, read_rows, require_activations
 from .key_values import KeyValues

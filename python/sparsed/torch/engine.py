@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..attention import attention
+from ..kernels.attention import attention
 from ..models import Attend, ModelConfig, inverse_frequencies, read_inputs, require_activations
 from ..models.inputs import FloatArray
 from .parallel import HeadShare

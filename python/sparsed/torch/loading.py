@@ -12,13 +12,13 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from .. import ops
+from ..kernels import ops
 from ..models import ModelConfig, TensorNames
 from .engine import DTYPES, Network, NetworkLayer, TorchTransformer
 from .parallel import HeadShare, dispatch, place, resolve_device_map
 
 if TYPE_CHECKING:
-    from ..checkpoint import Checkpoint
+    from ..models.checkpoint import Checkpoint
 
 # A read-only mapped array is copied on its way into a tensor, this much at a time.
 _CHUNK_BYTES = 1 << 24

@@ -1,0 +1,25 @@
+"""The options of the commands that choose what runs a model, and where."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from ..models.loader import load_model
+from ..models import Model
+
+
+def add_engine_options(parser: argparse.ArgumentParser) -> None:
+    """--dtype, --engine, --device and --device-map, as `load_model` has them."""
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument(
+        "--engine", choices=("native", "torch"), default="native", help="matrix products: sparsed's own, or torch's"
+    )
+    parser.add_argument("--device", help="with --engine torch: where the model lies, such as cuda (the CPU)")
+    parser.add_argument("--device-map", help="with --engine torch, for --device: auto, balanced ... over all devices")
+
+
+def load_chosen(folder: str | os.PathLike[str], args: argparse.Namespace) -> Model:
+    """The model under these options."""
+    model: Model = load_model(folder, args.dtype, engine=args.engine, device=args.device, device_map=args.device_map)
+    return model

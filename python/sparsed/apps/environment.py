@@ -1,0 +1,42 @@
+"""The machine and the versions that a bug report or a measurement needs to name."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ..kernels.attention import active_backend, backends, get_num_threads
+
+
+def machine_info() -> dict[str, Any]:
+    """What a bug report and a benchmark need to know."""
+    try:
+        active = active_backend()
+    except ValueError as error:  # SPARSED_ISA names none that runs here
+        active = f"none: {error}"
+    packages = ("sparsed", "numpy", "ml_dtypes", "tokenizers", "jinja2")
+    return {
+        **{package: version(package) for package in packages},
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}, {' '.join(platform.libc_ver())}",
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": get_num_threads(),
+        "SPARSED_ISA": os.environ.get("SPARSED_ISA", ""),
+        "active": active,
+        "backends": {
+            backend.name: "available" if backend.available else "; ".join(backend.reasons) for backend in backends()
+        },
+    }
+
+
+def cpu_name() -> str:
+    """What the processor calls itself; its architecture where the system does not say."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -1,0 +1,208 @@
+"""`sparsed eval`, `sparsed ablate` and `sparsed heads`: options, and what they run."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import sys
+from pathlib import Path
+from typing import Any
+
+from ..environment import machine_info
+from . import methods as settings
+from .ablation import ablations
+from .heads import head_report, heads_table, write_heads
+from .held_out import score_text
+from .jsonl import read_samples, write_samples
+from .log import Log, file_identity
+from .methods import CACHE_METHODS, METHODS, Method, default_sampler
+from .report import summarise, table, write_report
+from .runner import Question, Record, run
+from .setup import Methods, Setup, add_common_options, command_line
+from .tasks import require_known
+
+
+def add_eval_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `sparsed eval`."""
+    add_common_options(parser, out="eval-results", samples=10)
+    parser.description = f"{parser.description}. A run that stopped goes on in --out, or grows there."
+    parser.add_argument("--methods", nargs="+", choices=METHODS, metavar="METHOD", help=f"(all) {', '.join(METHODS)}")
+    parser.add_argument(
+        "--jsonl",
+        nargs="+",
+        default=[],
+        metavar="TASK=FILE",
+        help="samples in RULER's format, instead of generated ones",
+    )
+    parser.add_argument(
+        "--write-jsonl", type=Path, metavar="FOLDER", help="write the samples in RULER's format and stop"
+    )
+    parser.add_argument("--likelihood", type=Path, metavar="FILE", help="score this held-out text instead of tasks")
+    parser.add_argument("--target", type=int, default=128, help="with --likelihood: tokens at the end that are scored")
+    parser.add_argument("--draws", type=int, default=128, help="with --likelihood: Monte-Carlo draws")
+
+
+def add_ablate_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `sparsed ablate`."""
+    add_common_options(parser, out="ablation-results", samples=10)
+    parser.description = f"{parser.description}. A run that stopped goes on in --out, or grows there."
+
+
+def add_heads_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `sparsed heads`."""
+    add_common_options(parser, out="heads-results", samples=4)
+
+
+def run_eval(args: argparse.Namespace) -> int:
+    """Runs `sparsed eval`."""
+    _refuse_unused(args)
+    names = _method_names(args)
+    setup = Setup.of(args)
+
+    def methods(length: int) -> list[Method]:
+        found = [settings.method(name, setup.preset, length) for name in names]
+        return [dataclasses.replace(m, sparse=setup.sparse) if m.name == "SparseD" else m for m in found]
+
+    if args.likelihood is not None:
+        print("\n".join(score_text(setup, methods)))
+        return 0
+    if args.write_jsonl is not None:
+        for length in args.lengths:
+            tasks = setup.task_set(length)
+            for task in setup.tasks:
+                path = args.write_jsonl / str(length) / task / "validation.jsonl"
+                write_samples(path, [tasks.sample(task, index) for index in range(args.samples)])
+                print(path)
+        return 0
+    if args.jsonl:
+        return _run(setup, methods, *_file_questions(setup, methods))
+    return _run(setup, methods, *_questions(setup, methods))
+
+
+def run_ablate(args: argparse.Namespace) -> int:
+    """Runs `sparsed ablate`."""
+    setup = Setup.of(args)
+    found = ablations(setup.sparse)
+    return _run(setup, lambda length: found, *_questions(setup, lambda length: found))
+
+
+def run_heads(args: argparse.Namespace) -> int:
+    """Runs `sparsed heads`: over the samples of all tasks, with the budget of the longest."""
+    if len(args.lengths) != 1:
+        raise ValueError(f"heads: lengths has {len(args.lengths)} values, expected one")
+    setup = Setup.of(args)
+    tasks = setup.task_set(args.lengths[0])
+    samples = [tasks.sample(task, index) for task in setup.tasks for index in range(args.samples)]
+    prompts = [sample.prompt_ids(setup.tokenizer) for sample in samples]
+    for sample, prompt in zip(samples, prompts, strict=True):
+        require_known(setup.tokenizer, prompt, sample.task)
+    report = head_report(
+        setup.model,
+        prompts,
+        gen_length=max(sample.gen_length for sample in samples),
+        sparse=setup.sparse,
+        progress=sys.stderr.isatty(),
+    )
+    context = {
+        "command": command_line(),
+        "settings": repr(setup.sparse),
+        "prompts": len(samples),
+        "machine": machine_info(),
+    }
+    for path in write_heads(args.out, report, context):
+        print(path, file=sys.stderr)
+    print(heads_table(report))
+    return 0
+
+
+def _refuse_unused(args: argparse.Namespace) -> None:
+    """Options that another one makes useless."""
+    for option, others in _UNUSED.items():
+        if getattr(args, option):
+            for name in others:
+                if getattr(args, name):
+                    raise ValueError(f"eval: {_option(name)} is given with {_option(option)}, which does not use it")
+            return
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _method_names(args: argparse.Namespace) -> list[str]:
+    """The methods that are asked for, or all that the engine can run."""
+    if args.engine == "native":
+        return list(dict.fromkeys(args.methods or METHODS))
+    asked = [name for name in args.methods or () if name in CACHE_METHODS]
+    why = "engine torch keeps no keys and values"
+    if asked:
+        raise ValueError(f"eval: methods has {', '.join(asked)}, expected methods without a cache ({why})")
+    if args.methods is None:
+        print(f"sparsed: left out: {', '.join(CACHE_METHODS)} ({why})", file=sys.stderr)
+    return list(dict.fromkeys(args.methods or (name for name in METHODS if name not in CACHE_METHODS)))
+
+
+# Options that decide what is run, and which others they leave no use for.
+_UNUSED = {
+    "likelihood": ("tasks", "jsonl", "write_jsonl", "squad", "hotpotqa"),
+    "write_jsonl": ("jsonl", "methods"),
+    "jsonl": ("tasks", "squad", "hotpotqa"),
+}
+
+# Where the samples of each length and task come from, for the plan.
+_Sources = dict[str, dict[str, Any]]
+
+
+def _questions(setup: Setup, methods: Methods) -> tuple[list[Question], _Sources]:
+    """The generated ones."""
+    questions = []
+    for length in setup.args.lengths:
+        tasks, own = setup.task_set(length), methods(length)
+        for task in setup.tasks:
+            require_known(setup.tokenizer, tasks.sample(task, 0).prompt_ids(setup.tokenizer), task)
+            questions += [
+                Question(task, length, index, functools.partial(tasks.sample, task, index), own)
+                for index in range(setup.args.samples)
+            ]
+    sources = {task: setup.source(task) for task in setup.tasks}
+    return questions, {str(length): sources for length in setup.args.lengths}
+
+
+def _file_questions(setup: Setup, methods: Methods) -> tuple[list[Question], _Sources]:
+    """Samples of files; their length is that of the longest one of the whole file."""
+    questions: list[Question] = []
+    sources: _Sources = {}
+    for option in setup.args.jsonl:
+        task, equals, path = option.partition("=")
+        if not equals:
+            raise ValueError(f"eval: jsonl is {option!r}, expected TASK=FILE")
+        samples = read_samples(Path(path), task, setup.style.gen_lengths.get(task.split("_")[0]))
+        if not samples:
+            raise ValueError(f"eval: {path} holds no sample, expected at least one")
+        length = max(len(sample.prompt_ids(setup.tokenizer)) + sample.gen_length for sample in samples)
+        if task in sources.setdefault(str(length), {}):
+            raise ValueError(f"eval: jsonl has two files of task {task} and length {length}, expected one")
+        sources[str(length)][task] = file_identity(Path(path))
+        own = methods(length)
+        questions += [
+            Question(task, length, i, functools.partial(samples.__getitem__, i), own)
+            for i in range(min(len(samples), setup.args.samples))
+        ]
+    return questions, sources
+
+
+def _run(setup: Setup, methods: Methods, questions: list[Question], sources: _Sources) -> int:
+    args = setup.args
+    plan = setup.plan(methods, [question.length for question in questions]) | {"sources": sources}
+    log = Log(args.out, plan, Record)
+    # Threads and pages are ready before the first method is timed.
+    setup.model.forward([questions[0].sample().prompt_ids(setup.tokenizer)], positions=[0])
+    sampler = default_sampler(setup.model.config, setup.preset)
+    run(setup.model, setup.tokenizer, questions, sampler, log, seed=args.seed, progress=sys.stderr.isatty())
+    wanted = {(m.name, q.task, q.length, q.index) for q in questions for m in q.methods}
+    rows = summarise([record for record in log.records if record.key in wanted])
+    for path in write_report(args.out, rows, {"command": command_line(), "plan": plan, "machine": machine_info()}):
+        print(path, file=sys.stderr)
+    print(table(rows))
+    return 0

@@ -1,0 +1,237 @@
+"""What the method rests on, per head: how steady patterns are over the steps, and how much attention they hold."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from tqdm import tqdm
+
+from ...kernels.attention import attention
+from ...config import SparseConfig
+from ...generation.generate import generate
+from ...models import Model
+from ...kernels.pattern import PatternCache
+from ...generation.stats import format_table, markdown_table
+from .ablation import RHOS
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class HeadReport:
+    """Means over prompts. T steps, N layers, H heads; the pattern is that of the selection step.
+
+    Attributes:
+        selected_at: The selection step.
+        similarity: (T, N, H), Jaccard similarity of the pattern with the one that the step itself would select.
+        neighbours: (T - 1, N, H), Jaccard similarity of what neighbouring steps would select.
+        recall: (T, N, H), the share of a query's attention that lies in the pattern, mean over the queries; NaN
+            before the selection step.
+        rhos: Other shares of kept blocks, R of them.
+        recall_of_rho: (R, N, H), the recall in the selection step with each.
+    """
+
+    selected_at: int
+    similarity: FloatArray
+    neighbours: FloatArray
+    recall: FloatArray
+    rhos: tuple[float, ...]
+    recall_of_rho: FloatArray
+
+
+def head_report(
+    model: Model,
+    prompts: Sequence[ArrayLike],
+    *,
+    gen_length: int,
+    sparse: SparseConfig,
+    rhos: Sequence[float] = RHOS,
+    progress: bool = False,
+) -> HeadReport:
+    """Generates densely, a token a step, then replays each step and selects in it.
+
+    Args:
+        model: What `load_model` returns.
+        prompts: Token ids, (p,) or (1, p) each.
+        gen_length: Tokens to generate, and steps.
+        sparse: The settings under test.
+        rhos: For `recall_of_rho`.
+        progress: Show a bar on stderr.
+
+    Raises:
+        ValueError: There are no prompts, one of another shape, or no step that selects.
+
+    Source: arXiv 2509.24014, section 3 (patterns differ between heads and stay over the steps).
+    """
+    if not prompts:
+        raise ValueError("head_report: prompts has none, expected at least one")
+    reports = [
+        _one(model, prompt, gen_length, sparse, tuple(rhos))
+        for prompt in tqdm(prompts, unit="prompt", disable=not progress)
+    ]
+    means = {
+        name: np.mean([getattr(report, name) for report in reports], axis=0)
+        for name in ("similarity", "neighbours", "recall", "recall_of_rho")
+    }
+    return dataclasses.replace(reports[0], **means)
+
+
+def _one(model: Model, prompt: ArrayLike, steps: int, sparse: SparseConfig, rhos: tuple[float, ...]) -> HeadReport:
+    result = generate(model, prompt, gen_length=steps, steps=steps, history=True).require_whole()
+    if len(result.tokens) != 1:
+        raise ValueError(f"head_report: prompts has a batch of {len(result.tokens)} rows, expected (p,) token ids each")
+    prompt_length = result.prompt_length
+    history: NDArray[Any] = np.asarray(result.history)
+    schedule = PatternCache(dataclasses.replace(sparse, min_length=0), steps=steps, prompt_length=prompt_length)
+    schedule.begin_step(0)
+    while schedule.phase == "dense":
+        if schedule.step + 1 == steps:
+            raise ValueError(f"head_report: sparse selects in none of the {steps} steps, expected a smaller skip")
+        schedule.begin_step(schedule.step + 1)
+    selected_at = schedule.step
+
+    def selection(rho: float = sparse.rho) -> PatternCache:
+        """One that selects at once."""
+        config = dataclasses.replace(sparse, skip=0.0, refresh=(), min_length=0, rho=rho)
+        cache = PatternCache(config, steps=2, prompt_length=prompt_length)
+        cache.begin_step(0)
+        if cache.phase == "dense":  # the published code never selects in the first step
+            cache.begin_step(1)
+        return cache
+
+    shape = (model.config.num_layers, model.config.num_heads)
+    recall = np.full((steps, *shape), np.nan)
+    recall_of_rho = np.empty((len(rhos), *shape))
+
+    def replay(step: int) -> PatternCache:
+        own = selection()
+        kept = own if step == selected_at else schedule
+
+        def attend(layer: int, q: Any, k: Any, v: Any, key_mask: Any = None) -> Any:
+            out = own.attend(layer, q, k, v)
+            if step < selected_at:
+                return out
+            lse = _numbers(attention(q, k, v, return_lse=True)[1])
+
+            def share(cache: PatternCache) -> FloatArray:
+                held = _numbers(attention(q, k, v, cache.pattern(layer), return_lse=True)[1])
+                mean: FloatArray = np.exp(held[0] - lse[0]).mean(axis=-1)
+                return mean
+
+            recall[step, layer] = share(kept)
+            if step == selected_at:
+                for i, rho in enumerate(rhos):
+                    other = selection(rho)
+                    other.attend(layer, q, k, v)
+                    recall_of_rho[i, layer] = share(other)
+            return out
+
+        model.forward(history[step], attend=attend, positions=[0])
+        return own
+
+    def jaccard(a: PatternCache, b: PatternCache) -> list[NDArray[Any]]:
+        return [a.pattern(layer).jaccard(b.pattern(layer))[0] for layer in range(shape[0])]
+
+    own: dict[int, PatternCache] = {selected_at: replay(selected_at)}
+    schedule = own[selected_at]
+    own |= {step: replay(step) for step in range(steps) if step != selected_at}
+    return HeadReport(
+        selected_at,
+        np.array([jaccard(schedule, own[step]) for step in range(steps)]),
+        np.array([jaccard(own[step], own[step + 1]) for step in range(steps - 1)]).reshape(-1, *shape),
+        recall,
+        rhos,
+        recall_of_rho,
+    )
+
+
+def _numbers(array: Any) -> FloatArray:
+    """An array of any library on the host."""
+    return np.asarray(array.cpu() if hasattr(array, "cpu") else array, np.float64)
+
+
+def heads_table(report: HeadReport) -> str:
+    """A row per layer: means over heads and steps, and the least head."""
+    return format_table(*_table(report))
+
+
+def markdown(content: dict[str, Any]) -> str:
+    """The table of a heads.json for a page, with the settings and the command below it."""
+    fields = {field.name: content[field.name] for field in dataclasses.fields(HeadReport)}
+    arrays = {
+        name: np.array(value, np.float64) for name, value in fields.items() if name not in ("selected_at", "rhos")
+    }
+    text = markdown_table(*_table(HeadReport(**{**fields, **arrays})))
+    return f"{text}\n\n{content['prompts']} prompts, {content['settings']}: `{content['command']}`\n"
+
+
+def _table(report: HeadReport) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    header = ("layer", "similarity", "least head", "neighbours", "recall", "least head", "recall of the last step")
+    lines = []
+    for layer in range(report.similarity.shape[1]):
+        similarity = report.similarity[report.selected_at + 1 :, layer]
+        recall = report.recall[report.selected_at :, layer].mean(axis=0)
+        cells = [f"{recall.mean():.3f}", f"{recall.min():.3f}", f"{report.recall[-1, layer].mean():.3f}"]
+        heads = similarity.mean(axis=0) if len(similarity) else None  # None: the selection is in the last step
+        steady = ["-"] * 2 if heads is None else [f"{heads.mean():.3f}", f"{heads.min():.3f}"]
+        neighbours = report.neighbours[:, layer]
+        lines.append((str(layer), *steady, f"{neighbours.mean():.3f}" if len(neighbours) else "-", *cells))
+    return header, lines
+
+
+def write_heads(folder: Path, report: HeadReport, context: dict[str, Any]) -> list[Path]:
+    """Writes heads.json and, where matplotlib is installed, heads.png; returns their paths.
+
+    Args:
+        folder: Where they go; made where it does not exist.
+        report: What `head_report` returns.
+        context: Command, settings and machine; goes into the JSON.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    numbers = {
+        key: _rounded(value.tolist()) if isinstance(value, np.ndarray) else value for key, value in vars(report).items()
+    }
+    path = folder / "heads.json"
+    path.write_text(json.dumps({**context, **numbers}) + "\n", encoding="utf-8")
+    picture = _picture(folder / "heads.png", report)
+    return [path] if picture is None else [path, picture]
+
+
+def _rounded(value: Any) -> Any:
+    """Nested lists for JSON, which has no NaN."""
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    return None if np.isnan(value) else round(value, 4)
+
+
+def _picture(path: Path, report: HeadReport) -> Path | None:
+    try:
+        import matplotlib
+    except ImportError:
+        return None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    panels: list[tuple[str, str, Any, FloatArray]] = [
+        ("similarity with the selected pattern", "step", range(len(report.similarity)), report.similarity),
+        ("recall of the selected pattern", "step", range(len(report.recall)), report.recall),
+        (f"recall in step {report.selected_at}", "rho", report.rhos, report.recall_of_rho),
+    ]
+    figure, axes = pyplot.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
+    for ax, (title, label, x, values) in zip(axes, panels, strict=True):
+        for layer in range(values.shape[1]):
+            lines = ax.plot(x, values[:, layer], color=f"C{layer % 10}", linewidth=1)
+            lines[0].set_label(f"layer {layer}")
+        ax.set(title=title, xlabel=label, ylim=(0, 1.02))
+        ax.grid(alpha=0.3)
+    axes[0].legend(fontsize=7, title="a line per head")
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+    return path

@@ -1,0 +1,112 @@
+"""`sparsed eval --likelihood`: nats per token of a text's last tokens, for each length and method without a cache."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from ...models.files import read_text, replacing
+from ..environment import machine_info
+from .likelihood import likelihood
+from .log import Log, file_identity
+from .scoring import bootstrap
+from .setup import Methods, Setup, command_line
+from .tasks import require_known
+
+_NAME = "likelihood"
+
+
+@dataclass(frozen=True)
+class TextRecord:
+    """One method on one text: the nats per token of each draw."""
+
+    method: str
+    length: int
+    text: int
+    draws: list[float]
+
+    @property
+    def key(self) -> tuple[str, int, int]:
+        """What it is the record of."""
+        return self.method, self.length, self.text
+
+
+def score_text(setup: Setup, methods: Methods) -> list[str]:
+    """Scores what the folder has no record of, dense before the others; writes likelihood.json; returns the lines."""
+    args = setup.args
+
+    def uncached(length: int) -> list[Any]:
+        return [method for method in methods(length) if method.cache is None]
+
+    if not uncached(args.lengths[0]):
+        names = ", ".join(method.name for method in methods(args.lengths[0]))
+        raise ValueError(f"eval: methods is {names}, expected one without a cache (--likelihood scores whole passes)")
+    ids = setup.tokenizer.encode(read_text(args.likelihood))
+    for length in args.lengths:
+        if len(ids) < length:
+            raise ValueError(f"eval: {args.likelihood} has {len(ids)} tokens, expected at least {length}")
+    require_known(setup.tokenizer, ids, str(args.likelihood))
+    source = {"target": args.target, "draws": args.draws, **file_identity(args.likelihood)}
+    log = Log(args.out, setup.plan(uncached, args.lengths) | {"text": source}, TextRecord, _NAME)
+    done = {record.key for record in log.records}
+    todo = [
+        (length, i, method)
+        for length in args.lengths
+        for i in range(min(args.samples, len(ids) // length))
+        for method in sorted(uncached(length), key=lambda m: m.name != "dense")
+        if (method.name, length, i) not in done
+    ]
+    for length, i, method in tqdm(todo, unit="text", disable=not sys.stderr.isatty()):
+        text = ids[i * length : (i + 1) * length]
+        found = likelihood(
+            setup.model, text, target=args.target, draws=args.draws, sparse=method.sparse, seed=args.seed + i
+        )
+        log.add(TextRecord(method.name, length, i, found.draws.tolist()))
+    rows = [
+        row
+        for length in args.lengths
+        for row in _rows(
+            {r.key: r.draws for r in log.records},
+            [method.name for method in uncached(length)],
+            length,
+            min(args.samples, len(ids) // length),
+        )
+    ]
+    content = {"command": command_line(), "machine": machine_info(), "rows": rows}
+    with replacing(args.out / f"{_NAME}.json") as new:
+        new.write_text(json.dumps(content, indent=1, default=dataclasses.asdict) + "\n", encoding="utf-8")
+    return [_line(row) for row in rows]
+
+
+def _rows(
+    draws: dict[tuple[str, int, int], list[float]], names: Sequence[str], length: int, texts: int
+) -> list[dict[str, Any]]:
+    """A row per method; intervals are over the texts, where there is one text over its draws."""
+
+    def values(name: str) -> NDArray[np.float64]:
+        table = np.array([draws[(name, length, i)] for i in range(texts)], np.float64)
+        return np.asarray(table[0] if texts == 1 else table.mean(axis=1))
+
+    rows = []
+    for name in names:
+        row: dict[str, Any] = {"method": name, "length": length, "texts": texts, "nats": bootstrap(values(name))}
+        if name != "dense" and all(("dense", length, i) in draws for i in range(texts)):
+            row["minus_dense"] = bootstrap(values(name) - values("dense"))
+        rows.append(row)
+    return rows
+
+
+def _line(row: dict[str, Any]) -> str:
+    line = f"{row['method']:15} {row['length']:6} {row['nats'].mean:.4f} nats per token"
+    difference = row.get("minus_dense")
+    if difference is not None:
+        line += f"  {difference.mean:+.4f} ({difference.low:+.4f} ... {difference.high:+.4f})"
+    return line

@@ -1,0 +1,126 @@
+"""Records of a run that goes on where it stopped, in the folder whose plan says what decides them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from ...models.files import find_folder, replacing
+
+R = TypeVar("R")
+
+# Parts of a plan that grow, as {length: {name: what}}: only what both plans have is compared.
+GROWING = ("settings", "sources")
+_OF_A_MODEL = (".json", ".safetensors", ".txt", ".jinja")
+# Larger files are told apart by their time, smaller ones by their content.
+_HASHED_BYTES = 1 << 28
+
+
+def file_identity(path: Path) -> dict[str, Any]:
+    """A data file by name, size and time."""
+    found = path.stat()
+    return {"file": path.name, "size": found.st_size, "mtime_ns": found.st_mtime_ns}
+
+
+def model_identity(folder: Path) -> dict[str, Any]:
+    """A checkpoint by its name and its files: configuration, weights, tokenizer."""
+    files = sorted(path for path in find_folder(folder, "eval").iterdir() if path.suffix in _OF_A_MODEL)
+    return {"name": folder.resolve().name, "files": {path.name: _content(path) for path in files}}
+
+
+def _content(path: Path) -> dict[str, Any]:
+    found = path.stat()
+    if found.st_size > _HASHED_BYTES:
+        return {"size": found.st_size, "mtime_ns": found.st_mtime_ns}
+    return {"size": found.st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+
+
+class Log(Generic[R]):
+    """The records of a folder; each is on disk before the next answer begins.
+
+    Args:
+        folder: Made where it does not exist.
+        plan: What decides the records, of plain JSON types. A folder with another plan is refused; the parts in
+            GROWING may hold more or less than the folder's, which then has both.
+        kind: The dataclass of a record.
+        name: Of the file of records; plans lie beside it.
+
+    Raises:
+        ValueError: The folder has another plan, or a damaged line (but for the last one, which a crash may cut).
+    """
+
+    def __init__(self, folder: Path, plan: dict[str, Any], kind: type[R], name: str = "records") -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / f"{name}.jsonl"
+        self.records: list[R] = []
+        where = folder / ("plan.json" if name == "records" else f"{name}_plan.json")
+        merged = _merged(_read_plan(where, self._path), json.loads(json.dumps(plan)), where)
+        self._read(kind)
+        with replacing(where) as new:
+            new.write_text(json.dumps(merged, indent=1) + "\n", encoding="utf-8")
+
+    def _read(self, kind: type[R]) -> None:
+        if not self._path.is_file():
+            return
+        content = self._path.read_bytes()
+        *lines, rest = content.split(b"\n")
+        for number, line in enumerate(lines, start=1):
+            try:
+                self.records.append(kind(**json.loads(line.decode("utf-8"))))
+            except (ValueError, TypeError, RecursionError) as error:
+                raise ValueError(f"eval: line {number} of {self._path} is damaged: {error}") from error
+        if rest:
+            with self._path.open("r+b") as file:
+                file.truncate(len(content) - len(rest))
+
+    def add(self, record: R) -> None:
+        """Appends a record, on disk too."""
+        self.records.append(record)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(vars(record), ensure_ascii=False) + "\n")
+
+
+def _read_plan(path: Path, records: Path) -> dict[str, Any] | None:
+    """The plan of a folder; None where there is none, or one that a crash has left empty before the first record."""
+    content = path.read_bytes() if path.is_file() else b""
+    recorded = records.is_file() and records.stat().st_size > 0
+    if not content.strip() and not (recorded and path.is_file()):
+        return None
+    try:
+        plan = json.loads(content.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"eval: {path} is damaged: {error} (choose another --out to begin anew)") from error
+    if not isinstance(plan, dict):
+        raise ValueError(f"eval: {path} holds a JSON {type(plan).__name__}, expected an object")
+    return plan
+
+
+def _merged(found: dict[str, Any] | None, plan: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The plan with what the folder's has beyond it."""
+    if found is None:
+        return plan
+    for key in sorted((plan.keys() | found.keys()) - set(GROWING)):
+        _require_same(key, plan.get(key), found.get(key), path)
+    merged = dict(plan)
+    for key in sorted(plan.keys() & set(GROWING)):
+        own, others = plan[key], found.get(key, {})
+        for length in sorted(own.keys() & others.keys(), key=int):
+            for name in sorted(own[length].keys() & others[length].keys()):
+                _require_same(f"{key}.{length}.{name}", own[length][name], others[length][name], path)
+        merged[key] = {
+            length: {**others.get(length, {}), **own.get(length, {})}
+            for length in sorted(own.keys() | others.keys(), key=int)
+        }
+    return merged
+
+
+def _require_same(key: str, given: Any, found: Any, path: Path) -> None:
+    if isinstance(given, dict) and isinstance(found, dict):
+        for name in sorted(given.keys() | found.keys()):
+            _require_same(f"{key}.{name}", given.get(name), found.get(name), path)
+    elif given != found:
+        raise ValueError(
+            f"eval: {key} is {given!r}, expected {found!r} as {path} has it (choose another --out to begin anew)"
+        )

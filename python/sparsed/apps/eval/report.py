@@ -1,0 +1,207 @@
+"""Tables like the paper's, as text and JSON, and a picture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...generation.stats import format_table
+from .runner import Record
+from .scoring import Interval, bootstrap
+
+_DPI = 150
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method at a length, or at all lengths together (None), over all tasks.
+
+    Attributes:
+        samples: Prompts answered.
+        answers: References that were asked for in them.
+        accuracy: In points, 0 ... 100, the mean over the tasks' samples.
+        difference: To dense on the same samples, in points; None for dense itself, or where dense did not run.
+        seconds: Mean per answer.
+        forwards: Mean per answer.
+        density: Mean over the answers.
+        tasks: Points by task.
+    """
+
+    length: int | None
+    method: str
+    samples: int
+    answers: int
+    accuracy: Interval
+    difference: Interval | None
+    seconds: float
+    forwards: float
+    density: float
+    tasks: dict[str, float]
+
+
+def summarise(records: Sequence[Record], baseline: str = "dense") -> list[Row]:
+    """One row per length and method, in the order of the records' first appearance; then all lengths, if several."""
+    rows = []
+    by_key = {record.key: record for record in records}
+    records = list(by_key.values())  # two runs that share a folder may both have answered
+    lengths: list[int | None] = [*sorted({record.length for record in records})]
+    for length in [*lengths, None] if len(lengths) > 1 else lengths:
+        for method in dict.fromkeys(record.method for record in records):
+            own = [r for r in records if r.method == method and length in (None, r.length)]
+            if not own:
+                continue
+            pairs = [
+                (record.score, by_key[(baseline, *record.key[1:])].score)
+                for record in own
+                if method != baseline and (baseline, *record.key[1:]) in by_key
+            ]
+            tasks = dict.fromkeys(record.task for record in own)
+            rows.append(
+                Row(
+                    length,
+                    method,
+                    len(own),
+                    sum(record.answers for record in own),
+                    bootstrap([100 * record.score for record in own]),
+                    bootstrap([100 * (mine - other) for mine, other in pairs]) if pairs else None,
+                    float(np.mean([record.seconds for record in own])),
+                    float(np.mean([record.forwards for record in own])),
+                    float(np.mean([record.density for record in own])),
+                    {
+                        task: 100 * float(np.mean([record.score for record in own if record.task == task]))
+                        for task in tasks
+                    },
+                )
+            )
+    return rows
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Accuracy, difference to dense, cost; then accuracy by task."""
+    header = (
+        "method",
+        "length",
+        "samples",
+        "answers",
+        "accuracy",
+        "95 %",
+        "minus dense",
+        "95 %",
+        "s",
+        "forwards",
+        "density",
+    )
+    lines = [
+        (
+            row.method,
+            _length(row),
+            str(row.samples),
+            str(row.answers),
+            f"{row.accuracy.mean:.2f}",
+            f"{row.accuracy.low:.1f} ... {row.accuracy.high:.1f}",
+            "" if row.difference is None else f"{row.difference.mean:+.2f}",
+            "" if row.difference is None else f"{row.difference.low:+.1f} ... {row.difference.high:+.1f}",
+            f"{row.seconds:.2f}",
+            f"{row.forwards:.1f}",
+            f"{row.density:.2f}",
+        )
+        for row in rows
+    ]
+    tasks = list(dict.fromkeys(task for row in rows for task in row.tasks))
+    by_task = [
+        (row.method, _length(row), *(f"{row.tasks[task]:.1f}" if task in row.tasks else "-" for task in tasks))
+        for row in rows
+    ]
+    return f"{format_table(header, lines)}\n\n{format_table(('method', 'length', *tasks), by_task)}"
+
+
+def markdown(content: dict[str, Any]) -> str:
+    """The tables of a report.json for a page, with the machine and the command below them."""
+    rows = [
+        Row(**{**row, **{key: row[key] and Interval(**row[key]) for key in ("accuracy", "difference")}})
+        for row in content["rows"]
+    ]
+    tasks = list(dict.fromkeys(task for row in rows for task in row.tasks))
+    header = ["method", "length", "answers", "accuracy", "minus dense", "s", "density", *tasks]
+    lines = [
+        [
+            row.method,
+            _length(row),
+            str(row.answers),
+            f"{row.accuracy.mean:.1f} ({row.accuracy.low:.1f} ... {row.accuracy.high:.1f})",
+            ""
+            if row.difference is None
+            else f"{row.difference.mean:+.2f} ({row.difference.low:+.1f} ... {row.difference.high:+.1f})",
+            f"{row.seconds:.2f}",
+            f"{row.density:.2f}",
+            *(f"{row.tasks[task]:.1f}" if task in row.tasks else "" for task in tasks),
+        ]
+        for row in rows
+    ]
+    found = content["machine"]
+    where = f"{found['cpu']}, {found['threads']} threads, sparsed {found['sparsed']}: `{content['command']}`"
+    return (
+        "\n".join("| " + " | ".join(line) + " |" for line in [header, ["---"] * len(header), *lines]) + f"\n\n{where}\n"
+    )
+
+
+def _length(row: Row) -> str:
+    return "all" if row.length is None else str(row.length)
+
+
+def write_report(folder: Path, rows: Sequence[Row], context: dict[str, Any]) -> list[Path]:
+    """Writes report.txt, report.json and, where matplotlib is installed, report.png; returns their paths.
+
+    Args:
+        folder: Where they go; made where it does not exist.
+        rows: What `summarise` returns.
+        context: Command, plan and machine; goes into the JSON.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / "report.txt", folder / "report.json"]
+    paths[0].write_text(f"{table(rows)}\n\n{context['command']}\n", encoding="utf-8")
+    content = {**context, "rows": [asdict(row) for row in rows]}
+    paths[1].write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    picture = _picture(folder / "report.png", rows)
+    return paths if picture is None else [*paths, picture]
+
+
+def _picture(path: Path, rows: Sequence[Row]) -> Path | None:
+    try:
+        import matplotlib
+    except ImportError:
+        return None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (accuracy, cost) = pyplot.subplots(1, 2, figsize=(11, 4.2))
+    lengths = sorted({row.length for row in rows if row.length is not None})
+    methods = list(dict.fromkeys(row.method for row in rows))
+    width = 0.8 / len(methods)
+    for i, method in enumerate(methods):
+        own = {row.length: row for row in rows if row.method == method and row.length is not None}
+        x = [j + (i - (len(methods) - 1) / 2) * width for j, length in enumerate(lengths) if length in own]
+        found = [own[length] for length in lengths if length in own]
+        means = [row.accuracy.mean for row in found]
+        spread = [
+            [row.accuracy.mean - row.accuracy.low for row in found],
+            [row.accuracy.high - row.accuracy.mean for row in found],
+        ]
+        accuracy.bar(x, means, width, yerr=spread, label=method, capsize=2, error_kw={"linewidth": 0.8})
+        cost.bar(x, [row.seconds for row in found], width)
+    for axes, label in ((accuracy, "accuracy, points (95 % bootstrap)"), (cost, "seconds per answer")):
+        axes.set_xticks(range(len(lengths)), [str(length) for length in lengths])
+        axes.set_xlabel("tokens")
+        axes.set_ylabel(label)
+    figure.legend(
+        *accuracy.get_legend_handles_labels(), loc="outside upper center", ncols=min(len(methods), 7), fontsize=8
+    )
+    figure.set_layout_engine("constrained")
+    figure.savefig(path, dpi=_DPI)
+    pyplot.close(figure)
+    return path

@@ -1,0 +1,126 @@
+"""What `sparsed eval`, `ablate` and `heads` begin with: their common options, the model, the samples, the plan."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ...checks import Checker
+from ...config import BLOCK_SIZES, SparseConfig
+from ..demo import demo_model_folder
+from ..cli_options import add_engine_options, load_chosen
+from ...models import Model
+from ...models.tokenizer import Tokenizer, load_tokenizer
+from .log import file_identity, model_identity
+from .methods import Method, Preset, default_sampler, sparse_config
+from .styles import RulerStyle, SmallStyle, Style
+from .tasks import TaskSet
+
+# Makes the methods for a length.
+Methods = Callable[[int], Sequence[Method]]
+
+# The option that names the file of a task.
+_FILE_OPTIONS = {"qa_1": "squad", "qa_2": "hotpotqa"}
+
+
+def add_common_options(parser: argparse.ArgumentParser, *, out: str, samples: int) -> None:
+    """The options that all three have; `out` is the default folder."""
+    parser.add_argument("model", nargs="?", type=Path, metavar="MODEL_DIR", help="checkpoint folder (the demo model)")
+    parser.add_argument("--tasks", nargs="+", metavar="TASK", help="(all that need no file)")
+    parser.add_argument("--squad", type=Path, help="SQuAD's JSON file, for task qa_1")
+    parser.add_argument("--hotpotqa", type=Path, help="HotpotQA's JSON file, for task qa_2")
+    parser.add_argument(
+        "--lengths", nargs="+", type=int, default=[2048], metavar="N", help="tokens, the answer's included"
+    )
+    parser.add_argument("--samples", type=int, default=samples, help="per task and length (RULER: 500)")
+    parser.add_argument("--out", type=Path, default=Path(out), help="folder of the results")
+    parser.add_argument(
+        "--preset", choices=("paper", "demo"), help="settings of the methods (demo for the demo model's vocabulary)"
+    )
+    parser.add_argument("--style", choices=("ruler", "small"), help="wording (small for the demo model's vocabulary)")
+    parser.add_argument("--seed", type=int, default=0)
+    add_engine_options(parser)
+    parser.add_argument("--rho", type=float, help="SparseD: share of the key blocks that is kept")
+    parser.add_argument("--skip", type=float, help="SparseD: share of the steps before the selection")
+    parser.add_argument("--block-size", type=int, choices=BLOCK_SIZES, help="SparseD: tokens per block")
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What the options say.
+
+    Attributes:
+        files: Of the tasks that have one.
+    """
+
+    model: Model
+    tokenizer: Tokenizer
+    style: Style
+    preset: Preset
+    sparse: SparseConfig
+    folder: Path
+    files: dict[str, Path]
+    args: argparse.Namespace
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> Setup:
+        """Checks the options and loads the model."""
+        check = Checker("eval")
+        args.lengths = list(dict.fromkeys(args.lengths))
+        args.tasks = list(dict.fromkeys(args.tasks or ()))
+        check.integer("samples", args.samples, low=1)
+        check.integer("seed", args.seed, low=0)
+        for length in args.lengths:
+            check.integer("lengths", length, low=1)
+        found = {task: getattr(args, option) for task, option in _FILE_OPTIONS.items()}
+        for task in args.tasks:
+            if task in found and found[task] is None:
+                raise ValueError(f"eval: task {task} needs a file, expected --{_FILE_OPTIONS[task]} FILE")
+        folder = Path(demo_model_folder() if args.model is None else args.model)
+        tokenizer = load_tokenizer(folder)
+        fits = SmallStyle.fits(tokenizer)
+        preset: Preset = args.preset or ("demo" if fits else "paper")
+        small = (args.style or ("small" if fits else "ruler")) == "small"
+        style = SmallStyle.of(tokenizer) if small else RulerStyle("paper" if preset == "paper" else "ruler")
+        given = {name: getattr(args, name) for name in ("rho", "skip", "block_size") if getattr(args, name) is not None}
+        sparse = dataclasses.replace(sparse_config(preset), **given)
+        files = {task: path for task, path in found.items() if path is not None}
+        return cls(load_chosen(folder, args), tokenizer, style, preset, sparse, folder, files, args)
+
+    @property
+    def tasks(self) -> list[str]:
+        """The tasks that are asked for, or all that there can be samples of."""
+        return self.args.tasks or [task for task in self.style.tasks if task in self.files or task not in _FILE_OPTIONS]
+
+    def task_set(self, length: int) -> TaskSet:
+        """The samples of a length."""
+        return TaskSet(self.tokenizer, self.style, length, seed=self.args.seed, files=self.files)
+
+    def source(self, task: str) -> dict[str, Any] | str:
+        """Where the samples of a task come from, for a plan."""
+        return file_identity(self.files[task]) if task in self.files else "generated"
+
+    def plan(self, methods: Methods, lengths: Sequence[int]) -> dict[str, Any]:
+        """What decides the answers, but for the samples."""
+        args = self.args
+        return {
+            "model": model_identity(self.folder),
+            "dtype": args.dtype,
+            "engine": [args.engine, args.device, args.device_map],
+            "style": self.style.name,
+            "preset": self.preset,
+            "budgets": self.style.gen_lengths,
+            "sampler": repr(default_sampler(self.model.config, self.preset)),
+            "seed": args.seed,
+            "settings": {str(length): {m.name: repr(m) for m in methods(length)} for length in sorted(set(lengths))},
+        }
+
+
+def command_line() -> str:
+    """The command as it was typed, for reports."""
+    return shlex.join(["sparsed", *sys.argv[1:]])

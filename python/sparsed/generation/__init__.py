@@ -1,0 +1,1 @@
+"""The denoising loop: samplers, caches, prompts, results and likelihoods."""

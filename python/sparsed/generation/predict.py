@@ -1,0 +1,47 @@
+"""The forward pass of a denoising step: the logits behind the prompt, shifted and guided where due."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .sampling import FloatArray, IntArray
+
+if TYPE_CHECKING:
+    from ..models import Attend, Model
+
+
+def predict(
+    model: Model,
+    ids: IntArray,
+    prompt_length: int,
+    wanted: IntArray,
+    cfg_scale: float,
+    attend: Attend | None,
+    **cached: Any,
+) -> FloatArray:
+    """The logits that predict the tokens behind the prompt, guided and shifted where due.
+
+    Args:
+        model: What `load_model` returns.
+        ids: (B, l) without padding.
+        prompt_length: p, above 0 where the model shifts its logits.
+        wanted: (n,) positions, counted from the end of the prompt.
+        cfg_scale: Above 0, guided by twins whose prompt is masked; `attend` then sees 2 B rows.
+        attend: The attention; None: dense.
+        cached: `key_values` and `rows` of `Transformer.forward`.
+
+    Returns:
+        (B, n, V) float32.
+    """
+    if cfg_scale > 0:
+        unconditional = ids.copy()
+        unconditional[:, :prompt_length] = model.config.mask_token_id
+        ids = np.concatenate([ids, unconditional])
+    positions = prompt_length + wanted - int(model.config.shift_logits)
+    logits = model.forward(ids, attend=attend, positions=positions, **cached)
+    if cfg_scale > 0:
+        conditional, unconditional_logits = np.split(logits, 2)
+        logits = unconditional_logits + np.float32(cfg_scale + 1) * (conditional - unconditional_logits)
+    return logits

@@ -1,0 +1,135 @@
+"""What a generation gives: each step as it ends, and the whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..kernels.pattern import PatternCache
+from .sampling import FloatArray, IntArray
+from .stats import GenerationStats
+
+if TYPE_CHECKING:
+    from ..models.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class StepInfo:
+    """A step that just ended, as `on_step` sees it.
+
+    Attributes:
+        phase: "dense", "select", "sparse", "cached" or "mixed", as in StepStats.
+        tokens: (B, l) int64, the sequence after the step (a copy).
+        unmasked: per batch row, the positions in `tokens` that the step filled.
+        confidence: per batch row, the sampler's confidence in what it filled there.
+    """
+
+    step: int
+    phase: str
+    seconds: float
+    density: float
+    tokens: IntArray
+    unmasked: tuple[IntArray, ...]
+    confidence: tuple[FloatArray, ...]
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """Batch rows that ran as one unpadded batch.
+
+    Attributes:
+        rows: their indices in the batch.
+        padding: tokens stripped from the left of each.
+        cache: their PatternCache; None when dense. With guidance its batch is the rows, then their guiding twins.
+    """
+
+    rows: IntArray
+    padding: int
+    cache: PatternCache | None
+
+
+@dataclass(frozen=True)
+class GenerationResult:
+    """What `generate` returns.
+
+    Attributes:
+        tokens: (B, l) int64, prompt and generation; padding as it was given.
+        history: (T + 1, B, l) int32, the sequence before each step and at the end; None unless asked for.
+        stats: seconds, phases, densities and tokens per step.
+        groups: the rows that ran together, with their patterns.
+        prompt_length: p, padding included.
+        filled_at: (B, gen_length) int32, the step that filled each token; -1: still open.
+        confidence: (B, gen_length) float32, the sampler's confidence in it; NaN: still open.
+        interrupted: Ctrl-C came; but for one in the last step, open positions of `tokens` hold the mask token.
+    """
+
+    tokens: IntArray
+    history: NDArray[np.int32] | None
+    stats: GenerationStats
+    groups: tuple[RowGroup, ...]
+    prompt_length: int
+    filled_at: NDArray[np.int32]
+    confidence: FloatArray
+    interrupted: bool = False
+
+    def __repr__(self) -> str:
+        batch, length = self.filled_at.shape
+        return (
+            f"GenerationResult({batch} x {length} tokens after {self.prompt_length}, {len(self.stats)} steps, "
+            f"{self.stats.seconds:.2f} s{', interrupted' if self.interrupted else ''})"
+        )
+
+    @property
+    def generated(self) -> IntArray:
+        """The tokens behind the prompt, (B, gen_length)."""
+        return self.tokens[:, self.prompt_length :]
+
+    def require_whole(self) -> GenerationResult:
+        """Itself, for who cannot use a part of a generation.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C came meanwhile, be it in the last step.
+        """
+        if self.interrupted:
+            raise KeyboardInterrupt
+        return self
+
+    def plot(self, row: int = 0) -> Any:
+        """Draws when each token was filled and how surely, and what the steps took. Needs matplotlib.
+
+        Args:
+            row: The batch row.
+
+        Returns:
+            A matplotlib Figure.
+
+        Raises:
+            ImportError: matplotlib is missing.
+            ValueError: There is no such row.
+        """
+        from ..apps.pictures import figures
+
+        return figures.plot_result(self, row)
+
+    def page(self, tokenizer: Tokenizer, *, row: int = 0, title: str = "sparsed") -> str:
+        """One HTML page, whole in itself, that plays the denoising step by step and shows the selected patterns.
+
+        Args:
+            tokenizer: What the prompt was made with.
+            row: The batch row.
+            title: The heading.
+
+        Raises:
+            ValueError: There is no such row.
+        """
+        from ..apps.pictures import page
+
+        return page.render(self, tokenizer, row=row, title=title)
+
+    def _repr_html_(self) -> str:
+        from ..apps.pictures import inline
+
+        return inline.result_html(self)

@@ -1,0 +1,261 @@
+"""Block patterns, and the cache that carries them from step to step."""
+
+from __future__ import annotations
+
+import copyreg
+import inspect
+from collections.abc import Sequence
+from typing import Any, Literal, TypeVar, cast
+
+from . import _core
+from ._core import BlockPattern
+from .arrays import arguments
+from ..config import SlidingWindow, Sparse, SparseConfig, StreamingLLM
+
+__all__ = ["BlockPattern", "PatternCache"]
+
+Array = TypeVar("Array")
+
+
+class PatternCache:
+    """The state machine dense -> select -> sparse over denoising steps, one pattern per layer.
+
+    One cache serves one generation: ``begin_step`` enters a step, ``attend`` computes a layer's attention in it. A
+    batch of classifier-free guidance keeps a pattern for each of its rows.
+
+    Args:
+        config: ``SparseConfig``, or a baseline: ``SlidingWindow``, ``StreamingLLM``.
+        steps: Number of steps T; None: unknown beforehand, then ``begin_step`` needs ``unmasked``.
+        prompt_length: Tokens before the generation.
+
+    Raises:
+        TypeError, ValueError: An argument of another type or outside its range.
+
+    Example:
+        >>> q = k = v = np.ones((1, 4, 1000, 64), np.float32)
+        >>> cache = PatternCache(SparseConfig(skip=0.5, min_length=0), steps=4, prompt_length=900)
+        >>> for step in range(4):
+        ...     cache.begin_step(step)
+        ...     for layer in range(2):
+        ...         out = cache.attend(layer, q, k, v)
+        ...     print(cache.phase, cache.density(0))
+        dense 1.0
+        select 1.0
+        sparse 0.5
+        sparse 0.5
+    """
+
+    def __init__(self, config: Sparse, *, steps: int | None, prompt_length: int) -> None:
+        self.config = config
+        if isinstance(config, SparseConfig):
+            every = config.refresh == "every"
+            self._state = _core.PatternCache.sparse(
+                steps=steps,
+                prompt_length=prompt_length,
+                skip=config.skip,
+                rho=config.rho,
+                block_size=config.block_size,
+                selection=config.selection,
+                selection_scale=config.selection_scale,
+                isolate=config.isolate,
+                refresh=[] if every else list(cast("tuple[float, ...]", config.refresh)),
+                refresh_every=every,
+                min_length=config.min_length,
+            )
+        elif isinstance(config, (SlidingWindow, StreamingLLM)):
+            self._state = _core.PatternCache.window(
+                steps=steps,
+                prompt_length=prompt_length,
+                window=config.window,
+                sinks=config.sinks if isinstance(config, StreamingLLM) else 0,
+                block_size=config.block_size,
+            )
+        else:
+            raise TypeError(
+                f"PatternCache: config is a {type(config).__name__}, "
+                "expected a SparseConfig, SlidingWindow or StreamingLLM"
+            )
+
+    def begin_step(self, t: int, unmasked: float | None = None) -> None:
+        """Enters step t; steps come in order from 0.
+
+        Args:
+            t: The step.
+            unmasked: Share of the generation, 0 ... 1, that is unmasked as the step begins; needed when ``steps``
+                is None.
+
+        Raises:
+            ValueError: A step out of order or beyond ``steps``, or a missing ``unmasked``.
+        """
+        self._state.begin_step(t, unmasked)
+
+    @property
+    def phase(self) -> Literal["dense", "select", "sparse"]:
+        """What the current step does."""
+        return cast('Literal["dense", "select", "sparse"]', self._state.phase)
+
+    @property
+    def step(self) -> int:
+        """The current step; -1 before the first."""
+        return self._state.step
+
+    def attend(
+        self,
+        layer: int,
+        q: Array,
+        k: Array,
+        v: Array,
+        key_mask: Any = None,
+        *,
+        scale: float | None = None,
+    ) -> Array:
+        """Computes one layer's attention in the current step: dense, with selection, or sparse.
+
+        Arrays of any library, as in ``sparsed.attention``. A layer whose arrays lie on a CUDA device keeps its pattern
+        there from step to step.
+
+        Args:
+            layer: The layer, from 0.
+            q: Queries (B, H, L, D).
+            k: Keys (B, H_kv, L, D).
+            v: Values (B, H_kv, L, D).
+            key_mask: (B, L), True for a real key.
+            scale: Finite and above 0; None: 1 / sqrt(D).
+
+        Returns:
+            out (B, H, L, D) in q's dtype.
+
+        Raises:
+            TypeError, ValueError: As ``sparsed.attention``; also no step begun, a layer that never selected, a
+                changed shape.
+            MemoryError: The output or the workspace cannot fit into memory.
+        """
+        library, (q, k, v, key_mask) = arguments("PatternCache.attend", key_mask, q=q, k=k, v=v)
+        with library.current():
+            out: Array = library.wrap(self._state.attend(layer, q, k, v, key_mask, scale, library.memory))
+        return out
+
+    def pattern(self, layer: int) -> BlockPattern:
+        """Returns the pattern that ``layer`` has selected; one that lies on a device comes to the host when it is read.
+
+        Raises:
+            ValueError: The layer has none.
+        """
+        return self._state.pattern(layer)
+
+    def density(self, layer: int) -> float:
+        """Returns the share of the blocks that ``layer`` computed in the current step: 1 where it was dense.
+
+        Of a pattern that lies on a device it is counted when it is first asked for.
+        """
+        return self._state.density(layer)
+
+    @property
+    def layers(self) -> list[int]:
+        """The layers that hold a pattern, ascending."""
+        return self._state.layers
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all stored patterns."""
+        return self._state.nbytes
+
+    def reset(self) -> None:
+        """Forgets patterns, shapes and the step: the cache is as new."""
+        self._state.reset()
+
+    def plot_grid(
+        self, layers: Sequence[int] | None = None, heads: Sequence[int] | None = None, *, batch: int = 0
+    ) -> Any:
+        """Draws the patterns of layers (rows) and heads (columns). Needs matplotlib.
+
+        Args:
+            layers: None: all that hold a pattern.
+            heads: None: all.
+            batch: The batch row.
+
+        Returns:
+            A matplotlib Figure.
+
+        Raises:
+            ImportError: matplotlib is missing.
+            ValueError: A layer without a pattern, or a head or row that does not exist.
+        """
+        from ..apps.pictures import figures
+
+        return figures.plot_grid(
+            {i: self.pattern(i) for i in (self.layers if layers is None else layers)}, heads, batch
+        )
+
+    def _repr_html_(self) -> str:
+        from ..apps.pictures import inline
+
+        return inline.cache_html(self)
+
+
+# Methods of the compiled class that draw: what they need is imported when they are called.
+
+
+def plot(self: BlockPattern, head: int = 0, *, batch: int = 0, ax: Any = None) -> Any:  # noqa: D417
+    """Draws one head: query blocks downwards, key blocks to the right, the end of the prompt as a line.
+
+    Needs matplotlib.
+
+    Args:
+        head: The query head.
+        batch: The batch row.
+        ax: The matplotlib Axes to draw into; None: new ones.
+
+    Returns:
+        The Axes.
+
+    Raises:
+        ImportError: matplotlib is missing.
+        ValueError: There is no such head or row.
+    """
+    from ..apps.pictures import figures
+
+    return figures.plot_pattern(self, head, batch, ax)
+
+
+def plot_grid(self: BlockPattern, heads: Sequence[int] | None = None, *, batch: int = 0) -> Any:  # noqa: D417
+    """Draws the heads side by side; `PatternCache.plot_grid` draws layers too. Needs matplotlib.
+
+    Args:
+        heads: None: all.
+        batch: The batch row.
+
+    Returns:
+        A matplotlib Figure.
+
+    Raises:
+        ImportError: matplotlib is missing.
+        ValueError: A head or row that does not exist.
+    """
+    from ..apps.pictures import figures
+
+    return figures.plot_grid({None: self}, heads, batch)
+
+
+def _repr_html_(self: BlockPattern) -> str:
+    from ..apps.pictures import inline
+
+    return inline.pattern_html(self)
+
+
+for _method in (plot, plot_grid, _repr_html_):
+    _method.__doc__ = inspect.getdoc(_method)  # without indentation, as Python 3.13 has it
+    setattr(BlockPattern, _method.__name__, _method)
+
+
+def _restore(mask: Any, geometry: dict[str, int]) -> BlockPattern:
+    return BlockPattern.from_mask(mask, **geometry)
+
+
+def _reduce(pattern: BlockPattern) -> tuple[Any, ...]:
+    """Copies and pickles: the extension's objects come from functions alone."""
+    geometry = {name: getattr(pattern, name) for name in ("block_size", "q_len", "kv_len", "prompt_length")}
+    return _restore, (pattern.to_mask(), geometry)
+
+
+copyreg.pickle(BlockPattern, _reduce)

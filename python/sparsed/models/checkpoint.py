@@ -1,0 +1,126 @@
+"""The safetensors files of a checkpoint folder: where each tensor lies, and whether they are those of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .files import read_json
+from . import ModelConfig, TensorNames, tensor_shapes
+from .safetensors import SafetensorsFile, TensorInfo
+
+Array = NDArray[Any]
+
+_SINGLE_FILE = "model.safetensors"
+_INDEX_FILE = "model.safetensors.index.json"
+# Tensors or rows that an error message or a comparison takes at a time.
+_NAMED = 5
+_COMPARED_ROWS = 4096
+
+
+class Checkpoint:
+    """The tensors of all files of a folder by name.
+
+    Their arrays lie in mapped files, whose pages count as this process' memory once read: `release` them after use.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._files: dict[str, SafetensorsFile] = {}  # by tensor
+        if (path / _SINGLE_FILE).is_file():
+            self._add(SafetensorsFile(path / _SINGLE_FILE))
+        elif (path / _INDEX_FILE).is_file():
+            self._add_shards(path / _INDEX_FILE)
+        else:
+            raise FileNotFoundError(
+                f"load_model: neither {_SINGLE_FILE} nor {_INDEX_FILE} exists in {path} (other formats are not read)"
+            )
+
+    @property
+    def tensors(self) -> dict[str, TensorInfo]:
+        """Where each one lies."""
+        return {name: file.tensors[name] for name, file in self._files.items()}
+
+    def array(self, name: str) -> Array:
+        """The tensor as a view of its mapped file."""
+        return self._files[name].array(name)
+
+    def release(self) -> None:
+        """Gives back the memory of the pages read so far; arrays stay valid and read them again."""
+        for file in set(self._files.values()):
+            file.release()
+
+    def stream(self) -> Iterator[tuple[str, Array]]:
+        """Each tensor once, file by file in the order on disk; its array is valid until the next one."""
+        for name, _ in sorted(self.tensors.items(), key=lambda item: (item[1].file, item[1].begin)):
+            yield name, self.array(name)
+            self._files[name].release()
+
+    def _add(self, file: SafetensorsFile) -> None:
+        self._files |= dict.fromkeys(file.tensors, file)
+
+    def _add_shards(self, index: Path) -> None:
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise ValueError(f"load_model: {index} has no weight_map, expected names of tensors and their files")
+        shards: dict[str, set[str]] = {}
+        for name, shard in weight_map.items():
+            # Read by name alone, so that an index cannot reach out of its folder. Links inside are the user's own.
+            if not isinstance(shard, str) or Path(shard).name != shard or not shard.endswith(".safetensors"):
+                raise ValueError(
+                    f"load_model: {index} puts {name} into {shard!r}, expected a .safetensors file beside it"
+                )
+            shards.setdefault(shard, set()).add(name)
+        for shard, names in shards.items():
+            if not (index.parent / shard).is_file():
+                raise FileNotFoundError(f"load_model: {index.parent / shard} does not exist, but {index.name} lists it")
+            file = SafetensorsFile(index.parent / shard)
+            _refuse("not in", names - set(file.tensors), file.path)
+            _refuse(f"not listed by {index.name} for", set(file.tensors) - names, file.path)
+            self._add(file)
+
+
+def _refuse(problem: str, names: Iterable[str], where: Path) -> None:
+    """A ValueError that names the tensors, if there are any."""
+    listed = sorted(names)
+    if listed:
+        more = f" and {len(listed) - _NAMED} more" if len(listed) > _NAMED else ""
+        raise ValueError(f"load_model: tensors {problem} {where}: {', '.join(listed[:_NAMED])}{more}")
+
+
+def check_tensors(checkpoint: Checkpoint, config: ModelConfig, names: TensorNames) -> tuple[str, str]:
+    """Refuses missing, extra and misshapen tensors; returns the names of the embedding and of the head."""
+    tensors = checkpoint.tensors
+    expected = tensor_shapes(config, names)
+    embedding, head = f"{names.embedding}.weight", f"{names.head}.weight"
+    if config.tie_weights:
+        # Of two names for one tensor a checkpoint may hold either or both.
+        for absent, present in ((head, embedding), (embedding, head)):
+            if absent not in tensors and present in tensors:
+                del expected[absent]
+                embedding = head = present
+                break
+    _refuse("missing in", set(expected) - set(tensors), checkpoint.path)
+    for name in sorted(set(tensors) - set(expected)):
+        if not name.endswith("rotary_emb.inv_freq"):  # a buffer that follows from rope_theta
+            _refuse("not expected in", [name], tensors[name].file)
+    for name, shape in expected.items():
+        if tensors[name].shape != shape:
+            raise ValueError(
+                f"load_model: tensor {name} has shape {list(tensors[name].shape)}, expected {list(shape)} "
+                f"(in {tensors[name].file})"
+            )
+    if config.tie_weights and head != embedding and not _same(checkpoint.array(embedding), checkpoint.array(head)):
+        raise ValueError(f"load_model: {embedding} and {head} differ, expected the same (the config ties them)")
+    return embedding, head
+
+
+def _same(a: Array, b: Array) -> bool:
+    return a.dtype == b.dtype and all(
+        np.array_equal(a[i : i + _COMPARED_ROWS].view(np.uint8), b[i : i + _COMPARED_ROWS].view(np.uint8))
+        for i in range(0, len(a), _COMPARED_ROWS)
+    )

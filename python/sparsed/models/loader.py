@@ -1,0 +1,175 @@
+"""`load_model`: a checkpoint folder (config.json and safetensors) into a model, without remote code."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from ..kernels import ops
+from .checkpoint import Checkpoint, check_tensors
+from .files import find_folder, read_json
+from . import (
+    DTYPES,
+    ConfigReader,
+    Layer,
+    ModelConfig,
+    TensorNames,
+    Transformer,
+    find_architecture,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..torch.engine import TorchTransformer
+
+
+@overload
+def load_model(folder: str | os.PathLike[str], dtype: str = ..., *, engine: Literal["native"] = ...) -> Transformer: ...
+@overload
+def load_model(
+    folder: str | os.PathLike[str],
+    dtype: str | torch.dtype = ...,
+    *,
+    engine: Literal["torch"],
+    device: str | int | torch.device | None = ...,
+    device_map: str | Mapping[str, Any] | None = ...,
+    group: torch.distributed.ProcessGroup | None = ...,
+) -> TorchTransformer: ...
+@overload
+def load_model(
+    folder: str | os.PathLike[str],
+    dtype: str | torch.dtype = ...,
+    *,
+    engine: str,
+    device: str | int | torch.device | None = ...,
+    device_map: str | Mapping[str, Any] | None = ...,
+    group: torch.distributed.ProcessGroup | None = ...,
+) -> Transformer | TorchTransformer: ...
+def load_model(
+    folder: str | os.PathLike[str],
+    dtype: str | torch.dtype = "float32",
+    *,
+    engine: str = "native",
+    device: str | int | torch.device | None = None,
+    device_map: str | Mapping[str, Any] | None = None,
+    group: torch.distributed.ProcessGroup | None = None,
+) -> Transformer | TorchTransformer:
+    """A LLaDA or Dream model from its checkpoint folder.
+
+    Args:
+        folder: config.json and model.safetensors, or shards with model.safetensors.index.json.
+        dtype: what activations and attention are computed in, "float32" or "bfloat16". bfloat16 weights stay bfloat16
+            in memory either way with the native engine; "bfloat16" rounds others to it. The torch engine keeps
+            weights in `dtype`.
+        engine: "native": sparsed's own kernels; "torch": matrix products by torch, attention by sparsed.
+        device: engine "torch": where the model lies; None: the CPU.
+        device_map: engine "torch", instead of `device`: "auto", "balanced" ... or {module: device}; accelerate splits
+            the layers over several devices.
+        group: engine "torch": each process of this torch.distributed group holds its share of the heads, and selects,
+            stores and reports the patterns of these.
+
+    Raises:
+        FileNotFoundError: the folder, its config.json or its weights do not exist.
+        ValueError: a config value that changes the arithmetic and is not supported; a tensor that is missing, extra or
+            misshapen; a damaged file; arguments that do not go together.
+        MemoryError: the weights do not fit into the memory that is available.
+        ImportError: engine "torch" without torch, `device_map` without accelerate.
+    """
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise ValueError(f"load_model: dtype is {dtype!r}, expected one of {list(DTYPES)}")
+    if engine not in ("native", "torch"):
+        raise ValueError(f"load_model: engine is {engine!r}, expected 'native' or 'torch'")
+    placement = {"device": device, "device_map": device_map, "group": group}
+    given = [key for key, value in placement.items() if value is not None]
+    if given and engine == "native":
+        raise ValueError(f"load_model: {given[0]} is given, expected engine 'torch' with it")
+    if len(given) > 1 and "device_map" in given:
+        raise ValueError(f"load_model: device_map and {given[0]} are given, expected device_map alone")
+    path = find_folder(folder, "load_model")
+    config_path = path / "config.json"
+    if not config_path.is_file():
+        raise FileNotFoundError(f"load_model: {config_path} does not exist")
+    values = read_json(config_path)
+    architecture = find_architecture(values, str(config_path))
+    config = _add_end_tokens(architecture.read_config(ConfigReader(values, str(config_path))), path)
+    checkpoint = Checkpoint(path)
+    ends = check_tensors(checkpoint, config, architecture.names)
+    if engine == "torch":
+        from ..torch.loading import load_transformer
+
+        return load_transformer(checkpoint, config, architecture.names, ends, name, device, device_map, group)
+    return _Packer(checkpoint, name).transformer(config, architecture.names, ends)
+
+
+def _add_end_tokens(config: ModelConfig, path: Path) -> ModelConfig:
+    """With the end tokens that generation_config.json adds."""
+    generation = path / "generation_config.json"
+    if not generation.is_file():
+        return config
+    more = ConfigReader(read_json(generation), str(generation)).tokens("eos_token_id")
+    return dataclasses.replace(config, end_token_ids=tuple(dict.fromkeys(config.end_token_ids + more)))
+
+
+class _Packer:
+    """Packs the weights one by one, straight from the mapped files: in memory there is one copy."""
+
+    def __init__(self, checkpoint: Checkpoint, dtype: str) -> None:
+        self._checkpoint = checkpoint
+        self._dtype = dtype
+        self._packed_dtype: Literal["bfloat16"] | None = "bfloat16" if dtype == "bfloat16" else None
+
+    def transformer(self, config: ModelConfig, names: TensorNames, ends: tuple[str, str]) -> Transformer:
+        embedding, head = ends
+        ops.require_memory(self._needed(embedding, head), "load_model: the weights")
+        layers = tuple(
+            self._layer(names, names.layer.format(number), config.qkv_bias) for number in range(config.num_layers)
+        )
+        return Transformer(
+            config=config,
+            embedding=self._checkpoint.array(embedding),
+            layers=layers,
+            final_norm=self._norm(f"{names.final_norm}.weight"),
+            head=self._pack([head.removesuffix(".weight")]),
+            dtype=self._dtype,
+        )
+
+    def _needed(self, embedding: str, head: str) -> int:
+        """Bytes of the packed weights."""
+        sizes = {
+            name: math.prod(info.shape) * (2 if self._packed_dtype or info.dtype == ml_dtypes.bfloat16 else 4)
+            for name, info in self._checkpoint.tensors.items()
+        }
+        return sum(sizes.values()) - (sizes[embedding] if embedding != head else 0)
+
+    def _layer(self, names: TensorNames, prefix: str, qkv_bias: bool) -> Layer:
+        qkv = [prefix + name for name in (names.query, names.key, names.value)]
+        return Layer(
+            attention_norm=self._norm(f"{prefix}{names.attention_norm}.weight"),
+            qkv=self._pack(qkv, bias=qkv_bias),
+            attention_out=self._pack([prefix + names.attention_out]),
+            mlp_norm=self._norm(f"{prefix}{names.mlp_norm}.weight"),
+            gate=self._pack([prefix + names.gate]),
+            up=self._pack([prefix + names.up]),
+            down=self._pack([prefix + names.down]),
+        )
+
+    def _pack(self, modules: Sequence[str], *, bias: bool = False) -> ops.PackedWeight:
+        """The weights of `modules`, their rows one after the other."""
+        weights = [self._checkpoint.array(f"{name}.weight") for name in modules]
+        biases = [self._checkpoint.array(f"{name}.bias") for name in modules] if bias else None
+        packed = ops.pack_weights(weights, biases, dtype=self._packed_dtype)
+        self._checkpoint.release()
+        return packed
+
+    def _norm(self, name: str) -> NDArray[np.float32]:
+        return self._checkpoint.array(name).astype(np.float32)
