@@ -158,7 +158,15 @@ def layers() -> Svg:
     svg.line(390, 308, 740, 308, LINE, "4 4")
     svg.text(740, 304, "Python", anchor="end", size=11)
     svg.text(740, 320, "C++", anchor="end", size=11)
-    svg.box(20, 322, 720, 42, "csrc/bindings", "arrays into views, errors into exceptions: sparsed.kernels._core", fill=native)
+    svg.box(
+        20,
+        322,
+        720,
+        42,
+        "csrc/bindings",
+        "arrays into views, errors into exceptions: sparsed.kernels._core",
+        fill=native,
+    )
     svg.arrow((380, 366), (380, 382))
     svg.box(20, 384, 720, 42, "csrc/registry", "the ordered table of backends; SPARSED_ISA", fill=native)
     backends = {

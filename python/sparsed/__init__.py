@@ -7,6 +7,13 @@ from __future__ import annotations
 
 from importlib.metadata import version as _version
 
+from .config import SlidingWindow, SparseConfig, StreamingLLM
+from .generation.generate import generate
+from .generation.kv_cache import DelayedCache, DualCache, PrefixCache
+from .generation.prompts import pad_left
+from .generation.result import GenerationResult, StepInfo
+from .generation.sampling import DreamSampler, LLaDASampler
+from .generation.stats import GenerationStats, StepStats
 from .kernels import ops
 from .kernels.attention import (
     Backend,
@@ -18,15 +25,8 @@ from .kernels.attention import (
     select,
     set_num_threads,
 )
-from .config import SlidingWindow, SparseConfig, StreamingLLM
-from .generation.generate import generate
-from .generation.kv_cache import DelayedCache, DualCache, PrefixCache
-from .models.loader import load_model
 from .kernels.pattern import BlockPattern, PatternCache
-from .generation.prompts import pad_left
-from .generation.result import GenerationResult, StepInfo
-from .generation.sampling import DreamSampler, LLaDASampler
-from .generation.stats import GenerationStats, StepStats
+from .models.loader import load_model
 from .models.tokenizer import Tokenizer, load_tokenizer
 
 __version__ = _version("sparsed")

@@ -9,7 +9,17 @@ import pytest
 
 import sparsed
 from sparsed.apps.demo import demo_model_folder
-from sparsed.apps.eval import RulerStyle, Sample, SmallStyle, TaskSet, bootstrap, read_samples, score, words, write_samples
+from sparsed.apps.eval import (
+    RulerStyle,
+    Sample,
+    SmallStyle,
+    TaskSet,
+    bootstrap,
+    read_samples,
+    score,
+    words,
+    write_samples,
+)
 from sparsed.apps.eval.styles import RULER_BUDGETS
 from sparsed.apps.eval.tasks import NIAH, Niah, frequent_words, kind_of, niah, variable_tracking
 

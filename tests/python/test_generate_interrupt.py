@@ -12,10 +12,10 @@ import pytest
 
 import sparsed
 from fake_model import MASK, FakeModel, prompt_of
-from sparsed.apps import cli, demo
 from sparsed import generate
-from sparsed.generation import likelihood
+from sparsed.apps import cli, demo
 from sparsed.apps.eval import heads, runner
+from sparsed.generation import likelihood
 
 
 def test_ctrl_c_returns_after_the_step() -> None:

@@ -17,8 +17,8 @@ from lm_eval.api.instance import Instance
 
 import sparsed
 from sparsed.apps.demo import demo_model_folder
-from sparsed.generation.likelihood import log_likelihood
 from sparsed.apps.lm_eval import SparsedLM
+from sparsed.generation.likelihood import log_likelihood
 from tiny_checkpoint import tiny_config, write_checkpoint
 
 MODEL = demo_model_folder()

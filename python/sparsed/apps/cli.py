@@ -15,18 +15,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ..kernels.attention import set_num_threads
 from ..config import BLOCK_SIZES, SlidingWindow, Sparse, SparseConfig, StreamingLLM
-from .demo import DemoOptions, run_demo
-from .cli_options import add_engine_options, load_chosen
-from .eval.command import add_ablate_options, add_eval_options, add_heads_options, run_ablate, run_eval, run_heads
-from ..models.files import read_text
 from ..generation.generate import generate
 from ..generation.kv_cache import DelayedCache, DualCache, KVCache, PrefixCache
-from .environment import machine_info
-from .pictures.live import LiveText, can_draw
 from ..generation.sampling import SAMPLERS, Sampler
+from ..kernels.attention import set_num_threads
+from ..models.files import read_text
 from ..models.tokenizer import load_tokenizer
+from .cli_options import add_engine_options, load_chosen
+from .demo import DemoOptions, run_demo
+from .environment import machine_info
+from .eval.command import add_ablate_options, add_eval_options, add_heads_options, run_ablate, run_eval, run_heads
+from .pictures.live import LiveText, can_draw
 
 _INTERRUPTED, _BROKEN_PIPE = 130, 141  # as a shell reports the signals
 _DEBUG = "SPARSED_DEBUG"

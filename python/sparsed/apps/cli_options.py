@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 
-from ..models.loader import load_model
 from ..models import Model
+from ..models.loader import load_model
 
 
 def add_engine_options(parser: argparse.ArgumentParser) -> None:

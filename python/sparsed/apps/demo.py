@@ -9,16 +9,16 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from ..kernels.attention import active_backend, get_num_threads
 from ..checks import Checker
 from ..config import SlidingWindow, Sparse, SparseConfig
+from ..generation.generate import generate
+from ..generation.stats import GenerationStats, format_table
+from ..kernels.attention import active_backend, get_num_threads
+from ..models.loader import load_model
+from ..models.tokenizer import Tokenizer, load_tokenizer
 from .eval.methods import sparse_config, window_of
 from .eval.styles import SmallStyle
 from .eval.tasks import Niah, TaskSet, niah
-from ..generation.generate import generate
-from ..models.loader import load_model
-from ..generation.stats import GenerationStats, format_table
-from ..models.tokenizer import Tokenizer, load_tokenizer
 
 _PHASES = ("dense", "select", "sparse")
 _ANSWER_TOKENS = 4  # KEY is 107 ;

@@ -20,9 +20,9 @@ from tqdm import tqdm
 from ..config import SlidingWindow, Sparse, SparseConfig, StreamingLLM
 from ..generation.generate import generate
 from ..generation.likelihood import is_greedy, log_likelihood
-from ..models.loader import load_model
 from ..generation.prompts import pad_left
 from ..generation.sampling import SAMPLERS, Sampler
+from ..models.loader import load_model
 from ..models.tokenizer import load_tokenizer
 
 _log = logging.getLogger(__name__)

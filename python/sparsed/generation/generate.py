@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..kernels import ops
 from ..checks import Checker
 from ..config import Sparse, SparseConfig
-from .predict import predict
-from .kv_cache import CachedRows, KVCache
+from ..kernels import ops
 from ..kernels.pattern import PatternCache
+from .kv_cache import CachedRows, KVCache
+from .predict import predict
 from .prompts import checked_prompt
 from .result import GenerationResult, RowGroup, StepInfo
 from .sampling import SAMPLERS, Choice, FloatArray, IntArray, Plan, Sampler

@@ -15,9 +15,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..checks import Checker, token_row
 from ..config import Sparse, SparseConfig
+from ..kernels.pattern import PatternCache
 from .generate import generate
 from .predict import predict
-from ..kernels.pattern import PatternCache
 from .sampling import FloatArray, IntArray, LLaDASampler
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ from typing import ClassVar, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..kernels import ops
 from ..checks import Checker
+from ..kernels import ops
 
 FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int64]

@@ -13,9 +13,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ..checks import Checker
 from . import _core
 from ._core import PackedWeight
-from ..checks import Checker
 
 __all__ = [
     "ConfidenceKind",

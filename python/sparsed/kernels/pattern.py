@@ -7,10 +7,10 @@ import inspect
 from collections.abc import Sequence
 from typing import Any, Literal, TypeVar, cast
 
+from ..config import SlidingWindow, Sparse, SparseConfig, StreamingLLM
 from . import _core
 from ._core import BlockPattern
 from .arrays import arguments
-from ..config import SlidingWindow, Sparse, SparseConfig, StreamingLLM
 
 __all__ = ["BlockPattern", "PatternCache"]
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .files import read_json
 from . import ModelConfig, TensorNames, tensor_shapes
+from .files import read_json
 from .safetensors import SafetensorsFile, TensorInfo
 
 Array = NDArray[Any]

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..kernels import ops
 from ..checks import even_array, id_array
+from ..kernels import ops
 from .config import ModelConfig
 
 FloatArray = NDArray[np.float32]

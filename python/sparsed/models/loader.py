@@ -14,8 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..kernels import ops
-from .checkpoint import Checkpoint, check_tensors
-from .files import find_folder, read_json
 from . import (
     DTYPES,
     ConfigReader,
@@ -25,6 +23,8 @@ from . import (
     Transformer,
     find_architecture,
 )
+from .checkpoint import Checkpoint, check_tensors
+from .files import find_folder, read_json
 
 if TYPE_CHECKING:
     import torch

@@ -12,8 +12,8 @@ import tokenizers
 from numpy.typing import ArrayLike
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
-from .chat_template import render
 from ..checks import id_array
+from .chat_template import render
 from .files import MAX_BYTES, find_folder, read_json, read_text
 
 Message = Mapping[str, str]

@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from tqdm import tqdm
 
-from ...kernels.attention import attention
 from ...config import SparseConfig
 from ...generation.generate import generate
-from ...models import Model
-from ...kernels.pattern import PatternCache
 from ...generation.stats import format_table, markdown_table
+from ...kernels.attention import attention
+from ...kernels.pattern import PatternCache
+from ...models import Model
 from .ablation import RHOS
 
 FloatArray = NDArray[np.float64]

@@ -8,8 +8,8 @@ from typing import Literal
 
 from ...config import SlidingWindow, Sparse, SparseConfig, StreamingLLM
 from ...generation.kv_cache import DelayedCache, DualCache, KVCache, PrefixCache
-from ...models import ModelConfig
 from ...generation.sampling import DreamSampler, LLaDASampler, Sampler
+from ...models import ModelConfig
 
 Preset = Literal["paper", "demo"]
 CACHE_METHODS = ("dKV-Cache", "prefix cache", "dual cache")

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from tqdm import tqdm
 
 from ...generation.generate import generate
-from ...models import Model
 from ...generation.sampling import Sampler
+from ...models import Model
 from ...models.tokenizer import Tokenizer
 from .log import Log
 from .methods import Method

@@ -12,10 +12,10 @@ from typing import Any
 
 from ...checks import Checker
 from ...config import BLOCK_SIZES, SparseConfig
-from ..demo import demo_model_folder
-from ..cli_options import add_engine_options, load_chosen
 from ...models import Model
 from ...models.tokenizer import Tokenizer, load_tokenizer
+from ..cli_options import add_engine_options, load_chosen
+from ..demo import demo_model_folder
 from .log import file_identity, model_identity
 from .methods import Method, Preset, default_sampler, sparse_config
 from .styles import RulerStyle, SmallStyle, Style

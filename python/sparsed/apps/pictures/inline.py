@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ...kernels.pattern import BlockPattern, PatternCache
 from ...generation.stats import GenerationStats
+from ...kernels.pattern import BlockPattern, PatternCache
 from .grid import head_masks, runs, shares
 from .palette import PHASE_COLOURS, PROMPT_COLOUR, confidence_shade
 
