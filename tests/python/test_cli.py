@@ -157,7 +157,7 @@ def test_usage_errors_are_one_line_and_status_2(capsys, arguments, message) -> N
 
 
 def test_a_narrow_encoding_and_a_closed_pipe_lose_nothing() -> None:
-    code = "import sparsed.cli as c; c.machine_info = lambda: {'cpu': '\u4e2d', 'backends': {}}; exit(c.main(['info']))"
+    code = "import sparsed.apps.cli as c; c.machine_info = lambda: {'cpu': '\u4e2d', 'backends': {}}; exit(c.main(['info']))"
     program = [sys.executable, "-c", code]
     environment = os.environ | {"PYTHONIOENCODING": "latin-1"}
     run = subprocess.run(program, capture_output=True, text=True, env=environment)

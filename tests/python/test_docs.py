@@ -20,7 +20,7 @@ def test_drawings(tmp_path: Path) -> None:
 
 
 def test_tables_of_the_readme() -> None:
-    pytest.importorskip("sparsed.bench", reason="the benchmarks are not installed")
+    pytest.importorskip("bench", reason="the benchmarks are not installed")
     from bench.report import read
     from bench.tables import markdown
 
