@@ -54,9 +54,9 @@ def main(argv: Sequence[str]) -> int:
 
         return plot(args.results, args.out, dict(args.peak or ()))
     if args.command == "tables":
-        from .tables import write_tables
+        from .tables import print_tables
 
-        return write_tables(args.results, args.readme)
+        return print_tables(args.results)
     limits = limited_environment(args.isa, args.threads)
     if limits and CHILD not in os.environ:
         return run_module("", argv, {**limits, CHILD: "1"})
@@ -85,7 +85,6 @@ def _parser() -> argparse.ArgumentParser:
     plot.add_argument("--peak", nargs="+", type=_peak, metavar="DTYPE=TFLOP/s", help="the machine's limits, as roofs")
     tables = commands.add_parser("tables", help="Markdown tables from JSON")
     tables.add_argument("results", type=Path, nargs="+", help="JSON files")
-    tables.add_argument("--readme", type=Path, help="replace what is between <!-- bench:NAME --> and <!-- /bench -->")
     return parser
 
 

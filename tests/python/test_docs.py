@@ -1,4 +1,4 @@
-"""What the documentation shows is fresh: its drawings, and the README's tables. `make docs` runs its examples."""
+"""The drawings of the documentation are fresh. `make docs` runs its examples."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parents[2]
 DRAWINGS = ROOT / "docs" / "drawings"
@@ -17,17 +15,6 @@ def test_drawings(tmp_path: Path) -> None:
     subprocess.run([sys.executable, DRAWINGS / "draw.py", tmp_path], check=True)
     drawn = {path.name: path.read_text() for path in tmp_path.iterdir()}
     assert drawn == {path.name: path.read_text() for path in DRAWINGS.glob("*.svg")}, "run docs/drawings/draw.py"
-
-
-def test_tables_of_the_readme() -> None:
-    pytest.importorskip("bench", reason="the benchmarks are not installed")
-    from bench.report import read
-    from bench.tables import markdown
-
-    marked = re.findall(r"<!-- bench:(\w+) -->\n(.*?)<!-- /bench -->", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert marked
-    for name, text in marked:
-        assert text == markdown(read(ROOT / "bench" / "results" / f"{name}.json")), "run `sparsed bench tables`"
 
 
 def test_every_drawing_is_shown() -> None:
