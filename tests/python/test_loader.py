@@ -7,6 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -76,6 +77,35 @@ IDS = np.arange(12)[None]
         ("illada_8b", {"layer_norm_eps": 1e-5}),
         ("illada_8b", {"attention_bias": True}),
         ("illada_8b", {"rope_theta": ...}),
+        ("llada_8b", {"rope_theta": ...}),
+        ("dream_7b", {"rope_theta": ...}),
+        ("dream_7b", {"rope_theta": None}),
+        ("dream_7b", {"partial_rotary_factor": 0.5}),
+        ("dream_7b", {"rotary_pct": 0.0}),
+        ("dream_7b", {"use_rope": False}),
+        ("dream_7b", {"rope_theta_local": 1e4}),
+        ("dream_7b", {"layer_norm_eps": 1e-5}),
+        ("dream_7b", {"alibi": True}),
+        ("dream_7b", {"use_qk_norm": True}),
+        ("dream_7b", {"clip_qkv": 8.0}),
+        ("dream_7b", {"scale_logits": True}),
+        ("dream_7b", {"logits_scaling": 8.0}),
+        ("dream_7b", {"is_decoder": True}),
+        ("dream_7b", {"is_causal": True}),
+        ("dream_7b", {"pruned_heads": {"0": [1]}}),
+        ("dream_7b", {"num_experts": 8}),
+        ("dream_7b", {"quantization_config": {"quant_method": "awq", "bits": 4}}),
+        ("dream_7b", {"tie_word_embeddings": "no"}),
+        ("illada_8b", {"layer_types": ["full_attention", "sliding_attention"]}),
+        ("illada_8b", {"sliding_window": 4096}),
+        ("illada_8b", {"head_dim": 32}),
+        ("llada_8b", {"layer_types": ["sliding_attention"] * 2}),
+        ("llada_8b", {"use_sliding_window": True}),
+        ("llada_8b", {"partial_rotary_factor": 0.25}),
+        ("llada_8b", {"layer_norm_eps": 1e-6}),
+        ("llada_8b", {"mlp_bias": True}),
+        ("llada_8b", {"attention_bias": True}),
+        ("llada_8b", {"hidden_act": "gelu"}),
     ],
     ids=lambda value: json.dumps(value, default=str),
 )
@@ -105,6 +135,8 @@ def test_configs_that_change_the_arithmetic_are_refused_by_key(tmp_path, name, c
         ("dream_7b", {"rope_theta": ..., "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}),
         ("dream_7b", {"rope_scaling": {"type": "default"}, "head_dim": 16, "attention_bias": True}),
         ("dream_7b", {"layer_types": ["full_attention"] * 2, "rms_norm_eps": ...}),
+        ("illada_8b", {"layer_types": ["full_attention"] * 2, "is_decoder": False, "pruned_heads": {}}),
+        ("dream_7b", {"quantization_config": None, "partial_rotary_factor": 1, "alibi": False}),
     ],
 )
 def test_harmless_keys_are_ignored(tmp_path, name, changes):
@@ -127,6 +159,24 @@ def test_harmless_keys_are_ignored(tmp_path, name, changes):
 def test_other_models_are_refused(tmp_path, changes):
     (tmp_path / "config.json").write_text(json.dumps(tiny_config("llada_8b", **changes)))
     with pytest.raises(ValueError, match=r"^load_model: (architectures|model_type) is .*, expected one of .*[dD]ream"):
+        sparsed.load_model(tmp_path)
+
+
+def test_a_null_switch_is_off_as_in_the_published_code(tmp_path):
+    values = tiny_config("llada_8b", rope_full_precision=None, weight_tying=None)
+    config = sparsed.load_model(write_checkpoint(tmp_path, values, random_tensors(tiny_config("llada_8b")))).config
+    assert not config.rope_full_precision
+    assert not config.tie_weights
+
+
+def test_a_mask_token_that_generation_config_contradicts(tmp_path):
+    values = tiny_config("dream_7b")
+    write_checkpoint(tmp_path, values)
+    for token in (values["mask_token_id"], None):
+        (tmp_path / "generation_config.json").write_text(json.dumps({"mask_token_id": token}))
+        assert sparsed.load_model(tmp_path).config.mask_token_id == values["mask_token_id"]
+    (tmp_path / "generation_config.json").write_text('{"mask_token_id": 4}')
+    with pytest.raises(ValueError, match=r"^load_model: mask_token_id is 4, expected \d+ \(that of config\.json\)"):
         sparsed.load_model(tmp_path)
 
 
@@ -159,10 +209,28 @@ def test_config_that_is_not_utf8_is_named(tmp_path):
         sparsed.load_model(tmp_path)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bf16", None, np.float32])
+@pytest.mark.parametrize(
+    "dtype",
+    ["float16", "bf16", None, np.float16, np.dtype("float64"), np.dtype(np.int32), float, object, 4, ["float32"]],
+)
 def test_unknown_dtype(dtype):
     with pytest.raises(ValueError, match=r"^load_model: dtype is .*, expected one of \['float32', 'bfloat16'\]"):
         sparsed.load_model(DATA / "llada_b32", dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "name"),
+    [
+        (np.float32, "float32"),
+        (np.dtype("float32"), "float32"),
+        (np.dtype(">f4"), "float32"),
+        ("torch.float32", "float32"),
+        (ml_dtypes.bfloat16, "bfloat16"),
+        (BFLOAT16, "bfloat16"),
+    ],
+)
+def test_dtypes_of_numpy_and_ml_dtypes(dtype, name):
+    assert sparsed.load_model(DATA / "llada_b32", dtype=dtype).dtype == name
 
 
 @pytest.mark.parametrize("name", ["llada_8b", "dream_7b", "illada_8b"])
