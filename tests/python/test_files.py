@@ -10,6 +10,7 @@ import pytest
 
 import sparsed
 from sparsed.apps.eval.jsonl import read_samples
+from sparsed.apps.eval.qa import read_hotpotqa, read_squad
 from sparsed.models.files import decode_text, read_json, read_text
 from tiny_checkpoint import tiny_config, write_checkpoint
 
@@ -108,3 +109,21 @@ def test_marks_in_samples(tmp_path):
     path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n")
     with pytest.raises(ValueError, match=r"^read_samples: line 1 of .*Git LFS pointer.*git lfs pull"):
         read_samples(path, "niah_single_1")
+
+
+@pytest.mark.parametrize("read", [read_squad, read_hotpotqa])
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("{}".encode("utf-16"), "is UTF-16, expected UTF-8"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "is a Git LFS pointer"),
+        (b"[" * 100_000, "is not JSON"),
+        (b"{", "is not JSON"),
+    ],
+    ids=["utf-16", "pointer", "deep", "damaged"],
+)
+def test_question_files_that_are_no_json(tmp_path, read, content, expected):
+    path = tmp_path / "questions.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"^{path} {expected}"):
+        read(path)
