@@ -49,7 +49,7 @@ def test_other_encodings_are_named(tmp_path, codec, name):
     path = tmp_path / "prompt.txt"
     path.write_bytes('{"a": "Hello"}'.encode(codec))
     for read in (read_text, read_json):
-        with pytest.raises(ValueError, match=rf"prompt\.txt is {name}, expected UTF-8: save it with that encoding"):
+        with pytest.raises(ValueError, match=rf"prompt\.txt is not UTF-8: it is {name}, so save it as UTF-8"):
             read(path)
 
 
@@ -104,7 +104,7 @@ def test_marks_in_samples(tmp_path):
     path.write_bytes(2 * (codecs.BOM_UTF8 + json.dumps(row).encode() + b"\r\n"))
     assert [(sample.index, sample.input) for sample in read_samples(path, "niah_single_1")] == [(4, "Question")] * 2
     path.write_bytes((json.dumps(row) + "\n").encode("utf-16"))
-    with pytest.raises(ValueError, match=r"^read_samples: line 1 of .*UTF-16, expected UTF-8"):
+    with pytest.raises(ValueError, match=r"^read_samples: line 1 of .*not UTF-8: it is UTF-16"):
         read_samples(path, "niah_single_1")
     path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n")
     with pytest.raises(ValueError, match=r"^read_samples: line 1 of .*Git LFS pointer.*git lfs pull"):
@@ -115,7 +115,7 @@ def test_marks_in_samples(tmp_path):
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ("{}".encode("utf-16"), "is UTF-16, expected UTF-8"),
+        ("{}".encode("utf-16"), "is not UTF-8: it is UTF-16"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "is a Git LFS pointer"),
         (b"[" * 100_000, "is not JSON"),
         (b"{", "is not JSON"),

@@ -82,7 +82,7 @@ def decode_text(data: bytes, source: str) -> str:
     if encoding is None and len(data) > 1 and (data[0] == 0) != (data[1] == 0):
         encoding = "UTF-16"  # without a mark: every second byte of Latin letters is 0
     if encoding is not None:
-        raise ValueError(f"{source} is {encoding}, expected UTF-8: save it with that encoding")
+        raise ValueError(f"{source} is not UTF-8: it is {encoding}, so save it as UTF-8")
     try:
         return data.removeprefix(codecs.BOM_UTF8).decode("utf-8")
     except UnicodeDecodeError as error:
