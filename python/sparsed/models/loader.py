@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import ml_dtypes
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
+from ..checks import dtype_name
 from ..kernels import ops
 from . import (
     DTYPES,
@@ -22,6 +23,7 @@ from . import (
     TensorNames,
     Transformer,
     find_architecture,
+    recognise,
 )
 from .checkpoint import Checkpoint, check_tensors
 from .files import find_folder, read_json
@@ -33,11 +35,13 @@ if TYPE_CHECKING:
 
 
 @overload
-def load_model(folder: str | os.PathLike[str], dtype: str = ..., *, engine: Literal["native"] = ...) -> Transformer: ...
+def load_model(
+    folder: str | os.PathLike[str], dtype: DTypeLike | torch.dtype = ..., *, engine: Literal["native"] = ...
+) -> Transformer: ...
 @overload
 def load_model(
     folder: str | os.PathLike[str],
-    dtype: str | torch.dtype = ...,
+    dtype: DTypeLike | torch.dtype = ...,
     *,
     engine: Literal["torch"],
     device: str | int | torch.device | None = ...,
@@ -47,7 +51,7 @@ def load_model(
 @overload
 def load_model(
     folder: str | os.PathLike[str],
-    dtype: str | torch.dtype = ...,
+    dtype: DTypeLike | torch.dtype = ...,
     *,
     engine: str,
     device: str | int | torch.device | None = ...,
@@ -56,7 +60,7 @@ def load_model(
 ) -> Transformer | TorchTransformer: ...
 def load_model(
     folder: str | os.PathLike[str],
-    dtype: str | torch.dtype = "float32",
+    dtype: DTypeLike | torch.dtype = "float32",
     *,
     engine: str = "native",
     device: str | int | torch.device | None = None,
@@ -67,9 +71,9 @@ def load_model(
 
     Args:
         folder: config.json and model.safetensors, or shards with model.safetensors.index.json.
-        dtype: what activations and attention are computed in, "float32" or "bfloat16". bfloat16 weights stay bfloat16
-            in memory either way with the native engine; "bfloat16" rounds others to it. The torch engine keeps
-            weights in `dtype`.
+        dtype: what activations and attention are computed in, "float32" or "bfloat16", or one of these as a dtype of
+            numpy, ml_dtypes or torch. bfloat16 weights stay bfloat16 in memory either way with the native engine;
+            "bfloat16" rounds others to it. The torch engine keeps weights in `dtype`.
         engine: "native": sparsed's own kernels; "torch": matrix products by torch, attention by sparsed.
         device: engine "torch": where the model lies; None: the CPU.
         device_map: engine "torch", instead of `device`: "auto", "balanced" ... or {module: device}; accelerate splits
@@ -79,13 +83,14 @@ def load_model(
 
     Raises:
         FileNotFoundError: the folder, its config.json or its weights do not exist.
-        ValueError: a config value that changes the arithmetic and is not supported; a tensor that is missing, extra or
-            misshapen; a damaged file; arguments that do not go together.
+        ValueError: another model, which the message names; a config value that changes the arithmetic and is not
+            supported; a tensor that is missing, extra or misshapen; a damaged file; arguments that do not go together.
+        TypeError: `folder` is no path.
         MemoryError: the weights do not fit into the memory that is available.
         ImportError: engine "torch" without torch, `device_map` without accelerate.
     """
-    name = str(dtype).removeprefix("torch.")
-    if name not in DTYPES:
+    name = dtype_name(dtype)
+    if not isinstance(name, str) or name not in DTYPES:
         raise ValueError(f"load_model: dtype is {dtype!r}, expected one of {list(DTYPES)}")
     if engine not in ("native", "torch"):
         raise ValueError(f"load_model: engine is {engine!r}, expected 'native' or 'torch'")
@@ -97,11 +102,13 @@ def load_model(
         raise ValueError(f"load_model: device_map and {given[0]} are given, expected device_map alone")
     path = find_folder(folder, "load_model")
     config_path = path / "config.json"
+    if adapter := recognise.adapter(path):
+        raise ValueError(f"load_model: {path} is {adapter}")
     if not config_path.is_file():
-        raise FileNotFoundError(f"load_model: {config_path} does not exist")
+        raise FileNotFoundError(f"load_model: {config_path} does not exist{recognise.contents(path)}")
     values = read_json(config_path)
     architecture = find_architecture(values, str(config_path))
-    config = _add_end_tokens(architecture.read_config(ConfigReader(values, str(config_path))), path)
+    config = _read_generation(architecture.read_config(ConfigReader(values, str(config_path))), path)
     checkpoint = Checkpoint(path)
     ends = check_tensors(checkpoint, config, architecture.names)
     if engine == "torch":
@@ -111,12 +118,15 @@ def load_model(
     return _Packer(checkpoint, name).transformer(config, architecture.names, ends)
 
 
-def _add_end_tokens(config: ModelConfig, path: Path) -> ModelConfig:
-    """With the end tokens that generation_config.json adds."""
+def _read_generation(config: ModelConfig, path: Path) -> ModelConfig:
+    """With the end tokens that generation_config.json adds. Its mask token must be that of config.json."""
     generation = path / "generation_config.json"
     if not generation.is_file():
         return config
-    more = ConfigReader(read_json(generation), str(generation)).tokens("eos_token_id")
+    reader = ConfigReader(read_json(generation), str(generation))
+    if reader.token("mask_token_id", config.mask_token_id) != config.mask_token_id:
+        reader.fail("mask_token_id", f"{config.mask_token_id} (that of config.json)")
+    more = reader.tokens("eos_token_id")
     return dataclasses.replace(config, end_token_ids=tuple(dict.fromkeys(config.end_token_ids + more)))
 
 
