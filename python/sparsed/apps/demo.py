@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.resources
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple
 
 from tqdm import tqdm
@@ -14,6 +12,7 @@ from ..config import SlidingWindow, Sparse, SparseConfig
 from ..generation.generate import generate
 from ..generation.stats import GenerationStats, format_table
 from ..kernels.attention import active_backend, get_num_threads
+from ..models.files import demo_model_folder
 from ..models.loader import load_model
 from ..models.tokenizer import Tokenizer, load_tokenizer
 from .eval.methods import sparse_config, window_of
@@ -157,11 +156,6 @@ class DemoReport:
             *(f"{result.name:{width}}  {text}" for result, text in zip(self.results, texts, strict=True)),
         ]
         return "\n".join(lines)
-
-
-def demo_model_folder() -> Path:
-    """The checkpoint folder inside the package."""
-    return Path(str(importlib.resources.files("sparsed") / "demo_model"))
 
 
 def build_prompts(tokenizer: Tokenizer, options: DemoOptions) -> list[Prompt]:

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from tqdm import tqdm
 
 from ..checks import Checker
 from ..config import Sparse, SparseConfig
 from ..kernels import ops
 from ..kernels.pattern import PatternCache
 from .kv_cache import CachedRows, KVCache
+from .notes import add_notes, notes_after, notes_before, warn_of_length
 from .predict import predict
 from .prompts import checked_prompt
 from .result import GenerationResult, RowGroup, StepInfo
@@ -75,6 +77,10 @@ def generate(
         TypeError: An argument of another type or dtype.
         ValueError: A shape or value that does not fit; the message names it.
         MemoryError: The tokens, their history or the logits cannot fit into memory.
+
+    Warns:
+        SparsedWarning: The sequence is longer than the model is made for. Sparse settings that have no effect, as for a
+            sequence below `min_length`, are no warning: they are in `stats.notes`, and logged as "sparsed" (INFO).
 
     Example:
         >>> from sparsed.demo import demo_model_folder
@@ -133,10 +139,15 @@ def generate(
     ]
 
     stats = GenerationStats()
+    lengths = [int(length) for length in tokens.shape[1] - padding]
+    foreseen = notes_before(sparse, num_steps, lengths)
+    add_notes(stats, foreseen)
+    warn_of_length(model.config, max(lengths), stats)
+    bar_options = {"total": open_positions.size, "unit": "tok", "dynamic_ncols": True, "disable": not progress}
     filled_at = np.full(open_positions.shape, -1, np.int32)
     confidence = np.full(open_positions.shape, np.nan, np.float32)
     states = [tokens.astype(np.int32)] if history else []
-    with _SigintLatch() as sigint, _ProgressBar(progress, open_positions.size) as bar:
+    with _SigintLatch() as sigint, tqdm(**bar_options) as bar:
         for step in itertools.count() if num_steps is None else range(num_steps):
             active = runs if num_steps is not None else [run for run in runs if run.open]
             if not active:
@@ -145,7 +156,8 @@ def generate(
                 break
             outcomes = [run.step(step) for run in active]
             record = stats.add(step, outcomes)
-            bar.advance(record)
+            bar.set_postfix_str(f"step {step + 1}{'' if num_steps is None else f'/{num_steps}'}, {record.phase}", False)
+            bar.update(record.unmasked)
             for run, outcome in zip(active, outcomes, strict=True):
                 for row, positions, values in zip(run.rows, outcome.unmasked, outcome.confidence, strict=True):
                     filled_at[row, positions - prompt.shape[1]] = step
@@ -154,6 +166,8 @@ def generate(
                 states.append(tokens.astype(np.int32))
             if on_step is not None:
                 on_step(_step_info(record, tokens, active, outcomes))
+    if not foreseen and not sigint.caught:
+        add_notes(stats, notes_after(sparse or cache, stats))
     return GenerationResult(
         tokens=tokens,
         history=np.stack(states) if history else None,
@@ -317,28 +331,3 @@ class _SigintLatch:
         if self.caught:
             raise KeyboardInterrupt
         self.caught = True
-
-
-class _ProgressBar:
-    """Tokens filled so far and the current phase, on stderr; nothing when not shown."""
-
-    def __init__(self, shown: bool, total: int) -> None:
-        self._bar = None
-        if shown:
-            from tqdm import tqdm
-
-            self._bar = tqdm(total=total, unit="tok", dynamic_ncols=True)
-
-    def __enter__(self) -> _ProgressBar:
-        return self
-
-    def advance(self, record: StepStats) -> None:
-        if self._bar is not None:
-            self._bar.set_postfix_str(record.phase, refresh=False)
-            self._bar.update(record.unmasked)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bar is not None:
-            self._bar.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.resources
 import json
 import os
 import re
@@ -20,10 +21,21 @@ MAX_DEPTH = 100
 _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
+def demo_model_folder() -> Path:
+    """The checkpoint folder inside the package."""
+    return Path(str(importlib.resources.files("sparsed") / "demo_model"))
+
+
 def find_folder(folder: str | os.PathLike[str], function: str) -> Path:
-    """`folder` as a path; FileNotFoundError in the name of `function` where there is none."""
+    """`folder` as a path; "demo" stands for the shipped model unless a folder has that name.
+
+    Raises:
+        FileNotFoundError: There is no such folder; the message begins with the name of `function`.
+    """
     path = Path(folder).expanduser()
     if not path.is_dir():
+        if str(folder) == "demo":
+            return demo_model_folder()
         hint = ""
         if _HUB_NAME.fullmatch(str(folder)):
             name = str(folder).split("/")[1]

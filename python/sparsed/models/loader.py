@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from ..kernels import ops
 from . import (
@@ -33,7 +34,9 @@ if TYPE_CHECKING:
 
 
 @overload
-def load_model(folder: str | os.PathLike[str], dtype: str = ..., *, engine: Literal["native"] = ...) -> Transformer: ...
+def load_model(
+    folder: str | os.PathLike[str], dtype: str = ..., *, engine: Literal["native"] = ..., progress: bool = ...
+) -> Transformer: ...
 @overload
 def load_model(
     folder: str | os.PathLike[str],
@@ -43,6 +46,7 @@ def load_model(
     device: str | int | torch.device | None = ...,
     device_map: str | Mapping[str, Any] | None = ...,
     group: torch.distributed.ProcessGroup | None = ...,
+    progress: bool = ...,
 ) -> TorchTransformer: ...
 @overload
 def load_model(
@@ -53,6 +57,7 @@ def load_model(
     device: str | int | torch.device | None = ...,
     device_map: str | Mapping[str, Any] | None = ...,
     group: torch.distributed.ProcessGroup | None = ...,
+    progress: bool = ...,
 ) -> Transformer | TorchTransformer: ...
 def load_model(
     folder: str | os.PathLike[str],
@@ -62,11 +67,13 @@ def load_model(
     device: str | int | torch.device | None = None,
     device_map: str | Mapping[str, Any] | None = None,
     group: torch.distributed.ProcessGroup | None = None,
+    progress: bool = False,
 ) -> Transformer | TorchTransformer:
     """A LLaDA or Dream model from its checkpoint folder.
 
     Args:
-        folder: config.json and model.safetensors, or shards with model.safetensors.index.json.
+        folder: config.json and model.safetensors, or shards with model.safetensors.index.json. "demo" stands for the
+            shipped model unless a folder has that name.
         dtype: what activations and attention are computed in, "float32" or "bfloat16". bfloat16 weights stay bfloat16
             in memory either way with the native engine; "bfloat16" rounds others to it. The torch engine keeps
             weights in `dtype`.
@@ -76,6 +83,7 @@ def load_model(
             the layers over several devices.
         group: engine "torch": each process of this torch.distributed group holds its share of the heads, and selects,
             stores and reports the patterns of these.
+        progress: show a bar on stderr.
 
     Raises:
         FileNotFoundError: the folder, its config.json or its weights do not exist.
@@ -104,11 +112,14 @@ def load_model(
     config = _add_end_tokens(architecture.read_config(ConfigReader(values, str(config_path))), path)
     checkpoint = Checkpoint(path)
     ends = check_tensors(checkpoint, config, architecture.names)
-    if engine == "torch":
-        from ..torch.loading import load_transformer
+    bytes_read = {"total": checkpoint.nbytes, "unit": "B", "unit_scale": True, "unit_divisor": 1024}
+    with tqdm(desc="loading", leave=False, dynamic_ncols=True, disable=not progress, **bytes_read) as bar:
+        checkpoint.on_read = bar.update
+        if engine == "torch":
+            from ..torch.loading import load_transformer
 
-        return load_transformer(checkpoint, config, architecture.names, ends, name, device, device_map, group)
-    return _Packer(checkpoint, name).transformer(config, architecture.names, ends)
+            return load_transformer(checkpoint, config, architecture.names, ends, name, device, device_map, group)
+        return _Packer(checkpoint, name).transformer(config, architecture.names, ends)
 
 
 def _add_end_tokens(config: ModelConfig, path: Path) -> ModelConfig:
