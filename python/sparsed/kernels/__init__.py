@@ -10,8 +10,8 @@ if importlib.util.find_spec(f"{__name__}._core") is None:
     raise ImportError(
         f"sparsed: the compiled module _core is not in {_folder}"
         + f" (there is {_others}, which Python {sys.version_info[0]}.{sys.version_info[1]} cannot load)" * bool(_others)
-        + ". `pip install .` in a checkout compiles and installs it; then start Python outside of the checkout's folder "
-        "python/, whose sparsed is not compiled, and leave that folder out of PYTHONPATH",
+        + ". `pip install .` in a checkout compiles and installs it. Then start Python outside of the checkout's folder"
+        " python/, in which nothing is compiled, and leave that folder out of PYTHONPATH",
         name=f"{__name__}._core",
         path=str(_folder),
     )

@@ -40,7 +40,7 @@ def find_folder(folder: str | os.PathLike[str], function: str) -> Path:
         if _HUB_NAME.fullmatch(str(folder)):
             name = str(folder).split("/")[1]
             hint = f" (nothing is downloaded here: hf download {folder} --local-dir {name})"
-        raise FileNotFoundError(f"{function}: folder is {str(folder)!r}, expected an existing folder{hint}")
+        raise FileNotFoundError(f"{function}: folder is {str(folder)!r}, expected an existing folder or 'demo'{hint}")
     return path
 
 
