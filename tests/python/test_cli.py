@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-import signal
+import re
+import shlex
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import sparsed
-from sparsed.apps import cli, demo
-from sparsed.apps.demo import DemoOptions, build_prompts, demo_model_folder, run_demo
+from sparsed.apps import cli, demo, environment
+from sparsed.apps.demo import DemoOptions, build_prompts, run_demo
+from sparsed.models.files import demo_model_folder
 
 DATA = Path(__file__).parents[1] / "data"
 MODEL = str(demo_model_folder())
@@ -34,7 +37,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
     ("arguments", "message"),
     [
         (["generate", "nowhere", "--prompt", "a"], "nowhere"),
-        (["generate", MODEL, "--prompt-file", "nowhere.txt"], "nowhere.txt"),
+        (["generate", MODEL, "--prompt-file", "nowhere.txt"], "--prompt-file is nowhere.txt: No such file"),
         (["generate", MODEL, "--prompt", "the", "--steps", "0"], "steps is 0, expected an integer >= 1"),
         (["generate", MODEL, "--prompt", "the", "--alg", "entropy"], "--alg given"),
         (["generate", MODEL, "--prompt", "the", "--dense", "--rho", "0.5", "--sinks", "2"], "--rho, --sinks given"),
@@ -42,16 +45,27 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
         (["generate", MODEL, "--prompt", "the", "--sinks", "2"], "--sinks given"),
         (["generate", MODEL, "--prompt", "the", "--refresh", "2"], "--refresh given"),
         (["generate", MODEL, "--prompt", "the", "--cache", "dual", "--rho", "0.5"], "--rho given"),
-        (["generate", MODEL, "--prompt", "the", "--rho", "2"], "rho is 2.0"),
-        (["generate", MODEL, "--prompt", "the", "--block-length", "7"], "gen_length is 128, expected a multiple"),
+        (["generate", MODEL, "--prompt", "the", "--rho", "2"], "--rho is 2.0"),
+        (
+            ["generate", MODEL, "the", "--block-length", "7"],
+            "--gen-length is 128, expected a multiple of --block-length 7",
+        ),
         (["generate", MODEL, "--prompt", "the", "--html", "."], "--html is ., expected a file"),
-        (["generate", MODEL, "--prompt", "\udcff"], "text has '\\udcff' at 13, expected Unicode"),
+        (["generate", MODEL, "--prompt", "\udcff"], "text has '\\udcff' at 0, expected Unicode"),
         (["demo", "--seed", "-1"], "seed is -1, expected an integer >= 0"),
         (["demo", "--length", "-1"], "length is -1, expected an integer >= 1"),
         (["demo", "--length", "64"], "length is 64, expected at least"),
         (["demo", "--questions", "9"], "questions is 9, expected at most the 8 needles"),
         (["demo", "--prompts", "0"], "prompts is 0, expected at least 1"),
-        (["info", "--threads", "0"], "threads"),
+        (["info", "--threads", "0"], "--threads is 0"),
+        (["generate", MODEL, "the", "--prompt", "a"], "PROMPT and --prompt are given, expected one of them"),
+        (["generate", MODEL, "--prompt-file", "."], "--prompt-file is .: Is a directory"),
+        (["generate", MODEL, ""], "PROMPT is empty"),
+        (["generate", MODEL, "--prompt", " \n"], "--prompt is empty"),
+        (["generate", "nowhere", "the"], "MODEL_DIR is 'nowhere', expected an existing folder or 'demo'"),
+        (["eval", "demo", "--lengths", "0"], "--lengths is 0, expected an integer >= 1"),
+        (["eval", "demo", "--likelihood", "nowhere.txt"], "--likelihood is nowhere.txt: No such file"),
+        (["eval", "demo", "--jsonl", "vt=nowhere.jsonl"], "--jsonl is nowhere.jsonl: No such file"),
     ],
 )
 def test_errors_are_one_line_and_status_2(capsys, arguments, message) -> None:
@@ -65,8 +79,15 @@ def test_errors_are_one_line_and_status_2(capsys, arguments, message) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "required: {demo,generate,eval,ablate,heads,bench,lm-eval,info}"),
         (["dream"], "invalid choice: 'dream'"),
+        (["generat", MODEL], "did you mean generate?"),
+        (["lmeval"], "did you mean lm-eval?"),
+        (["--versoin"], "did you mean --version?"),
+        (["generate", MODEL, "the", "--gen-lenght", "8"], "did you mean --gen-length?"),
+        (["generate", MODEL, "the", "--min_length=8"], "did you mean --min-length?"),
+        (["generate", MODEL, "two", "words"], "a prompt of several words needs quotes around it"),
+        (["eval", "--methods", "sliding windo"], "did you mean sliding window?"),
+        (["demo", "--dtype", "bfloat"], "did you mean bfloat16?"),
         (["info", "--unknown"], "unrecognized arguments: --unknown"),
         (["generate"], "required: MODEL_DIR"),
         (["generate", MODEL, "--dense", "--window", "3"], "not allowed with argument"),
@@ -82,11 +103,12 @@ def test_usage_errors_are_one_line_and_status_2(capsys, arguments, message) -> N
 
 
 def test_a_narrow_encoding_and_a_closed_pipe_lose_nothing() -> None:
-    code = "import sparsed.cli as c; c.machine_info = lambda: {'cpu': '\u4e2d', 'backends': {}}; exit(c.main(['info']))"
+    code = "import sparsed.apps.cli as c; c.machine_info = lambda: {'cpu': '\u4e2d', 'backends': {}}; "
+    code += "exit(c.main(['info']))"
     program = [sys.executable, "-c", code]
     environment = os.environ | {"PYTHONIOENCODING": "latin-1"}
     run = subprocess.run(program, capture_output=True, text=True, env=environment)
-    assert (run.returncode, run.stdout, run.stderr) == (0, "cpu       ?\n", "")
+    assert (run.returncode, run.stderr) == (0, "") and run.stdout.startswith("cpu               ?\n")
     read, write = os.pipe()
     os.close(read)
     run = subprocess.run([sys.executable, "-m", "sparsed", "info"], stdout=write, stderr=subprocess.PIPE, text=True)
@@ -104,17 +126,55 @@ def test_the_environment_asks_for_tracebacks(capsys, monkeypatch) -> None:
     assert "SPARSED_DEBUG=1" in capsys.readouterr().out
 
 
+def test_without_a_command_there_is_help(capsys) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main([])
+    captured = capsys.readouterr()
+    assert not exit_info.value.code and captured.err == "" and captured.out.startswith("usage: sparsed ")
+
+
+COMMANDS = {"demo", "generate", "eval", "ablate", "heads", "info"}
+
+
+@pytest.mark.parametrize("command", ["", *sorted(COMMANDS)])
+def test_help_has_groups_defaults_and_examples_that_parse(capsys, monkeypatch, command) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    with pytest.raises(SystemExit):
+        cli.main([*command.split(), "--help"])
+    text = capsys.readouterr().out
+    assert not command or "general:" in text
+    if command == "generate":
+        for group in ("prompt:", "output:", "model and device:", "attention:", "sampling:"):
+            assert f"\n{group}\n" in text
+        config = sparsed.SparseConfig()
+        for default in (128, config.rho, config.skip, config.min_length, sparsed.DreamSampler().alg):
+            assert f"(default: {default})" in text
+    if command == "eval":
+        assert "(default: 2048)" in text and "[]" not in text
+    examples = re.findall(r"^  (?:cat \S+ \| )?sparsed (.*)$", text[text.index("example") :], re.MULTILINE)
+    assert {shlex.split(example)[0] for example in examples} >= ({command} if command else COMMANDS)
+    for example in examples:
+        if shlex.split(example)[0] in COMMANDS:
+            assert cli._parse(shlex.split(example)).command in (command or COMMANDS)
+
+
 # --- info ------------------------------------------------------------------------------------------------------------
 
 
 def test_info(capsys) -> None:
     status, out, _ = run(capsys, "info")
     assert status == 0
-    for word in (sparsed.__version__, np.__version__, "threads", *(backend.name for backend in sparsed.backends())):
+    words = ("threads", "memory available", f"demo model        {demo_model_folder()}", "torch", "GiB")
+    for word in (sparsed.__version__, np.__version__, *words, *(backend.name for backend in sparsed.backends())):
         assert str(word) in out
     machine = json.loads(run(capsys, "info", "--json")[1])
     assert machine["active"] == sparsed.active_backend()
     assert set(machine["backends"]) == {backend.name for backend in sparsed.backends()}
+
+
+def test_info_says_what_is_not_installed(capsys, monkeypatch) -> None:
+    monkeypatch.setattr(environment, "version", lambda package: "1" if package != "torch" else version("no-such-one"))
+    assert re.search(r"^torch +not installed$", run(capsys, "info")[1], re.MULTILINE)
 
 
 def test_info_says_what_is_wrong_with_the_forced_backend(capsys, monkeypatch) -> None:

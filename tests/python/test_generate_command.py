@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import io
+import json
+import logging
 import os
 import pty
+import re
+import shutil
 import signal
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -29,9 +37,24 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
 
 
 def test_generate_answers(capsys) -> None:
-    status, out, err = run(capsys, "generate", MODEL, "--prompt", TEXT, "--gen-length", "8", "--steps", "8")
-    assert (status, err) == (0, "")
-    assert out == "zileba is 107 ;\n"
+    assert run(capsys, "generate", MODEL, "--prompt", TEXT, *SHORT, "--dense") == (0, "zileba is 107 ;\n", "")
+
+
+@pytest.mark.parametrize("order", [("demo", TEXT, *SHORT), (*SHORT, "demo", TEXT), ("demo", *SHORT, TEXT)])
+def test_the_prompt_stands_behind_the_model(capsys, tmp_path, monkeypatch, order) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(capsys, "generate", *order)[:2] == (0, "zileba is 107 ;\n")
+
+
+def test_a_folder_called_demo_comes_first(capsys, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert sparsed.load_tokenizer("demo").vocab_size == sparsed.load_model("demo").config.vocab_size == 1579
+    (tmp_path / "demo").symlink_to(DATA / "llada_b32")
+    assert sparsed.load_model("demo").config.vocab_size < 300
+    (tmp_path / "demo").unlink()
+    (tmp_path / "demo").mkdir()
+    status, _, err = run(capsys, "generate", "demo", TEXT)
+    assert status == 2 and "exist in demo" in err
 
 
 def test_generate_reads_files_and_stdin(capsys, tmp_path, monkeypatch) -> None:
@@ -42,6 +65,24 @@ def test_generate_reads_files_and_stdin(capsys, tmp_path, monkeypatch) -> None:
     with (tmp_path / "prompt.txt").open(encoding="utf-8") as stdin:
         monkeypatch.setattr(sys, "stdin", stdin)
         assert run(capsys, "generate", MODEL, *short) == from_file
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\ufeff" + TEXT))
+    assert run(capsys, "generate", MODEL, *short) == from_file
+
+
+@pytest.mark.parametrize("text", ["", "\n", " \t \n"])
+def test_an_empty_prompt_is_an_error(capsys, tmp_path, monkeypatch, text) -> None:
+    (tmp_path / "prompt.txt").write_text(text, encoding="utf-8")
+    status, out, err = run(capsys, "generate", MODEL, "--prompt-file", str(tmp_path / "prompt.txt"))
+    assert (status, out) == (2, "") and "--prompt-file" in err and "prompt.txt is empty" in err
+    monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+    status, out, err = run(capsys, "generate", MODEL)
+    assert (status, out, err) == (2, "", "sparsed: error: stdin is empty, expected the text of a prompt\n")
+
+
+def test_stdin_that_is_no_text(capsys, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"the \xff"), encoding="utf-8"))
+    status, _, err = run(capsys, "generate", MODEL)
+    assert status == 2 and "stdin is not UTF-8" in err
 
 
 def test_generate_options_reach_the_library(capsys, monkeypatch) -> None:
@@ -87,7 +128,72 @@ def test_generate_prints_statistics_on_stderr(capsys) -> None:
     arguments += ["--rho", "0.9", "--skip", "0.5"]
     status, out, err = run(capsys, "generate", MODEL, "--prompt", TEXT, *arguments, "--stats")
     assert status == 0 and out == "zileba is 107 ;\n"
-    assert [line.split()[0] for line in err.splitlines()[2:6]] == ["dense", "select", "sparse", "all"]
+    phases = re.findall(r"^(\w+) +\d+ ", err, re.MULTILINE)
+    assert phases == ["dense", "select", "sparse", "all"] and err.endswith("tokens/s\n")
+
+
+# --- notes and progress ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "note"),
+    [
+        ((), "SparseConfig has no effect: the sequence has 36 tokens, fewer than min_length 2048"),
+        (("--min-length", "0", "--rho", "1"), "rho is 1, which keeps every block"),
+        (("--min-length", "0", "--skip", "1"), "none of the 8 steps comes after the selection (skip 1.0)"),
+        (("--min-length", "0"), "SparseConfig had no effect: the patterns hold all blocks or nearly all"),
+        (("--window", "99"), "SlidingWindow has no effect: the sequence has 36 tokens, and window 99"),
+        (("--cache", "delayed", "--refresh", "1"), "DelayedCache had no effect: every step computed all tokens"),
+    ],
+)
+def test_settings_without_effect_are_a_line_on_stderr_and_in_the_table(capsys, arguments, note) -> None:
+    status, out, err = run(capsys, "generate", "demo", TEXT, *SHORT, *arguments)
+    assert (status, out) == (0, "zileba is 107 ;\n")
+    assert err.startswith("sparsed: note: ") and note in err and err.count("\n") == 1
+    table = run(capsys, "generate", "demo", TEXT, *SHORT, *arguments, "--stats")[2]
+    assert re.search(f"^note: .*{re.escape(note)}", table, re.MULTILINE)
+    assert logging.getLogger("sparsed").handlers == []
+
+
+def test_a_sequence_beyond_the_models_length_is_warned_of(capsys, tmp_path) -> None:
+    shutil.copytree(MODEL, tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"max_sequence_length": 32}))
+    status, out, err = run(capsys, "generate", str(tmp_path / "model"), TEXT, *SHORT, "--dense")
+    assert (status, out) == (0, "zileba is 107 ;\n") and err.count("\n") == 1
+    assert err.startswith("sparsed: warning: the sequence has 36 tokens, more than the 32 that") and "max_seq" in err
+
+
+def test_a_prompt_of_unknown_words_is_warned_of(capsys) -> None:
+    warned = run(capsys, "generate", "demo", "Bonjour sun monde .", *SHORT, "--dense")
+    assert warned[0] == 0 and "warning: 2 of 4 tokens" not in warned[2]
+    status, _, err = run(capsys, "generate", "demo", "Bonjour le monde .", *SHORT, "--dense")
+    assert status == 0 and err.count("\n") == 1
+    assert "warning: 3 of 4 tokens of the prompt are unknown to the tokenizer (the demo model knows" in err
+
+
+@pytest.mark.parametrize(("columns", "options", "shown"), [(100, (), True), (0, (), True), (100, ("--quiet",), False)])
+def test_progress_at_a_terminal(columns, options, shown) -> None:
+    terminal, stderr = pty.openpty()
+    fcntl.ioctl(stderr, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    program = [sys.executable, "-m", "sparsed", "generate", "demo", TEXT, *SHORT, "--dense", *options]
+    done = subprocess.run(program, stdout=subprocess.PIPE, stderr=stderr, text=True, check=True)
+    os.close(stderr)
+    said = b""
+    with contextlib.suppress(OSError):  # the end of a terminal's output
+        while piece := os.read(terminal, 1 << 16):
+            said += piece
+    os.close(terminal)
+    assert done.stdout == "zileba is 107 ;\n"
+    if shown:
+        assert b"loading" in said and b"8/8" in said and b"step 8/8, dense" in said and b"<00:" in said
+    else:
+        assert said == b""
+
+
+def test_progress_elsewhere_is_asked_for(capsys) -> None:
+    asked = run(capsys, "generate", "demo", TEXT, *SHORT, "--dense", "--progress")
+    assert "loading" in asked[2] and "8/8" in asked[2]
 
 
 def test_generate_interrupted_prints_what_is_there(capsys, monkeypatch) -> None:
@@ -122,5 +228,3 @@ def test_no_prompt_at_a_terminal(capsys, monkeypatch) -> None:
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
     status, _, err = run(capsys, "generate", MODEL)
     assert status == 2 and "no prompt, expected --prompt" in err
-
-

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from tqdm import tqdm
-
 from ..checks import Checker
 from ..config import SlidingWindow, Sparse, SparseConfig
 from ..generation.generate import generate
@@ -15,6 +13,7 @@ from ..kernels.attention import active_backend, get_num_threads
 from ..models.files import demo_model_folder
 from ..models.loader import load_model
 from ..models.tokenizer import Tokenizer, load_tokenizer
+from ..progress import progress_bar
 from .eval.methods import sparse_config, window_of
 from .eval.styles import SmallStyle
 from .eval.tasks import Niah, TaskSet, niah
@@ -191,7 +190,7 @@ def run_demo(options: DemoOptions, *, progress: bool = False) -> DemoReport:
         (MethodResult("sliding window"), SlidingWindow(options.window_tokens, options.sparse.block_size)),
     ]
     model.forward([prompts[0].ids], positions=[0])  # threads and pages are ready before the first method is timed
-    with tqdm(total=len(prompts) * len(methods), unit="text", leave=False, disable=not progress) as bar:
+    with progress_bar(progress, total=len(prompts) * len(methods), unit="text", leave=False) as bar:
         for prompt in prompts:
             for result, sparse in methods:
                 bar.set_description(result.name)

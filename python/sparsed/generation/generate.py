@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from tqdm import tqdm
 
 from ..checks import Checker
 from ..config import Sparse, SparseConfig
 from ..kernels import ops
 from ..kernels.pattern import PatternCache
+from ..progress import progress_bar
 from .kv_cache import CachedRows, KVCache
 from .notes import add_notes, notes_after, notes_before, warn_of_length
 from .predict import predict
@@ -143,11 +143,10 @@ def generate(
     foreseen = notes_before(sparse, num_steps, lengths)
     add_notes(stats, foreseen)
     warn_of_length(model.config, max(lengths), stats)
-    bar_options = {"total": open_positions.size, "unit": "tok", "dynamic_ncols": True, "disable": not progress}
     filled_at = np.full(open_positions.shape, -1, np.int32)
     confidence = np.full(open_positions.shape, np.nan, np.float32)
     states = [tokens.astype(np.int32)] if history else []
-    with _SigintLatch() as sigint, tqdm(**bar_options) as bar:
+    with _SigintLatch() as sigint, progress_bar(progress, total=open_positions.size, unit="tok") as bar:
         for step in itertools.count() if num_steps is None else range(num_steps):
             active = runs if num_steps is not None else [run for run in runs if run.open]
             if not active:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from ..kernels import ops
+from ..progress import progress_bar
 from . import (
     DTYPES,
     ConfigReader,
@@ -113,7 +113,7 @@ def load_model(
     checkpoint = Checkpoint(path)
     ends = check_tensors(checkpoint, config, architecture.names)
     bytes_read = {"total": checkpoint.nbytes, "unit": "B", "unit_scale": True, "unit_divisor": 1024}
-    with tqdm(desc="loading", leave=False, dynamic_ncols=True, disable=not progress, **bytes_read) as bar:
+    with progress_bar(progress, desc="loading", leave=False, **bytes_read) as bar:
         checkpoint.on_read = bar.update
         if engine == "torch":
             from ..torch.loading import load_transformer
