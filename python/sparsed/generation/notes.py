@@ -10,7 +10,7 @@ from typing import Any
 from ..checks import SparsedWarning
 from ..config import SlidingWindow, Sparse, SparseConfig, StreamingLLM
 from ..kernels.pattern import BlockPattern, PatternCache
-from .kv_cache import KVCache
+from .kv_cache import KVCachePolicy
 from .stats import GenerationStats
 
 _log = logging.getLogger("sparsed")
@@ -67,13 +67,13 @@ def notes_before(sparse: Sparse | None, steps: int | None, lengths: Sequence[int
     return [_note(name, covered, lengths, reason)] if covered else []
 
 
-def notes_after(method: Sparse | KVCache | None, stats: GenerationStats) -> list[str]:
+def notes_after(method: Sparse | KVCachePolicy | None, stats: GenerationStats) -> list[str]:
     """What `notes_before` could not tell: that each step of a whole generation computed everything, and why."""
     called = [step for step in stats if step.forwards]
     if method is None or any(step.density < 1 for step in called):
         return []
     name = type(method).__name__
-    if isinstance(method, KVCache):
+    if isinstance(method, KVCachePolicy):
         return [f"{name} had no effect: every step computed all tokens"]
     if any(step.phase == "sparse" for step in called):
         parts = f"rho {method.rho}" if isinstance(method, SparseConfig) else f"window {method.window}"
