@@ -5,8 +5,10 @@ Start with ``attention`` and ``BlockPattern`` for the kernels, with ``load_model
 
 from __future__ import annotations
 
+from importlib.metadata import PackageNotFoundError as _PackageNotFoundError
 from importlib.metadata import version as _version
 
+from .checks import SparsedWarning
 from .config import SlidingWindow, SparseConfig, StreamingLLM
 from .generation.generate import generate
 from .generation.kv_cache import DelayedCache, DualCache, PrefixCache
@@ -29,7 +31,10 @@ from .kernels.pattern import BlockPattern, PatternCache
 from .models.loader import load_model
 from .models.tokenizer import Tokenizer, load_tokenizer
 
-__version__ = _version("sparsed")
+try:
+    __version__ = _version("sparsed")
+except _PackageNotFoundError:  # imported from a build folder
+    __version__ = "unknown"
 
 __all__ = [
     "Backend",
@@ -44,6 +49,7 @@ __all__ = [
     "PrefixCache",
     "SlidingWindow",
     "SparseConfig",
+    "SparsedWarning",
     "StepInfo",
     "StepStats",
     "StreamingLLM",

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+
+class SparsedWarning(UserWarning):
+    """Something that runs, and that the caller probably wants to change."""
 
 
 class Checker:
@@ -67,10 +72,27 @@ def id_array(owner: str, name: str, ids: ArrayLike, expected: str = "rows of equ
         TypeError: They are no integers.
         ValueError: Rows have unequal lengths.
     """
+    if isinstance(ids, (str, bytes, Mapping)) or ids is None:
+        _refuse_words(owner, name, f"is a {type(ids).__name__}", ids)
     array = even_array(owner, name, ids, expected)
     if array.size and array.dtype.kind not in "iu":
-        raise TypeError(f"{owner}: {name} has dtype {array.dtype}, expected integers")
+        if array.dtype == object and any(np.ndim(entry) for entry in array.flat):
+            raise ValueError(f"{owner}: {name} has rows of unequal length, expected {expected}")
+        _refuse_words(owner, name, f"has dtype {array.dtype}", array.flat[0])
     return array
+
+
+def _refuse_words(owner: str, name: str, found: str, entry: Any) -> NoReturn:
+    """A TypeError that says how token ids are made of a text, of messages or of what other tokenizers return."""
+    if isinstance(entry, Mapping) and "input_ids" in entry:
+        hint = f': the token ids are {name}["input_ids"]'
+    elif isinstance(entry, Mapping):
+        hint = ": tokenizer.chat(messages) makes token ids"
+    elif isinstance(entry, (str, bytes)):
+        hint = ": tokenizer.chat(text) or tokenizer.encode(text) makes token ids"
+    else:
+        hint = ""
+    raise TypeError(f"{owner}: {name} {found}, expected integers{hint}")
 
 
 def token_row(owner: str, name: str, ids: ArrayLike, vocab_size: int) -> NDArray[np.int64]:

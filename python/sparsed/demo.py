@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from .apps.demo import demo_model_folder
+from .models.files import demo_model_folder
 
 __all__ = ["demo_model_folder"]

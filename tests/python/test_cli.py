@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-import signal
+import re
+import shlex
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import sparsed
-from sparsed.apps import cli, demo
-from sparsed.apps.demo import DemoOptions, build_prompts, demo_model_folder, run_demo
+from sparsed.apps import cli, demo, environment
+from sparsed.apps.demo import DemoOptions, build_prompts, run_demo
+from sparsed.models.files import demo_model_folder
 
 DATA = Path(__file__).parents[1] / "data"
 MODEL = str(demo_model_folder())
@@ -27,81 +30,6 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
     return status, captured.out, captured.err
 
 
-# --- generate --------------------------------------------------------------------------------------------------------
-
-
-def test_generate_answers(capsys) -> None:
-    status, out, err = run(capsys, "generate", MODEL, "--prompt", TEXT, "--gen-length", "8", "--steps", "8")
-    assert (status, err) == (0, "")
-    assert out == "zileba is 107 ;\n"
-
-
-def test_generate_reads_files_and_stdin(capsys, tmp_path, monkeypatch) -> None:
-    (tmp_path / "prompt.txt").write_text(TEXT, encoding="utf-8")
-    short = ("--gen-length", "8", "--steps", "4", "--dense")
-    from_file = run(capsys, "generate", MODEL, "--prompt-file", str(tmp_path / "prompt.txt"), *short)
-    assert from_file == run(capsys, "generate", MODEL, "--prompt", TEXT, *short)
-    with (tmp_path / "prompt.txt").open(encoding="utf-8") as stdin:
-        monkeypatch.setattr(sys, "stdin", stdin)
-        assert run(capsys, "generate", MODEL, *short) == from_file
-
-
-def test_generate_options_reach_the_library(capsys, monkeypatch) -> None:
-    calls = []
-
-    def note(model, prompt_ids, **options):
-        calls.append((prompt_ids, options))
-        return sparsed.generate(model, prompt_ids, gen_length=2, steps=1)
-
-    monkeypatch.setattr(cli, "generate", note)
-    tokenizer = sparsed.load_tokenizer(MODEL)
-
-    def options_of(*arguments: str):
-        assert run(capsys, "generate", MODEL, "--prompt", "the sun", *arguments)[0] == 0
-        return calls[-1]
-
-    prompt, options = options_of()
-    assert prompt == tokenizer.chat("the sun")
-    assert options == {
-        "gen_length": 128,
-        "steps": 128,
-        "sparse": sparsed.SparseConfig(),
-        "cache": None,
-        "sampler": sparsed.LLaDASampler(),
-        "seed": None,
-        "on_step": None,
-        "progress": False,
-    }
-    prompt, options = options_of("--raw", "--seed", "3", "--block-length", "4", "--threshold", "0.9", "--rho", "0.5")
-    assert prompt == tokenizer.encode("the sun")
-    assert options["sampler"] == sparsed.LLaDASampler(block_length=4, threshold=0.9)
-    assert options["sparse"] == sparsed.SparseConfig(rho=0.5) and options["seed"] == 3
-    assert options_of("--dense")[1]["sparse"] is None
-    assert options_of("--window", "64")[1]["sparse"] == sparsed.SlidingWindow(64)
-    streaming = options_of("--window", "64", "--sinks", "8", "--block-size", "16")[1]["sparse"]
-    assert streaming == sparsed.StreamingLLM(64, 8, 16)
-    cached = options_of("--cache", "delayed", "--refresh", "4")[1]
-    assert cached["cache"] == sparsed.DelayedCache(refresh=4) and cached["sparse"] is None
-
-
-def test_generate_prints_statistics_on_stderr(capsys) -> None:
-    arguments = ["--gen-length", "8", "--steps", "8", "--min-length", "0", "--block-size", "16"]
-    arguments += ["--rho", "0.9", "--skip", "0.5"]
-    status, out, err = run(capsys, "generate", MODEL, "--prompt", TEXT, *arguments, "--stats")
-    assert status == 0 and out == "zileba is 107 ;\n"
-    assert [line.split()[0] for line in err.splitlines()[2:6]] == ["dense", "select", "sparse", "all"]
-
-
-def test_generate_interrupted_prints_what_is_there(capsys, monkeypatch) -> None:
-    def interrupted(model, prompt_ids, **options):
-        stop = lambda info: info.step == 3 and signal.raise_signal(signal.SIGINT)  # noqa: E731
-        return sparsed.generate(model, prompt_ids, **{**options, "on_step": stop})
-
-    monkeypatch.setattr(cli, "generate", interrupted)
-    status, out, err = run(capsys, "generate", MODEL, "--prompt", TEXT, "--gen-length", "8", "--steps", "8")
-    assert status == 130 and "interrupted after 4 steps" in err and out.endswith("\n")
-
-
 # --- errors ----------------------------------------------------------------------------------------------------------
 
 
@@ -109,7 +37,7 @@ def test_generate_interrupted_prints_what_is_there(capsys, monkeypatch) -> None:
     ("arguments", "message"),
     [
         (["generate", "nowhere", "--prompt", "a"], "nowhere"),
-        (["generate", MODEL, "--prompt-file", "nowhere.txt"], "nowhere.txt"),
+        (["generate", MODEL, "--prompt-file", "nowhere.txt"], "--prompt-file is nowhere.txt: No such file"),
         (["generate", MODEL, "--prompt", "the", "--steps", "0"], "steps is 0, expected an integer >= 1"),
         (["generate", MODEL, "--prompt", "the", "--alg", "entropy"], "--alg given"),
         (["generate", MODEL, "--prompt", "the", "--dense", "--rho", "0.5", "--sinks", "2"], "--rho, --sinks given"),
@@ -117,16 +45,27 @@ def test_generate_interrupted_prints_what_is_there(capsys, monkeypatch) -> None:
         (["generate", MODEL, "--prompt", "the", "--sinks", "2"], "--sinks given"),
         (["generate", MODEL, "--prompt", "the", "--refresh", "2"], "--refresh given"),
         (["generate", MODEL, "--prompt", "the", "--cache", "dual", "--rho", "0.5"], "--rho given"),
-        (["generate", MODEL, "--prompt", "the", "--rho", "2"], "rho is 2.0"),
-        (["generate", MODEL, "--prompt", "the", "--block-length", "7"], "gen_length is 128, expected a multiple"),
+        (["generate", MODEL, "--prompt", "the", "--rho", "2"], "--rho is 2.0"),
+        (
+            ["generate", MODEL, "the", "--block-length", "7"],
+            "--gen-length is 128, expected a multiple of --block-length 7",
+        ),
         (["generate", MODEL, "--prompt", "the", "--html", "."], "--html is ., expected a file"),
-        (["generate", MODEL, "--prompt", "\udcff"], "text has '\\udcff' at 13, expected Unicode"),
+        (["generate", MODEL, "--prompt", "\udcff"], "text has '\\udcff' at 0, expected Unicode"),
         (["demo", "--seed", "-1"], "seed is -1, expected an integer >= 0"),
         (["demo", "--length", "-1"], "length is -1, expected an integer >= 1"),
         (["demo", "--length", "64"], "length is 64, expected at least"),
         (["demo", "--questions", "9"], "questions is 9, expected at most the 8 needles"),
         (["demo", "--prompts", "0"], "prompts is 0, expected at least 1"),
-        (["info", "--threads", "0"], "threads"),
+        (["info", "--threads", "0"], "--threads is 0"),
+        (["generate", MODEL, "the", "--prompt", "a"], "PROMPT and --prompt are given, expected one of them"),
+        (["generate", MODEL, "--prompt-file", "."], "--prompt-file is .: Is a directory"),
+        (["generate", MODEL, ""], "PROMPT is empty"),
+        (["generate", MODEL, "--prompt", " \n"], "--prompt is empty"),
+        (["generate", "nowhere", "the"], "MODEL_DIR is 'nowhere', expected an existing folder or 'demo'"),
+        (["eval", "demo", "--lengths", "0"], "--lengths is 0, expected an integer >= 1"),
+        (["eval", "demo", "--likelihood", "nowhere.txt"], "--likelihood is nowhere.txt: No such file"),
+        (["eval", "demo", "--jsonl", "vt=nowhere.jsonl"], "--jsonl is nowhere.jsonl: No such file"),
     ],
 )
 def test_errors_are_one_line_and_status_2(capsys, arguments, message) -> None:
@@ -140,8 +79,15 @@ def test_errors_are_one_line_and_status_2(capsys, arguments, message) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "required: {demo,generate,eval,ablate,heads,bench,lm-eval,info}"),
         (["dream"], "invalid choice: 'dream'"),
+        (["generat", MODEL], "did you mean generate?"),
+        (["lmeval"], "did you mean lm-eval?"),
+        (["--versoin"], "did you mean --version?"),
+        (["generate", MODEL, "the", "--gen-lenght", "8"], "did you mean --gen-length?"),
+        (["generate", MODEL, "the", "--min_length=8"], "did you mean --min-length?"),
+        (["generate", MODEL, "two", "words"], "a prompt of several words needs quotes around it"),
+        (["eval", "--methods", "sliding windo"], "did you mean sliding window?"),
+        (["demo", "--dtype", "bfloat"], "did you mean bfloat16?"),
         (["info", "--unknown"], "unrecognized arguments: --unknown"),
         (["generate"], "required: MODEL_DIR"),
         (["generate", MODEL, "--dense", "--window", "3"], "not allowed with argument"),
@@ -157,28 +103,17 @@ def test_usage_errors_are_one_line_and_status_2(capsys, arguments, message) -> N
 
 
 def test_a_narrow_encoding_and_a_closed_pipe_lose_nothing() -> None:
-    code = "import sparsed.apps.cli as c; c.machine_info = lambda: {'cpu': '\u4e2d', 'backends': {}}; exit(c.main(['info']))"
+    code = "import sparsed.apps.cli as c; c.machine_info = lambda: {'cpu': '\u4e2d', 'backends': {}}; "
+    code += "exit(c.main(['info']))"
     program = [sys.executable, "-c", code]
     environment = os.environ | {"PYTHONIOENCODING": "latin-1"}
     run = subprocess.run(program, capture_output=True, text=True, env=environment)
-    assert (run.returncode, run.stdout, run.stderr) == (0, "cpu       ?\n", "")
+    assert (run.returncode, run.stderr) == (0, "") and run.stdout.startswith("cpu               ?\n")
     read, write = os.pipe()
     os.close(read)
     run = subprocess.run([sys.executable, "-m", "sparsed", "info"], stdout=write, stderr=subprocess.PIPE, text=True)
     os.close(write)
     assert (run.returncode, run.stderr) == (141, "")
-
-
-def test_a_prompt_that_is_no_text_is_named(capsys, tmp_path) -> None:
-    (tmp_path / "prompt.bin").write_bytes(b"\xff\xfe\x00")
-    status, _, err = run(capsys, "generate", MODEL, "--prompt-file", str(tmp_path / "prompt.bin"))
-    assert status == 2 and "prompt.bin is not UTF-8" in err
-
-
-def test_names_of_the_hub_say_how_to_get_them(capsys) -> None:
-    status, _, err = run(capsys, "generate", "GSAI-ML/LLaDA-8B-Instruct", "--prompt", "the")
-    assert status == 2 and "hf download GSAI-ML/LLaDA-8B-Instruct --local-dir LLaDA-8B-Instruct" in err
-    assert "hf download" not in run(capsys, "generate", "../some/folder", "--prompt", "the")[2]
 
 
 def test_the_environment_asks_for_tracebacks(capsys, monkeypatch) -> None:
@@ -191,16 +126,36 @@ def test_the_environment_asks_for_tracebacks(capsys, monkeypatch) -> None:
     assert "SPARSED_DEBUG=1" in capsys.readouterr().out
 
 
-def test_generate_by_torch(capsys) -> None:
-    pytest.importorskip("torch")
-    arguments = ["generate", MODEL, "--prompt", TEXT, "--gen-length", "8", "--steps", "8"]
-    assert run(capsys, *arguments, "--engine", "torch", "--device", "cpu") == run(capsys, *arguments)
+def test_without_a_command_there_is_help(capsys) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main([])
+    captured = capsys.readouterr()
+    assert not exit_info.value.code and captured.err == "" and captured.out.startswith("usage: sparsed ")
 
 
-def test_no_prompt_at_a_terminal(capsys, monkeypatch) -> None:
-    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
-    status, _, err = run(capsys, "generate", MODEL)
-    assert status == 2 and "no prompt, expected --prompt" in err
+COMMANDS = {"demo", "generate", "eval", "ablate", "heads", "info"}
+
+
+@pytest.mark.parametrize("command", ["", *sorted(COMMANDS)])
+def test_help_has_groups_defaults_and_examples_that_parse(capsys, monkeypatch, command) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    with pytest.raises(SystemExit):
+        cli.main([*command.split(), "--help"])
+    text = capsys.readouterr().out
+    assert not command or "general:" in text
+    if command == "generate":
+        for group in ("prompt:", "output:", "model and device:", "attention:", "sampling:"):
+            assert f"\n{group}\n" in text
+        config = sparsed.SparseConfig()
+        for default in (128, config.rho, config.skip, config.min_length, sparsed.DreamSampler().alg):
+            assert f"(default: {default})" in text
+    if command == "eval":
+        assert "(default: 2048)" in text and "[]" not in text
+    examples = re.findall(r"^  (?:cat \S+ \| )?sparsed (.*)$", text[text.index("example") :], re.MULTILINE)
+    assert {shlex.split(example)[0] for example in examples} >= ({command} if command else COMMANDS)
+    for example in examples:
+        if shlex.split(example)[0] in COMMANDS:
+            assert cli._parse(shlex.split(example)).command in (command or COMMANDS)
 
 
 # --- info ------------------------------------------------------------------------------------------------------------
@@ -209,11 +164,17 @@ def test_no_prompt_at_a_terminal(capsys, monkeypatch) -> None:
 def test_info(capsys) -> None:
     status, out, _ = run(capsys, "info")
     assert status == 0
-    for word in (sparsed.__version__, np.__version__, "threads", *(backend.name for backend in sparsed.backends())):
+    words = ("threads", "memory available", f"demo model        {demo_model_folder()}", "torch", "GiB")
+    for word in (sparsed.__version__, np.__version__, *words, *(backend.name for backend in sparsed.backends())):
         assert str(word) in out
     machine = json.loads(run(capsys, "info", "--json")[1])
     assert machine["active"] == sparsed.active_backend()
     assert set(machine["backends"]) == {backend.name for backend in sparsed.backends()}
+
+
+def test_info_says_what_is_not_installed(capsys, monkeypatch) -> None:
+    monkeypatch.setattr(environment, "version", lambda package: "1" if package != "torch" else version("no-such-one"))
+    assert re.search(r"^torch +not installed$", run(capsys, "info")[1], re.MULTILINE)
 
 
 def test_info_says_what_is_wrong_with_the_forced_backend(capsys, monkeypatch) -> None:

@@ -10,33 +10,38 @@ import io
 import json
 import os
 import sys
-from collections.abc import Sequence
-from importlib.metadata import version
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple
 
-from ..config import BLOCK_SIZES, SlidingWindow, Sparse, SparseConfig, StreamingLLM
-from ..generation.generate import generate
-from ..generation.kv_cache import DelayedCache, DualCache, KVCache, PrefixCache
-from ..generation.sampling import SAMPLERS, Sampler
+from .. import __version__
+from ..checks import SparsedWarning
+from ..config import BLOCK_SIZES
 from ..kernels.attention import set_num_threads
-from ..models.files import read_text
-from ..models.tokenizer import load_tokenizer
-from .cli_options import add_engine_options, load_chosen
+from ..models.files import demo_model_folder
 from .demo import DemoOptions, run_demo
-from .environment import machine_info
+from .environment import available_memory, machine_info
 from .eval.command import add_ablate_options, add_eval_options, add_heads_options, run_ablate, run_eval, run_heads
-from .pictures.live import LiveText, can_draw
+from .generate_command import add_generate_options, run_generate
+from .parser import HelpFormatter, Parser, in_terms_of_options
 
 _INTERRUPTED, _BROKEN_PIPE = 130, 141  # as a shell reports the signals
 _DEBUG = "SPARSED_DEBUG"
-_CACHES: dict[str, type[KVCache]] = {"prefix": PrefixCache, "dual": DualCache, "delayed": DelayedCache}
+
+
+class _Command(NamedTuple):
+    help: str
+    add_options: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+    examples: tuple[str, ...]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit status. Errors are one line on stderr and status 2."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     debug = bool(os.environ.get(_DEBUG))
+    options: dict[str, Any] = {}
     if isinstance(sys.stdout, io.TextIOWrapper):  # a character that the terminal lacks is no reason to lose a text
         sys.stdout.reconfigure(errors="replace")
     try:
@@ -44,9 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _bench(arguments[1:])
         if arguments[:1] == ["lm-eval"]:
             return _lm_eval(arguments[1:])
-        args = _parser().parse_args(arguments)
+        args = _parse(arguments)
         debug = debug or args.debug
-        status = _run(args)
+        options = vars(args)
+        with _warnings_in_one_line():
+            status = _run(args)
         sys.stdout.flush()
         return status
     except BrokenPipeError:  # the reader has what it wants, as with `| head`
@@ -55,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, OSError, MemoryError, RuntimeError, ImportError) as error:
         if debug:
             raise
-        print(f"sparsed: error: {error}", file=sys.stderr)
+        print(f"sparsed: error: {in_terms_of_options(error, options)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return _INTERRUPTED
@@ -67,46 +74,78 @@ def _run(args: argparse.Namespace) -> int:
     return int(args.run(args))
 
 
-class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows defaults where there is one to show."""
+@contextlib.contextmanager
+def _warnings_in_one_line() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", SparsedWarning)
+        show = warnings.showwarning
 
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default in (None, False) else super()._get_help_string(action)
+        def show_line(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+            if issubclass(category, SparsedWarning):
+                print(f"sparsed: warning: {message}", file=sys.stderr)
+            else:
+                show(message, category, *place, **more)
+
+        warnings.showwarning = show_line
+        yield
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+# --- parser ----------------------------------------------------------------------------------------------------------
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options of a command; exits where there is no command, or where they are not its own."""
+    parser, commands = _parsers()
+    args, extras = parser.parse_known_args(arguments)
+    if args.command is None:
+        if extras:
+            parser.refuse(extras)
+        parser.print_help()
+        parser.exit()
+    # Before Python 3.12 an optional positional has to stand right behind the one before it.
+    if len(extras) == 1 and vars(args).get("text", "") is None and (extras[0][:1] != "-" or " " in extras[0]):
+        args.text = extras.pop()
+    if extras:
+        commands[args.command].refuse(extras)
+    return args
+
+
+def _parsers() -> tuple[Parser, dict[str, Parser]]:
+    """That of the program, and those of the commands."""
+    examples = [example for command in _COMMANDS.values() for example in command.examples[:1]]
+    examples += ["sparsed bench attention --quick", "sparsed lm-eval --model sparsed --model_args pretrained=demo ..."]
+    parser = Parser(
         prog="sparsed",
-        description="Block-sparse attention for diffusion language models.",
-        epilog=f"{_DEBUG}=1 in the environment shows the traceback of an error, in bench and lm-eval too.",
+        description="Block-sparse attention for diffusion language models. "
+        f"{_DEBUG}=1 in the environment shows the traceback of an error, in bench and lm-eval too.",
+        epilog=_example_text(examples) + "\n\n`sparsed COMMAND --help` shows the options of a command.",
+        formatter_class=HelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"sparsed {version('sparsed')}")
-    metavar = "{demo,generate,eval,ablate,heads,bench,lm-eval,info}"
-    commands = parser.add_subparsers(dest="command", metavar=metavar, required=True)
-    for name, add_options, run, text in (
-        ("demo", _add_demo_options, _demo, "questions about a long text: dense, SparseD and sliding window"),
-        ("generate", _add_generate_options, _generate, "text from a checkpoint folder"),
-        ("eval", add_eval_options, run_eval, "accuracy and cost of dense, SparseD and baselines on RULER-style tasks"),
-        ("ablate", add_ablate_options, run_ablate, "SparseD without its parts, and sweeps of its settings"),
-        ("heads", add_heads_options, run_heads, "how steady and how complete each head's pattern is"),
-        ("info", _add_info_options, _info, "version, kernels and machine"),
-    ):
-        command = commands.add_parser(name, help=text, description=text, formatter_class=_Formatter)
-        command.add_argument("--threads", type=int, help="threads of the kernels")
-        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        add_options(command)
-        command.set_defaults(run=run)
+    parser.add_argument("--version", action="version", version=f"sparsed {__version__}")
+    commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
+    for name, command in _COMMANDS.items():
+        sub = commands.add_parser(
+            name,
+            help=command.help,
+            description=command.help[0].upper() + command.help[1:],
+            epilog=_example_text(command.examples),
+            formatter_class=HelpFormatter,
+        )
+        command.add_options(sub)
+        general = sub.add_argument_group("general")
+        general.add_argument(
+            "--threads", type=int, help="threads of the kernels (default: OMP_NUM_THREADS, or all cores)"
+        )
+        general.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        sub.set_defaults(run=command.run)
     # main() takes these two first.
     commands.add_parser("bench", help="benchmarks: sparsed bench --help", add_help=False)
     commands.add_parser("lm-eval", help="lm-evaluation-harness with the model sparsed", add_help=False)
-    return parser
+    return parser, commands.choices
+
+
+def _example_text(examples: Sequence[str]) -> str:
+    return "\n  ".join([f"example{'s' * (len(examples) > 1)}:", *examples])
 
 
 # --- demo ------------------------------------------------------------------------------------------------------------
@@ -118,15 +157,18 @@ def _add_demo_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompts", type=int, default=defaults.prompts, help="texts")
     parser.add_argument("--needles", type=int, default=defaults.needles, help="facts in each text")
     parser.add_argument("--questions", type=int, default=defaults.questions, help="facts asked for, of each text")
-    parser.add_argument("--gen-length", type=int, help="tokens to generate (room for the answers)")
-    parser.add_argument("--steps", type=int, help="denoising steps (one per token)")
-    parser.add_argument("--seed", type=int, default=defaults.seed)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default=defaults.dtype)
-    parser.add_argument("--window", type=int, help="tokens of the sliding window (a quarter of the length)")
+    parser.add_argument("--gen-length", type=int, help="tokens to generate (default: room for the answers)")
+    parser.add_argument("--steps", type=int, help="denoising steps (default: one per token)")
+    parser.add_argument("--seed", type=int, default=defaults.seed, help="other numbers make other texts")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default=defaults.dtype, help="what is computed in")
+    attention = parser.add_argument_group("attention")
+    attention.add_argument("--window", type=int, help="tokens of the sliding window (default: a quarter of the length)")
     sparse = defaults.sparse
-    parser.add_argument("--rho", type=float, default=sparse.rho, help="share of the key blocks that SparseD keeps")
-    parser.add_argument("--skip", type=float, default=sparse.skip, help="share of the steps before the selection")
-    parser.add_argument("--block-size", type=int, choices=BLOCK_SIZES, default=sparse.block_size)
+    attention.add_argument("--rho", type=float, default=sparse.rho, help="share of the key blocks that SparseD keeps")
+    attention.add_argument("--skip", type=float, default=sparse.skip, help="share of the steps before the selection")
+    attention.add_argument(
+        "--block-size", type=int, choices=BLOCK_SIZES, default=sparse.block_size, help="tokens per block"
+    )
 
 
 def _demo(args: argparse.Namespace) -> int:
@@ -137,136 +179,7 @@ def _demo(args: argparse.Namespace) -> int:
     return 0
 
 
-# --- generate --------------------------------------------------------------------------------------------------------
-
-
-def _add_generate_options(parser: argparse.ArgumentParser) -> None:
-    # No option of a sampler or of SparseConfig has a default here: what is not given is theirs to choose.
-    parser.add_argument("model", metavar="MODEL_DIR", help="checkpoint folder: config.json, safetensors, tokenizer")
-    source = parser.add_mutually_exclusive_group()
-    source.add_argument("--prompt", help="the prompt's text; without it and --prompt-file: stdin")
-    source.add_argument("--prompt-file", type=Path, help="a UTF-8 file with the prompt")
-    parser.add_argument("--gen-length", type=int, default=128, help="tokens to generate")
-    parser.add_argument("--steps", type=int, default=128, help="denoising steps")
-    add_engine_options(parser)
-    parser.add_argument("--seed", type=int, help="repeats a run")
-    parser.add_argument(
-        "--chat", action=argparse.BooleanOptionalAction, help="chat template around the prompt (where there is one)"
-    )
-    parser.add_argument(
-        "--raw", dest="chat", action="store_false", default=argparse.SUPPRESS, help="the same as --no-chat"
-    )
-    parser.add_argument("--stats", action="store_true", help="seconds, densities and tokens by phase, on stderr")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page that plays the generation")
-    display = parser.add_mutually_exclusive_group()
-    display.add_argument("--progress", action="store_true", help="a bar on stderr")
-    display.add_argument("--live", action="store_true", help="show the text filling in (in a terminal)")
-
-    attention_options = parser.add_argument_group("attention")
-    method = attention_options.add_mutually_exclusive_group()
-    method.add_argument("--sparse", action="store_true", help="SparseD (this is the default)")
-    method.add_argument("--dense", action="store_true", help="dense attention")
-    method.add_argument("--window", type=int, help="a sliding window of this many tokens")
-    method.add_argument("--cache", choices=tuple(_CACHES), help="dense, keys and values kept: Fast-dLLM, dKV-Cache")
-    attention_options.add_argument("--sinks", type=int, help="with --window: first tokens that all see (StreamingLLM)")
-    attention_options.add_argument("--rho", type=float, help="share of the key blocks that is kept")
-    attention_options.add_argument("--skip", type=float, help="share of the steps before the selection")
-    attention_options.add_argument("--block-size", type=int, choices=BLOCK_SIZES, help="tokens per block")
-    attention_options.add_argument("--selection", choices=("paper", "reference"))
-    attention_options.add_argument("--min-length", type=int, help="shorter sequences stay dense")
-    attention_options.add_argument("--refresh", type=int, help="with --cache: forwards from one refresh to the next")
-
-    sampling = parser.add_argument_group("sampling", "each model family has its own options")
-    sampling.add_argument("--temperature", type=float)
-    sampling.add_argument("--block-length", type=int, help="tokens per block")
-    sampling.add_argument("--cfg-scale", type=float, help="LLaDA: classifier-free guidance")
-    sampling.add_argument("--remasking", choices=("low_confidence", "random"), help="LLaDA")
-    sampling.add_argument("--threshold", type=float, help="LLaDA: fill what is at least this confident")
-    sampling.add_argument("--alg", choices=("entropy", "maskgit_plus", "topk_margin", "origin"), help="Dream")
-    sampling.add_argument("--top-p", type=float, help="Dream")
-    sampling.add_argument("--top-k", type=int, help="Dream")
-    sampling.add_argument("--alg-temp", type=float, help="Dream: temperature of the positions")
-    sampling.add_argument("--eps", type=float, help="Dream: the last timestep")
-
-
-def _generate(args: argparse.Namespace) -> int:
-    if args.html is not None and (args.html.is_dir() or not args.html.absolute().parent.is_dir()):
-        raise FileNotFoundError(f"--html is {args.html}, expected a file in a folder that exists")
-    sparse = _sparse_config(args)
-    text = _prompt_text(args)
-    tokenizer = load_tokenizer(args.model)
-    model = load_chosen(args.model, args)
-    chat = tokenizer.chat_template is not None if args.chat is None else args.chat
-    live = LiveText(sys.stdout, tokenizer, args.gen_length) if args.live and can_draw(sys.stdout) else None
-    with live or contextlib.nullcontext():
-        result = generate(
-            model,
-            tokenizer.chat(text) if chat else tokenizer.encode(text),
-            gen_length=args.gen_length,
-            steps=args.steps,
-            sparse=sparse,
-            cache=None if args.cache is None else _CACHES[args.cache](**_given(args, ("refresh",))),
-            sampler=_sampler(args, model.config.family),
-            seed=args.seed,
-            on_step=live,
-            progress=args.progress,
-        )
-    if result.interrupted:
-        print(f"sparsed: interrupted after {len(result.stats)} steps", file=sys.stderr)
-    if args.html is not None:
-        args.html.write_text(result.page(tokenizer, title=Path(args.model).resolve().name), encoding="utf-8")
-    print(tokenizer.text(result.generated[0]))
-    if args.stats:
-        print(result.stats.table(), file=sys.stderr)
-    result.require_whole()
-    return 0
-
-
-def _given(args: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
-    """The options among `names` that were given."""
-    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-
-
-def _refuse(options: dict[str, Any], why: str) -> None:
-    if options:
-        names = ", ".join("--" + name.replace("_", "-") for name in options)
-        raise ValueError(f"{names} given, expected only options that apply ({why})")
-
-
-def _sparse_config(args: argparse.Namespace) -> Sparse | None:
-    selecting = ("rho", "skip", "selection", "min_length")
-    if args.cache is None:
-        _refuse(_given(args, ("refresh",)), "there is no --cache")
-    if args.dense or args.cache is not None:
-        _refuse(_given(args, (*selecting, "block_size", "sinks")), "attention is dense")
-        return None
-    if args.window is None:
-        _refuse(_given(args, ("sinks",)), "there is no --window")
-        return SparseConfig(**_given(args, (*selecting, "block_size")))
-    _refuse(_given(args, selecting), "attention is a window")
-    if args.sinks is None:
-        return SlidingWindow(**_given(args, ("window", "block_size")))
-    return StreamingLLM(**_given(args, ("window", "sinks", "block_size")))
-
-
-def _sampler(args: argparse.Namespace, family: str) -> Sampler:
-    options = {name: {field.name for field in dataclasses.fields(cls)} for name, cls in SAMPLERS.items()}
-    foreign = sorted(set().union(*options.values()) - options[family])
-    _refuse(_given(args, foreign), f"the model is of the {family} family")
-    return SAMPLERS[family](**_given(args, sorted(options[family])))
-
-
-def _prompt_text(args: argparse.Namespace) -> str:
-    if args.prompt is not None:
-        return str(args.prompt)
-    if args.prompt_file is not None:
-        return read_text(args.prompt_file)
-    if sys.stdin.isatty():
-        raise ValueError("generate: no prompt, expected --prompt, --prompt-file or text on stdin")
-    return sys.stdin.read()
-
-
-# --- bench -----------------------------------------------------------------------------------------------------------
+# --- bench, lm-eval --------------------------------------------------------------------------------------------------
 
 
 def _bench(arguments: Sequence[str]) -> int:
@@ -275,9 +188,6 @@ def _bench(arguments: Sequence[str]) -> int:
         raise ImportError("the benchmarks are not part of the package: run `sparsed bench` in a checkout of sparsed")
     sys.path.insert(0, str(Path.cwd()))
     return int(importlib.import_module("bench").main(arguments))
-
-
-# --- lm-eval ---------------------------------------------------------------------------------------------------------
 
 
 def _lm_eval(arguments: Sequence[str]) -> int:
@@ -299,7 +209,7 @@ def _add_info_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _info(args: argparse.Namespace) -> int:
-    machine = machine_info()
+    machine = machine_info() | {"memory available": available_memory(), "demo model": str(demo_model_folder())}
     if args.json:
         print(json.dumps(machine, indent=1))
         return 0
@@ -310,3 +220,44 @@ def _info(args: argparse.Namespace) -> int:
     for name, state in machine["backends"].items():
         print(f"{'backend':{width}}  {name}: {state}")
     return 0
+
+
+_QUESTION = '"the magic number for zileba is 107 . question : what are the magic numbers for zileba ?"'
+
+_COMMANDS = {
+    "demo": _Command(
+        "questions about a long text: dense, SparseD and sliding window",
+        _add_demo_options,
+        _demo,
+        ("sparsed demo --length 2048 --prompts 3",),
+    ),
+    "generate": _Command(
+        "text from a checkpoint folder",
+        add_generate_options,
+        run_generate,
+        (
+            f"sparsed generate demo {_QUESTION} --gen-length 8 --steps 8",
+            "sparsed generate LLaDA-8B-Instruct --prompt-file report.txt --dtype bfloat16 --stats",
+            "cat report.txt | sparsed generate LLaDA-8B-Instruct --html page.html",
+        ),
+    ),
+    "eval": _Command(
+        "accuracy and cost of dense, SparseD and baselines on RULER-style tasks",
+        add_eval_options,
+        run_eval,
+        ("sparsed eval demo --tasks niah_single_1 --lengths 1024 2048 --samples 5 --methods dense SparseD",),
+    ),
+    "ablate": _Command(
+        "SparseD without its parts, and sweeps of its settings",
+        add_ablate_options,
+        run_ablate,
+        ("sparsed ablate demo --tasks niah_single_1 --samples 3",),
+    ),
+    "heads": _Command(
+        "how steady and how complete each head's pattern is",
+        add_heads_options,
+        run_heads,
+        ("sparsed heads demo --tasks niah_single_1 --samples 2",),
+    ),
+    "info": _Command("version, kernels and machine", _add_info_options, _info, ("sparsed info --json",)),
+}

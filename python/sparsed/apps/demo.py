@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.resources
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple
-
-from tqdm import tqdm
 
 from ..checks import Checker
 from ..config import SlidingWindow, Sparse, SparseConfig
 from ..generation.generate import generate
 from ..generation.stats import GenerationStats, format_table
 from ..kernels.attention import active_backend, get_num_threads
+from ..models.files import demo_model_folder
 from ..models.loader import load_model
 from ..models.tokenizer import Tokenizer, load_tokenizer
+from ..progress import progress_bar
 from .eval.methods import sparse_config, window_of
 from .eval.styles import SmallStyle
 from .eval.tasks import Niah, TaskSet, niah
@@ -159,11 +157,6 @@ class DemoReport:
         return "\n".join(lines)
 
 
-def demo_model_folder() -> Path:
-    """The checkpoint folder inside the package."""
-    return Path(str(importlib.resources.files("sparsed") / "demo_model"))
-
-
 def build_prompts(tokenizer: Tokenizer, options: DemoOptions) -> list[Prompt]:
     """Texts of the model's own vocabulary with facts at random places, and a question for some of them.
 
@@ -197,7 +190,7 @@ def run_demo(options: DemoOptions, *, progress: bool = False) -> DemoReport:
         (MethodResult("sliding window"), SlidingWindow(options.window_tokens, options.sparse.block_size)),
     ]
     model.forward([prompts[0].ids], positions=[0])  # threads and pages are ready before the first method is timed
-    with tqdm(total=len(prompts) * len(methods), unit="text", leave=False, disable=not progress) as bar:
+    with progress_bar(progress, total=len(prompts) * len(methods), unit="text", leave=False) as bar:
         for prompt in prompts:
             for result, sparse in methods:
                 bar.set_description(result.name)

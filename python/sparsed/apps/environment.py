@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from .. import __version__
 from ..kernels.attention import active_backend, backends, get_num_threads
+from ..kernels.ops import require_memory
 
 
 def machine_info() -> dict[str, Any]:
@@ -17,20 +19,38 @@ def machine_info() -> dict[str, Any]:
         active = active_backend()
     except ValueError as error:  # SPARSED_ISA names none that runs here
         active = f"none: {error}"
-    packages = ("sparsed", "numpy", "ml_dtypes", "tokenizers", "jinja2")
+    packages = ("numpy", "ml_dtypes", "tokenizers", "jinja2", "torch")
     return {
-        **{package: version(package) for package in packages},
+        "sparsed": __version__,
+        **{package: _version(package) for package in packages},
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}, {' '.join(platform.libc_ver())}",
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "threads": get_num_threads(),
+        "memory": f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.1f} GiB",
         "SPARSED_ISA": os.environ.get("SPARSED_ISA", ""),
         "active": active,
         "backends": {
             backend.name: "available" if backend.available else "; ".join(backend.reasons) for backend in backends()
         },
     }
+
+
+def available_memory() -> str:
+    """What this process can still take, as the checks before large allocations see it."""
+    try:
+        require_memory(2**64 - 1, "everything")
+    except MemoryError as error:  # it says how much there is, control groups considered
+        return str(error).rpartition("available are ")[2]
+    return "unknown"
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def cpu_name() -> str:

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..checks import Checker, token_row
-from ..config import Sparse, SparseConfig
+from ..config import Sparse
 from ..kernels.pattern import PatternCache
 from .generate import generate
+from .notes import ever_sparse
 from .predict import predict
 from .sampling import FloatArray, IntArray, LLaDASampler
 
@@ -110,19 +111,12 @@ def schedule(owner: str, sparse: Sparse | None, steps: int, prompt_length: int, 
     """
     if sparse is None:
         return None
-    cache = PatternCache(sparse, steps=steps, prompt_length=prompt_length)
-    phases = []
-    for step in range(steps):
-        cache.begin_step(step)
-        phases.append(cache.phase)
-    every = isinstance(sparse, SparseConfig) and sparse.refresh == "every"
-    if "sparse" not in phases and not (every and phases.count("select") > 1):
+    if not ever_sparse(sparse, steps):
         raise ValueError(
             f"{owner}: there are {steps} batches of masks and as many steps, none of them sparse under {sparse}, "
             f"expected {expected}"
         )
-    cache.reset()
-    return cache
+    return PatternCache(sparse, steps=steps, prompt_length=prompt_length)
 
 
 def mean_log_probabilities(

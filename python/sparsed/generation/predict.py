@@ -30,7 +30,7 @@ def predict(
         wanted: (n,) positions, counted from the end of the prompt.
         cfg_scale: Above 0, guided by twins whose prompt is masked; `attend` then sees 2 B rows.
         attend: The attention; None: dense.
-        cached: `key_values` and `rows` of `Transformer.forward`.
+        cached: `key_values` and `computed` of `Transformer.forward`.
 
     Returns:
         (B, n, V) float32.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -33,6 +33,8 @@ def pad_left(rows: Sequence[ArrayLike]) -> tuple[IntArray, NDArray[np.bool_]]:
         array([[ True,  True,  True],
                [False, False,  True]])
     """
+    if rows is None or isinstance(rows, (str, bytes, Mapping)):
+        id_array("pad_left", "rows", rows)  # raises
     arrays = [id_array("pad_left", f"rows[{i}]", row).astype(np.int64) for i, row in enumerate(rows)]
     wrong = [array.shape for array in arrays if array.ndim != 1]
     if wrong or not arrays:
@@ -46,11 +48,14 @@ def pad_left(rows: Sequence[ArrayLike]) -> tuple[IntArray, NDArray[np.bool_]]:
 
 def checked_prompt(prompt_ids: ArrayLike, prompt_mask: ArrayLike | None, vocab_size: int) -> tuple[IntArray, IntArray]:
     """prompt_ids as (B, p) int64 and each row's padding (B,)."""
-    prompt = id_array("generate", "prompt_ids", prompt_ids, "[B, p] (see prompt_mask)")
+    prompt = id_array(
+        "generate", "prompt_ids", prompt_ids, "[B, p] (sparsed.pad_left makes prompt_ids and prompt_mask)"
+    )
     if prompt.ndim == 1:
         prompt = prompt[None]
     if prompt.ndim != 2 or 0 in prompt.shape:
-        raise ValueError(f"generate: prompt_ids has shape {list(prompt.shape)}, expected [B, p] with B, p >= 1")
+        empty = " (the prompt is empty)" if prompt.size == 0 else ""
+        raise ValueError(f"generate: prompt_ids has shape {list(prompt.shape)}{empty}, expected [B, p] with B, p >= 1")
     real = np.ones(prompt.shape, np.bool_)
     if prompt_mask is not None:
         mask = even_array("generate", "prompt_mask", prompt_mask, str(list(prompt.shape)))

@@ -51,10 +51,12 @@ class GenerationStats(Sequence[StepStats]):
 
     Attributes:
         phase_seconds: Seconds by phase ("dense", "select", "sparse", "cached").
+        notes: What the settings did not do, such as sparse attention for a sequence below `min_length`.
     """
 
     steps: list[StepStats] = field(default_factory=list)
     phase_seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
+    notes: list[str] = field(default_factory=list)
 
     @overload
     def __getitem__(self, index: int) -> StepStats: ...
@@ -112,7 +114,7 @@ class GenerationStats(Sequence[StepStats]):
         return sum(dense) / len(dense) if dense else 0.0
 
     def table(self) -> str:
-        """The sums as text, one line per phase and one for all."""
+        """The sums as text, one line per phase and one for all, then the notes."""
         rows: list[tuple[str, ...]] = []
         for phase in (*PHASES, "mixed"):
             steps = [step for step in self.steps if step.phase == phase]
@@ -120,7 +122,8 @@ class GenerationStats(Sequence[StepStats]):
                 rows.append((phase, *_sums(steps)))
         rows.append(("all", *_sums(self.steps)))
         table = format_table(("phase", "steps", "forwards", "seconds", "density", "tokens"), rows)
-        return f"{table}\n{self.tokens_per_second:.1f} tokens/s"
+        notes = "".join(f"note: {note}\n" for note in self.notes)
+        return f"{table}\n{notes}{self.tokens_per_second:.1f} tokens/s"
 
 
 def _mean_density(groups: Sequence[GroupStep]) -> float:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ class Checkpoint:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.on_read: Callable[[int], object] | None = None  # is called with the bytes of each array
         self._files: dict[str, SafetensorsFile] = {}  # by tensor
         if (path / _SINGLE_FILE).is_file():
             self._add(SafetensorsFile(path / _SINGLE_FILE))
@@ -47,7 +49,15 @@ class Checkpoint:
 
     def array(self, name: str) -> Array:
         """The tensor as a view of its mapped file."""
-        return self._files[name].array(name)
+        array = self._files[name].array(name)
+        if self.on_read is not None:
+            self.on_read(array.nbytes)
+        return array
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(math.prod(info.shape) * info.dtype.itemsize for info in self.tensors.values())
 
     def release(self) -> None:
         """Gives back the memory of the pages read so far; arrays stay valid and read them again."""

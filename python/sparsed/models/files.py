@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import importlib.resources
 import json
 import os
 import re
@@ -30,23 +31,30 @@ _OTHER_MARKS = (
 )
 
 
+def demo_model_folder() -> Path:
+    """The checkpoint folder inside the package."""
+    return Path(str(importlib.resources.files("sparsed") / "demo_model"))
+
+
 def find_folder(folder: str | os.PathLike[str], function: str) -> Path:
-    """`folder` as a path.
+    """`folder` as a path; "demo" stands for the shipped model unless a folder has that name.
 
     Raises:
-        FileNotFoundError: there is no such folder; in the name of `function`, with what the path is instead.
-        TypeError: it is no path.
+        FileNotFoundError: There is no such folder; the message begins with `function` and says what the path is.
+        TypeError: It is not a path.
     """
     if not isinstance(folder, (str, os.PathLike)):
         raise TypeError(f"{function}: folder is {folder!r:.200}, expected a path")
     path = Path(folder).expanduser()
     if not path.is_dir():
+        if str(folder) == "demo":
+            return demo_model_folder()
         hint = ""
         if path.is_file():
             hint = f": {recognise.file(path)}"
         elif name := _HUB_NAME.fullmatch(str(folder)):
             hint = f" (nothing is downloaded here: hf download {name[1]} --local-dir {name[2]})"
-        raise FileNotFoundError(f"{function}: folder is {str(folder)!r}, expected an existing folder{hint}")
+        raise FileNotFoundError(f"{function}: folder is {str(folder)!r}, expected an existing folder or 'demo'{hint}")
     return path
 
 

@@ -15,6 +15,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from ..checks import dtype_name
 from ..kernels import ops
+from ..progress import progress_bar
 from . import (
     DTYPES,
     ConfigReader,
@@ -36,7 +37,11 @@ if TYPE_CHECKING:
 
 @overload
 def load_model(
-    folder: str | os.PathLike[str], dtype: DTypeLike | torch.dtype = ..., *, engine: Literal["native"] = ...
+    folder: str | os.PathLike[str],
+    dtype: DTypeLike | torch.dtype = ...,
+    *,
+    engine: Literal["native"] = ...,
+    progress: bool = ...,
 ) -> Transformer: ...
 @overload
 def load_model(
@@ -47,6 +52,7 @@ def load_model(
     device: str | int | torch.device | None = ...,
     device_map: str | Mapping[str, Any] | None = ...,
     group: torch.distributed.ProcessGroup | None = ...,
+    progress: bool = ...,
 ) -> TorchTransformer: ...
 @overload
 def load_model(
@@ -57,6 +63,7 @@ def load_model(
     device: str | int | torch.device | None = ...,
     device_map: str | Mapping[str, Any] | None = ...,
     group: torch.distributed.ProcessGroup | None = ...,
+    progress: bool = ...,
 ) -> Transformer | TorchTransformer: ...
 def load_model(
     folder: str | os.PathLike[str],
@@ -66,11 +73,13 @@ def load_model(
     device: str | int | torch.device | None = None,
     device_map: str | Mapping[str, Any] | None = None,
     group: torch.distributed.ProcessGroup | None = None,
+    progress: bool = False,
 ) -> Transformer | TorchTransformer:
     """A LLaDA or Dream model from its checkpoint folder.
 
     Args:
-        folder: config.json and model.safetensors, or shards with model.safetensors.index.json.
+        folder: config.json and model.safetensors, or shards with model.safetensors.index.json. "demo" stands for the
+            shipped model unless a folder has that name.
         dtype: what activations and attention are computed in, "float32" or "bfloat16", or one of these as a dtype of
             numpy, ml_dtypes or torch. bfloat16 weights stay bfloat16 in memory either way with the native engine;
             "bfloat16" rounds others to it. The torch engine keeps weights in `dtype`.
@@ -80,6 +89,7 @@ def load_model(
             the layers over several devices.
         group: engine "torch": each process of this torch.distributed group holds its share of the heads, and selects,
             stores and reports the patterns of these.
+        progress: show a bar on stderr.
 
     Raises:
         FileNotFoundError: the folder, its config.json or its weights do not exist.
@@ -111,11 +121,14 @@ def load_model(
     config = _read_generation(architecture.read_config(ConfigReader(values, str(config_path))), path)
     checkpoint = Checkpoint(path)
     ends = check_tensors(checkpoint, config, architecture.names)
-    if engine == "torch":
-        from ..torch.loading import load_transformer
+    bytes_read = {"total": checkpoint.nbytes, "unit": "B", "unit_scale": True, "unit_divisor": 1024}
+    with progress_bar(progress, desc="loading", leave=False, **bytes_read) as bar:
+        checkpoint.on_read = bar.update
+        if engine == "torch":
+            from ..torch.loading import load_transformer
 
-        return load_transformer(checkpoint, config, architecture.names, ends, name, device, device_map, group)
-    return _Packer(checkpoint, name).transformer(config, architecture.names, ends)
+            return load_transformer(checkpoint, config, architecture.names, ends, name, device, device_map, group)
+        return _Packer(checkpoint, name).transformer(config, architecture.names, ends)
 
 
 def _read_generation(config: ModelConfig, path: Path) -> ModelConfig:

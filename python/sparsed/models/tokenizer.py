@@ -126,6 +126,12 @@ class Tokenizer:
         """The id of one token, None where it is unknown."""
         return self._backend.token_to_id(token)
 
+    def count_unknown(self, ids: ArrayLike) -> int:
+        """How many of `ids` (n,) stand for text that the vocabulary lacks."""
+        own = getattr(self._backend.model, "unk_token", None)
+        unknown = {self.unk_token_id, None if own is None else self.token_id(own)}
+        return sum(token in unknown for token in _token_ids("count_unknown", ids))
+
     def apply_chat_template(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
         """The prompt of a conversation as text.
 
@@ -171,6 +177,8 @@ class Tokenizer:
 
 def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
     """The tokenizer of a checkpoint folder: tokenizer.json, or vocab.json and merges.txt (Dream).
+
+    "demo" stands for the shipped model unless a folder has that name.
 
     The chat template is chat_template.jinja, else that of tokenizer_config.json, else the published one of the family.
 

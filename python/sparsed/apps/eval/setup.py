@@ -13,9 +13,9 @@ from typing import Any
 from ...checks import Checker
 from ...config import BLOCK_SIZES, SparseConfig
 from ...models import Model
+from ...models.files import demo_model_folder, find_folder
 from ...models.tokenizer import Tokenizer, load_tokenizer
 from ..cli_options import add_engine_options, load_chosen
-from ..demo import demo_model_folder
 from .log import file_identity, model_identity
 from .methods import Method, Preset, default_sampler, sparse_config
 from .styles import RulerStyle, SmallStyle, Style
@@ -81,7 +81,7 @@ class Setup:
         for task in args.tasks:
             if task in found and found[task] is None:
                 raise ValueError(f"eval: task {task} needs a file, expected --{_FILE_OPTIONS[task]} FILE")
-        folder = Path(demo_model_folder() if args.model is None else args.model)
+        folder = demo_model_folder() if args.model is None else find_folder(args.model, "eval")
         tokenizer = load_tokenizer(folder)
         fits = SmallStyle.fits(tokenizer)
         preset: Preset = args.preset or ("demo" if fits else "paper")

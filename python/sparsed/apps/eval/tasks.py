@@ -119,7 +119,7 @@ def require_known(tokenizer: Tokenizer, ids: Sequence[int], what: str) -> None:
     Raises:
         ValueError: It is one.
     """
-    unknown = sum(token in (tokenizer.unk_token_id, tokenizer.pad_token_id) for token in ids)
+    unknown = tokenizer.count_unknown(ids)
     if 2 * unknown > len(ids):
         raise ValueError(
             f"eval: {unknown} of {len(ids)} tokens of {what} are unknown to the tokenizer, expected at most half "

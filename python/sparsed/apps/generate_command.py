@@ -1,0 +1,253 @@
+"""`sparsed generate`: its options, and what it prints."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..config import BLOCK_SIZES, SlidingWindow, Sparse, SparseConfig, StreamingLLM
+from ..generation.generate import generate
+from ..generation.kv_cache import DelayedCache, DualCache, KVCachePolicy, PrefixCache
+from ..generation.sampling import SAMPLERS, DreamSampler, LLaDASampler, Sampler
+from ..models.files import demo_model_folder, find_folder, read_text
+from ..models.tokenizer import Tokenizer, load_tokenizer
+from .cli_options import add_engine_options, load_chosen
+from .parser import option
+from .pictures.live import LiveText, can_draw
+
+_CACHES: dict[str, type[KVCachePolicy]] = {"prefix": PrefixCache, "dual": DualCache, "delayed": DelayedCache}
+
+
+def add_generate_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `sparsed generate`."""
+    parser.add_argument(
+        "model",
+        metavar="MODEL_DIR",
+        help='checkpoint folder: config.json, safetensors, tokenizer; "demo": the model that comes with sparsed',
+    )
+    parser.add_argument("text", metavar="PROMPT", nargs="?", help="the prompt's text; without any prompt: stdin")
+    parser.add_argument("--gen-length", type=int, default=128, help="tokens to generate")
+    parser.add_argument("--steps", type=int, default=128, help="denoising steps")
+    parser.add_argument("--seed", type=int, help="repeats a run (default: another one each time)")
+
+    prompt = parser.add_argument_group("prompt")
+    source = prompt.add_mutually_exclusive_group()
+    source.add_argument("--prompt", metavar="TEXT", help="the same as PROMPT")
+    source.add_argument("--prompt-file", type=Path, metavar="FILE", help="a UTF-8 file with the prompt")
+    prompt.add_argument(
+        "--chat",
+        action=argparse.BooleanOptionalAction,
+        help="chat template around the prompt (default: where the model has one)",
+    )
+    prompt.add_argument(
+        "--raw", dest="chat", action="store_false", default=argparse.SUPPRESS, help="the same as --no-chat"
+    )
+
+    output = parser.add_argument_group("output")
+    output.add_argument("--stats", action="store_true", help="seconds, densities and tokens by phase, on stderr")
+    output.add_argument("--html", type=Path, metavar="FILE", help="write a page that plays the generation")
+    display = output.add_mutually_exclusive_group()
+    display.add_argument(
+        "--progress", action="store_true", help="progress on stderr (default: where stderr is a terminal)"
+    )
+    display.add_argument("--quiet", action="store_true", help="no progress")
+    display.add_argument("--live", action="store_true", help="show the text filling in (in a terminal)")
+
+    add_engine_options(parser)
+    _add_attention_options(parser.add_argument_group("attention"))
+    _add_sampling_options(parser.add_argument_group("sampling", "each model family has its own options"))
+
+
+# No option of a sampler or of SparseConfig has a default here: what is not given is theirs to choose.
+
+
+def _add_attention_options(group: argparse._ArgumentGroup) -> None:
+    method = group.add_mutually_exclusive_group()
+    method.add_argument("--sparse", action="store_true", help="SparseD (this is the default)")
+    method.add_argument("--dense", action="store_true", help="dense attention")
+    method.add_argument("--window", type=int, help="a sliding window of this many tokens")
+    method.add_argument(
+        "--kv-cache",
+        "--cache",
+        choices=tuple(_CACHES),
+        help="dense attention that reuses keys and values, as in Fast-dLLM (prefix, dual) or dKV-Cache (delayed)",
+    )
+    defaults = SparseConfig()
+    group.add_argument("--sinks", type=int, help="with --window: first tokens that all see (StreamingLLM)")
+    group.add_argument("--rho", type=float, help=f"share of the key blocks that is kept (default: {defaults.rho})")
+    group.add_argument("--skip", type=float, help=f"share of the steps before the selection (default: {defaults.skip})")
+    group.add_argument(
+        "--block-size", type=int, choices=BLOCK_SIZES, help=f"tokens per block (default: {defaults.block_size})"
+    )
+    group.add_argument(
+        "--selection",
+        choices=("paper", "reference"),
+        help=f"the paper's rule, or that of its published code (default: {defaults.selection})",
+    )
+    group.add_argument("--min-length", type=int, help=f"shorter sequences stay dense (default: {defaults.min_length})")
+    group.add_argument(
+        "--refresh",
+        type=int,
+        help="with --kv-cache: forwards from one refresh to the next "
+        f"(default: {DelayedCache.refresh} with delayed, else never)",
+    )
+
+
+def _add_sampling_options(group: argparse._ArgumentGroup) -> None:
+    llada, dream = LLaDASampler(), DreamSampler()
+    group.add_argument("--temperature", type=float, help=f"0: the likeliest token (default: {llada.temperature})")
+    group.add_argument("--block-length", type=int, help="tokens per block (default: one block)")
+    group.add_argument("--cfg-scale", type=float, help=f"LLaDA: guidance (default: {llada.cfg_scale})")
+    group.add_argument(
+        "--remasking", choices=("low_confidence", "random"), help=f"LLaDA: what stays open (default: {llada.remasking})"
+    )
+    group.add_argument(
+        "--threshold", type=float, help="LLaDA: fill what is at least this confident (default: --steps decides)"
+    )
+    group.add_argument(
+        "--alg",
+        choices=("entropy", "maskgit_plus", "topk_margin", "origin"),
+        help=f"Dream: the confidence (default: {dream.alg})",
+    )
+    group.add_argument("--top-p", type=float, help="Dream: the likeliest tokens of this mass (default: all)")
+    group.add_argument("--top-k", type=int, help="Dream: so many of the likeliest tokens (default: all)")
+    group.add_argument(
+        "--alg-temp", type=float, help=f"Dream: temperature of the positions (default: {dream.alg_temp})"
+    )
+    group.add_argument("--eps", type=float, help=f"Dream: the last timestep (default: {dream.eps})")
+
+
+def run_generate(args: argparse.Namespace) -> int:
+    """Runs `sparsed generate`."""
+    if args.html is not None and (args.html.is_dir() or not args.html.absolute().parent.is_dir()):
+        raise FileNotFoundError(f"--html is {args.html}, expected a file in a folder that exists")
+    sparse = _sparse_config(args)
+    folder = find_folder(args.model, "generate")
+    text = _prompt_text(args)
+    tokenizer = load_tokenizer(folder)
+    _check_known(tokenizer, text, folder)
+    progress = args.progress or (sys.stderr.isatty() and not args.quiet)
+    model = load_chosen(folder, args, progress=progress)
+    chat = tokenizer.chat_template is not None if args.chat is None else args.chat
+    live = LiveText(sys.stdout, tokenizer, args.gen_length) if args.live and can_draw(sys.stdout) else None
+    with _notes_on_stderr(), live or contextlib.nullcontext():
+        result = generate(
+            model,
+            tokenizer.chat(text) if chat else tokenizer.encode(text),
+            gen_length=args.gen_length,
+            steps=args.steps,
+            sparse=sparse,
+            kv_cache=None if args.kv_cache is None else _CACHES[args.kv_cache](**_given(args, ("refresh",))),
+            sampler=_sampler(args, model.config.family),
+            seed=args.seed,
+            on_step=live,
+            progress=progress and live is None,
+        )
+    if result.interrupted:
+        print(f"sparsed: interrupted after {len(result.stats)} steps", file=sys.stderr)
+    if args.html is not None:
+        args.html.write_text(result.page(tokenizer, title=Path(args.model).resolve().name), encoding="utf-8")
+    print(tokenizer.text(result.generated[0]))
+    if args.stats:
+        print(result.stats.table(), file=sys.stderr)
+    result.require_whole()
+    return 0
+
+
+def _given(args: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
+    """The options among `names` that were given."""
+    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+
+
+def _refuse(options: dict[str, Any], why: str) -> None:
+    if options:
+        raise ValueError(f"{', '.join(map(option, options))} given, expected only options that apply ({why})")
+
+
+def _sparse_config(args: argparse.Namespace) -> Sparse | None:
+    selecting = ("rho", "skip", "selection", "min_length")
+    if args.kv_cache is None:
+        _refuse(_given(args, ("refresh",)), "there is no --kv-cache")
+    if args.dense or args.kv_cache is not None:
+        _refuse(_given(args, (*selecting, "block_size", "sinks")), "attention is dense")
+        return None
+    if args.window is None:
+        _refuse(_given(args, ("sinks",)), "there is no --window")
+        return SparseConfig(**_given(args, (*selecting, "block_size")))
+    _refuse(_given(args, selecting), "attention is a window")
+    if args.sinks is None:
+        return SlidingWindow(**_given(args, ("window", "block_size")))
+    return StreamingLLM(**_given(args, ("window", "sinks", "block_size")))
+
+
+def _sampler(args: argparse.Namespace, family: str) -> Sampler:
+    options = {name: {field.name for field in dataclasses.fields(cls)} for name, cls in SAMPLERS.items()}
+    foreign = sorted(set().union(*options.values()) - options[family])
+    _refuse(_given(args, foreign), f"the model is of the {family} family")
+    return SAMPLERS[family](**_given(args, sorted(options[family])))
+
+
+# --- prompt ----------------------------------------------------------------------------------------------------------
+
+
+def _prompt_text(args: argparse.Namespace) -> str:
+    sources = {"PROMPT": args.text, "--prompt": args.prompt, "--prompt-file": args.prompt_file}
+    given = [name for name, value in sources.items() if value is not None]
+    if len(given) > 1:
+        raise ValueError(f"{' and '.join(given)} are given, expected one of them")
+    source = given[0] if given else "stdin"
+    if args.prompt_file is not None:
+        text = read_text(args.prompt_file)
+    elif given:
+        text = str(sources[source])
+    elif sys.stdin.isatty():
+        raise ValueError("generate: no prompt, expected --prompt, --prompt-file, PROMPT or text on stdin")
+    else:
+        text = _read_stdin()
+    if not text.strip():
+        where = f"{source} {args.prompt_file}" if source == "--prompt-file" else source
+        raise ValueError(f"{where} is empty, expected the text of a prompt")
+    return text
+
+
+def _read_stdin() -> str:
+    try:
+        return sys.stdin.read().removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"stdin is not {error.encoding.upper()}: {error}") from error
+
+
+def _check_known(tokenizer: Tokenizer, text: str, folder: Path) -> None:
+    """Warns where the prompt is mostly unknown to the tokenizer: no answer to it means anything."""
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    if not ids:
+        raise ValueError("the prompt holds nothing that the tokenizer knows, expected other text")
+    unknown = tokenizer.count_unknown(ids)
+    if 2 * unknown > len(ids):
+        hint = " (the demo model knows 1,500 words, in lower case)" if folder == demo_model_folder() else ""
+        print(
+            f"sparsed: warning: {unknown} of {len(ids)} tokens of the prompt are unknown to the tokenizer{hint}: "
+            "the answer means little",
+            file=sys.stderr,
+        )
+
+
+@contextlib.contextmanager
+def _notes_on_stderr() -> Iterator[None]:
+    """Shows what `generate` logs: settings that have no effect."""
+    logger, handler = logging.getLogger("sparsed"), logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("sparsed: note: %(message)s"))
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(handler)

@@ -1,0 +1,115 @@
+"""What a user wants to hear about a generation: settings that change nothing, and sequences that are too long."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from ..checks import SparsedWarning
+from ..config import SlidingWindow, Sparse, SparseConfig, StreamingLLM
+from ..kernels.pattern import BlockPattern, PatternCache
+from .kv_cache import KVCachePolicy
+from .stats import GenerationStats
+
+_log = logging.getLogger("sparsed")
+
+
+def add_notes(stats: GenerationStats, notes: Sequence[str]) -> None:
+    """Keeps the notes in `stats`, and logs them as "sparsed" at the level INFO."""
+    for note in notes:
+        stats.notes.append(note)
+        _log.info(note)
+
+
+def ever_sparse(sparse: Sparse, steps: int) -> bool:
+    """Whether the schedule has a sparse step, for sequences of any length."""
+    if not isinstance(sparse, SparseConfig):
+        return True
+    cache = PatternCache(sparse, steps=steps, prompt_length=0)
+    selected = False
+    for step in range(steps):
+        cache.begin_step(step)
+        if cache.phase == "sparse" or (selected and sparse.refresh == "every"):
+            return True
+        selected = selected or cache.phase == "select"
+    return False
+
+
+def notes_before(sparse: Sparse | None, steps: int | None, lengths: Sequence[int]) -> list[str]:
+    """Why `sparse` is going to have no effect on sequences of these lengths, as far as the settings tell.
+
+    Args:
+        sparse: None: dense attention, about which there is nothing to say.
+        steps: None: the number of steps is unknown.
+        lengths: Tokens of each row, its padding not counted.
+    """
+    if sparse is None:
+        return []
+    name = type(sparse).__name__
+    if isinstance(sparse, SparseConfig):
+        short = [length for length in lengths if length < sparse.min_length]
+        if short:
+            reason = f"fewer than min_length {sparse.min_length}, so that attention is dense"
+            return [_note(name, short, lengths, reason)]
+        if sparse.rho == 1:
+            return ["SparseConfig has no effect: rho is 1, which keeps every block"]
+        if steps is not None and not ever_sparse(sparse, steps):
+            return [
+                f"SparseConfig has no effect: none of the {steps} steps comes after the selection "
+                f"(skip {sparse.skip}{_refresh(sparse)})"
+            ]
+        return []
+    covered = [length for length in lengths if _covers(sparse, length)]
+    sinks = f" with {sparse.sinks} sinks" if isinstance(sparse, StreamingLLM) else ""
+    reason = f"and window {sparse.window}{sinks} (block_size {sparse.block_size}) covers them all"
+    return [_note(name, covered, lengths, reason)] if covered else []
+
+
+def notes_after(method: Sparse | KVCachePolicy | None, stats: GenerationStats) -> list[str]:
+    """What `notes_before` could not tell: that each step of a whole generation computed everything, and why."""
+    called = [step for step in stats if step.forwards]
+    if method is None or any(step.density < 1 for step in called):
+        return []
+    name = type(method).__name__
+    if isinstance(method, KVCachePolicy):
+        return [f"{name} had no effect: every step computed all tokens"]
+    if any(step.phase == "sparse" for step in called):
+        parts = f"rho {method.rho}" if isinstance(method, SparseConfig) else f"window {method.window}"
+        return [
+            f"{name} had no effect: the patterns hold all blocks or nearly all "
+            f"({parts}, block_size {method.block_size}), so that every step was dense"
+        ]
+    skip = f" (skip {method.skip}{_refresh(method)})" if isinstance(method, SparseConfig) else ""
+    return [f"{name} had no effect: no step after the selection called the model{skip}"]
+
+
+def warn_of_length(config: Any, length: int, stats: GenerationStats) -> None:
+    """Warns where a sequence is longer than the model's config.json allows for; keeps the warning in `stats`."""
+    limit = getattr(config, "max_length", None)
+    if limit is not None and length > limit:
+        text = (
+            f"the sequence has {length} tokens, more than the {limit} that the model is made for "
+            "(max_sequence_length or max_position_embeddings in its config.json): the text may be wrong"
+        )
+        stats.notes.append(text)
+        warnings.warn(text, SparsedWarning, stacklevel=3)
+
+
+def _note(name: str, found: Sequence[int], lengths: Sequence[int], reason: str) -> str:
+    if len(lengths) == 1:
+        return f"{name} has no effect: the sequence has {found[0]} tokens, {reason}"
+    which = f"all {len(lengths)}" if len(found) == len(lengths) else f"{len(found)} of {len(lengths)}"
+    return f"{name} has no effect on {which} sequences: they have at most {max(found)} tokens, {reason}"
+
+
+def _refresh(sparse: SparseConfig) -> str:
+    return f", refresh {sparse.refresh}" if sparse.refresh else ""
+
+
+def _covers(sparse: SlidingWindow | StreamingLLM, length: int) -> bool:
+    geometry = {"batch": 1, "heads": 1, "q_len": length, "kv_len": length, "block_size": sparse.block_size}
+    if isinstance(sparse, StreamingLLM):
+        return BlockPattern.streaming(window=sparse.window, sinks=sparse.sinks, **geometry).density == 1
+    return BlockPattern.sliding_window(window=sparse.window, **geometry).density == 1
