@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -165,6 +166,19 @@ def test_memory_and_scaling(tmp_path: Path) -> None:
     row = memory.measure_peak(case, "select", block_size=32)
     assert row["inputs"] == (2 + 1 + 1) * 512 * 16 * 4
     assert row["extra"] > 0
+
+
+def test_shared_cores(tmp_path: Path) -> None:
+    """Every library, alone and beside a second process; the baseline here is the same module."""
+    module = sys.modules["sparsed.kernels._core"].__file__
+    arguments = ["--quick", "--repeat", "1", "--length", "16", "--baseline", str(module)]
+    rows = run(tmp_path, "shared-cores", *arguments)["rows"]
+    first = {row["first"] for row in rows}
+    cases = {(row["library"], row["first"], row["processes"]) for row in rows}
+    assert cases == set(itertools.product(("this", "baseline"), first, (1, 2)))
+    for row in rows:
+        assert (row["over_alone"] is None) == (row["processes"] == 1)
+        assert (row["over_baseline"] is None) == (row["library"] == "baseline")
 
 
 @pytest.mark.parametrize("length", [16384, 65536])
