@@ -23,8 +23,8 @@ COLUMNS: tuple[Column, ...] = (
     ("over_baseline", "over baseline", percent),
 )
 NOTE = (
-    "Dense steps of the demo model. Where two processes run at once, the row is that of the slower; CPU ms is processor "
-    "time per step, of all cores. over baseline: how much longer it takes than with the module of --baseline."
+    "Dense steps of the demo model. Where two processes run at once, the row is that of the slower; CPU ms is the "
+    "processor time of a step. over baseline: how much longer it takes than with the module of --baseline."
 )
 _SECONDS, _QUICK_SECONDS = 3.0, 0.2
 

@@ -15,7 +15,7 @@ _LEAST_STEPS = 5
 
 
 def main(text: str) -> None:
-    """`text`: JSON with `length`, `dtype`, `seconds`, `torch` (load it first), `module` (another compiled one, or null)."""
+    """`text`: JSON with `length`, `dtype`, `seconds`, `torch` (load it first), `module` (a compiled one, or null)."""
     given = json.loads(text)
     if given["torch"]:
         import torch
