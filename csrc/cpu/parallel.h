@@ -18,11 +18,12 @@ std::byte* thread_scratch(size_t bytes);
 // parallel_for without the type of its body.
 void run_items(int64_t items, void (*run)(const void* body, int64_t item), const void* body);
 
-// Runs body(item) for every item of [0, items), handed out one by one in order. The calling thread takes part. The first
-// exception, also that of an interrupt, ends the loop and is thrown again in the caller.
+// Runs body(item) for every item of [0, items), handed out one by one in order. The calling thread takes part. The
+// first exception, also that of an interrupt, ends the loop and is thrown again in the caller.
 template <class Body>
 void parallel_for(int64_t items, const Body& body) {
-  run_items(items, [](const void* b, int64_t item) { (*static_cast<const Body*>(b))(item); }, &body);
+  run_items(
+      items, [](const void* b, int64_t item) { (*static_cast<const Body*>(b))(item); }, &body);
 }
 
 }  // namespace sparsed::cpu

@@ -9,12 +9,16 @@
 namespace sparsed::cpu {
 namespace {
 
-// Longer than Python takes from one call to the next in a model, and far below a time slice of the system.
+// Longer than it mostly takes a model written in Python to make its next call, and far below a time slice of the
+// system.
 constexpr std::chrono::microseconds kSpin{50};
 
-void pause() {
-#if defined(__x86_64__) || defined(__i386__)
+// Tells the core that this thread spins.
+void relax() {
+#if defined(__x86_64__)
   __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
 #endif
 }
 
@@ -42,8 +46,9 @@ void Team::open(Loop& loop, int threads) {
   const int wanted = threads - 1;
   bool all;
   {
-    const std::lock_guard lock(mutex_);
-    if (threads > threads_) start(threads);
+    std::unique_lock lock(mutex_);
+    if (threads > threads_) start(threads, lock);
+    spins_ = threads <= cpus_;
     all = threads == threads_;
     loop.room = wanted;
     loops_.push_back(&loop);
@@ -61,25 +66,34 @@ void Team::close(Loop& loop) {
   wait(left_, [&] { return loop.workers.load(std::memory_order_acquire) == 0; });
 }
 
-void Team::start(int threads) {
+void Team::start(int threads, std::unique_lock<std::mutex>& lock) {
   const int generation = generation_.load() + 1;
   std::thread([this, threads, generation] {
     omp_set_dynamic(0);  // the team stays, the load of this moment does not
+    int started = 0;
 #pragma omp parallel num_threads(threads)
     {
-      if (omp_get_thread_num() > 0) {
+      const int number = omp_get_thread_num();
+      {
+        const std::lock_guard start_lock(mutex_);
+        if (++started == omp_get_num_threads()) started_generation_ = generation;
+      }
+      started_.notify_all();
+      if (number > 0) {
         serve(generation);
       } else {  // stands for the callers: where OpenMP binds threads to cores, this one's core is left to them
-        std::unique_lock lock(mutex_);
-        replaced_.wait(lock, [&] { return generation_.load() != generation; });
+        std::unique_lock host_lock(mutex_);
+        replaced_.wait(host_lock, [&] { return generation_.load() != generation; });
       }
     }
   }).detach();
   threads_ = threads;
-  spins_ = threads <= omp_get_num_procs();
+  cpus_ = omp_get_num_procs();
   generation_ = generation;
   posted_.notify_all();
   replaced_.notify_all();
+  // From then on the threads do not call OpenMP, and the process may end: LLVM's runtime frees its data at the exit.
+  started_.wait(lock, [&] { return started_generation_ >= generation; });
 }
 
 void Team::serve(int generation) {
@@ -123,7 +137,7 @@ void Team::wait(std::condition_variable& signal, const Ready& ready) {
     do {
       for (int i = 0; i < 32; ++i) {
         if (ready()) return;
-        pause();
+        relax();
       }
     } while (std::chrono::steady_clock::now() < end);
   }

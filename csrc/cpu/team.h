@@ -1,5 +1,5 @@
-// The threads that help with loops. OpenMP starts them, but they wait for work here: OpenMP's threads spin for
-// milliseconds while they wait, and where cores are shared that takes the time of the threads that would do the work.
+// The threads that help with loops. OpenMP starts them, but they wait for work here and not in OpenMP, where they would
+// spin for milliseconds. On cores that are shared with other processes, that takes the time of the threads that work.
 #pragma once
 
 #include <atomic>
@@ -27,7 +27,9 @@ struct Loop {
 
   // Runs items until none is left. The caller has a timer, which asks for interrupts.
   void work(InterruptTimer* timer);
-  bool finished() const { return stopped.load(std::memory_order_relaxed) || next.load(std::memory_order_relaxed) >= items; }
+  bool finished() const {
+    return stopped.load(std::memory_order_relaxed) || next.load(std::memory_order_relaxed) >= items;
+  }
 };
 
 class Team {
@@ -41,20 +43,23 @@ class Team {
   void close(Loop& loop);
 
  private:
-  void start(int threads);      // needs the mutex
-  void serve(int generation);   // the life of a worker
-  Loop* join(uint64_t& posts_seen);
+  void start(int threads, std::unique_lock<std::mutex>& lock);
+  void serve(int generation);        // what a worker does
+  Loop* join(uint64_t& posts_seen);  // nullptr: no open loop needs a worker
   void leave(Loop& loop);
+  // Returns when ready() holds, which the signal announces.
   template <class Ready>
   void wait(std::condition_variable& signal, const Ready& ready);
 
   std::mutex mutex_;
-  std::condition_variable posted_, left_, replaced_;
-  std::vector<Loop*> loops_;          // that are open; guarded by the mutex
-  int threads_ = 1;                   // workers and one caller; guarded by the mutex
-  std::atomic<bool> spins_{false};    // a waiting thread spins at first
-  std::atomic<int> generation_{0};    // of the workers: a larger team replaces the one before
-  std::atomic<uint64_t> posts_{0};
+  std::condition_variable posted_, left_, replaced_, started_;
+  std::vector<Loop*> loops_;        // that are open; guarded by the mutex
+  int threads_ = 1;                 // workers and one caller; guarded by the mutex
+  int cpus_ = 1;                    // that the team may run on; guarded by the mutex
+  int started_generation_ = 0;      // whose threads all run; guarded by the mutex
+  std::atomic<bool> spins_{false};  // a thread that waits spins at first: there is a CPU for each
+  std::atomic<int> generation_{0};  // counts the teams: a larger one replaces the one before
+  std::atomic<uint64_t> posts_{0};  // counts the loops that were opened
 };
 
 }  // namespace sparsed::cpu

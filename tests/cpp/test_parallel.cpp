@@ -1,5 +1,3 @@
-#include "cpu/parallel.h"
-
 #include <gtest/gtest.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -14,6 +12,7 @@
 #include <vector>
 
 #include "core/interrupt.h"
+#include "cpu/parallel.h"
 
 namespace sparsed::cpu {
 namespace {
@@ -58,7 +57,8 @@ int exit_status_of_child(const Body& body) {
 TEST_F(Parallel, EveryItemRunsOnce) {
   for (const int threads : {1, 2, 4}) {
     set_num_threads(threads);
-    for (const int64_t items : {0, 1, 2, 3, 5, 1000}) EXPECT_TRUE(runs_each_item_once(items)) << threads << ", " << items;
+    for (const int64_t items : {0, 1, 2, 3, 5, 1000})
+      EXPECT_TRUE(runs_each_item_once(items)) << threads << ", " << items;
   }
 }
 
