@@ -31,6 +31,7 @@ _BENCHMARKS = {
         ("length", "model", "layers", "peers"),
     ),
     "memory": ("memory", "the peak memory of one call", ("shape",)),
+    "shared-cores": ("shared_cores", "a step alone and beside a second process", ("length", "baseline")),
     "scaling": ("scaling", "a sparse step from 4k to 256k tokens", ("shape", "sparsity")),
     "peers": ("check_peers", "who can be compared with here, and how exact everybody is", ("peers",)),
 }
@@ -131,6 +132,10 @@ def _add_peers(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--no-peers", dest="peers", action="store_const", const=[])
 
 
+def _add_baseline(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--baseline", type=Path, metavar="FILE", help="a compiled module (_core*.so) to compare with")
+
+
 _GROUPS = {
     "length": _add_length,
     "shape": _add_shape,
@@ -139,6 +144,7 @@ _GROUPS = {
     "model": _add_model,
     "layers": _add_layers,
     "peers": _add_peers,
+    "baseline": _add_baseline,
 }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from sparsed.generation.stats import markdown_table
 
-from . import check_peers, gqa, machine, memory, scaling, step, torch_model
+from . import check_peers, gqa, machine, memory, scaling, shared_cores, step, torch_model
 from .cases import PUBLISHED_BLOCK, PUBLISHED_DENSITY
 from .report import Column, Row, read
 
@@ -163,6 +163,7 @@ _TABLES: dict[str, Callable[[Sequence[Row]], Table]] = {
     "step": _as_printed(("model", "length", "dtype"), step.COLUMNS),
     "torch": _as_printed(("model", "length"), torch_model.COLUMNS),
     "memory": _as_printed(("dtype", "head_dim", "length", "heads"), memory.COLUMNS),
+    "shared-cores": _as_printed(("length", "dtype"), shared_cores.COLUMNS),
     "scaling": _as_printed(("dtype", "head_dim"), scaling.COLUMNS),
     "peers": _as_printed((), check_peers.COLUMNS),
 }

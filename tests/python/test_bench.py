@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -16,7 +17,7 @@ import sparsed
 
 pytest.importorskip("bench", reason="the benchmarks are not installed")
 
-from bench import arrays, cases, generate, harness, machine, main, memory, peers, plots, report, tables
+from bench import arrays, cases, generate, harness, machine, main, memory, peers, plots, report, shared_cores, tables
 
 TINY = ["--quick", "--repeat", "2", "--length", "256"]
 
@@ -165,6 +166,19 @@ def test_memory_and_scaling(tmp_path: Path) -> None:
     row = memory.measure_peak(case, "select", block_size=32)
     assert row["inputs"] == (2 + 1 + 1) * 512 * 16 * 4
     assert row["extra"] > 0
+
+
+def test_shared_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every library, alone and beside a second process; the baseline here is the same module."""
+    monkeypatch.setattr(shared_cores, "_loaded_first", lambda report: ("-",))  # torch takes seconds to load
+    module = sys.modules["sparsed.kernels._core"].__file__
+    arguments = ["--quick", "--repeat", "1", "--length", "16", "--baseline", str(module)]
+    rows = run(tmp_path, "shared-cores", *arguments)["rows"]
+    measured = {(row["library"], row["processes"]) for row in rows}
+    assert measured == set(itertools.product(("this", "baseline"), (1, 2)))
+    for row in rows:
+        assert (row["over_alone"] is None) == (row["processes"] == 1)
+        assert (row["over_baseline"] is None) == (row["library"] == "baseline")
 
 
 @pytest.mark.parametrize("length", [16384, 65536])
