@@ -144,7 +144,7 @@ def test_generation_options(monkeypatch, caplog):
         calls.append(options)
         return sparsed.generate(model, prompts, gen_length=4, steps=1)
 
-    monkeypatch.setattr("sparsed.apps.lm_eval.generate", note)
+    monkeypatch.setattr("sparsed.apps.lm_eval.model.generate", note)
     (text, *_) = ask()
 
     def options_of(gen_kwargs, **options):

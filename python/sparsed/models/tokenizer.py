@@ -126,12 +126,15 @@ class Tokenizer:
         """The id of one token, None where it is unknown."""
         return self._backend.token_to_id(token)
 
-    def apply_chat_template(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
+    def apply_chat_template(
+        self, messages: Sequence[Message], add_generation_prompt: bool = True, **variables: Any
+    ) -> str:
         """The prompt of a conversation as text.
 
         Args:
             messages: {"role": "user", "content": "..."} and so on, in order.
             add_generation_prompt: end with the head of the assistant's turn.
+            variables: more variables of the template, such as enable_thinking.
 
         Raises:
             ValueError: no messages, no template, or the template refuses them.
@@ -140,13 +143,13 @@ class Tokenizer:
         _check_messages(messages)
         if self.chat_template is None:
             raise ValueError("apply_chat_template: the tokenizer has no chat_template, expected one in its folder")
-        variables = {
+        names: dict[str, Any] = {
             "messages": [dict(message) for message in messages],
             "add_generation_prompt": add_generation_prompt,
             "tools": None,
             "documents": None,
         }
-        return render(self.chat_template, variables | self._special_tokens)
+        return render(self.chat_template, names | self._special_tokens | variables)
 
     def chat(self, messages: str | Sequence[Message]) -> list[int]:
         """The ids of a prompt that the assistant answers; a str is one message of the user."""
