@@ -90,6 +90,7 @@ def run_harness(tmp_path, tasks, names, model_args, *more):
     command = [sys.executable, "-m", "sparsed", "lm-eval", "--model", "sparsed", "--model_args", model_args]
     command += ["--tasks", names, "--include_path", str(tasks), "--output_path", str(tmp_path / "out"), *more]
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
+    offline["LM_HARNESS_CACHE_PATH"] = str(tmp_path / "requests")
     run = subprocess.run(command, capture_output=True, text=True, env=os.environ | offline, timeout=300)
     assert run.returncode == 0, run.stderr[-3000:]
     (results,) = (tmp_path / "out").rglob("results_*.json")
@@ -104,6 +105,25 @@ def test_every_output_type(tmp_path, tasks):
     assert results["local_generate"]["exact_match,none"] == 1
     assert results["local_choice"]["acc,none"] == 1
     assert results["local_texts"]["word_perplexity,none"] > 1
+
+
+def test_flags_of_the_harness(tmp_path, tasks):
+    """What every model of lm-eval is given: the demo model's template has no role of the system."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "special_tokens_map.json"):
+        shutil.copy(MODEL / name, folder)
+    settings = json.loads((MODEL / "tokenizer_config.json").read_text())
+    refuse = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    settings["chat_template"] = refuse + settings["chat_template"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    flags = ["--trust_remote_code", "--batch_size", "auto:2", "--max_batch_size", "4", "--device", "cpu"]
+    flags += ["--apply_chat_template", "--system_instruction", "be brief", "--cache_requests", "true"]
+    flags += ["--gen_kwargs", "until=;", "--use_cache", str(tmp_path / "answers")]
+    model_args = f"pretrained={folder},mc_num=8,is_check_greedy=false,add_bos_token=true,max_length=256"
+    results = run_harness(tmp_path, tasks, "local_generate,local_choice", model_args, *flags)
+    assert results["local_generate"]["exact_match,none"] == 0  # the answers have a semicolon at the end
+    assert results["local_choice"]["acc,none"] == 1
 
 
 def test_no_lm_eval(tmp_path):
@@ -244,30 +264,3 @@ def test_long_contexts_lose_their_beginning(dream, caplog):
     assert value == pytest.approx(log_likelihood(lm.model, ids, sun, samples=2), rel=1e-5)
     with pytest.raises(ValueError, match="64 tokens follow the context, expected less than max_length 64"):
         lm.generate_until(requests_of("generate_until", ("the", {"max_gen_toks": 64})), disable_tqdm=True)
-
-
-# --- the rest --------------------------------------------------------------------------------------------------------
-
-
-def test_chat_templates():
-    lm = SparsedLM(MODEL)
-    turns = [{"role": "user", "content": "the sun"}, {"role": "assistant", "content": " is "}]
-    assert lm.apply_chat_template(turns[:1]) == "<bos> user : the sun assistant :"
-    assert lm.apply_chat_template(turns, add_generation_prompt=False) == "<bos> user : the sun assistant :  is"
-    assert lm.chat_template(True) == lm.tokenizer.chat_template
-    assert "/" not in lm.tokenizer_name
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"batch_size": "auto"}, "SparsedLM: batch_size is 'auto', expected an integer"),
-        ({"alg": "entropy"}, "SparsedLM: alg given, expected only options that apply .* llada family"),
-        ({"rho": 0.5}, "SparsedLM: rho given, expected only options that apply .* sparse is False"),
-        ({"sparse": "dense"}, "SparsedLM: sparse is 'dense', expected True, False or one of"),
-        ({"device_map": "auto"}, "load_model: device_map is given, expected engine 'torch' with it"),
-    ],
-)
-def test_refused_options(options, message):
-    with pytest.raises(ValueError, match=message):
-        SparsedLM(MODEL, **options)
