@@ -126,15 +126,12 @@ class Tokenizer:
         """The id of one token, None where it is unknown."""
         return self._backend.token_to_id(token)
 
-    def apply_chat_template(
-        self, messages: Sequence[Message], add_generation_prompt: bool = True, **variables: Any
-    ) -> str:
+    def apply_chat_template(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
         """The prompt of a conversation as text.
 
         Args:
             messages: {"role": "user", "content": "..."} and so on, in order.
             add_generation_prompt: end with the head of the assistant's turn.
-            variables: more variables of the template, such as enable_thinking.
 
         Raises:
             ValueError: no messages, no template, or the template refuses them.
@@ -143,13 +140,13 @@ class Tokenizer:
         _check_messages(messages)
         if self.chat_template is None:
             raise ValueError("apply_chat_template: the tokenizer has no chat_template, expected one in its folder")
-        names: dict[str, Any] = {
+        variables = {
             "messages": [dict(message) for message in messages],
             "add_generation_prompt": add_generation_prompt,
             "tools": None,
             "documents": None,
         }
-        return render(self.chat_template, names | self._special_tokens | variables)
+        return render(self.chat_template, variables | self._special_tokens)
 
     def chat(self, messages: str | Sequence[Message]) -> list[int]:
         """The ids of a prompt that the assistant answers; a str is one message of the user."""
