@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Container, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,10 @@ class Declarations:
     """
 
     config: dict[str, Any]
-    named: dict[str, AddedToken] = field(default_factory=dict)
-    extra: list[AddedToken] = field(default_factory=list)
-    added: dict[str, tuple[AddedToken, int]] = field(default_factory=dict)
-    complete: bool = False
+    named: dict[str, AddedToken]
+    extra: list[AddedToken]
+    added: dict[str, tuple[AddedToken, int]]
+    complete: bool
 
 
 def read_optional(path: Path) -> dict[str, Any]:
@@ -64,24 +64,27 @@ def read_declarations(folder: Path) -> Declarations:
     complete = "added_tokens_decoder" in config
     special_map = {} if complete else read_optional(folder / "special_tokens_map.json")
     defaults = _QWEN2_NAMES if is_qwen2(config) else {}
-    fields = defaults | {name: source[name] for source in (config, special_map) for name in NAMES if name in source}
-    own, extra = _own_and_extra(config, special_map)
-    tokens = {name: fields[name] for name in NAMES if fields.get(name) is not None} | own
-    declared = Declarations(
-        config,
-        named={name: _token(value, name) for name, value in tokens.items()},
-        extra=[_token(value, "additional_special_tokens") for value in extra],
-        complete=complete,
-    )
+    fields = {name: source[name] for source in (config, special_map) for name in NAMES if name in source}
+    own, extra, additional = _unnamed(config, special_map)
+    tokens = {name: token for name, token in (defaults | fields).items() if token is not None} | own
+    named = {name: _token(tokens[name], name) for name in sorted(tokens, key=_order)}
     if complete:
-        declared.added = _from_decoder(config["added_tokens_decoder"], folder)
+        added = _from_decoder(config["added_tokens_decoder"], folder)
     else:
-        declared.added = _from_added_tokens(folder / "added_tokens.json", declared)
-    return declared
+        # Of these, transformers makes special: texts, tokens of special_tokens_map.json, and the newer of the lists.
+        texts = [token for token in (*fields.values(), *extra) if isinstance(token, str)]
+        special = {*texts, *(named[name].content for name in NAMES if special_map.get(name) is not None)}
+        added = _from_added_tokens(folder / "added_tokens.json", special)
+    unnamed = [_token(value, "additional_special_tokens") for value in (*extra, *additional)]
+    return Declarations(config, named, unnamed, added, complete)
 
 
-def _own_and_extra(config: Mapping[str, Any], special_map: Mapping[str, Any]) -> tuple[dict[str, Any], Iterable[Any]]:
-    """The special tokens under names that only this folder has, and those without a name."""
+def _order(name: str) -> int:
+    return NAMES.index(name) if name in NAMES else len(NAMES)
+
+
+def _unnamed(config: Mapping[str, Any], special_map: Mapping[str, Any]) -> tuple[dict[str, Any], list[Any], list[Any]]:
+    """The special tokens under names that only this folder has, and those without a name: a newer and an older list."""
     # A str in tokenizer_config.json goes before special_tokens_map.json, that before a token with flags.
     own = {name: value for name, value in config.items() if _is_own_name(name) and isinstance(value, str)}
     flagged = {
@@ -104,7 +107,11 @@ def _own_and_extra(config: Mapping[str, Any], special_map: Mapping[str, Any]) ->
     elif more is not None:
         extra = [*_list(extra, "extra_special_tokens"), *_list(more, "extra_special_tokens")]
     additional = special_map.get("additional_special_tokens", additional)
-    return flagged | own, _list(additional if extra is None else extra, "additional_special_tokens")
+    return (
+        flagged | own,
+        _list(extra, "extra_special_tokens" if "extra_special_tokens" in config else "additional_special_tokens"),
+        _list(additional, "additional_special_tokens") if extra is None else [],
+    )
 
 
 def _is_own_name(name: str) -> bool:
@@ -128,8 +135,7 @@ def _from_decoder(decoder: Any, folder: Path) -> dict[str, tuple[AddedToken, int
     return found
 
 
-def _from_added_tokens(path: Path, declared: Declarations) -> dict[str, tuple[AddedToken, int]]:
-    special = {token.content for token in (*declared.named.values(), *declared.extra)}
+def _from_added_tokens(path: Path, special: Container[str]) -> dict[str, tuple[AddedToken, int]]:
     found: dict[str, tuple[AddedToken, int]] = {}
     ids: dict[int, str] = {}
     for content, token_id in read_optional(path).items():
@@ -181,7 +187,7 @@ def _token(value: Any, name: str, *, special: bool = True) -> AddedToken:
     return AddedToken(value["content"], **({"special": special} | flags))
 
 
-def _list(value: Any, name: str) -> Iterable[Any]:
+def _list(value: Any, name: str) -> list[Any]:
     if value is not None and not isinstance(value, list):
         raise ValueError(f"load_tokenizer: {name} is {value!r:.200}, expected a list of tokens")
     return value or []

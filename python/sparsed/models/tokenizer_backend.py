@@ -59,9 +59,10 @@ def _add_declared(backend: tokenizers.Tokenizer, declared: Declarations, folder:
     # Without added_tokens_decoder, the flags of tokenizer.json count before those of added_tokens.json.
     added = declared.added if declared.complete else declared.added | own
     in_order = [token for token, _ in sorted(added.values(), key=lambda item: item[1])]
-    others = [
-        token for token in (*declared.named.values(), *declared.extra) if token.content not in own.keys() | added.keys()
-    ]
+    others: list[AddedToken] = []
+    for token in (*declared.named.values(), *declared.extra):
+        if token.content not in own and token.content not in added and token not in others:
+            others.append(token)
     ids = {token.content: token_id for token, token_id in declared.added.values()}
     backend = _place(backend, ids, [token.content for token in others if token.content], folder)
     named = {token.content for token in declared.named.values()}
@@ -132,7 +133,7 @@ def _from_json(path: Path) -> tokenizers.Tokenizer:
     wanted = {token["content"]: token["id"] for token in data.get("added_tokens") or []}
     actual = {token.content: i for i, token in backend.get_added_tokens_decoder().items()}
     if any(token_id != wanted[content] for content, token_id in actual.items()):
-        added = data["added_tokens"]
+        added = sorted(data["added_tokens"], key=lambda token: token["id"])
         bare = tokenizers.Tokenizer.from_str(json.dumps(data | {"added_tokens": []}))
         flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
         backend = _place(bare, wanted, [], path.parent)
