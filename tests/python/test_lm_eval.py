@@ -18,8 +18,9 @@ from lm_eval.api.instance import Instance
 import sparsed
 from sparsed.apps.demo import demo_model_folder
 from sparsed.apps.lm_eval import SparsedLM
-from sparsed.generation.likelihood import log_likelihood
+from sparsed.generation.likelihood import is_greedy, log_likelihood
 from tiny_checkpoint import tiny_config, write_checkpoint
+from tiny_tokenizers import write_folder
 
 MODEL = demo_model_folder()
 FACTS = {"zileba": "107", "trostan": "567", "dinin": "987"}
@@ -35,6 +36,12 @@ def dream(tmp_path_factory):
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
         shutil.copy(MODEL / name, folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def joined(tmp_path_factory):
+    """A tiny random LLaDA whose tokenizer merges "ab" and "cd"."""
+    return write_folder(tmp_path_factory.mktemp("model") / "joined", "joined")
 
 
 def requests_of(kind, *arguments):
@@ -194,6 +201,35 @@ def test_stop_strings():
     assert SparsedLM(MODEL, escape_until=True).generate_until(request, disable_tqdm=True) == ["zileba is 107 ;"]
 
 
+@pytest.mark.parametrize("until", [["<|end|>"], ["is", "<|end|>"], ["<|end|>", "sun<|"], [" sun", ""]], ids=str)
+def test_special_tokens_stop_a_text(tmp_path, until):
+    """Decoded texts do not show them."""
+    lm = SparsedLM(write_folder(tmp_path))
+    ids = np.array(lm.tok_encode("the sun<|end|> is yellow"))
+    assert lm._answers.text(ids, until) == ("the" if " sun" in until else "the sun")
+    assert lm._answers.text(ids, []) == "the sun is yellow"
+
+
+@pytest.mark.parametrize(
+    ("gen_kwargs", "error", "message"),
+    [
+        ({"until": [1]}, TypeError, r"generate_until: until is \[1\], expected a string or a list of strings"),
+        ({"max_gen_toks": 0}, ValueError, "generate_until: max_gen_toks is 0, expected at least 1"),
+        ({"max_length": 2, "max_gen_toks": 8}, ValueError, "max_length is 2, expected more than the 2 tokens of"),
+        ({"steps": 4}, ValueError, "generate_until: steps given, expected only gen_kwargs among .*--model_args"),
+    ],
+)
+def test_refused_gen_kwargs(joined, gen_kwargs, error, message):
+    with pytest.raises(error, match=message):
+        SparsedLM(joined).generate_until(requests_of("generate_until", ("ac", gen_kwargs)), disable_tqdm=True)
+
+
+def test_a_value_of_none_is_an_absent_one(joined):
+    lm = SparsedLM(joined, max_length=512)
+    none = dict.fromkeys(("until", "max_gen_toks", "temperature", "do_sample", "top_p"))
+    assert lm._job(0, "ac", none) == lm._job(0, "ac", {})
+
+
 def test_dream_generates(dream):
     lm = SparsedLM(dream, batch_size=2, alg="maskgit_plus", temperature=0.1, top_p=0.9)
     assert isinstance(lm.sampler, sparsed.DreamSampler)
@@ -231,6 +267,34 @@ def test_loglikelihood(engine, monkeypatch):
     expected = log_likelihood(model, [tokenizer.bos_token_id], sun, samples=4)
     assert single == pytest.approx(expected, rel=1e-3)
     assert not SparsedLM(MODEL, mc_num=1, is_check_greedy=False).loglikelihood(requests[:1], disable_tqdm=True)[0][1]
+
+
+@pytest.mark.parametrize(
+    ("context", "continuation", "before", "behind"),
+    [
+        ("a", "c", ["a"], ["c"]),
+        ("ca", "b", ["c", "a"], ["b"]),  # together they are c, ab: no token is left for the b
+        ("c", "d", ["c"], ["d"]),
+        ("c", "dab", ["c"], ["ab"]),  # lm-eval scores what comes after the token that they share
+        ("a ", "c", ["a"], [" ", "c"]),  # spaces belong to the continuation
+        ("a ", "", ["a"], [" "]),
+        ("  ", "c", ["<bos>"], [" ", " ", "c"]),
+        ("", "<bos>c", ["<bos>"], ["c"]),
+    ],
+)
+def test_tokens_that_span_the_join(joined, context, continuation, before, behind):
+    lm = SparsedLM(joined, mc_num=2)
+    ((value, greedy),) = lm.loglikelihood(requests_of("loglikelihood", (context, continuation)), disable_tqdm=True)
+    prefix, target = ([lm.tokenizer.token_id(token) for token in tokens] for tokens in (before, behind))
+    assert value == pytest.approx(log_likelihood(lm.model, prefix, target, samples=2, seed=0)) and value < 0
+    assert greedy == is_greedy(lm.model, prefix, target)
+
+
+@pytest.mark.parametrize(("context", "continuation"), [("a", ""), ("", ""), ("", "<bos>")])
+def test_a_continuation_without_tokens(joined, context, continuation):
+    request = requests_of("loglikelihood", ("a", "b"), (context, continuation))
+    with pytest.raises(ValueError, match=f"loglikelihood: the continuation '{continuation}' of '{context}' has no tok"):
+        SparsedLM(joined, mc_num=2).loglikelihood(request, disable_tqdm=True)
 
 
 def test_dream_likelihoods_are_shifted(dream):

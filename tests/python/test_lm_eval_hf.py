@@ -163,7 +163,7 @@ def test_conversations(tmp_path, template, add_generation_prompt):
                 try:
                     expected = hf.apply_chat_template(chat, add_generation_prompt)
                 except ValueError:
-                    with pytest.raises(ValueError, match="does not write the last message"):
+                    with pytest.raises(ValueError, match="the last message|does not use 'content'"):
                         lm.apply_chat_template(chat, add_generation_prompt)
                 else:
                     assert lm.apply_chat_template(chat, add_generation_prompt) == expected, chat
@@ -296,6 +296,25 @@ def test_numbers_of_new_tokens(folder, gen_kwargs):
     hf._model_generate = lambda context, max_length, **_: lengths.append(max_length - context.shape[1]) or context
     hf.generate_until(requests_of("generate_until", ("the sun", gen_kwargs)), disable_tqdm=True)
     assert lm._job(0, "the sun", gen_kwargs).gen_length == lengths[0]
+
+
+@pytest.mark.parametrize("do_sample", [True, False, ...])
+@pytest.mark.parametrize("temperature", [0.0, 0.5, ...])
+def test_the_same_tasks_sample(folder, do_sample, temperature):
+    hf, lm = make_pair(folder)
+    given = {"do_sample": do_sample, "temperature": temperature, "max_gen_toks": 4}
+    gen_kwargs = {name: value for name, value in given.items() if value is not ...}
+    handed = []
+    hf.model.generate = lambda input_ids, **options: handed.append(options) or input_ids
+    hf.generate_until(requests_of("generate_until", ("a", dict(gen_kwargs))), disable_tqdm=True)
+    (options,) = handed
+    sampled = bool(options["do_sample"]) and options.get("temperature") != 0.0
+    if gen_kwargs.get("do_sample") is True and "temperature" not in gen_kwargs:
+        sampled, options["temperature"] = True, 1.0  # hf gives 0 to transformers, which refuses it
+    job = lm._job(0, "a", gen_kwargs)
+    assert (dict(job.sampling).get("temperature", 0.0) > 0) == sampled
+    if sampled:
+        assert dict(job.sampling) == {"temperature": options["temperature"]}
 
 
 def test_names_that_nobody_knows_are_refused(folder, caplog):

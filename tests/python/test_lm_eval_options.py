@@ -244,6 +244,24 @@ def test_the_demo_conversation():
     assert lm.chat_template(True) == lm.tokenizer.chat_template
 
 
+@pytest.mark.parametrize("last", ["Answer:", "Answer: ", "def f():\n    ", "\n", "", "<|end|>"])
+def test_a_message_to_be_continued_keeps_its_spaces(folder, last):
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": last}]
+    text = SparsedLM(folder).apply_chat_template(messages, add_generation_prompt=False)
+    assert text == "<bos><|user|>q<|end|><|assistant|>" + last
+
+
+def test_a_template_without_a_role_of_the_system(tmp_path, caplog):
+    refuse = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no such role') }}{% endif %}"
+    lm = SparsedLM(write_folder(tmp_path, template=refuse + "[{{ m.content }}]{% endfor %}"))
+    user = {"role": "user", "content": "q"}
+    assert lm.apply_chat_template([{"role": "system", "content": "be brief"}, user]) == "[q]"
+    assert "no such role; the system messages are left out" in caplog.text
+    lm = SparsedLM(write_folder(tmp_path, template="{{ raise_exception('never') }}"))
+    with pytest.raises(ValueError, match="the chat template failed: never"):
+        lm.apply_chat_template([user])
+
+
 @pytest.mark.parametrize("where", ["list", "folder"])
 def test_a_name_selects_a_chat_template(tmp_path, where):
     write_folder(tmp_path)
@@ -263,7 +281,7 @@ def test_a_name_selects_a_chat_template(tmp_path, where):
     before = lm.tokenizer_name
     assert lm.chat_template("rag") == templates["rag"] and lm.apply_chat_template(messages) == "R q"
     assert lm.tokenizer_name != before
-    with pytest.raises(ValueError, match=r"the chat template is 'chat', expected one of \['default', 'rag'\]"):
+    with pytest.raises(ValueError, match=r"'chat' is not available.*'default', 'rag'"):
         lm.chat_template("chat")
 
 

@@ -199,13 +199,10 @@ class SparsedLM(TemplateLM):
         Raises:
             ValueError: The tokenizer has several templates, but none of this name.
         """
-        named = chat.named_templates(self._tokenizer_folder) if isinstance(chat_template, str) else {}
-        if not named:
-            return super().chat_template(chat_template)
-        if chat_template not in named:
-            raise ValueError(f"SparsedLM: the chat template is {chat_template!r}, expected one of {sorted(named)}")
-        self.tokenizer.chat_template = named[chat_template]
-        return self.tokenizer.chat_template
+        selected = super().chat_template(chat_template)
+        if isinstance(chat_template, str) and isinstance(self.tokenizer.chat_template, Mapping):
+            self._variables["chat_template"] = chat_template
+        return selected
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """The conversation as text; without `add_generation_prompt` its last message is left open.
