@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from lm_eval.api.registry import get_model
 
 import sparsed
 from sparsed.apps.demo import demo_model_folder
-from sparsed.apps.lm_eval import SparsedLM
+from sparsed.apps.lm_eval import SparsedLM, main
 from sparsed.apps.lm_eval.batches import BatchSize, largest_divisor
 from tiny_checkpoint import tiny_config, write_checkpoint
 from tiny_tokenizers import write_folder
@@ -75,6 +76,8 @@ def test_refused_values(options, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"seed": "none"}, "SparsedLM: seed is 'none', expected an integer or None"),
+        ({"prefix_token_id": "<bos>"}, "SparsedLM: prefix_token_id is '<bos>', expected an integer or None"),
         ({"steps": 2.5}, "SparsedLM: steps is 2.5, expected an integer or None"),
         ({"escape_until": "yes"}, "SparsedLM: escape_until is 'yes', expected True or False"),
         ({"add_bos_token": 1}, "SparsedLM: add_bos_token is 1, expected True or False or None"),
@@ -141,6 +144,23 @@ def test_a_seed_of_none_follows_numpy(folder, numpy_seed, same):
         np.random.seed(seed)
         values.append(lm.loglikelihood(request, disable_tqdm=True))
     assert (values[0] == values[1]) == same
+
+
+@pytest.mark.parametrize(
+    ("arguments", "warns"),
+    [
+        (["--seed", "3"], True),
+        (["--seed=3", "--model_args", "pretrained=model"], True),
+        (["--seed", "3", "--model_args", "pretrained=model,seed=None"], False),
+        (["--seed", "3", "--model_args", "seed=3", "pretrained=model"], False),
+        (["--model_args", "pretrained=model"], False),
+    ],
+)
+def test_the_seed_of_the_harness_is_another_one(arguments, warns, monkeypatch, caplog):
+    given = []
+    monkeypatch.setattr("lm_eval.__main__.cli_evaluate", lambda: given.append(sys.argv))
+    assert main(arguments) == 0 and given == [["lm-eval", *arguments]]
+    assert ("--seed changes examples and orders, but not sampling and masks" in caplog.text) == warns
 
 
 # --- batch sizes -----------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from lm_eval.api.registry import register_model
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
+from ...checks import Checker
 from ...config import Sparse
 from ...generation.generate import generate
 from ...generation.likelihood import is_greedy, log_likelihood
@@ -119,6 +120,8 @@ class SparsedLM(TemplateLM):
         self.batch_size = "auto" if self._batches.is_auto else self._batches.number
         arguments.take_options_of_hf(options)
         arguments.check_numbers(max_length=max_length, gen_length=gen_length, steps=steps, mc_num=mc_num)
+        Checker("SparsedLM").integer("seed", seed, low=0, optional=True)
+        Checker("SparsedLM").integer("prefix_token_id", prefix_token_id, low=0, optional=True)
         arguments.check_flag("is_check_greedy", is_check_greedy)
         arguments.check_flag("escape_until", escape_until)
         arguments.check_flag("add_bos_token", add_bos_token, optional=True)
