@@ -58,6 +58,7 @@ def test_a_token_without_an_id_takes_none_of_the_vocabulary(tmp_path):
         ([("<7>", 3)], {"added_tokens_decoder": decoder(7)}, "the token '<7>' has ids 3 and 7, expected one"),
         ([("<x>", 3)], {"added_tokens_decoder": decoder(3)}, "the id 3 has tokens '<x>' and '<3>', expected one"),
         ([], {"added_tokens_decoder": decoder(1)}, "the id 1 has tokens 'b' and '<1>', expected one"),
+        ([("<x>", 3), ("<y>", 3)], {}, "the id 3 has tokens '<x>' and '<y>', expected one"),
         ([("b", 7)], {}, "the token 'b' has ids 1 and 7, expected one"),
         ([("<x>", 0)], {}, "the id 0 has tokens 'a' and '<x>', expected one"),
         ([], {"added_tokens_decoder": {"3": {"content": "x"}, "4": {"content": "x"}}}, "the token 'x' has ids 3 and 4"),

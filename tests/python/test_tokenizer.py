@@ -157,7 +157,7 @@ def test_vocabulary_files_of_other_classes_are_refused(tmp_path):
 
 def test_end_tokens_of_the_model_files(tmp_path):
     folder = write_bpe(
-        tmp_path, config__json='{"eos_token_id": 300}', generation_config__json='{"eos_token_id": [65, 302]}'
+        tmp_path, config__json='{"eos_token_id": 300}', generation_config__json='{"eos_token_id": [65, 302, -1]}'
     )
     assert sparsed.load_tokenizer(folder).end_token_ids == (300, 65, 302)
 

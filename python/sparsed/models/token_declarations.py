@@ -25,7 +25,7 @@ class Declarations:
     """The tokens of a folder beside those of tokenizer.json or vocab.json.
 
     Attributes:
-        config: tokenizer_config.json, empty where there is none.
+        config: tokenizer_config.json, with tokenizer_class from config.json where it has none.
         named: bos_token, mask_token ..., then the names that only this folder has.
         extra: special tokens without a name.
         added: tokens with the ids that the files give them, by content.
@@ -60,7 +60,8 @@ def read_declarations(folder: Path) -> Declarations:
     Raises:
         ValueError: a file is damaged or a token is malformed.
     """
-    config = read_optional(folder / "tokenizer_config.json")
+    model_config = read_optional(folder / "config.json")
+    config = {"tokenizer_class": model_config.get("tokenizer_class")} | read_optional(folder / "tokenizer_config.json")
     complete = "added_tokens_decoder" in config
     special_map = {} if complete else read_optional(folder / "special_tokens_map.json")
     defaults = _QWEN2_NAMES if is_qwen2(config) else {}
@@ -124,46 +125,30 @@ def _is_written_token(value: Any) -> bool:
 
 def _from_decoder(decoder: Any, folder: Path) -> dict[str, tuple[AddedToken, int]]:
     found: dict[str, tuple[AddedToken, int]] = {}
-    ids: dict[int, str] = {}
     for key, entry in _object(decoder, "added_tokens_decoder").items():
         if not _is_written_token(entry) or not _DECIMAL_ID.fullmatch(key):
             raise ValueError(
                 f"load_tokenizer: added_tokens_decoder has {key!r:.100}: {entry!r:.200}, expected id: token"
             )
         token = _token(entry, "added_tokens_decoder", special=False)
-        _add(found, ids, token, int(key), folder)
+        other = found.setdefault(token.content, (token, int(key)))[1]
+        if other != int(key):
+            raise ValueError(
+                f"load_tokenizer: the token {token.content!r} has ids {other} and {key}, expected one (in {folder})"
+            )
     return found
 
 
 def _from_added_tokens(path: Path, special: Container[str]) -> dict[str, tuple[AddedToken, int]]:
     found: dict[str, tuple[AddedToken, int]] = {}
-    ids: dict[int, str] = {}
     for content, token_id in read_optional(path).items():
         if not is_id(token_id):
             raise ValueError(
                 f"load_tokenizer: added_tokens.json has {content!r}: {token_id!r:.200}, expected a token id"
             )
         is_special = content in special
-        token = AddedToken(content, normalized=not is_special, special=is_special)
-        _add(found, ids, token, token_id, path.parent)
+        found[content] = (AddedToken(content, normalized=not is_special, special=is_special), token_id)
     return found
-
-
-def _add(
-    found: dict[str, tuple[AddedToken, int]], ids: dict[int, str], token: AddedToken, token_id: int, folder: Path
-) -> None:
-    if token.content in found:
-        other = found[token.content][1]
-        raise ValueError(
-            f"load_tokenizer: the token {token.content!r} has ids {other} and {token_id}, expected one (in {folder})"
-        )
-    if token_id in ids:
-        raise ValueError(
-            f"load_tokenizer: the id {token_id} has tokens {ids[token_id]!r} and {token.content!r}, expected one "
-            f"(in {folder})"
-        )
-    ids[token_id] = token.content
-    found[token.content] = (token, token_id)
 
 
 def is_id(value: Any) -> bool:

@@ -156,10 +156,15 @@ class Tokenizer:
             variables=self._special_tokens | variables,
         )
 
-    def chat(self, messages: str | Sequence[Message]) -> list[int]:
-        """The ids of a prompt that the assistant answers; a str is one message of the user."""
+    def chat(self, messages: str | Sequence[Message], **options: Any) -> list[int]:
+        """The ids of a prompt that the assistant answers; a str is one message of the user.
+
+        Args:
+            messages: the conversation.
+            options: as for apply_chat_template.
+        """
         conversation = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
-        return self._encode(self.apply_chat_template(conversation), add_special_tokens=False)
+        return self._encode(self.apply_chat_template(conversation, **options), add_special_tokens=False)
 
     def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         if not isinstance(text, str):
@@ -168,7 +173,8 @@ class Tokenizer:
             text.encode()
         except UnicodeEncodeError as error:
             raise ValueError(
-                f"encode: text has {text[error.start]!r} at {error.start}, expected Unicode (bytes that are no UTF-8?)"
+                f"encode: text has {text[error.start]!r} at {error.start}, expected Unicode text (was it read from "
+                "bytes that are not UTF-8?)"
             ) from None
         return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
 
@@ -218,7 +224,9 @@ def _end_tokens(path: Path) -> list[int]:
     ends: list[int] = []
     for name in ("config.json", "generation_config.json"):
         value = read_optional(path / name).get("eos_token_id")
-        ends += [token for token in (value if isinstance(value, list) else [value]) if type(token) is int]
+        ends += [
+            token for token in (value if isinstance(value, list) else [value]) if type(token) is int and token >= 0
+        ]
     return ends
 
 

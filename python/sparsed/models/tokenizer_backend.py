@@ -10,7 +10,7 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
-from .files import MAX_BYTES, parse_json, read_json, read_text
+from .files import MAX_BYTES, read_json, read_text
 from .token_declarations import Declarations, is_id, is_qwen2
 
 # The pre-tokenizer of Qwen2, which Dream's tokenizer has too: contractions, letters, single digits, punctuation, space.
@@ -35,14 +35,14 @@ def load_backend(folder: Path, declared: Declarations) -> tokenizers.Tokenizer:
         backend = _add_declared(backend, declared, folder)
     elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         backend = _add_declared(_from_vocab(folder, declared.config), declared, folder)
-        # Qwen2's class adds its special tokens once more, without flags.
-        special = dict.fromkeys(token.content for token in (*declared.named.values(), *declared.extra))
-        backend.add_tokens([AddedToken(content, special=True) for content in special])
         _set_marks(backend, declared)
     else:
         raise FileNotFoundError(
             f"load_tokenizer: neither tokenizer.json nor vocab.json and merges.txt exist in {folder}"
         )
+    if is_qwen2(declared.config):  # the class adds its special tokens once more, without their flags
+        special = dict.fromkeys(token.content for token in (*declared.named.values(), *declared.extra))
+        backend.add_tokens([AddedToken(content, special=True) for content in special])
     split = declared.config.get("split_special_tokens", False)
     if not isinstance(split, bool):
         raise ValueError(f"load_tokenizer: split_special_tokens is {split!r:.100}, expected true or false")
@@ -85,9 +85,10 @@ def _place(
     next_id = max([size - 1, *backend.get_added_tokens_decoder()]) + 1
     in_sequence = True
     absent: dict[str, int] = {}
+    by_id: dict[int, str] = {}
     for content, token_id in sorted(ids.items(), key=lambda item: item[1]):
         known = backend.token_to_id(content)
-        other = backend.id_to_token(token_id)
+        other = backend.id_to_token(token_id) or by_id.get(token_id)
         if known is not None and known != token_id:
             raise ValueError(
                 f"load_tokenizer: the token {content!r} has ids {known} and {token_id}, expected one (in {folder})"
@@ -100,6 +101,7 @@ def _place(
             in_sequence &= token_id == next_id
             next_id = max(next_id, token_id + 1)
             absent[content] = token_id
+        by_id[token_id] = content
     for content in others:
         if content not in absent and backend.token_to_id(content) is None:
             while backend.id_to_token(next_id) is not None:  # a vocabulary with gaps has ids beyond its size
@@ -129,7 +131,7 @@ def _from_json(path: Path) -> tokenizers.Tokenizer:
     except Exception as error:  # the library raises bare Exceptions
         raise ValueError(f"load_tokenizer: {path} is not a tokenizer: {error}") from error
     # The library numbers the added tokens itself and drops the ids that the file gives them.
-    data = parse_json(text, str(path))
+    data = json.loads(text)
     wanted = {token["content"]: token["id"] for token in data.get("added_tokens") or []}
     actual = {token.content: i for i, token in backend.get_added_tokens_decoder().items()}
     if any(token_id != wanted[content] for content, token_id in actual.items()):
