@@ -243,8 +243,14 @@ def test_masks() -> None:
     assert torch.equal(to_key_mask("f", nothing, 2), nothing[:, 0, 50])
 
 
-def test_masks_are_read_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("where", ["host", "device"])
+def test_masks_are_read_in_parts(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(masks, "_CHUNK_BYTES", 150)
+    if where == "device":  # what lies there is compared by torch
+        monkeypatch.setattr(masks, "_plain", lambda flags: flags)
+    floats = torch.zeros(2, 1, 1, 70).masked_fill(~KEYS[:, None, None], -math.inf)
+    assert torch.equal(to_key_mask("f", floats, 2), KEYS)
+    assert torch.equal(to_key_mask("f", KEYS, 2), KEYS)
     square = (KEYS[:, None, None, :] & KEYS[:, None, :, None]).expand(-1, 3, -1, -1).contiguous()
     assert torch.equal(to_key_mask("f", square, 2), KEYS)
     for head, query, key in ((0, 69, 3), (2, 69, 3), (1, 0, 69)):

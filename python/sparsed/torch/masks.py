@@ -44,12 +44,15 @@ def key_mask(function: str, mask: torch.Tensor | None, batch: int) -> torch.Tens
     elif mask.dim() == 4:
         # What a mask repeats by a stride of 0 is read once.
         once = mask[tuple(slice(0, 1) if stride == 0 else slice(None) for stride in mask.stride()[:3])]
-        rows = [_same_for_all(function, row) for row in once]
-        if any(row is None for row in rows):
-            raise ValueError(
-                f"{function}: mask {list(mask.shape)} hides different keys from different queries or heads, expected a "
-                "padding mask (a causal model or a KV cache cannot run here)"
-            )
+        rows = []
+        for part in once:
+            row = _same_for_all(function, part)
+            if row is None:
+                raise ValueError(
+                    f"{function}: mask {list(mask.shape)} hides different keys from different queries or heads, "
+                    "expected a padding mask (a causal model or a KV cache cannot run here)"
+                )
+            rows.append(row)
         keys = torch.stack(rows)
     else:
         raise ValueError(f"{function}: mask has shape {list(mask.shape)}, expected [batch, keys] or 4 axes")
