@@ -159,7 +159,7 @@ class _Packer:
         )
         return Transformer(
             config=config,
-            embedding=self._checkpoint.array(embedding),
+            embedding=self._rows(embedding),
             layers=layers,
             final_norm=self._norm(f"{names.final_norm}.weight"),
             head=self._pack([head.removesuffix(".weight")]),
@@ -167,12 +167,14 @@ class _Packer:
         )
 
     def _needed(self, embedding: str, head: str) -> int:
-        """Bytes of the packed weights."""
+        """Bytes of the packed weights and of the embedding."""
         sizes = {
             name: math.prod(info.shape) * (2 if self._packed_dtype or info.dtype == ml_dtypes.bfloat16 else 4)
             for name, info in self._checkpoint.tensors.items()
         }
-        return sum(sizes.values()) - (sizes[embedding] if embedding != head else 0)
+        rows = self._checkpoint.tensors[embedding]
+        packed = sum(sizes.values()) - (sizes[embedding] if embedding != head else 0)
+        return packed + math.prod(rows.shape) * (2 if self._packed_dtype else rows.dtype.itemsize)
 
     def _layer(self, names: TensorNames, prefix: str, qkv_bias: bool) -> Layer:
         qkv = [prefix + name for name in (names.query, names.key, names.value)]
@@ -193,6 +195,13 @@ class _Packer:
         packed = ops.pack_weights(weights, biases, dtype=self._packed_dtype)
         self._checkpoint.release()
         return packed
+
+    def _rows(self, name: str) -> NDArray[Any]:
+        """The tensor in memory: a file that is overwritten later would change what is mapped from it."""
+        mapped = self._checkpoint.array(name)
+        rows = np.array(mapped, ml_dtypes.bfloat16 if self._packed_dtype else mapped.dtype)
+        self._checkpoint.release()
+        return rows
 
     def _norm(self, name: str) -> NDArray[np.float32]:
         return self._checkpoint.array(name).astype(np.float32)

@@ -94,7 +94,7 @@ class Transformer:
     ) -> None:
         self.config = config
         self.dtype = dtype
-        self._embedding = embedding  # (V, hidden_size), mapped from the checkpoint
+        self._embedding = embedding  # (V, hidden_size)
         self._layers = layers
         self._final_norm = final_norm
         self._head = head
@@ -110,12 +110,12 @@ class Transformer:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the weights in memory, without the mapped embedding."""
+        """Bytes of the weights in memory."""
         weights = [self._head]
         for layer in self._layers:
             weights += [layer.qkv, layer.attention_out, layer.gate, layer.up, layer.down]
         norms = (2 * len(self._layers) + 1) * self._final_norm.nbytes
-        return norms + sum(weight.nbytes for weight in weights)
+        return self._embedding.nbytes + norms + sum(weight.nbytes for weight in weights)
 
     def forward(
         self,
