@@ -26,7 +26,8 @@ TEXTS = st.lists(st.sampled_from(PIECES), max_size=6).map("".join)
 
 
 def hf_of(folder, **options):
-    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+    marks = {"add_bos_token": options["add_bos_token"]} if "add_bos_token" in options else {}
+    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder, **marks)
     config = transformers.LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=16,
@@ -59,7 +60,7 @@ def requests_of(kind, *arguments):
 # --- tokens ----------------------------------------------------------------------------------------------------------
 
 
-@given(text=TEXTS, marks=st.sampled_from([None, False]), truncate=st.sampled_from([None, 3]))
+@given(text=TEXTS, marks=st.sampled_from([None, True, False]), truncate=st.sampled_from([None, 3]))
 def test_tokens_of_a_text(pair, text, marks, truncate):
     hf, lm = pair
     assert lm.tok_encode(text, marks, truncate) == hf.tok_encode(text, marks, truncate)
@@ -68,13 +69,9 @@ def test_tokens_of_a_text(pair, text, marks, truncate):
 @pytest.mark.parametrize("kind", ["bytes", "bytes_bos"])
 @pytest.mark.parametrize("add_bos_token", [True, False])
 def test_add_bos_token(tmp_path, kind, add_bos_token):
-    folder = write_folder(tmp_path, kind)
-    lm = SparsedLM(folder, add_bos_token=add_bos_token)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, add_bos_token=add_bos_token)
-    hf = hf_of(folder, add_bos_token=add_bos_token)
-    hf.tokenizer = tokenizer
-    for text in ("", "the sun", "<bos>the sun", "<eos>"):
-        for marks in (None, False):
+    hf, lm = make_pair(write_folder(tmp_path, kind), add_bos_token=add_bos_token)
+    for text in ("", "the sun", "<bos>the sun", " <bos>the sun", "<bos><bos>", "<eos>"):
+        for marks in (None, True, False):
             assert lm.tok_encode(text, marks) == hf.tok_encode(text, marks), (text, marks)
 
 

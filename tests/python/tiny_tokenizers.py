@@ -19,20 +19,20 @@ TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% if enable_thinking %}<think>{% endif %}{% endif %}"
 )
-KINDS = ("bytes", "bytes_bos", "words", "joined")
+KINDS = ("bytes", "bytes_bos", "words", "words_bos", "joined")
 LENGTH = 64  # of the models
 
 
 def write_folder(folder: Path, kind: str = "bytes", family: str = "llada_8b", template: str = TEMPLATE) -> Path:
     """A tiny random checkpoint of `family` with a tokenizer.
 
-    Kinds: "bytes": byte-level BPE; "bytes_bos": with a bos token before every text; "words": words between spaces;
-    "joined": BPE of letters that merges "ab" and "cd".
+    Kinds: "bytes": byte-level BPE; "words": words between spaces; "joined": BPE of letters that merges "ab" and "cd".
+    With "_bos" the tokenizer puts a bos token before every text.
     """
     folder.mkdir(exist_ok=True)
     special = [AddedToken(token, special=True, normalized=False) for token in ("<pad>", "<bos>", "<eos>", "<mask>")]
     special += [AddedToken("<|end|>", special=True, normalized=False)]
-    if kind == "words":
+    if kind.startswith("words"):
         words = sorted({word for text in CORPUS for word in text.split()})
         vocab = {token.content: i for i, token in enumerate(special)} | {word: i for i, word in enumerate(words, 5)}
         backend = Tokenizer(models.WordLevel(vocab, unk_token="<pad>"))
@@ -50,9 +50,9 @@ def write_folder(folder: Path, kind: str = "bytes", family: str = "llada_8b", te
             vocab_size=360, special_tokens=special, initial_alphabet=alphabet, show_progress=False
         )
         backend.train_from_iterator(CORPUS * 4, trainer)
-        if kind == "bytes_bos":
-            backend.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
     backend.add_special_tokens(special)
+    if kind.endswith("_bos"):
+        backend.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
     tokens = {"mask_token_id": 3, "eos_token_id": 2, "pad_token_id": 0}
     size = backend.get_vocab_size()
     if family == "llada_8b":

@@ -216,23 +216,20 @@ class SparsedLM(TemplateLM):
         return chat.conversation_text(self.tokenizer, chat_history, add_generation_prompt, self._variables)
 
     def tok_encode(
-        self,
-        string: str,
-        add_special_tokens: bool | None = None,
-        left_truncate_len: int | None = None,
-        **_: Any,
+        self, string: str, add_special_tokens: bool | None = None, left_truncate_len: int | None = None, **_: Any
     ) -> list[int]:
         """Token ids, at most the last `left_truncate_len`.
 
-        `add_special_tokens` None: with the tokenizer's own marks or as `add_bos_token` says.
+        `add_special_tokens` True: with the tokenizer's marks, or those that `add_bos_token` says; None: likewise, but
+        without marks where the text begins with the token of an empty context.
         """
-        marks = self._add_bos_token is not False if add_special_tokens is None else add_special_tokens
+        marks = add_special_tokens is not False
         if add_special_tokens is None and string.startswith(self._token_text(self.prefix_token_id)):
             marks = False
-        ids = self.tokenizer.encode(string, add_special_tokens=marks)
-        bos = self.tokenizer.bos_token_id
-        if marks and self._add_bos_token and bos is not None and ids[:1] != [bos]:
-            ids = [bos, *ids]
+        # Not `encode`, which never adds a second bos token: lm-eval decides that by the text.
+        ids = self.tokenizer._encode(string, add_special_tokens=marks and self._add_bos_token is None)
+        if marks and self._add_bos_token and self.tokenizer.bos_token_id is not None:
+            ids = [self.tokenizer.bos_token_id, *ids]
         return ids[-left_truncate_len:] if left_truncate_len else ids
 
     # --- likelihood ---
