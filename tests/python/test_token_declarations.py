@@ -92,6 +92,12 @@ def test_spaces_before_punctuation(tmp_path):
         assert tokenizer.decode([1, 2, 0]) == tokenizer.text([1, 2, 0]) == text
 
 
+def test_a_folder_with_another_form_of_tokenizer_says_what_converts_it(tmp_path):
+    (tmp_path / "tokenizer.model").write_bytes(b"\x0a")
+    with pytest.raises(FileNotFoundError, match=r"tokenizer\.model is another form: save_pretrained of transformers"):
+        sparsed.load_tokenizer(tmp_path)
+
+
 @pytest.mark.parametrize(
     "name", ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json"]
 )

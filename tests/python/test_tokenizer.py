@@ -326,7 +326,7 @@ def test_missing_files(tmp_path):
     [
         ("tokenizer.json", "{}", r"tokenizer\.json is not a tokenizer"),
         ("vocab.json", "[]", r"vocab\.json holds a JSON list"),
-        ("vocab.json", '{"a": "b"}', r"vocab\.json has ids that are no integers"),
+        ("vocab.json", '{"a": "b"}', r"vocab\.json has ids that are not integers >= 0"),
         ("vocab.json", '{"a": 1}', r"merges\.txt does not fit vocab\.json"),
         ("merges.txt", "h e l", r"line 1 of .*merges\.txt is 'h e l', expected two tokens"),
         ("merges.txt", "h z", r"merges\.txt does not fit vocab\.json"),

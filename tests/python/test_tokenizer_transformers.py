@@ -130,6 +130,8 @@ class Declared:
         for name in ("clean_up_tokenization_spaces", "split_special_tokens", "add_bos_token", "add_prefix_space"):
             if self.maybe(0.25):
                 config[name] = self.maybe()
+        if self.maybe(0.3):
+            config["tokenizer_class"] = self.draw.choice(("PreTrainedTokenizerFast", "DreamTokenizer"))
         return config
 
     def special_map(self) -> dict[str, Any]:

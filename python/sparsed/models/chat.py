@@ -41,7 +41,9 @@ def choose_template(
     if "default" in named:
         return named["default"]
     if chat_template is None:
-        raise ValueError("apply_chat_template: the tokenizer has no chat_template, expected one in its folder")
+        raise ValueError(
+            "apply_chat_template: the tokenizer has no chat_template, expected one in its folder or chat_template="
+        )
     if isinstance(chat_template, Mapping):
         raise ValueError(
             "apply_chat_template: the folder names its chat templates and none of them is the default, expected "
@@ -170,7 +172,7 @@ def _mark_end(template: str, chat: list[dict[str, Any]], continued: bool | str, 
     part = next((part for part in reversed(text) if isinstance(part, dict) and isinstance(part.get("text"), str)), None)
     if part is None:
         raise ValueError("apply_chat_template: the last message has no text, expected text to continue")
-    text = part["text"]
+    text = str(part["text"])
     part["text"] += _END_OF_TEXT
     return text
 

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
-from typing import Any, ClassVar, NoReturn
+from typing import Any, NoReturn
 
 import jinja2
 import jinja2.exceptions
@@ -106,9 +106,12 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
 
 class _Generation(jinja2.ext.Extension):
-    """`{% generation %}` ... `{% endgeneration %}` around the assistant's words: a mark for losses on them, no text."""
+    """The tag `{% generation %}` ... `{% endgeneration %}`: training uses it to find the assistant's words.
 
-    tags: ClassVar[set[str]] = {"generation"}
+    It does not change the text.
+    """
+
+    tags = {"generation"}  # noqa: RUF012 (jinja2 declares it per instance)
 
     def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node | list[jinja2.nodes.Node]:
         line = next(parser.stream).lineno
@@ -120,7 +123,7 @@ class _Generation(jinja2.ext.Extension):
 
 
 class _Dict:
-    """The `dict` of templates, without the attributes of Python's."""
+    """A `dict` for templates that does not expose the attributes of the Python class."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
         return dict(*args, **kwargs)
@@ -130,7 +133,7 @@ class _Dict:
 
 
 class _Namespace(jinja2.utils.Namespace):
-    """The `namespace` of templates: no names with an underscore in front."""
+    """A `namespace` for templates that refuses names with a leading underscore."""
 
     def __init__(*args: Any, **kwargs: Any) -> None:
         for name in dict(*args[1:], **kwargs):

@@ -1,4 +1,4 @@
-"""Where a checkpoint folder keeps its chat templates, and the published ones of folders that lost theirs."""
+"""Finds the chat templates of a checkpoint folder; has the published ones for folders that lost theirs."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ _PUBLISHED = {
 def read_chat_template(folder: Path, config: Mapping[str, Any]) -> str | dict[str, str] | None:
     """The template of a folder, several by name, or None.
 
-    chat_template.jinja and additional_chat_templates/NAME.jinja go before tokenizer_config.json; chat_template.json,
-    where processors keep theirs, comes last.
+    chat_template.jinja and additional_chat_templates/NAME.jinja have precedence over tokenizer_config.json;
+    chat_template.json, where transformers' processors keep templates, comes last.
 
     Raises:
         ValueError: a template is malformed.
@@ -60,7 +60,7 @@ def read_chat_template(folder: Path, config: Mapping[str, Any]) -> str | dict[st
 
 
 def published_template(backend: tokenizers.Tokenizer) -> str | None:
-    """The template of the family whose tokens the tokenizer has; None where it is no published one."""
+    """The template of the family whose tokens the tokenizer has; None for other tokenizers."""
     known = (
         text for tokens, text in _PUBLISHED.items() if all(backend.token_to_id(token) is not None for token in tokens)
     )

@@ -1,4 +1,4 @@
-"""What the files of a checkpoint folder declare about its tokens, with the precedence that transformers gives them."""
+"""Reads which tokens the files of a checkpoint folder declare, with transformers' precedence between the files."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from .files import read_json
 NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 _DECIMAL_ID = re.compile("[0-9]{1,9}")
-# The tokens that Qwen2's tokenizer has unless its files name others; Dream's is a copy of it.
-_QWEN2_CLASSES = ("Qwen2Tokenizer", "Qwen2TokenizerFast", "DreamTokenizer")
+# The classes of Qwen2's tokenizer, and the tokens that they have unless the files name others.
+_QWEN2_CLASSES = ("Qwen2Tokenizer", "Qwen2TokenizerFast")
 _QWEN2_NAMES = dict.fromkeys(("unk_token", "eos_token", "pad_token"), "<|endoftext|>")
 
 
@@ -29,13 +29,15 @@ class Declarations:
         named: bos_token, mask_token ..., then the names that only this folder has.
         extra: special tokens without a name.
         added: tokens with the ids that the files give them, by content.
+        qwen2: the class of the tokenizer is Qwen2's, or Dream's copy of it.
         complete: the folder has added_tokens_decoder, so that flags of tokenizer.json do not count for named tokens.
     """
 
     config: dict[str, Any]
-    named: dict[str, AddedToken]
-    extra: list[AddedToken]
+    named: dict[str, str | AddedToken]
+    extra: list[str | AddedToken]
     added: dict[str, tuple[AddedToken, int]]
+    qwen2: bool
     complete: bool
 
 
@@ -44,9 +46,10 @@ def read_optional(path: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
 
 
-def is_qwen2(config: Mapping[str, Any]) -> bool:
-    """Whether tokenizer_config.json names Qwen2's tokenizer, or Dream's, which is a copy of it."""
-    return config.get("tokenizer_class") in _QWEN2_CLASSES
+def _is_qwen2(config: Mapping[str, Any], folder: Path) -> bool:
+    name = config.get("tokenizer_class")
+    # Dream's class is a copy of Qwen2's that reads vocab.json and merges.txt.
+    return name in _QWEN2_CLASSES or (name == "DreamTokenizer" and not (folder / "tokenizer.json").is_file())
 
 
 def read_declarations(folder: Path) -> Declarations:
@@ -63,8 +66,9 @@ def read_declarations(folder: Path) -> Declarations:
     model_config = read_optional(folder / "config.json")
     config = {"tokenizer_class": model_config.get("tokenizer_class")} | read_optional(folder / "tokenizer_config.json")
     complete = "added_tokens_decoder" in config
-    special_map = {} if complete else read_optional(folder / "special_tokens_map.json")
-    defaults = _QWEN2_NAMES if is_qwen2(config) else {}
+    special_map = {} if complete else _read_special_map(folder / "special_tokens_map.json")
+    qwen2 = _is_qwen2(config, folder)
+    defaults = _QWEN2_NAMES if qwen2 else {}
     fields = {name: source[name] for source in (config, special_map) for name in NAMES if name in source}
     own, extra, additional = _unnamed(config, special_map)
     tokens = {name: token for name, token in (defaults | fields).items() if token is not None} | own
@@ -72,12 +76,20 @@ def read_declarations(folder: Path) -> Declarations:
     if complete:
         added = _from_decoder(config["added_tokens_decoder"], folder)
     else:
-        # Of these, transformers makes special: texts, tokens of special_tokens_map.json, and the newer of the lists.
+        # transformers makes special: tokens given as a str, those of special_tokens_map.json, and the newer list.
         texts = [token for token in (*fields.values(), *extra) if isinstance(token, str)]
-        special = {*texts, *(named[name].content for name in NAMES if special_map.get(name) is not None)}
+        special = {*texts, *(str(named[name]) for name in NAMES if special_map.get(name) is not None)}
         added = _from_added_tokens(folder / "added_tokens.json", special)
     unnamed = [_token(value, "additional_special_tokens") for value in (*extra, *additional)]
-    return Declarations(config, named, unnamed, added, complete)
+    return Declarations(config, named, unnamed, added, qwen2, complete)
+
+
+def _read_special_map(path: Path) -> dict[str, Any]:
+    """The tokens of special_tokens_map.json, all of them special."""
+    return {
+        name: value | {"special": True} if _is_written_token(value) else value
+        for name, value in read_optional(path).items()
+    }
 
 
 def _order(name: str) -> int:
@@ -85,8 +97,8 @@ def _order(name: str) -> int:
 
 
 def _unnamed(config: Mapping[str, Any], special_map: Mapping[str, Any]) -> tuple[dict[str, Any], list[Any], list[Any]]:
-    """The special tokens under names that only this folder has, and those without a name: a newer and an older list."""
-    # A str in tokenizer_config.json goes before special_tokens_map.json, that before a token with flags.
+    """Special tokens with names that only this folder has, and two lists without names: a newer and an older form."""
+    # A str in tokenizer_config.json has precedence over special_tokens_map.json, a token with flags has not.
     own = {name: value for name, value in config.items() if _is_own_name(name) and isinstance(value, str)}
     flagged = {
         name: value
@@ -130,7 +142,7 @@ def _from_decoder(decoder: Any, folder: Path) -> dict[str, tuple[AddedToken, int
             raise ValueError(
                 f"load_tokenizer: added_tokens_decoder has {key!r:.100}: {entry!r:.200}, expected id: token"
             )
-        token = _token(entry, "added_tokens_decoder", special=False)
+        token = _written_token(entry, "added_tokens_decoder", special=False)
         other = found.setdefault(token.content, (token, int(key)))[1]
         if other != int(key):
             raise ValueError(
@@ -156,12 +168,16 @@ def is_id(value: Any) -> bool:
     return type(value) is int and 0 <= value < 2**31
 
 
-def _token(value: Any, name: str, *, special: bool = True) -> AddedToken:
+def _token(value: Any, name: str) -> str | AddedToken:
     """A token that is given as a str or as {"content": ..., "lstrip": ...}."""
     if isinstance(value, str):
-        return AddedToken(value, special=True)
+        return value
     if not _is_written_token(value):
         raise ValueError(f"load_tokenizer: {name} is {value!r:.200}, expected a token")
+    return _written_token(value, name, special=True)
+
+
+def _written_token(value: Mapping[str, Any], name: str, *, special: bool) -> AddedToken:
     flags = {flag: value[flag] for flag in _FLAGS if value.get(flag) is not None}
     wrong = next((flag for flag in flags if not isinstance(flags[flag], bool)), None)
     if wrong is not None:

@@ -19,8 +19,8 @@ from .tokenizer_backend import load_backend
 
 # Tokens that end a turn in a published family, beside the one that the files call eos.
 _TURN_ENDS = ("<|eot_id|>", "<|im_end|>", "<|endoftext|>")
-# What decoders of words leave behind, and how it is written.
-_LOOSE_ENDS = {
+# Decoders that join words with spaces leave these; `clean_up_tokenization_spaces` asks for the form on the right.
+_SPACES = {
     " .": ".",
     " ?": "?",
     " !": "!",
@@ -77,11 +77,13 @@ class Tokenizer:
         return self._backend.get_vocab_size(with_added_tokens=True)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """The ids of `text`, with the marks that the tokenizer's own files put around a text; no second bos.
+        """The ids of `text`, with the special tokens that the folder's files put around a text.
+
+        A text that begins with bos does not get a second one.
 
         Args:
             text: what to encode.
-            add_special_tokens: False leaves the marks out.
+            add_special_tokens: False leaves these special tokens out.
 
         Raises:
             TypeError: text is not a str.
@@ -91,7 +93,8 @@ class Tokenizer:
             return plain
         marked = self._encode(text, add_special_tokens=True)
         bos = [self.bos_token_id]
-        return marked[1:] if plain[:1] == bos and marked[:2] == bos * 2 else marked
+        second = len(marked) > len(plain) and plain[:1] == bos and marked[:2] == bos * 2
+        return marked[1:] if second else marked
 
     def decode(self, ids: ArrayLike, skip_special_tokens: bool = True) -> str:
         """The text of `ids` (n,).
@@ -136,10 +139,11 @@ class Tokenizer:
             tools: JSON schemas of functions that the assistant may call.
             documents: {"title": "...", "text": "..."} and so on, for templates that take them.
             chat_template: the name of one of the folder's templates, or a jinja2 template. By default "tool_use"
-                where there are tools and the folder has it, else "default".
-            continue_final_message: end with the last message's content, or the field of that name, for the model to
-                go on with; needs add_generation_prompt=False.
-            variables: what else the template reads, such as enable_thinking; they go before the special tokens.
+                if tools are given and the folder has it, else "default".
+            continue_final_message: end with the content of the last message, which the model then continues; a str
+                names another field to continue. Needs add_generation_prompt=False.
+            variables: other variables of the template, such as enable_thinking. They replace special tokens of the
+                same name.
 
         Raises:
             ValueError: no messages, no template, or the template refuses them.
@@ -181,8 +185,8 @@ class Tokenizer:
     def _decode(self, ids: list[int], skip_special_tokens: bool) -> str:
         text = self._backend.decode(ids, skip_special_tokens=skip_special_tokens)
         if self._clean_up_spaces:
-            for loose, written in _LOOSE_ENDS.items():
-                text = text.replace(loose, written)
+            for spaced, written in _SPACES.items():
+                text = text.replace(spaced, written)
         return text
 
     def _special_id(self, name: str) -> int | None:
@@ -197,8 +201,8 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
 
     Tokens that tokenizer_config.json, special_tokens_map.json or added_tokens.json declare are added, with the
     precedence that transformers 5 gives these files. The chat template is chat_template.jinja with
-    additional_chat_templates/, else that of tokenizer_config.json, else that of chat_template.json; a folder with
-    LLaDA's or Dream's tokens and no template has the published one of its family.
+    additional_chat_templates/, else that of tokenizer_config.json, else that of chat_template.json. A folder that has
+    the tokens of LLaDA or Dream and no template gets the published template of that family.
 
     Raises:
         FileNotFoundError: the folder or its tokenizer files do not exist.
@@ -207,13 +211,13 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
     path = find_folder(folder, "load_tokenizer")
     declared = read_declarations(path)
     backend = load_backend(path, declared)
-    special_tokens = {name: token.content for name, token in declared.named.items()}
+    special_tokens = {name: str(token) for name, token in declared.named.items()}
     clean_up = _cleans_up(backend, declared.config)
     return Tokenizer(backend, special_tokens, read_chat_template(path, declared.config), _end_tokens(path), clean_up)
 
 
 def _cleans_up(backend: tokenizers.Tokenizer, config: Mapping[str, Any]) -> bool:
-    """Whether decoded text loses the spaces before punctuation. Not with BPE, whose tokens have their own spaces."""
+    """Whether decode removes the spaces before punctuation. With BPE the folder has to force it, as in transformers."""
     force = "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"
     wanted = bool(config.get("clean_up_tokenization_spaces"))
     return wanted and (not isinstance(backend.model, tokenizers.models.BPE) or bool(config.get(force)))

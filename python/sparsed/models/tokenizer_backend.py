@@ -1,4 +1,4 @@
-"""The `tokenizers.Tokenizer` of a checkpoint folder, with every token that the folder declares under its id."""
+"""Builds the `tokenizers.Tokenizer` of a checkpoint folder; every declared token has the id that the files give it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
 from .files import MAX_BYTES, read_json, read_text
-from .token_declarations import Declarations, is_id, is_qwen2
+from .token_declarations import Declarations, is_id
 
 # The pre-tokenizer of Qwen2, which Dream's tokenizer has too: contractions, letters, single digits, punctuation, space.
 _QWEN2_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+
+# Files of tokenizers that transformers converts.
+_OTHER_FORMS = ("tokenizer.model", "spiece.model", "tiktoken.model", "tekken.json", "vocab.txt")
 
 
 def load_backend(folder: Path, declared: Declarations) -> tokenizers.Tokenizer:
@@ -29,19 +32,23 @@ def load_backend(folder: Path, declared: Declarations) -> tokenizers.Tokenizer:
     if (folder / "tokenizer.json").is_file():
         backend = _from_json(folder / "tokenizer.json")
         if backend.padding is not None and "pad_token" not in declared.config:
-            declared.named.setdefault("pad_token", AddedToken(backend.padding["pad_token"], special=True))
+            declared.named.setdefault("pad_token", backend.padding["pad_token"])
         backend.no_truncation()
         backend.no_padding()
         backend = _add_declared(backend, declared, folder)
     elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        backend = _add_declared(_from_vocab(folder, declared.config), declared, folder)
+        backend = _add_declared(_from_vocab(folder, declared), declared, folder)
         _set_marks(backend, declared)
     else:
-        raise FileNotFoundError(
-            f"load_tokenizer: neither tokenizer.json nor vocab.json and merges.txt exist in {folder}"
+        others = [name for name in _OTHER_FORMS if (folder / name).is_file()]
+        hint = (
+            f" ({others[0]} is another form: save_pretrained of transformers writes a tokenizer.json)" if others else ""
         )
-    if is_qwen2(declared.config):  # the class adds its special tokens once more, without their flags
-        special = dict.fromkeys(token.content for token in (*declared.named.values(), *declared.extra))
+        raise FileNotFoundError(
+            f"load_tokenizer: neither tokenizer.json nor vocab.json and merges.txt exist in {folder}{hint}"
+        )
+    if declared.qwen2:  # the class adds its special tokens once more, without their flags
+        special = dict.fromkeys(map(str, (*declared.named.values(), *declared.extra)))
         backend.add_tokens([AddedToken(content, special=True) for content in special])
     split = declared.config.get("split_special_tokens", False)
     if not isinstance(split, bool):
@@ -53,33 +60,38 @@ def load_backend(folder: Path, declared: Declarations) -> tokenizers.Tokenizer:
 def _add_declared(backend: tokenizers.Tokenizer, declared: Declarations, folder: Path) -> tokenizers.Tokenizer:
     """Adds the tokens in the order, and with the flags, that transformers gives them.
 
-    Source: transformers 5, `TokenizersBackend.__init__`; but an id that a file gives always holds.
+    Source: transformers 5, `TokenizersBackend.__init__`. One difference: transformers renumbers tokens whose ids have
+    gaps, here they keep the ids of the files.
     """
     own = {token.content: (token, i) for i, token in backend.get_added_tokens_decoder().items()}
     # Without added_tokens_decoder, the flags of tokenizer.json count before those of added_tokens.json.
     added = declared.added if declared.complete else declared.added | own
     in_order = [token for token, _ in sorted(added.values(), key=lambda item: item[1])]
-    others: list[AddedToken] = []
+    others: list[str | AddedToken] = []
     for token in (*declared.named.values(), *declared.extra):
-        if token.content not in own and token.content not in added and token not in others:
+        if str(token) not in own and str(token) not in added and token not in others:
             others.append(token)
-    ids = {token.content: token_id for token, token_id in declared.added.values()}
-    backend = _place(backend, ids, [token.content for token in others if token.content], folder)
-    named = {token.content for token in declared.named.values()}
-    for token in (*in_order, *others):
-        if token.content in named:
-            token.special = True
-    backend.add_tokens([*in_order, *others])
+    ids = {content: token_id for content, (_, token_id) in declared.added.items()}
+    backend = _place(backend, ids, [str(token) for token in others if str(token)], folder)
+    named = set(map(str, declared.named.values()))
+    tokens = [*in_order, *(AddedToken(token, special=True) if isinstance(token, str) else token for token in others)]
+    for added_token in tokens:
+        if added_token.content in named:
+            added_token.special = True
+    backend.add_tokens(tokens)
     return backend
 
 
 def _place(
     backend: tokenizers.Tokenizer, ids: Mapping[str, int], others: Iterable[str], folder: Path
 ) -> tokenizers.Tokenizer:
-    """A backend that gives the tokens these ids once they are added by id, and `others` the next ones.
+    """A backend in which the tokens get these ids when they are added in the order of ids; `others` get the next ids.
 
-    The library numbers added tokens from the end of the vocabulary on. Where the ids of the files have gaps, the
-    tokens enter the vocabulary.
+    The library numbers added tokens without gaps from the end of the vocabulary on. Where the ids of the files have
+    gaps, this function puts the tokens into the vocabulary.
+
+    Raises:
+        ValueError: an id has two tokens or a token has two ids.
     """
     size = backend.get_vocab_size(with_added_tokens=False)
     next_id = max([size - 1, *backend.get_added_tokens_decoder()]) + 1
@@ -143,23 +155,25 @@ def _from_json(path: Path) -> tokenizers.Tokenizer:
     return backend
 
 
-def _from_vocab(folder: Path, config: dict[str, Any]) -> tokenizers.Tokenizer:
+def _from_vocab(folder: Path, declared: Declarations) -> tokenizers.Tokenizer:
     """Qwen2's byte-level BPE."""
-    name = config.get("tokenizer_class")
-    if name is not None and not is_qwen2(config):
+    name = declared.config.get("tokenizer_class")
+    if name is not None and not declared.qwen2:
         raise ValueError(
             f"load_tokenizer: tokenizer_class is {name!r:.100}, expected Qwen2's or Dream's for vocab.json and "
-            f"merges.txt; transformers saves others as tokenizer.json (in {folder})"
+            f"merges.txt (save_pretrained of transformers writes a tokenizer.json for other classes; in {folder})"
         )
     vocab = read_json(folder / "vocab.json", MAX_BYTES)
     if not all(is_id(token_id) for token_id in vocab.values()):
-        raise ValueError(f"load_tokenizer: {folder / 'vocab.json'} has ids that are no integers, expected token ids")
+        raise ValueError(
+            f"load_tokenizer: {folder / 'vocab.json'} has ids that are not integers >= 0, expected token ids"
+        )
     _check_unique(vocab, folder)
     try:
         backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=_read_merges(folder / "merges.txt")))
     except Exception as error:  # the library raises bare Exceptions
         raise ValueError(f"load_tokenizer: {folder / 'merges.txt'} does not fit vocab.json: {error}") from error
-    prefix = config.get("add_prefix_space") or False
+    prefix = declared.config.get("add_prefix_space") or False
     if not isinstance(prefix, bool):
         raise ValueError(f"load_tokenizer: add_prefix_space is {prefix!r:.100}, expected true or false")
     backend.normalizer = normalizers.NFC()
@@ -186,17 +200,17 @@ def _check_unique(vocab: dict[str, int], folder: Path) -> None:
 
 def _set_marks(backend: tokenizers.Tokenizer, declared: Declarations) -> None:
     """Puts bos before a text and eos after it where add_bos_token and add_eos_token say so."""
-    marks: dict[str, AddedToken | None] = {}
+    marks: dict[str, list[str]] = {}
     for key, name in (("add_bos_token", "bos_token"), ("add_eos_token", "eos_token")):
         wanted = declared.config.get(key) or False
         if not isinstance(wanted, bool):
             raise ValueError(f"load_tokenizer: {key} is {wanted!r:.100}, expected true or false")
-        marks[name] = declared.named.get(name) if wanted else None
-    contents = [token.content for token in marks.values() if token is not None]
+        marks[name] = [str(declared.named[name])] if wanted and name in declared.named else []
+    contents = [*marks["bos_token"], *marks["eos_token"]]
     if contents:
-        bos, eos = ([token.content] if token is not None else [] for token in marks.values())
         backend.post_processor = processors.TemplateProcessing(
-            single=[*bos, "$A", *eos], special_tokens=[(content, backend.token_to_id(content)) for content in contents]
+            single=[*marks["bos_token"], "$A", *marks["eos_token"]],
+            special_tokens=[(content, backend.token_to_id(content)) for content in contents],
         )
 
 
