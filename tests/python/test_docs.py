@@ -1,13 +1,17 @@
-"""What the documentation shows is fresh: its drawings, and the README's tables. `make docs` runs its examples."""
+"""What the documentation shows is fresh: drawings, tables and messages. `make docs` runs all examples."""
 
 from __future__ import annotations
 
+import doctest
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+import sparsed
 
 ROOT = Path(__file__).parents[2]
 DRAWINGS = ROOT / "docs" / "drawings"
@@ -33,3 +37,20 @@ def test_tables_of_the_readme() -> None:
 def test_every_drawing_is_shown() -> None:
     pages = "".join(path.read_text() for path in (ROOT / "docs").glob("*.md"))
     assert {path.name for path in DRAWINGS.glob("*.svg")} == set(re.findall(r"drawings/(\w+\.svg)", pages))
+
+
+PAGES = [page for page in sorted((ROOT / "docs").glob("*.md")) if "```{doctest}" in page.read_text()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_sessions_of_the_pages_with_the_messages_of_their_errors(page: Path) -> None:
+    session = "\n".join(re.findall(r"^```\{doctest\}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL))
+    test = doctest.DocTestParser().get_doctest(session, {}, page.name, str(page), 0)
+    assert test.examples and doctest.DocTestRunner().run(test).failed == 0
+
+
+def test_the_message_that_contributing_shows_is_a_real_one() -> None:
+    q = np.zeros((1, 32, 4096, 128), np.float32)
+    with pytest.raises(ValueError) as error:
+        sparsed.attention(q, q[..., :64].copy(), q)
+    assert f"`{error.value}`" in (ROOT / "CONTRIBUTING.md").read_text()
