@@ -105,5 +105,4 @@ def test_line(line: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         (tmp_path / name).symlink_to(Path(sparsed.__file__).parent / "demo_model")
     (tmp_path / "report.txt").write_text("the sun is yellow .", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    assert line
     assert cli.main([*line, *(("--gen-length", "8", "--steps", "8") if line[0] == "generate" else ())]) == 0
