@@ -94,6 +94,9 @@ def test_pad_left() -> None:
         sparsed.pad_left([[[5, 6]]])
     with pytest.raises(ValueError, match="pad_left: rows has none"):
         sparsed.pad_left([])
+    for rows in ("text", ["a", "text"], {"input_ids": [[1]]}, None):
+        with pytest.raises(TypeError, match=r"pad_left: rows(\[0\])? is a \w+, expected integers"):
+            sparsed.pad_left(rows)
 
 
 # --- random draws ----------------------------------------------------------------------------------------------------
@@ -319,7 +322,16 @@ def test_default_sampler_is_the_familys() -> None:
         (np.zeros((0, 4), int), {}, ValueError, r"prompt_ids has shape \[0, 4\]"),
         (5, {}, ValueError, r"prompt_ids has shape \[\], expected \[B, p\]"),
         (np.zeros((1, 2, 3), int), {}, ValueError, r"prompt_ids has shape \[1, 2, 3\]"),
-        ([[1, 2], [3]], {}, ValueError, "prompt_ids has rows of unequal length"),
+        ([], {}, ValueError, "the prompt is empty"),
+        ([[1, 2], [3]], {}, ValueError, "rows of unequal length, expected .*sparsed.pad_left makes prompt_ids and"),
+        ([np.array([1, 2]), np.array([3])], {}, ValueError, "sparsed.pad_left makes prompt_ids and prompt_mask"),
+        (np.array([[1, 2], [3]], object), {}, ValueError, "sparsed.pad_left makes prompt_ids and prompt_mask"),
+        ("a text", {}, TypeError, r"is a str, expected integers: tokenizer.chat\(text\) or tokenizer.encode\(text\)"),
+        (b"a text", {}, TypeError, r"is a bytes, expected integers: tokenizer.chat\(text\) or"),
+        ([["a text"], ["b"]], {}, TypeError, r"has dtype <U6, expected integers: tokenizer.chat\(text\) or"),
+        ([{"role": "user"}], {}, TypeError, r"expected integers: tokenizer.chat\(messages\) makes token ids"),
+        ({"input_ids": [1]}, {}, TypeError, r"is a dict, expected integers: the token ids are prompt_ids\["),
+        (None, {}, TypeError, "prompt_ids is a NoneType, expected integers"),
         ([1.0, 2.0], {}, TypeError, "prompt_ids has dtype float64, expected integers"),
         (["a"], {}, TypeError, "prompt_ids has dtype"),
         ([1, VOCABULARY], {}, ValueError, rf"prompt_ids\[0, 1\] is {VOCABULARY}, expected 0 ... {VOCABULARY - 1}"),

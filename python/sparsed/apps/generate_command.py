@@ -240,7 +240,7 @@ def _notes_on_stderr() -> Iterator[None]:
     handler.setFormatter(logging.Formatter("sparsed: note: %(message)s"))
     level = logger.level
     logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.DEBUG)
     try:
         yield
     finally:

@@ -20,7 +20,7 @@ from ..kernels import ops
 from ..kernels.pattern import PatternCache
 from ..progress import progress_bar
 from .kv_cache import CachedRows, KVCache
-from .notes import add_notes, notes_after, notes_before, warn_of_length
+from .notes import log_notes, notes_after, notes_before, warn_of_length
 from .predict import predict
 from .prompts import checked_prompt
 from .result import GenerationResult, RowGroup, StepInfo
@@ -80,7 +80,8 @@ def generate(
 
     Warns:
         SparsedWarning: The sequence is longer than the model is made for. Sparse settings that have no effect, as for a
-            sequence below `min_length`, are no warning: they are in `stats.notes`, and logged as "sparsed" (INFO).
+            sequence below `min_length`, are no warning: they are in `stats.notes`, and logged as "sparsed" (INFO the
+            first time, then DEBUG).
 
     Example:
         >>> from sparsed.demo import demo_model_folder
@@ -141,7 +142,8 @@ def generate(
     stats = GenerationStats()
     lengths = [int(length) for length in tokens.shape[1] - padding]
     foreseen = notes_before(sparse, num_steps, lengths)
-    add_notes(stats, foreseen)
+    stats.notes += foreseen
+    log_notes(foreseen, sparse)
     warn_of_length(model.config, max(lengths), stats)
     filled_at = np.full(open_positions.shape, -1, np.int32)
     confidence = np.full(open_positions.shape, np.nan, np.float32)
@@ -166,7 +168,9 @@ def generate(
             if on_step is not None:
                 on_step(_step_info(record, tokens, active, outcomes))
     if not foreseen and not sigint.caught:
-        add_notes(stats, notes_after(sparse or cache, stats))
+        seen = notes_after(sparse or cache, stats)
+        stats.notes += seen
+        log_notes(seen, sparse or cache)
     return GenerationResult(
         tokens=tokens,
         history=np.stack(states) if history else None,
