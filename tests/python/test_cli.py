@@ -158,6 +158,15 @@ def test_help_has_groups_defaults_and_examples_that_parse(capsys, monkeypatch, c
             assert cli._parse(shlex.split(example)).command in (command or COMMANDS)
 
 
+def test_a_command_of_many_generations_notes_once(capsys, tmp_path) -> None:
+    options = shlex.split(
+        "--tasks niah_single_1 --lengths 256 --samples 2 --methods SparseD --preset paper --style small"
+    )
+    status, _, err = run(capsys, "eval", "demo", *options, "--rho", "0.31", "--out", str(tmp_path))
+    notes = [line for line in err.splitlines() if line.startswith("sparsed: note: ")]
+    assert status == 0 and len(notes) == 1 and "SparseConfig had no effect: the patterns hold" in notes[0]
+
+
 # --- info ------------------------------------------------------------------------------------------------------------
 
 

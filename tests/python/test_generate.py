@@ -11,6 +11,8 @@ import pytest
 import sparsed
 from fake_model import MASK, VOCABULARY, FakeModel, prompt_of
 from sparsed import DreamSampler, LLaDASampler, SlidingWindow, SparseConfig, StreamingLLM, generate
+from sparsed.models import loader
+from sparsed.progress import progress_bar
 
 DATA = Path(__file__).parents[1] / "data"
 SPARSE = SparseConfig(block_size=16, rho=0.3, skip=0.3, min_length=0)
@@ -301,6 +303,25 @@ def test_progress_goes_to_stderr(capsys) -> None:
     assert "8/8" in captured.err and captured.out == ""
     generate(FakeModel(), prompt_of(5), gen_length=8, steps=4)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("engine", ["native", "torch"])
+@pytest.mark.parametrize("folder", ["demo", DATA / "llada_b32", DATA / "dream_b32"])
+def test_progress_of_loading_counts_every_byte_once(engine, folder, monkeypatch) -> None:
+    if engine == "torch":
+        pytest.importorskip("torch")
+    bars = []
+
+    def bar(shown, **options):
+        bars.append(progress_bar(False, **options))
+        bars[-1].shown, bars[-1].n = shown, 0
+        bars[-1].update = lambda size: setattr(bars[-1], "n", bars[-1].n + size)
+        return bars[-1]
+
+    monkeypatch.setattr(loader, "progress_bar", bar)
+    sparsed.load_model(folder, engine=engine)
+    sparsed.load_model(folder, engine=engine, progress=True)
+    assert [bar.shown for bar in bars] == [False, True] and all(bar.n == bar.total > 0 for bar in bars)
 
 
 def test_default_sampler_is_the_familys() -> None:

@@ -8,6 +8,7 @@ import dataclasses
 import importlib
 import io
 import json
+import logging
 import os
 import sys
 import warnings
@@ -52,7 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         args = _parse(arguments)
         debug = debug or args.debug
         options = vars(args)
-        with _warnings_in_one_line():
+        # A command that runs many generations says once what all of them have in common.
+        with _notes_on_stderr(logging.DEBUG if args.command == "generate" else logging.INFO), _warnings_in_one_line():
             status = _run(args)
         sys.stdout.flush()
         return status
@@ -88,6 +90,21 @@ def _warnings_in_one_line() -> Iterator[None]:
 
         warnings.showwarning = show_line
         yield
+
+
+@contextlib.contextmanager
+def _notes_on_stderr(level: int) -> Iterator[None]:
+    """Shows what the library logs: settings that have no effect."""
+    logger, handler = logging.getLogger("sparsed"), logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("sparsed: note: %(message)s"))
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+        logger.removeHandler(handler)
 
 
 # --- parser ----------------------------------------------------------------------------------------------------------
