@@ -39,7 +39,7 @@ class _Command(NamedTuple):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the exit status. Errors are one line on stderr and status 2."""
+    """Runs a command; returns the exit status. Errors are one line on stderr and status 2; no command is help and 0."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     debug = bool(os.environ.get(_DEBUG))
     options: dict[str, Any] = {}
