@@ -29,6 +29,7 @@ from .parser import HelpFormatter, Parser, in_terms_of_options
 
 _INTERRUPTED, _BROKEN_PIPE = 130, 141  # as a shell reports the signals
 _DEBUG = "SPARSED_DEBUG"
+_POSITIONALS = ("command", "model", "text", "run")  # what argparse keeps beside options
 
 
 class _Command(NamedTuple):
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _lm_eval(arguments[1:])
         args = _parse(arguments)
         debug = debug or args.debug
-        options = vars(args)
+        options = {name: value for name, value in vars(args).items() if name not in _POSITIONALS}
         # A command that runs many generations says once what all of them have in common.
         with _notes_on_stderr(logging.DEBUG if args.command == "generate" else logging.INFO), _warnings_in_one_line():
             status = _run(args)
