@@ -19,7 +19,7 @@ export PIP_ROOT_USER_ACTION := ignore
 CLANG ?= $(firstword $(foreach name,clang++-19 clang++-16 clang++,$(shell command -v $(name))))
 ASAN_RUNTIME = $(shell $(CLANG) -print-file-name=libclang_rt.asan-$(shell uname -m).so)
 ASAN_TESTS := attention select pattern pattern_cache arrays ops
-TSAN_TESTS := test_attention test_ops test_confidence test_pattern_cache test_selection
+TSAN_TESTS := test_parallel test_attention test_ops test_confidence test_pattern_cache test_selection
 WITH_VENV := VIRTUAL_ENV="$(CURDIR)/$(VENV)" PATH="$(CURDIR)/$(BIN):$$PATH"
 FUZZ_SECONDS ?= 30
 

@@ -69,6 +69,12 @@ def _command(module: str, arguments: Sequence[str]) -> list[str]:
     return [sys.executable, "-m", f"{package}.{module}" if module else package, *arguments]
 
 
+def start_module(module: str, arguments: Sequence[str]) -> subprocess.Popen[str]:
+    """A module of this package in a process of its own, with pipes to its input and output."""
+    command = _command(module, arguments)
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
 def describe() -> dict[str, Any]:
     """CPU, instruction set, threads, versions, commit, date."""
     return {

@@ -31,6 +31,7 @@ _BENCHMARKS = {
         ("length", "model", "layers", "peers"),
     ),
     "memory": ("memory", "the peak memory of one call", ("shape",)),
+    "shared-cores": ("shared_cores", "a step alone and beside a second process", ("length", "baseline")),
     "scaling": ("scaling", "a sparse step from 4k to 256k tokens", ("shape", "sparsity")),
     "peers": ("check_peers", "who can be compared with here, and how exact everybody is", ("peers",)),
 }
@@ -54,9 +55,9 @@ def main(argv: Sequence[str]) -> int:
 
         return plot(args.results, args.out, dict(args.peak or ()))
     if args.command == "tables":
-        from .tables import write_tables
+        from .tables import print_tables
 
-        return write_tables(args.results, args.readme)
+        return print_tables(args.results)
     limits = limited_environment(args.isa, args.threads)
     if limits and CHILD not in os.environ:
         return run_module("", argv, {**limits, CHILD: "1"})
@@ -85,7 +86,6 @@ def _parser() -> argparse.ArgumentParser:
     plot.add_argument("--peak", nargs="+", type=_peak, metavar="DTYPE=TFLOP/s", help="the machine's limits, as roofs")
     tables = commands.add_parser("tables", help="Markdown tables from JSON")
     tables.add_argument("results", type=Path, nargs="+", help="JSON files")
-    tables.add_argument("--readme", type=Path, help="replace what is between <!-- bench:NAME --> and <!-- /bench -->")
     return parser
 
 
@@ -132,6 +132,10 @@ def _add_peers(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--no-peers", dest="peers", action="store_const", const=[])
 
 
+def _add_baseline(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--baseline", type=Path, metavar="FILE", help="a compiled module (_core*.so) to compare with")
+
+
 _GROUPS = {
     "length": _add_length,
     "shape": _add_shape,
@@ -140,6 +144,7 @@ _GROUPS = {
     "model": _add_model,
     "layers": _add_layers,
     "peers": _add_peers,
+    "baseline": _add_baseline,
 }
 
 

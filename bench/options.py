@@ -34,6 +34,7 @@ class Options:
     peers: tuple[str, ...] = ("sdpa", "flex", "linear", "numpy")
     json: Path | None = None
     folder: Path | None = None
+    baseline: Path | None = None
 
     @classmethod
     def parse(cls, args: argparse.Namespace) -> Options:

@@ -1,29 +1,26 @@
-"""`sparsed bench tables`: Markdown tables for the README, from the JSON of the benchmarks."""
+"""`sparsed bench tables`: Markdown tables, from the JSON of the benchmarks."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from sparsed.generation.stats import markdown_table
 
-from . import check_peers, gqa, machine, memory, scaling, step, torch_model
+from . import check_peers, gqa, machine, memory, scaling, shared_cores, step, torch_model
 from .cases import PUBLISHED_BLOCK, PUBLISHED_DENSITY
 from .report import Column, Row, read
 
-# What the README's sections are replaced by; the name is that of a benchmark.
-_MARKED = re.compile(r"(<!-- bench:(?P<name>\w+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
 # Densities within this distance of the published one count as it: a row keeps a whole number of blocks.
 _NEAR = 0.03
 
 
-def write_tables(results: Sequence[Path], readme: Path | None) -> int:
-    """Prints the tables, or puts each between its marks in `readme`.
+def print_tables(results: Sequence[Path]) -> int:
+    """Prints the tables of the results, those of one benchmark under one heading.
 
     Raises:
-        ValueError: A file is no result; the readme has no place for any table, or places without a result.
+        ValueError: A file is not a result of a benchmark.
     """
     tables: dict[str, str] = {}
     for path in results:
@@ -31,16 +28,7 @@ def write_tables(results: Sequence[Path], readme: Path | None) -> int:
         text = markdown(content)
         name = content["benchmark"]
         tables[name] = f"{tables[name]}\n{text}" if name in tables else text
-    if readme is None:
-        print("\n".join(f"## {name}\n\n{text}" for name, text in tables.items()))
-        return 0
-    before = readme.read_text(encoding="utf-8")
-    missing = sorted({match["name"] for match in _MARKED.finditer(before)} - set(tables))
-    if missing or not _MARKED.search(before):
-        found = f"marks without results: {', '.join(missing)}" if missing else "no <!-- bench:NAME --> marks"
-        raise ValueError(f"bench: {readme} has {found}, expected marks of {', '.join(tables)}")
-    after = _MARKED.sub(lambda match: f"{match[1]}{tables[match['name']]}{match[3]}", before)
-    readme.write_text(after, encoding="utf-8")
+    print("\n".join(f"## {name}\n\n{text}" for name, text in tables.items()))
     return 0
 
 
@@ -175,6 +163,7 @@ _TABLES: dict[str, Callable[[Sequence[Row]], Table]] = {
     "step": _as_printed(("model", "length", "dtype"), step.COLUMNS),
     "torch": _as_printed(("model", "length"), torch_model.COLUMNS),
     "memory": _as_printed(("dtype", "head_dim", "length", "heads"), memory.COLUMNS),
+    "shared-cores": _as_printed(("length", "dtype"), shared_cores.COLUMNS),
     "scaling": _as_printed(("dtype", "head_dim"), scaling.COLUMNS),
     "peers": _as_printed((), check_peers.COLUMNS),
 }

@@ -6,7 +6,9 @@
 #include <algorithm>
 #include <atomic>
 
+#include "core/interrupt.h"
 #include "core/memory.h"
+#include "cpu/team.h"
 
 namespace sparsed::cpu {
 namespace {
@@ -29,12 +31,20 @@ void set_num_threads(int threads) { g_threads.store(threads, std::memory_order_r
 
 int startable_threads() { return std::min(num_threads(), std::max(64, 4 * omp_get_num_procs())); }
 
-int current_thread() { return omp_get_thread_num(); }
-
 std::byte* thread_scratch(size_t bytes) {
   thread_local KeptMemory memory;
   memory.reserve(bytes);
   return memory.data.get();
+}
+
+void run_items(int64_t items, void (*run)(const void* body, int64_t item), const void* body) {
+  const int threads = static_cast<int>(std::min<int64_t>(items, startable_threads()));
+  Loop loop{.items = items, .run = run, .body = body};
+  InterruptTimer timer;
+  if (threads > 1) Team::get().open(loop, threads);
+  loop.work(&timer);
+  if (threads > 1) Team::get().close(loop);
+  if (loop.failure) std::rethrow_exception(loop.failure);
 }
 
 }  // namespace sparsed::cpu

@@ -6,10 +6,10 @@
 
 #include "core/error.h"
 #include "core/selection.h"
-#include "cuda/plan_sm90.h"
 #include "cuda/runtime.h"
-#include "cuda/tensor_map.h"
-#include "cuda/top_k_args.h"
+#include "cuda/selection/params.h"
+#include "cuda/sm90/plan.h"
+#include "cuda/sm90/tensor_map.h"
 
 namespace sparsed::cuda {
 namespace {

@@ -1,4 +1,4 @@
-// The compiled kernels as the runtime launches them; instantiate/*.cu define them.
+// The compiled kernels as the runtime launches them; plain/, sm80/, sm90/ and selection/ define them.
 #pragma once
 
 #include "core/tensor.h"

@@ -6,13 +6,13 @@
 #include "core/error.h"
 #include "core/pattern.h"
 #include "core/selection.h"
+#include "cuda/sm80/config.h"
 
 namespace sparsed::cuda {
 namespace {
 
 constexpr float kLog2e = 1.44269504088896341f;
 constexpr float kMinScale = 1e-37f;  // keeps scale * log2(e) a normal number
-constexpr int kMaxWarps = 4;
 
 Array array_of(const TensorView& view) { return {view.data, view.stride[0], view.stride[1], view.stride[2]}; }
 
@@ -30,7 +30,9 @@ int kernel_head_dim(int head_dim) {
   return 256;
 }
 
-int warp_rows(const Plan& plan) { return plan.kernel == Kernel::kSm80 ? warp_rows_sm80(plan.head_dim, plan.sums) : 32; }
+int warp_rows(const Plan& plan) {
+  return plan.kernel == Kernel::kSm80 ? sm80::warp_rows(plan.head_dim, plan.sums) : 32;
+}
 
 Plan make_plan(const AttentionParams& params, const char* function) {
   constexpr int64_t kMost = int64_t{1} << 29;  // rows and items stay within int
@@ -66,7 +68,7 @@ Plan make_plan(const AttentionParams& params, const char* function) {
 
 void set_tiles(Plan& plan, int block_rows, bool whole_blocks) {
   const int rows = warp_rows(plan);
-  const int warps = whole_blocks ? kMaxWarps : std::clamp(block_rows / rows, 1, kMaxWarps);
+  const int warps = whole_blocks ? sm80::kMaxWarps : std::clamp(block_rows / rows, 1, sm80::kMaxWarps);
   plan.threads = warps * 32;
   plan.args.tile_rows = std::min(warps * rows, whole_blocks ? warps * rows : block_rows);
   plan.args.item_rows = whole_blocks ? std::max(plan.args.tile_rows, block_rows) : plan.args.tile_rows;
@@ -86,7 +88,7 @@ Plan plan_attention(const AttentionParams& params, const BlockRows* lists) {
     plan.args.list_rows = static_cast<int>(num_blocks(params.q_len(), lists->block_size));
   }
   // A tile lies in one query block: its rows share a list.
-  set_tiles(plan, lists ? lists->block_size : kMaxWarps * warp_rows(plan), false);
+  set_tiles(plan, lists ? lists->block_size : sm80::kMaxWarps * warp_rows(plan), false);
   return plan;
 }
 

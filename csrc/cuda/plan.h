@@ -4,7 +4,7 @@
 #include <cstdint>
 
 #include "core/params.h"
-#include "cuda/args.h"
+#include "cuda/params.h"
 
 namespace sparsed::cuda {
 
@@ -20,7 +20,7 @@ struct BlockRows {
 enum class Kernel {
   kPlain,  // any dtype, any alignment
   kSm80,   // 16-bit elements, rows aligned to 16 bytes
-  kSm90,   // see plan_sm90.h
+  kSm90,   // see sm90/plan.h
 };
 
 struct Plan {

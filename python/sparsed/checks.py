@@ -109,3 +109,12 @@ def token_row(owner: str, name: str, ids: ArrayLike, vocab_size: int) -> NDArray
     if outside.size:
         raise ValueError(f"{owner}: {name}[{outside[0]}] is {row[outside[0]]}, expected 0 ... {vocab_size - 1}")
     return row.astype(np.int64)
+
+
+def dtype_name(dtype: object) -> object:
+    """The name of a dtype of numpy, ml_dtypes or torch, "float32" for instance. What is no dtype stays as it is."""
+    if isinstance(dtype, (np.dtype, type)):
+        return np.dtype(dtype).name
+    if isinstance(dtype, str) or type(dtype).__module__ == "torch":
+        return str(dtype).removeprefix("torch.")
+    return dtype

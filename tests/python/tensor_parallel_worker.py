@@ -22,7 +22,7 @@ def main(rank: int, size: int, folder: Path, name: str) -> None:
         model = sparsed.load_model(DATA / name, engine="torch", group=dist.group.WORLD)
         dense = sparsed.generate(model, **options_of(name))
         sparse = sparsed.generate(model, sparse=sparse_of(name), **options_of(name))
-        patterns = [sparse.groups[0].cache.pattern(layer).to_mask()[0] for layer in range(model.config.num_layers)]
+        patterns = [sparse.groups[0].patterns.pattern(layer).to_mask()[0] for layer in range(model.config.num_layers)]
         arrays |= {"dense": dense.tokens, "sparse": sparse.tokens, "pattern": np.stack(patterns)}
         bfloat16 = sparsed.load_model(DATA / name, "bfloat16", engine="torch", group=dist.group.WORLD)
         arrays["bfloat16"] = bfloat16.forward(dense.tokens)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -16,7 +17,7 @@ import sparsed
 
 pytest.importorskip("bench", reason="the benchmarks are not installed")
 
-from bench import arrays, cases, generate, harness, machine, main, memory, peers, plots, report, tables
+from bench import arrays, cases, generate, harness, machine, main, memory, peers, plots, report, shared_cores, tables
 
 TINY = ["--quick", "--repeat", "2", "--length", "256"]
 
@@ -167,6 +168,19 @@ def test_memory_and_scaling(tmp_path: Path) -> None:
     assert row["extra"] > 0
 
 
+def test_shared_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every library, alone and beside a second process; the baseline here is the same module."""
+    monkeypatch.setattr(shared_cores, "_loaded_first", lambda report: ("-",))  # torch takes seconds to load
+    module = sys.modules["sparsed.kernels._core"].__file__
+    arguments = ["--quick", "--repeat", "1", "--length", "16", "--baseline", str(module)]
+    rows = run(tmp_path, "shared-cores", *arguments)["rows"]
+    measured = {(row["library"], row["processes"]) for row in rows}
+    assert measured == set(itertools.product(("this", "baseline"), (1, 2)))
+    for row in rows:
+        assert (row["over_alone"] is None) == (row["processes"] == 1)
+        assert (row["over_baseline"] is None) == (row["library"] == "baseline")
+
+
 @pytest.mark.parametrize("length", [16384, 65536])
 @pytest.mark.parametrize("call", memory.CALLS)
 def test_peak_memory(call: memory.Call, length: int) -> None:
@@ -261,19 +275,11 @@ def test_contenders_alternate() -> None:
     assert harness.median_ratio(timing, harness.Timing((1.0, 1.0, 1.0))) == 2.0
 
 
-def test_tables_fill_a_readme(tmp_path: Path) -> None:
+def test_tables_are_markdown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(tmp_path, "selection", *TINY, "--head-dim", "16", "--dtype", "float32", "--block-size", "32")
-    readme = tmp_path / "README.md"
-    readme.write_text("before\n<!-- bench:selection -->\n(what was there)\n<!-- /bench -->\nafter\n")
-    for _ in range(2):
-        assert main(["tables", str(tmp_path / "result.json"), "--readme", str(readme)]) == 0
-        text = readme.read_text()
-        assert text.startswith("before\n<!-- bench:selection -->\n| dtype")
-        assert text.endswith("<!-- /bench -->\nafter\n")
-        assert "(what was there)" not in text
-    readme.write_text("<!-- bench:linear -->\n<!-- /bench -->\n")
-    with pytest.raises(ValueError, match="marks without results: linear"):
-        main(["tables", str(tmp_path / "result.json"), "--readme", str(readme)])
+    capsys.readouterr()
+    assert main(["tables", str(tmp_path / "result.json")]) == 0
+    assert capsys.readouterr().out.startswith("## selection\n\n| dtype")
 
 
 def test_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""What the documentation shows is fresh: drawings, tables and messages. `make docs` runs all examples."""
+"""The drawings of the documentation are fresh, and so are its messages. `make docs` runs its examples."""
 
 from __future__ import annotations
 
@@ -21,17 +21,6 @@ def test_drawings(tmp_path: Path) -> None:
     subprocess.run([sys.executable, DRAWINGS / "draw.py", tmp_path], check=True)
     drawn = {path.name: path.read_text() for path in tmp_path.iterdir()}
     assert drawn == {path.name: path.read_text() for path in DRAWINGS.glob("*.svg")}, "run docs/drawings/draw.py"
-
-
-def test_tables_of_the_readme() -> None:
-    pytest.importorskip("sparsed.bench", reason="the benchmarks are not installed")
-    from bench.report import read
-    from bench.tables import markdown
-
-    marked = re.findall(r"<!-- bench:(\w+) -->\n(.*?)<!-- /bench -->", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert marked
-    for name, text in marked:
-        assert text == markdown(read(ROOT / "bench" / "results" / f"{name}.json")), "run `sparsed bench tables`"
 
 
 def test_every_drawing_is_shown() -> None:

@@ -63,22 +63,22 @@ def test_a_row_in_a_padded_batch_equals_the_row_alone(request, family, sampler, 
         steps = len(alone.history)
         np.testing.assert_array_equal(batch.history[:steps, i, 70 - len(row) :], alone.history[:, 0])
         assert (batch.history[steps:, i] == batch.tokens[i]).all()
-        group = next(group for group in batch.groups if i in group.rows)
+        group = next(group for group in batch.groups if i in group.batch_indices)
         assert group.padding == 70 - len(row)
         if sparse is not None and sampler.cfg_scale == 0:
-            here = group.cache.pattern(1).to_mask()[list(group.rows).index(i)]
-            np.testing.assert_array_equal(here, alone.groups[0].cache.pattern(1).to_mask()[0])
+            here = group.patterns.pattern(1).to_mask()[list(group.batch_indices).index(i)]
+            np.testing.assert_array_equal(here, alone.groups[0].patterns.pattern(1).to_mask()[0])
 
 
 def test_rows_of_equal_padding_run_together() -> None:
     model = FakeModel()
     ids, mask = padded([prompt_of(5), prompt_of(9), prompt_of(5)], filler=-1)  # padding need not be in the vocabulary
     result = generate(model, ids, prompt_mask=mask, gen_length=4, steps=4)
-    assert [(group.rows.tolist(), group.padding) for group in result.groups] == [([1], 0), ([0, 2], 4)]
+    assert [(group.batch_indices.tolist(), group.padding) for group in result.groups] == [([1], 0), ([0, 2], 4)]
     assert [step.forwards for step in result.stats] == [2, 2, 2, 2]
     assert {ids.shape for ids in model.ids} == {(1, 13), (2, 9)}
     threshold = generate(model, ids, prompt_mask=mask, gen_length=4, steps=4, sampler=LLaDASampler(threshold=0.9))
-    assert [group.rows.tolist() for group in threshold.groups] == [[0], [1], [2]]
+    assert [group.batch_indices.tolist() for group in threshold.groups] == [[0], [1], [2]]
 
 
 def test_prompt_tokens_never_change_not_even_masks() -> None:
@@ -158,7 +158,7 @@ def test_guidance_masks_the_prompt_in_a_second_row() -> None:
 def test_guidance_of_scale_keeps_both_patterns(llada) -> None:
     options = {"gen_length": 32, "steps": 8, "sparse": SPARSE}
     guided = generate(llada, prompt_of(64, vocabulary=190), sampler=LLaDASampler(cfg_scale=1.5), **options)
-    assert guided.groups[0].cache.pattern(0).batch == 2
+    assert guided.groups[0].patterns.pattern(0).batch == 2
     assert guided.stats[-1].phase == "sparse" and guided.stats[-1].density < 1
 
 
@@ -210,7 +210,7 @@ def test_statistics(llada) -> None:
     assert [step.step for step in stats] == list(range(10))
     assert [step.unmasked for step in stats] == [4, 4] + [3] * 8
     assert [step.density for step in stats[:3]] == [1, 1, 1]
-    cache = result.groups[0].cache
+    cache = result.groups[0].patterns
     sparse_density = np.mean([cache.pattern(layer).density for layer in range(llada.config.num_layers)])
     np.testing.assert_allclose([step.density for step in stats[3:]], sparse_density)
     assert 0 < sparse_density < 0.7
@@ -236,7 +236,7 @@ def test_rows_in_different_phases_are_mixed(llada) -> None:
     sparse = SparseConfig(block_size=16, rho=0.1, skip=0.0, min_length=80)
     result = generate(llada, ids, prompt_mask=mask, gen_length=8, steps=4, sparse=sparse)
     assert [step.phase for step in result.stats] == ["mixed"] * 4  # the short row stays dense
-    assert result.stats[-1].density == pytest.approx((1 + result.groups[0].cache.density(0)) / 2, abs=0.2)
+    assert result.stats[-1].density == pytest.approx((1 + result.groups[0].patterns.density(0)) / 2, abs=0.2)
     assert "mixed" in result.stats.table()
     assert result.stats.phase_seconds["dense"] > 0 and result.stats.phase_seconds["sparse"] > 0
 

@@ -105,7 +105,7 @@ def test_generate_options_reach_the_library(capsys, monkeypatch) -> None:
         "gen_length": 128,
         "steps": 128,
         "sparse": sparsed.SparseConfig(),
-        "cache": None,
+        "kv_cache": None,
         "sampler": sparsed.LLaDASampler(),
         "seed": None,
         "on_step": None,
@@ -119,8 +119,8 @@ def test_generate_options_reach_the_library(capsys, monkeypatch) -> None:
     assert options_of("--window", "64")[1]["sparse"] == sparsed.SlidingWindow(64)
     streaming = options_of("--window", "64", "--sinks", "8", "--block-size", "16")[1]["sparse"]
     assert streaming == sparsed.StreamingLLM(64, 8, 16)
-    cached = options_of("--cache", "delayed", "--refresh", "4")[1]
-    assert cached["cache"] == sparsed.DelayedCache(refresh=4) and cached["sparse"] is None
+    cached = options_of("--kv-cache", "delayed", "--refresh", "4")[1]
+    assert cached["kv_cache"] == sparsed.DelayedCache(refresh=4) and cached["sparse"] is None
 
 
 def test_generate_prints_statistics_on_stderr(capsys) -> None:

@@ -65,7 +65,7 @@ def assert_golden(name: str, model: Any) -> sparsed.GenerationResult:
         np.testing.assert_array_equal(result.history[:-1, 0], goldens[f"{kind}_x"])
         np.testing.assert_array_equal(result.tokens, goldens[f"{kind}_tokens"])
     for layer, expected in enumerate(goldens["pattern"]):
-        np.testing.assert_array_equal(sparse.groups[0].cache.pattern(layer).to_mask()[0], expected)
+        np.testing.assert_array_equal(sparse.groups[0].patterns.pattern(layer).to_mask()[0], expected)
     return sparse
 
 

@@ -218,10 +218,9 @@ def test_hostile_tokenizer_files(tmp_path, files):
     "config",
     [{"additional_special_tokens": 3}, {"chat_template": [3]}, {"chat_template": [{"name": []}]}, {"bos_token": 3}],
 )
-def test_tokenizer_values_of_other_types_are_as_if_absent(tmp_path, config):
-    tokenizer = sparsed.load_tokenizer(write_words(tmp_path, tokenizer_config=config))
-    assert tokenizer.encode("ab") == [2]
-    assert tokenizer.chat_template is None
+def test_tokenizer_values_of_other_types_are_named(tmp_path, config):
+    with pytest.raises(ValueError, match=f"^load_tokenizer: {next(iter(config))} is .*, expected "):
+        sparsed.load_tokenizer(write_words(tmp_path, tokenizer_config=config))
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"model": ' * 10_000, '{"version": 1e999}', "null", "\0"])

@@ -10,7 +10,7 @@ import pytest
 
 import sparsed
 from sparsed import DelayedCache, DreamSampler, DualCache, LLaDASampler, PrefixCache, SparseConfig, generate
-from sparsed.generation.kv_cache import KVCache
+from sparsed.generation.kv_cache import KVCachePolicy
 from sparsed.models import KeyValues
 
 DATA = Path(__file__).parents[1] / "data"
@@ -33,11 +33,11 @@ class Watched:
     def __init__(self, model) -> None:
         self.config = model.config
         self.model = model
-        self.rows: list[list[int]] = []
+        self.computed: list[list[int]] = []
 
-    def forward(self, ids, attend=None, positions=None, *, key_values=None, rows=None):
-        self.rows.append(list(rows))
-        return self.model.forward(ids, attend=attend, positions=positions, key_values=key_values, rows=rows)
+    def forward(self, ids, attend=None, positions=None, *, key_values=None, computed=None):
+        self.computed.append(list(computed))
+        return self.model.forward(ids, attend=attend, positions=positions, key_values=key_values, computed=computed)
 
 
 class Slow(Watched):
@@ -47,10 +47,10 @@ class Slow(Watched):
         super().__init__(model)
         self.kept: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
-    def forward(self, ids, attend=None, positions=None, *, key_values=None, rows=None):
+    def forward(self, ids, attend=None, positions=None, *, key_values=None, computed=None):
         def swap(layer, q, k, v, key_mask=None):
             if layer in self.kept:
-                others = np.setdiff1d(np.arange(k.shape[2]), rows)
+                others = np.setdiff1d(np.arange(k.shape[2]), computed)
                 k, v = k.copy(), v.copy()
                 k[:, :, others], v[:, :, others] = (kept[:, :, others] for kept in self.kept[layer])
             self.kept[layer] = (k.copy(), v.copy())
@@ -69,19 +69,19 @@ def test_rows_of_a_forward_have_the_logits_of_the_whole(model) -> None:
     np.testing.assert_array_equal(whole, model.forward(ids))
     assert kept.nbytes == 2 * 70 * 4 * model.config.num_layers * model.config.num_kv_heads * model.config.head_dim
     rows = [3, 4, 40, 69]
-    part = model.forward(ids, key_values=kept, rows=rows, positions=[4, 69])
+    part = model.forward(ids, key_values=kept, computed=rows, positions=[4, 69])
     np.testing.assert_array_equal(part, whole[:, [4, 69]])
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rows": [0]}, "rows given without key_values"),
-        ({"rows": [], "key_values": KeyValues()}, "rows is empty or out of order"),
-        ({"rows": [2, 1], "key_values": KeyValues()}, "rows is empty or out of order"),
-        ({"rows": [9], "key_values": KeyValues()}, "rows is 9 at"),
-        ({"rows": [1, 2], "positions": [2, 3], "key_values": KeyValues()}, "positions has 3, expected only"),
-        ({"rows": [1, 2], "positions": [2], "key_values": KeyValues()}, "rows has 2 tokens, expected all 5"),
+        ({"computed": [0]}, "computed is given without key_values"),
+        ({"computed": [], "key_values": KeyValues()}, "computed is empty or out of order"),
+        ({"computed": [2, 1], "key_values": KeyValues()}, "computed is empty or out of order"),
+        ({"computed": [9], "key_values": KeyValues()}, "computed is 9 at"),
+        ({"computed": [1, 2], "positions": [2, 3], "key_values": KeyValues()}, "positions has 3, expected only"),
+        ({"computed": [1, 2], "positions": [2], "key_values": KeyValues()}, "computed has 2 tokens, expected all 5"),
     ],
 )
 def test_forward_refuses_rows_that_do_not_fit(model, options, message) -> None:
@@ -99,7 +99,9 @@ def test_forward_refuses_another_length(model) -> None:
 # --- which tokens are computed ---------------------------------------------------------------------------------------
 
 
-def run(model, cache: KVCache, *, block_length: int | None, gen_length: int = 8, prompt: int = 10, steps: int = 8):
+def run(
+    model, kv_cache: KVCachePolicy, *, block_length: int | None, gen_length: int = 8, prompt: int = 10, steps: int = 8
+):
     watched = Watched(model)
     sampler = SAMPLERS[model.config.family](block_length=block_length)
     result = generate(
@@ -107,12 +109,12 @@ def run(model, cache: KVCache, *, block_length: int | None, gen_length: int = 8,
         prompt_of(model, prompt),
         gen_length=gen_length,
         steps=steps,
-        cache=cache,
+        kv_cache=kv_cache,
         sampler=sampler,
         history=True,
     )
     open_before = [np.flatnonzero(row[0] == model.config.mask_token_id) for row in result.history[:-1]]
-    return watched.rows, open_before, result
+    return watched.computed, open_before, result
 
 
 def shifted(model, rows) -> set[int]:
@@ -159,7 +161,7 @@ def test_delayed_cache_computes_what_was_open_one_step_ago(model) -> None:
 @pytest.mark.parametrize("cache", CACHES, ids=str)
 @pytest.mark.parametrize("block_length", [None, 8])
 def test_the_numbers_are_those_of_a_forward_that_computes_everything(model, cache, block_length) -> None:
-    options: dict[str, Any] = {"gen_length": 16, "steps": 8, "cache": cache}
+    options: dict[str, Any] = {"gen_length": 16, "steps": 8, "kv_cache": cache}
     options["sampler"] = SAMPLERS[model.config.family](block_length=block_length)
     prompt = prompt_of(model, 45)
     fast = generate(model, prompt, **options, history=True)
@@ -171,7 +173,7 @@ def test_refreshing_always_is_dense(model) -> None:
     prompt = prompt_of(model, 30)
     options: dict[str, Any] = {"gen_length": 8, "steps": 8}
     dense = generate(model, prompt, **options)
-    cached = generate(model, prompt, **options, cache=DelayedCache(refresh=1))
+    cached = generate(model, prompt, **options, kv_cache=DelayedCache(refresh=1))
     np.testing.assert_array_equal(dense.tokens, cached.tokens)
     assert cached.stats.density == 1
 
@@ -182,7 +184,7 @@ def test_refreshing_always_is_dense(model) -> None:
 @pytest.mark.parametrize("cache", CACHES, ids=str)
 def test_rows_are_independent(model, cache) -> None:
     short, long = prompt_of(model, 20, seed=1), prompt_of(model, 33, seed=2)
-    options: dict[str, Any] = {"gen_length": 8, "steps": 4, "cache": cache}
+    options: dict[str, Any] = {"gen_length": 8, "steps": 4, "kv_cache": cache}
     ids = np.stack([long, np.concatenate([np.zeros(13, np.int64), short]), long[::-1]])
     mask = np.ones(ids.shape, bool)
     mask[1, :13] = False
@@ -195,7 +197,7 @@ def test_guidance_and_thresholds_run() -> None:
     model = sparsed.load_model(DATA / "llada_b32")
     for sampler in (LLaDASampler(cfg_scale=0.5), LLaDASampler(threshold=0.1, block_length=4)):
         result = generate(
-            model, prompt_of(model, 20), gen_length=8, steps=8, sampler=sampler, cache=DualCache(), history=True
+            model, prompt_of(model, 20), gen_length=8, steps=8, sampler=sampler, kv_cache=DualCache(), history=True
         )
         assert not (result.generated == model.config.mask_token_id).any()
 
@@ -213,8 +215,8 @@ def test_a_block_of_dream_is_filled_before_the_next() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"cache": 3}, TypeError, "cache is int, expected PrefixCache"),
-        ({"cache": DualCache(), "sparse": SparseConfig()}, ValueError, "sparse and cache are both given"),
+        ({"kv_cache": 3}, TypeError, "kv_cache is int, expected PrefixCache"),
+        ({"kv_cache": DualCache(), "sparse": SparseConfig()}, ValueError, "sparse and kv_cache are both given"),
     ],
 )
 def test_generate_refuses(options, error, message) -> None:
@@ -229,3 +231,13 @@ def test_caches_check_their_field(cls) -> None:
         cls(refresh=0)
     with pytest.raises(TypeError, match="refresh is 1.5"):
         cls(refresh=1.5)
+
+
+def test_the_old_keyword_works_with_a_warning(model) -> None:
+    options: dict[str, Any] = {"gen_length": 8, "steps": 4}
+    expected = generate(model, prompt_of(model, 20), **options, kv_cache=DualCache())
+    with pytest.warns(DeprecationWarning, match="cache is the old name of kv_cache"):
+        found = generate(model, prompt_of(model, 20), **options, cache=DualCache())
+    np.testing.assert_array_equal(found.tokens, expected.tokens)
+    with pytest.raises(TypeError, match="cache and kv_cache are both given"):
+        generate(model, prompt_of(model, 20), **options, cache=DualCache(), kv_cache=DualCache())

@@ -18,8 +18,9 @@ from lm_eval.api.instance import Instance
 import sparsed
 from sparsed.apps.demo import demo_model_folder
 from sparsed.apps.lm_eval import SparsedLM
-from sparsed.generation.likelihood import log_likelihood
+from sparsed.generation.likelihood import is_greedy, log_likelihood
 from tiny_checkpoint import tiny_config, write_checkpoint
+from tiny_tokenizers import write_folder
 
 MODEL = demo_model_folder()
 FACTS = {"zileba": "107", "trostan": "567", "dinin": "987"}
@@ -35,6 +36,12 @@ def dream(tmp_path_factory):
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
         shutil.copy(MODEL / name, folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def joined(tmp_path_factory):
+    """A tiny random LLaDA whose tokenizer merges "ab" and "cd"."""
+    return write_folder(tmp_path_factory.mktemp("model") / "joined", "joined")
 
 
 def requests_of(kind, *arguments):
@@ -90,6 +97,7 @@ def run_harness(tmp_path, tasks, names, model_args, *more):
     command = [sys.executable, "-m", "sparsed", "lm-eval", "--model", "sparsed", "--model_args", model_args]
     command += ["--tasks", names, "--include_path", str(tasks), "--output_path", str(tmp_path / "out"), *more]
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
+    offline["LM_HARNESS_CACHE_PATH"] = str(tmp_path / "requests")
     run = subprocess.run(command, capture_output=True, text=True, env=os.environ | offline, timeout=300)
     assert run.returncode == 0, run.stderr[-3000:]
     (results,) = (tmp_path / "out").rglob("results_*.json")
@@ -104,6 +112,25 @@ def test_every_output_type(tmp_path, tasks):
     assert results["local_generate"]["exact_match,none"] == 1
     assert results["local_choice"]["acc,none"] == 1
     assert results["local_texts"]["word_perplexity,none"] > 1
+
+
+def test_flags_of_the_harness(tmp_path, tasks):
+    """What every model of lm-eval is given: the demo model's template has no role of the system."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "special_tokens_map.json"):
+        shutil.copy(MODEL / name, folder)
+    settings = json.loads((MODEL / "tokenizer_config.json").read_text())
+    refuse = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    settings["chat_template"] = refuse + settings["chat_template"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    flags = ["--trust_remote_code", "--batch_size", "auto:2", "--max_batch_size", "4", "--device", "cpu"]
+    flags += ["--apply_chat_template", "--system_instruction", "be brief", "--cache_requests", "true"]
+    flags += ["--gen_kwargs", "until=;", "--use_cache", str(tmp_path / "answers")]
+    model_args = f"pretrained={folder},mc_num=8,is_check_greedy=false,add_bos_token=true,max_length=256"
+    results = run_harness(tmp_path, tasks, "local_generate,local_choice", model_args, *flags)
+    assert results["local_generate"]["exact_match,none"] == 0  # the answers have a semicolon at the end
+    assert results["local_choice"]["acc,none"] == 1
 
 
 def test_no_lm_eval(tmp_path):
@@ -144,7 +171,7 @@ def test_generation_options(monkeypatch, caplog):
         calls.append(options)
         return sparsed.generate(model, prompts, gen_length=4, steps=1)
 
-    monkeypatch.setattr("sparsed.apps.lm_eval.generate", note)
+    monkeypatch.setattr("sparsed.apps.lm_eval.model.generate", note)
     (text, *_) = ask()
 
     def options_of(gen_kwargs, **options):
@@ -172,6 +199,35 @@ def test_stop_strings():
     request = requests_of("generate_until", (ask()[0], {"until": [" 701", " 107"], "max_gen_toks": 8}))
     assert SparsedLM(MODEL).generate_until(request, disable_tqdm=True) == ["zileba is"]
     assert SparsedLM(MODEL, escape_until=True).generate_until(request, disable_tqdm=True) == ["zileba is 107 ;"]
+
+
+@pytest.mark.parametrize("until", [["<|end|>"], ["is", "<|end|>"], ["<|end|>", "sun<|"], [" sun", ""]], ids=str)
+def test_special_tokens_stop_a_text(tmp_path, until):
+    """Decoded texts do not show them."""
+    lm = SparsedLM(write_folder(tmp_path))
+    ids = np.array(lm.tok_encode("the sun<|end|> is yellow"))
+    assert lm._answers.text(ids, until) == ("the" if " sun" in until else "the sun")
+    assert lm._answers.text(ids, []) == "the sun is yellow"
+
+
+@pytest.mark.parametrize(
+    ("gen_kwargs", "error", "message"),
+    [
+        ({"until": [1]}, TypeError, r"generate_until: until is \[1\], expected a string or a list of strings"),
+        ({"max_gen_toks": 0}, ValueError, "generate_until: max_gen_toks is 0, expected at least 1"),
+        ({"max_length": 2, "max_gen_toks": 8}, ValueError, "max_length is 2, expected more than the 2 tokens of"),
+        ({"steps": 4}, ValueError, "generate_until: steps given, expected only gen_kwargs among .*--model_args"),
+    ],
+)
+def test_refused_gen_kwargs(joined, gen_kwargs, error, message):
+    with pytest.raises(error, match=message):
+        SparsedLM(joined).generate_until(requests_of("generate_until", ("ac", gen_kwargs)), disable_tqdm=True)
+
+
+def test_a_value_of_none_is_an_absent_one(joined):
+    lm = SparsedLM(joined, max_length=512)
+    none = dict.fromkeys(("until", "max_gen_toks", "temperature", "do_sample", "top_p"))
+    assert lm._job(0, "ac", none) == lm._job(0, "ac", {})
 
 
 def test_dream_generates(dream):
@@ -213,6 +269,34 @@ def test_loglikelihood(engine, monkeypatch):
     assert not SparsedLM(MODEL, mc_num=1, is_check_greedy=False).loglikelihood(requests[:1], disable_tqdm=True)[0][1]
 
 
+@pytest.mark.parametrize(
+    ("context", "continuation", "before", "behind"),
+    [
+        ("a", "c", ["a"], ["c"]),
+        ("ca", "b", ["c", "a"], ["b"]),  # together they are c, ab: no token is left for the b
+        ("c", "d", ["c"], ["d"]),
+        ("c", "dab", ["c"], ["ab"]),  # lm-eval scores what comes after the token that they share
+        ("a ", "c", ["a"], [" ", "c"]),  # spaces belong to the continuation
+        ("a ", "", ["a"], [" "]),
+        ("  ", "c", ["<bos>"], [" ", " ", "c"]),
+        ("", "<bos>c", ["<bos>"], ["c"]),
+    ],
+)
+def test_tokens_that_span_the_join(joined, context, continuation, before, behind):
+    lm = SparsedLM(joined, mc_num=2)
+    ((value, greedy),) = lm.loglikelihood(requests_of("loglikelihood", (context, continuation)), disable_tqdm=True)
+    prefix, target = ([lm.tokenizer.token_id(token) for token in tokens] for tokens in (before, behind))
+    assert value == pytest.approx(log_likelihood(lm.model, prefix, target, samples=2, seed=0)) and value < 0
+    assert greedy == is_greedy(lm.model, prefix, target)
+
+
+@pytest.mark.parametrize(("context", "continuation"), [("a", ""), ("", ""), ("", "<bos>")])
+def test_a_continuation_without_tokens(joined, context, continuation):
+    request = requests_of("loglikelihood", ("a", "b"), (context, continuation))
+    with pytest.raises(ValueError, match=f"loglikelihood: the continuation '{continuation}' of '{context}' has no tok"):
+        SparsedLM(joined, mc_num=2).loglikelihood(request, disable_tqdm=True)
+
+
 def test_dream_likelihoods_are_shifted(dream):
     lm = SparsedLM(dream, mc_num=2, add_bos_token=True)
     ((value, greedy),) = lm.loglikelihood(requests_of("loglikelihood", ("the", " sun")), disable_tqdm=True)
@@ -244,30 +328,3 @@ def test_long_contexts_lose_their_beginning(dream, caplog):
     assert value == pytest.approx(log_likelihood(lm.model, ids, sun, samples=2), rel=1e-5)
     with pytest.raises(ValueError, match="64 tokens follow the context, expected less than max_length 64"):
         lm.generate_until(requests_of("generate_until", ("the", {"max_gen_toks": 64})), disable_tqdm=True)
-
-
-# --- the rest --------------------------------------------------------------------------------------------------------
-
-
-def test_chat_templates():
-    lm = SparsedLM(MODEL)
-    turns = [{"role": "user", "content": "the sun"}, {"role": "assistant", "content": " is "}]
-    assert lm.apply_chat_template(turns[:1]) == "<bos> user : the sun assistant :"
-    assert lm.apply_chat_template(turns, add_generation_prompt=False) == "<bos> user : the sun assistant :  is"
-    assert lm.chat_template(True) == lm.tokenizer.chat_template
-    assert "/" not in lm.tokenizer_name
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"batch_size": "auto"}, "SparsedLM: batch_size is 'auto', expected an integer"),
-        ({"alg": "entropy"}, "SparsedLM: alg given, expected only options that apply .* llada family"),
-        ({"rho": 0.5}, "SparsedLM: rho given, expected only options that apply .* sparse is False"),
-        ({"sparse": "dense"}, "SparsedLM: sparse is 'dense', expected True, False or one of"),
-        ({"device_map": "auto"}, "load_model: device_map is given, expected engine 'torch' with it"),
-    ],
-)
-def test_refused_options(options, message):
-    with pytest.raises(ValueError, match=message):
-        SparsedLM(MODEL, **options)

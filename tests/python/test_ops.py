@@ -257,6 +257,15 @@ def read_only(a: Array) -> Array:
     return a
 
 
+@pytest.mark.parametrize("kind", [np.float32, BF16], ids=["float32", "bfloat16"])
+def test_dtypes_of_numpy_are_their_names(kind):
+    name = np.dtype(kind).name
+    for dtype in (name, kind, np.dtype(kind)):
+        assert op.pack_weight(X, dtype=dtype).dtype == name
+        assert op.pack_weights([X, X], dtype=dtype).dtype == name
+        assert op.linear(X, W, out_dtype=dtype).dtype == kind
+
+
 @pytest.mark.parametrize(
     ("call", "kind", "message"),
     [
@@ -267,6 +276,7 @@ def read_only(a: Array) -> Array:
         (lambda: op.pack_weight(X[:0]), ValueError, "pack_weight: weight has shape [0, 6]"),
         (lambda: op.pack_weight(X, X[0]), ValueError, "pack_weight: bias has shape [6], expected [4]"),
         (lambda: op.pack_weight(X, dtype="int8"), ValueError, 'pack_weight: dtype is "int8", expected "float32"'),
+        (lambda: op.pack_weight(X, dtype=np.int8), ValueError, 'pack_weight: dtype is "int8", expected "float32"'),
         (lambda: op.pack_weight(X, dtype=4), TypeError, "pack_weight: dtype is a int"),
         (lambda: op.pack_weights([]), ValueError, "pack_weights: weights has length 0"),
         (lambda: op.pack_weights([X, X[:, 1:]]), ValueError, "pack_weights: weights[1] has shape [4, 5], expected 6"),

@@ -71,7 +71,7 @@ def test_the_page_holds_the_generation(files) -> None:
     assert [token["step"] for token in data["tokens"]] == result.filled_at[0].tolist()
     assert [step["phase"] for step in data["steps"]] == [step.phase for step in result.stats]
     assert data["prompt"] == tokenizer.decode(result.tokens[0, : result.prompt_length], skip_special_tokens=False)
-    patterns, cache = data["patterns"], result.groups[0].cache
+    patterns, cache = data["patterns"], result.groups[0].patterns
     cells = np.frombuffer(zlib.decompress(base64.b64decode(patterns["cells"])), np.uint8)
     masks = np.stack([cache.pattern(layer).to_mask()[0] for layer in cache.layers])
     assert (cells.reshape(masks.shape) == 255 * masks).all()
@@ -165,7 +165,7 @@ def test_patterns_open_large(page: Browser) -> None:
       const row = canvas.getContext('2d').getImageData(0, Math.floor(size / 3), canvas.width, 1).data;
       return [...Array(blocks).keys()].map((i) => row[4 * Math.floor((i + .5) * size) + 3]);
     })(%d)"""
-    pattern = demo_generation()[0].groups[0].cache.pattern(0)
+    pattern = demo_generation()[0].groups[0].patterns.pattern(0)
     first_row = pattern.to_mask()[0, 0, 0]
     drawn = np.array(page.evaluate(pixels % len(first_row))) > 0
     line = pattern.prompt_length // pattern.block_size  # the end of the prompt is drawn over this block

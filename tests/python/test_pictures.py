@@ -87,7 +87,7 @@ def test_plot_grid_of_heads_and_layers(pyplot) -> None:
     figure = pattern.plot_grid([2, 0], batch=1)
     assert [ax.get_title() for ax in figure.axes] == ["head 2", "head 0"]
     assert (figure.axes[0].images[0].get_array() == pattern.to_mask()[1, 2]).all()
-    cache = demo_generation()[0].groups[0].cache
+    cache = demo_generation()[0].groups[0].patterns
     assert len(cache.plot_grid().axes) == 16
     figure = cache.plot_grid([3, 1], [2])
     assert [ax.get_title() for ax in figure.axes] == ["layer 3, head 2", "layer 1, head 2"]
@@ -111,7 +111,7 @@ def test_plot_result(pyplot) -> None:
         (lambda: random_pattern().plot(batch=-1), "plot: batch is -1, expected 0 ... 1"),
         (lambda: random_pattern().plot_grid([0, 5]), "plot_grid: head is 5, expected 0 ... 2"),
         (lambda: random_pattern().plot_grid([]), "plot_grid: heads is empty"),
-        (lambda: demo_generation()[0].groups[0].cache.plot_grid([]), "plot_grid: layers is empty"),
+        (lambda: demo_generation()[0].groups[0].patterns.plot_grid([]), "plot_grid: layers is empty"),
         (lambda: demo_generation()[0].plot(1), "plot: row is 1, expected 0 ... 0"),
         (lambda: demo_generation()[0].page(demo_generation()[1], row=1), "page: row is 1, expected 0 ... 0"),
     ],
@@ -164,7 +164,7 @@ def test_large_patterns_are_drawn_small() -> None:
 
 def test_cache_and_result_html() -> None:
     result, _ = demo_generation()
-    cache = result.groups[0].cache
+    cache = result.groups[0].patterns
     assert cache._repr_html_().count("<svg") == 16
     root = ElementTree.fromstring(result._repr_html_())
     names = [row[0].text or row[0][0].tail.strip() for row in root.findall(".//tr")]

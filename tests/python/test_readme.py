@@ -1,4 +1,4 @@
-"""What the README and the tutorial show runs as it stands; checkpoints that it names are tiny ones here."""
+"""What the README and the docs show runs as it stands; checkpoints that they name are tiny ones here."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from sparsed.apps import cli
 
 ROOT = Path(__file__).parents[2]
 SECTION = re.compile(r"^## (.+?)\n(.*?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SCRIPTS = [
-    (title, script)
-    for title, text in SECTION.findall((ROOT / "README.md").read_text(encoding="utf-8"))
+    (f"{page.stem}: {title}", script)
+    for page in PAGES
+    for title, text in SECTION.findall(page.read_text(encoding="utf-8"))
     for script in re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 ]
 LINES = [
@@ -77,7 +79,8 @@ def torch_checkpoints(monkeypatch: pytest.MonkeyPatch, transformers: Any) -> lis
 
 
 def test_the_sections_are_there() -> None:
-    assert {"Quick start", "With torch", "With transformers"} <= {title for title, _ in SCRIPTS}
+    expected = {"README: Quick start", "torch: Tensors", "torch: Models of transformers"}
+    assert expected <= {title for title, _ in SCRIPTS}
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from sparsed import DreamSampler, LLaDASampler
-from sparsed.generation import sampling
+from sparsed.generation.samplers import dream
+from sparsed.generation.samplers import logits as logit_math
 from sparsed.generation.sampling import Candidates, Plan
 
 DATA = Path(__file__).parents[1] / "data"
@@ -125,7 +126,7 @@ def test_dream_counts_follow_the_timesteps(steps: int, eps: float) -> None:
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 37, 512])
 def test_timesteps_are_those_of_linspace(steps: int) -> None:
-    times = np.array([sampling._timestep(i, steps, 1e-3) for i in range(steps + 1)])
+    times = np.array([dream._timestep(i, steps, 1e-3) for i in range(steps + 1)])
     assert times.dtype == np.float32
     assert times[0] == 1 and times[-1] == np.float32(1e-3)
     np.testing.assert_allclose(times, np.linspace(1, 1e-3, steps + 1), rtol=1e-5, atol=1e-7)
@@ -203,18 +204,18 @@ def test_dream_confidence(alg: str, top_p: float | None, top_k: int | None, temp
 
 def test_filters_keep_ties_with_the_last_token_kept() -> None:
     logits = np.array([[2.0, 1.0, 1.0, 0.0]], np.float32)
-    kept = sampling._filtered(logits, 2, None) == logits
+    kept = logit_math.filtered(logits, 2, None) == logits
     np.testing.assert_array_equal(kept, [[True, True, True, False]])
-    kept = sampling._filtered(logits, None, 0.5) == logits  # the probabilities are 0.53, 0.20, 0.20, 0.07
+    kept = logit_math.filtered(logits, None, 0.5) == logits  # the probabilities are 0.53, 0.20, 0.20, 0.07
     np.testing.assert_array_equal(kept, [[True, False, False, False]])
-    kept = sampling._filtered(logits, None, 0.6) == logits
+    kept = logit_math.filtered(logits, None, 0.6) == logits
     np.testing.assert_array_equal(kept, [[True, True, True, False]])
 
 
 @pytest.mark.parametrize("spread", [0.01, 8.0])  # flat: more tokens than the first guess holds; peaked: few
 def test_top_p_over_a_large_vocabulary(spread: float) -> None:
     logits = logits_for(3, 3000, spread=spread)
-    kept = sampling._filtered(logits, None, 0.9) == logits
+    kept = logit_math.filtered(logits, None, 0.9) == logits
     probability = softmax64(logits)
     for row in range(3):
         mass = probability[row][kept[row]].sum()
@@ -244,7 +245,7 @@ def test_temperature_draws_from_the_softmax(sampler) -> None:
 def test_parts_do_not_change_the_draws(sampler, monkeypatch: pytest.MonkeyPatch) -> None:
     logits = logits_for(11, 50)
     whole = sampler.score(Plan(11, 4, MASK), logits, rng(3))
-    monkeypatch.setattr(sampling, "_CHUNK_VALUES", 101)
+    monkeypatch.setattr(logit_math, "CHUNK_VALUES", 101)
     parts = sampler.score(Plan(11, 4, MASK), logits, rng(3))
     np.testing.assert_array_equal(whole[0], parts[0])
     np.testing.assert_array_equal(whole[1], parts[1])

@@ -103,19 +103,61 @@ def test_added_tokens_have_the_ids_of_the_files(tmp_path):
     assert tokenizer.text([256, 302, 256]) == "he"
 
 
+def without_decoder(folder):
+    """The folder as transformers wrote it before tokenizer_config.json had added_tokens_decoder."""
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    added = config.pop("added_tokens_decoder")
+    path.write_text(json.dumps(config))
+    (folder / "added_tokens.json").write_text(json.dumps({entry["content"]: int(key) for key, entry in added.items()}))
+    return folder
+
+
 def test_added_tokens_json_and_special_tokens_map(tmp_path):
-    more = {"<|mask|>": 304, "<extra>": 310, "<|sp|>": 311}
-    special = {"additional_special_tokens": [{"content": "<|sp|>"}], "cls_token": "he", "bos_token": "<|im_start|>"}
-    folder = write_bpe(tmp_path, added_tokens__json=json.dumps(more), special_tokens_map__json=json.dumps(special))
+    folder = without_decoder(write_bpe(tmp_path))
+    more = {"<extra>": 310, "<|sp|>": 311, "he": 256}
+    added = json.loads((folder / "added_tokens.json").read_text()) | more
+    (folder / "added_tokens.json").write_text(json.dumps(added))
+    special = {"cls_token": {"content": "<|sp|>", "lstrip": True}, "bos_token": "<|im_start|>", "pad_token": None}
+    (folder / "special_tokens_map.json").write_text(json.dumps(special))
     tokenizer = sparsed.load_tokenizer(folder)
-    assert tokenizer.encode("a<extra><|sp|>") == [ord("a"), 310, 311]
-    assert tokenizer.decode([310, 311]) == "<extra>"
-    assert tokenizer.bos_token_id == 303  # tokenizer_config.json goes first
+    assert tokenizer.encode("a<extra> <|sp|>") == [ord("a"), 310, tokenizer.token_id("Ġ"), 311]
+    assert tokenizer.encode("the") == [ord("t"), 256]
+    assert tokenizer.decode([310, 311, 304]) == "<extra>"
+    assert (tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.mask_token_id) == (301, None, 304)
+
+
+def test_added_tokens_decoder_goes_before_the_older_files(tmp_path):
+    files = {"added_tokens__json": '{"<|mask|>": 305, "<x>": 306}', "special_tokens_map__json": '{"bos_token": "he"}'}
+    tokenizer = sparsed.load_tokenizer(write_bpe(tmp_path, **files))
+    assert tokenizer.encode("<|mask|>") == [304]
+    assert (tokenizer.bos_token_id, tokenizer.token_id("<x>")) == (303, None)
+
+
+def test_qwen2_s_names_hold_where_the_files_name_none(tmp_path):
+    names = dict.fromkeys(("eos_token", "pad_token"), "<|im_end|>")
+    write_bpe(tmp_path, names | {"pad_token": None})
+    tokenizer = sparsed.load_tokenizer(tmp_path)
+    assert (tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id) == (302, None, 300)
+
+
+def test_marks_and_prefix_of_vocabulary_files(tmp_path):
+    marks = {"add_bos_token": True, "add_eos_token": True, "add_prefix_space": True}
+    tokenizer = sparsed.load_tokenizer(write_bpe(tmp_path, marks))
+    hell = tokenizer.token_id("Ġhell")
+    assert tokenizer.encode("hell") == [303, hell, 300]
+    assert tokenizer.encode("hell", add_special_tokens=False) == [hell]
+    assert tokenizer.encode("<|beginoftext|>hell") == [303, hell, 300]
+
+
+def test_vocabulary_files_of_other_classes_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="tokenizer_class is 'GPT2Tokenizer', expected Qwen2's or Dream's"):
+        sparsed.load_tokenizer(write_bpe(tmp_path, {"tokenizer_class": "GPT2Tokenizer"}))
 
 
 def test_end_tokens_of_the_model_files(tmp_path):
     folder = write_bpe(
-        tmp_path, config__json='{"eos_token_id": 300}', generation_config__json='{"eos_token_id": [65, 302]}'
+        tmp_path, config__json='{"eos_token_id": 300}', generation_config__json='{"eos_token_id": [65, 302, -1]}'
     )
     assert sparsed.load_tokenizer(folder).end_token_ids == (300, 65, 302)
 
@@ -186,7 +228,7 @@ def test_published_format_of_llada(tmp_path):
         ({"chat_template": "one {{ messages | length }}"}, {}, "one 3"),
         ({"chat_template": "one"}, {"chat_template__jinja": "two"}, "two"),
         ({"chat_template": [{"name": "tool", "template": "t"}, {"name": "default", "template": "d"}]}, {}, "d"),
-        ({"chat_template": "{{ eos_token }}{{ mask_token }}{{ unk_token }}"}, {}, "<|endoftext|><|mask|>"),
+        ({"chat_template": "{{ eos_token }}{{ mask_token }}{{ cls_token }}"}, {}, "<|endoftext|><|mask|>"),
         (
             {"chat_template": "{% for m in messages %}\n  {% if m.role == 'user' %}\nu\n  {% endif %}\n{% endfor %}"},
             {},
@@ -288,8 +330,7 @@ def test_missing_files(tmp_path):
         ("vocab.json", '{"a": 1}', r"merges\.txt does not fit vocab\.json"),
         ("merges.txt", "h e l", r"line 1 of .*merges\.txt is 'h e l', expected two tokens"),
         ("merges.txt", "h z", r"merges\.txt does not fit vocab\.json"),
-        ("added_tokens.json", '{"<|mask|>": 305}', r"the token '<\|mask\|>' has ids 305 and 304"),
-        ("added_tokens.json", '{"he": 305}', "the token 'he' has ids 305 and 256"),
+        ("vocab.json", '{"a": 1, "b": 1}', "the id 1 has tokens 'a' and 'b', expected one"),
         ("tokenizer_config.json", '{"added_tokens_decoder": {"x": {"content": "a"}}}', "added_tokens_decoder has 'x'"),
         ("tokenizer_config.json", "{", r"tokenizer_config\.json is not valid JSON"),
     ],

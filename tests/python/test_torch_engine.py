@@ -46,6 +46,19 @@ def test_published_configs(tmp_path, name, stored):
     assert np.sqrt(np.mean(error**2)) < 0.03 * np.sqrt(np.mean(expected**2))
 
 
+@pytest.mark.parametrize("kind", ["native", "torch"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, BFLOAT16, BFLOAT16.type, "torch.bfloat16"], ids=str)
+def test_dtypes_of_torch_and_ml_dtypes(kind, dtype):
+    assert sparsed.load_model(DATA / "llada_b32", dtype, engine=kind).dtype == "bfloat16"
+
+
+@pytest.mark.parametrize("kind", ["native", "torch"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.int8, np.float16], ids=str)
+def test_other_dtypes_are_refused(kind, dtype):
+    with pytest.raises(ValueError, match=r"^load_model: dtype is .*, expected one of \['float32', 'bfloat16'\]"):
+        sparsed.load_model(DATA / "llada_b32", dtype, engine=kind)
+
+
 @pytest.mark.parametrize(
     ("name", "changes"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from typing import Any
 
@@ -119,8 +120,9 @@ def test_a_kv_cache_is_refused() -> None:
     model = build("Qwen2", "sdpa")
     ids = inputs("Qwen2", False)["input_ids"]
     cache = model(ids[:, :9], use_cache=True).past_key_values
+    name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"  # the older name
     with accelerate(model, TINY, steps=3, prompt_length=80), pytest.raises(ValueError, match="use_cache=False"):
-        model(ids[:, 9:], attention_mask=torch.ones(2, 1, LENGTH - 9, LENGTH) > 0, past_key_values=cache)
+        model(ids[:, 9:], attention_mask=torch.ones(2, 1, LENGTH - 9, LENGTH) > 0, **{name: cache})
 
 
 @pytest.mark.parametrize(
@@ -138,3 +140,16 @@ def test_what_the_kernels_do_not_know_is_refused(changes: dict[str, Any], messag
     out, weights = hf.sparsed_attention(torch.nn.Module(), q, q, q, None, scaling=0.1, sliding_window=None)
     assert out.shape == (1, 20, 2, 16)
     assert weights is None
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("attention", ["sdpa", "sparsed"])
+def test_a_mask_that_is_written_to_between_forward_passes(attention: str) -> None:
+    model, arguments = build("Qwen2", attention), inputs("Qwen2", True)
+    mask = arguments["attention_mask"].contiguous()
+    with accelerate(model, TINY, steps=1, prompt_length=80):
+        for hidden in (21, 40, 60):
+            mask.numpy()[1, ..., :hidden] = False  # no version counter of torch sees this
+            logits = model(arguments["input_ids"], attention_mask=mask, use_cache=False).logits
+            expected = build("Qwen2", "sdpa")(arguments["input_ids"], attention_mask=mask, use_cache=False).logits
+            torch.testing.assert_close(logits[1, 60:], expected[1, 60:], rtol=1e-4, atol=1e-4)

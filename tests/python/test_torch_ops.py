@@ -15,7 +15,7 @@ from conftest import random_qkv
 torch = pytest.importorskip("torch")
 
 import sparsed.torch as st  # noqa: E402
-from sparsed.torch import ops  # noqa: E402
+from sparsed.torch import masks  # noqa: E402
 from sparsed.torch.masks import key_mask as to_key_mask  # noqa: E402
 
 # torch's own: inductor on a CPU, opcheck.
@@ -124,23 +124,74 @@ def test_stays_out_of_cuda_graphs(name: str) -> None:
     assert torch.Tag.cudagraph_unsafe in getattr(torch.ops.sparsed, name).default.tags
 
 
-def test_a_block_mask_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    q, k, v = tensors()
-    read, reads = ops._read_pattern, []
-    monkeypatch.setattr(ops, "_read_pattern", lambda *args: reads.append(args) or read(*args))
-    out, blocks = st.attention_and_select(q, k, v, **SELECTION)
-    sparse = st.attention(q, k, v, blocks, block_size=16)
-    assert not reads  # the pattern is known
-    copy = blocks.clone()
-    for _ in range(2):
-        assert torch.equal(st.attention(q, k, v, copy, block_size=16), sparse)
-    assert len(reads) == 1
-    copy[:] = True
-    torch.testing.assert_close(st.attention(q, k, v, copy, block_size=16), out)
-    assert len(reads) == 2
+def write_through_numpy(mask: Any) -> None:
+    mask.numpy()[..., 1:] = False
+
+
+def write_through_data(mask: Any) -> None:
+    mask.data[..., 1:] = False
+
+
+def write_through_dlpack(mask: Any) -> None:
+    np.from_dlpack(mask)[..., 1:] = False
+
+
+def write_in_inference_mode(mask: Any) -> None:
     with torch.inference_mode():
-        st.attention(q, k, v, blocks & True, block_size=16)
-    assert len(reads) == 3
+        mask[..., 1:] = False
+
+
+def write_through_storage(mask: Any) -> None:
+    other = torch.empty(0, dtype=torch.bool).set_(mask.untyped_storage(), 0, mask.shape, mask.stride())
+    other[..., 1:] = False
+
+
+def write_with_torch(mask: Any) -> None:
+    mask[..., 1:] = False
+
+
+WRITES = [
+    write_through_numpy,
+    write_through_data,
+    write_through_dlpack,
+    write_in_inference_mode,
+    write_through_storage,
+    write_with_torch,
+]
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_a_block_mask_that_was_written_to(write: Any) -> None:
+    q, k, v = tensors()
+    for blocks in (torch.ones(2, 4, 5, 5, dtype=torch.bool), st.attention_and_select(q, k, v, **SELECTION)[1]):
+        st.attention(q, k, v, blocks, block_size=16)
+        write(blocks)
+        pattern = sparsed.BlockPattern.from_mask(blocks.clone(), block_size=16, q_len=70, kv_len=70)
+        assert 0 < pattern.density <= 0.2
+        assert torch.equal(st.attention(q, k, v, blocks, block_size=16), sparsed.attention(q, k, v, pattern))
+
+
+@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize("shape", [(2, 70), (2, 1, 1, 70), (2, 1, 70, 70), (2, 4, 70, 70)])
+def test_a_key_mask_that_was_written_to(write: Any, shape: tuple[int, ...]) -> None:
+    mask = torch.ones(shape, dtype=torch.bool)
+    assert to_key_mask("f", mask, 2) is None
+    write(mask)
+    first = torch.arange(70)[None].expand(2, -1) == 0
+    assert torch.equal(to_key_mask("f", mask, 2), first)
+    q, k, v = tensors()
+    assert torch.equal(st.attention(q, k, v, key_mask=mask), st.attention(q, k, v, key_mask=first))
+
+
+def test_masks_that_lie_where_others_lay() -> None:
+    q, k, v = tensors()
+    for seed in range(20):  # each is freed before the next: addresses and ids come again
+        blocks = torch.from_numpy(np.random.default_rng(seed).random((2, 4, 5, 5)) < 0.5)
+        live = torch.from_numpy(np.random.default_rng(seed).random((2, 1, 1, 70)) < 0.5)
+        pattern = sparsed.BlockPattern.from_mask(blocks.numpy().copy(), block_size=16, q_len=70, kv_len=70)
+        expected = sparsed.attention(q, k, v, pattern, key_mask=live.numpy()[:, 0, 0].copy())
+        assert torch.equal(st.attention(q, k, v, blocks, block_size=16, key_mask=live), expected)
+        del blocks, live
 
 
 def test_handles() -> None:
@@ -177,17 +228,36 @@ def test_masks() -> None:
         square.expand(-1, 3, -1, -1),
         torch.zeros(2, 1, 1, 70).masked_fill(~live[:, None, None], lowest),
         torch.zeros(2, 1, 70, 70, dtype=torch.bfloat16).masked_fill(~square, -math.inf),
+        square.expand(-1, 3, -1, -1).contiguous(),
     ):
-        for _ in range(2):  # anew, then remembered
-            assert torch.equal(to_key_mask("f", mask, 2), live)
+        assert torch.equal(to_key_mask("f", mask, 2), live)
     one = live[1:, None, None]
     assert torch.equal(to_key_mask("f", one, 3), live[1:].expand(3, -1))
     assert to_key_mask("f", None, 2) is None
     assert to_key_mask("f", torch.ones(2, 70, dtype=torch.bool), 2) is None
     with torch.inference_mode():
         assert torch.equal(to_key_mask("f", live[:, None, None] & True, 2), live)
-    live[:, 20] = False  # the same tensor, written to
-    assert torch.equal(to_key_mask("f", live, 2), live)
+    nothing = torch.zeros(2, 1, 70, 70, dtype=torch.bool)
+    assert not to_key_mask("f", nothing, 2).any()
+    nothing[1, 0, 50, 60:] = True  # the first query that sees a key comes late
+    assert torch.equal(to_key_mask("f", nothing, 2), nothing[:, 0, 50])
+
+
+@pytest.mark.parametrize("where", ["host", "device"])
+def test_masks_are_read_in_parts(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(masks, "_CHUNK_BYTES", 150)
+    if where == "device":  # what lies there is compared by torch
+        monkeypatch.setattr(masks, "_plain", lambda flags: flags)
+    floats = torch.zeros(2, 1, 1, 70).masked_fill(~KEYS[:, None, None], -math.inf)
+    assert torch.equal(to_key_mask("f", floats, 2), KEYS)
+    assert torch.equal(to_key_mask("f", KEYS, 2), KEYS)
+    square = (KEYS[:, None, None, :] & KEYS[:, None, :, None]).expand(-1, 3, -1, -1).contiguous()
+    assert torch.equal(to_key_mask("f", square, 2), KEYS)
+    for head, query, key in ((0, 69, 3), (2, 69, 3), (1, 0, 69)):
+        other = square.clone()
+        other[0, head, query, key] ^= True
+        with pytest.raises(ValueError, match="hides different keys from different queries or heads"):
+            to_key_mask("f", other, 2)
 
 
 @pytest.mark.parametrize(
@@ -195,7 +265,7 @@ def test_masks() -> None:
     [
         (torch.ones(2, 70, dtype=torch.long), TypeError, "f: mask has dtype torch.int64, expected bool or a float"),
         (torch.ones(70, dtype=torch.bool), ValueError, "f: mask has shape [70], expected [batch, keys] or 4 axes"),
-        (torch.rand(1, 1, 1, 70), ValueError, "f: mask is a bias on the scores, expected 0 (seen) and -inf (hidden)"),
+        (torch.rand(1, 1, 1, 70), ValueError, "f: mask is a bias on the scores, expected only 0 (seen) and -inf (hidd"),
         (torch.ones(1, 1, 70, 70).tril() > 0, ValueError, "f: mask [1, 1, 70, 70] hides different keys from differ"),
         (torch.eye(2)[None, :, None].bool(), ValueError, "f: mask [1, 2, 1, 2] hides different keys from different"),
     ],

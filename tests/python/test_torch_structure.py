@@ -90,7 +90,7 @@ CAUSAL = torch.ones(48, 48, dtype=torch.bool).tril()
         ),
         (lambda: Variant(is_causal=True), "accelerate: the attention is causal, expected one that sees the whole sequ"),
         (lambda: Variant(attn_mask=CAUSAL), "hides different keys from different queries or heads, expected a padding"),
-        (lambda: Variant(attn_mask=BIAS), "mask is a bias on the scores, expected 0 (seen) and -inf (hidden) alone"),
+        (lambda: Variant(attn_mask=BIAS), "mask is a bias on the scores, expected only 0 (seen) and -inf (hidden)"),
         (lambda: Variant(dropout_p=0.1), "accelerate: dropout is 0.1, expected 0 (inference only: use model.eval())"),
         (
             lambda: Variant(keys=8),

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..config import BLOCK_SIZES, SlidingWindow, Sparse, SparseConfig, StreamingLLM
 from ..generation.generate import generate
-from ..generation.kv_cache import DelayedCache, DualCache, KVCache, PrefixCache
+from ..generation.kv_cache import DelayedCache, DualCache, KVCachePolicy, PrefixCache
 from ..generation.sampling import SAMPLERS, DreamSampler, LLaDASampler, Sampler
 from ..models.files import demo_model_folder, find_folder, read_text
 from ..models.tokenizer import Tokenizer, load_tokenizer
@@ -20,7 +20,7 @@ from .cli_options import add_engine_options, load_chosen
 from .parser import option
 from .pictures.live import LiveText, can_draw
 
-_CACHES: dict[str, type[KVCache]] = {"prefix": PrefixCache, "dual": DualCache, "delayed": DelayedCache}
+_CACHES: dict[str, type[KVCachePolicy]] = {"prefix": PrefixCache, "dual": DualCache, "delayed": DelayedCache}
 
 
 def add_generate_options(parser: argparse.ArgumentParser) -> None:
@@ -71,7 +71,12 @@ def _add_attention_options(group: argparse._ArgumentGroup) -> None:
     method.add_argument("--sparse", action="store_true", help="SparseD (this is the default)")
     method.add_argument("--dense", action="store_true", help="dense attention")
     method.add_argument("--window", type=int, help="a sliding window of this many tokens")
-    method.add_argument("--cache", choices=tuple(_CACHES), help="dense, keys and values kept: Fast-dLLM, dKV-Cache")
+    method.add_argument(
+        "--kv-cache",
+        "--cache",
+        choices=tuple(_CACHES),
+        help="dense attention that reuses keys and values, as in Fast-dLLM (prefix, dual) or dKV-Cache (delayed)",
+    )
     defaults = SparseConfig()
     group.add_argument("--sinks", type=int, help="with --window: first tokens that all see (StreamingLLM)")
     group.add_argument("--rho", type=float, help=f"share of the key blocks that is kept (default: {defaults.rho})")
@@ -88,7 +93,7 @@ def _add_attention_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--refresh",
         type=int,
-        help="with --cache: forwards from one refresh to the next "
+        help="with --kv-cache: forwards from one refresh to the next "
         f"(default: {DelayedCache.refresh} with delayed, else never)",
     )
 
@@ -137,7 +142,7 @@ def run_generate(args: argparse.Namespace) -> int:
             gen_length=args.gen_length,
             steps=args.steps,
             sparse=sparse,
-            cache=None if args.cache is None else _CACHES[args.cache](**_given(args, ("refresh",))),
+            kv_cache=None if args.kv_cache is None else _CACHES[args.kv_cache](**_given(args, ("refresh",))),
             sampler=_sampler(args, model.config.family),
             seed=args.seed,
             on_step=live,
@@ -166,9 +171,9 @@ def _refuse(options: dict[str, Any], why: str) -> None:
 
 def _sparse_config(args: argparse.Namespace) -> Sparse | None:
     selecting = ("rho", "skip", "selection", "min_length")
-    if args.cache is None:
-        _refuse(_given(args, ("refresh",)), "there is no --cache")
-    if args.dense or args.cache is not None:
+    if args.kv_cache is None:
+        _refuse(_given(args, ("refresh",)), "there is no --kv-cache")
+    if args.dense or args.kv_cache is not None:
         _refuse(_given(args, (*selecting, "block_size", "sinks")), "attention is dense")
         return None
     if args.window is None:

@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import inspect
 import itertools
-import signal
-import threading
-import time
+import warnings
 from collections.abc import Callable
-from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from ..checks import Checker
-from ..config import Sparse, SparseConfig
+from ..config import Sparse
 from ..kernels import ops
-from ..kernels.pattern import PatternCache
 from ..progress import progress_bar
-from .kv_cache import CachedRows, KVCache
+from .interrupt import SigintLatch
+from .kv_cache import KVCachePolicy
 from .notes import log_notes, notes_after, notes_before, warn_of_length
-from .predict import predict
 from .prompts import checked_prompt
 from .result import GenerationResult, RowGroup, StepInfo
-from .sampling import SAMPLERS, Choice, FloatArray, IntArray, Plan, Sampler
+from .run import BatchRun
+from .sampling import SAMPLERS, FloatArray, IntArray, Plan, Sampler
 from .stats import GenerationStats, GroupStep, StepStats
 
 if TYPE_CHECKING:
@@ -38,22 +35,23 @@ def generate(
     gen_length: int,
     steps: int,
     sparse: Sparse | None = None,
-    cache: KVCache | None = None,
+    kv_cache: KVCachePolicy | None = None,
     sampler: Sampler | None = None,
     prompt_mask: ArrayLike | None = None,
     seed: int | None = None,
     on_step: Callable[[StepInfo], Any] | None = None,
     progress: bool = False,
     history: bool = False,
+    cache: KVCachePolicy | None = None,
 ) -> GenerationResult:
     """Appends gen_length tokens to each prompt by `steps` steps of denoising.
 
-    B batch rows, p prompt length, l = p + gen_length, T steps. Rows are independent: each gets the text that it gets
-    alone (at temperature 0 the same bits; with engine="torch" up to its rounding, which depends on the batch), and its
-    blocks are counted from its first real token. A step in which the sampler fills nothing (there are more steps than
-    tokens) does not call the model, unless it selects for later steps. Ctrl-C (in the main thread, under Python's own
-    handler) ends the generation after the step that it falls into and returns what is there; a second one raises
-    KeyboardInterrupt at once.
+    B batch rows, p prompt length, l = p + gen_length, T steps. Rows are independent: each gets the text that it
+    would get without the others (at temperature 0 the same bits; with engine="torch" up to its rounding, which depends
+    on the batch), and its blocks are counted from its first real token. A step in which the sampler unmasks nothing
+    (there are more steps than tokens) does not call the model, unless it selects the pattern of later steps. Ctrl-C (in
+    the main thread, under Python's default handler) ends the generation after the current step and returns what is
+    there; a second one raises KeyboardInterrupt at once.
 
     Args:
         model: What `load_model` returns.
@@ -61,14 +59,15 @@ def generate(
         gen_length: Tokens to generate.
         steps: How many, T. With a threshold in the sampler it is not used.
         sparse: None: dense attention.
-        cache: PrefixCache, DualCache or DelayedCache: steps compute a part of the tokens and reuse the keys and values
-            of the others. Not together with sparse.
+        kv_cache: PrefixCache, DualCache or DelayedCache: steps compute a part of the tokens and reuse the keys and
+            values of the others. Not together with sparse.
         sampler: None: LLaDASampler() or DreamSampler(), by the model's family.
         prompt_mask: (B, p), False (or 0) at the left padding of shorter prompts, True (or 1) elsewhere.
         seed: Row i draws from child i of np.random.SeedSequence(seed); a seed repeats a run bit for bit.
         on_step: Called after each step; what it raises ends the generation.
         progress: Show a bar on stderr.
         history: Keep the sequence before each step and at the end.
+        cache: The old name of kv_cache.
 
     Returns:
         The tokens, with history, statistics and patterns.
@@ -105,17 +104,22 @@ def generate(
         raise TypeError(
             f"generate: sparse is {type(sparse).__name__}, expected SparseConfig, SlidingWindow, StreamingLLM or None"
         )
-    if cache is not None and not isinstance(cache, KVCache):
+    if cache is not None:
+        if kv_cache is not None:
+            raise TypeError("generate: cache and kv_cache are both given, expected kv_cache (cache is its old name)")
+        warnings.warn("generate: cache is the old name of kv_cache", DeprecationWarning, stacklevel=2)
+        kv_cache = cache
+    if kv_cache is not None and not isinstance(kv_cache, KVCachePolicy):
         raise TypeError(
-            f"generate: cache is {type(cache).__name__}, expected PrefixCache, DualCache, DelayedCache or None"
+            f"generate: kv_cache is {type(kv_cache).__name__}, expected PrefixCache, DualCache, DelayedCache or None"
         )
-    if cache is not None and "key_values" not in inspect.signature(model.forward).parameters:
+    if kv_cache is not None and "key_values" not in inspect.signature(model.forward).parameters:
         raise ValueError(
-            f"generate: cache is given with a {type(model).__name__}, expected a model that keeps keys and values "
+            f"generate: kv_cache is given with a {type(model).__name__}, expected a model that keeps keys and values "
             '(load_model with engine="native")'
         )
-    if cache is not None and sparse is not None:
-        raise ValueError("generate: sparse and cache are both given, expected at most one of them")
+    if kv_cache is not None and sparse is not None:
+        raise ValueError("generate: sparse and kv_cache are both given, expected at most one of them")
     if seed is not None:
         check.integer("seed", seed, low=0)
     if on_step is not None and not callable(on_step):
@@ -128,15 +132,24 @@ def generate(
     # Bytes per position: two int64 copies of the tokens, two int32 copies of each state of the history.
     needed = 16 + 8 * (1 + (num_steps or plan.gen_length)) * history
     ops.require_memory(needed * len(prompt) * (prompt.shape[1] + plan.gen_length), "generate: the tokens")
-    open_positions = np.full((len(prompt), plan.gen_length), plan.mask_token_id, np.int64)
-    tokens = np.concatenate([prompt, open_positions], axis=1)
+    masked_tokens = np.full((len(prompt), plan.gen_length), plan.mask_token_id, np.int64)
+    tokens = np.concatenate([prompt, masked_tokens], axis=1)
     seeds = np.random.SeedSequence(seed).spawn(len(prompt))
     generators = [np.random.Generator(np.random.PCG64(child)) for child in seeds]
     runs = [
-        _GroupRun(
-            model, sampler, plan, sparse, cache, tokens, rows, int(padding[rows[0]]), [generators[row] for row in rows]
+        BatchRun(
+            model,
+            sampler,
+            plan,
+            sparse,
+            kv_cache,
+            tokens,
+            indices,
+            int(padding[indices[0]]),
+            [generators[row] for row in indices],
         )
-        for rows in _group_rows(padding, alone=num_steps is None or cache is not None)
+        # Rows whose steps depend on their tokens go separate ways.
+        for indices in _batches(padding, one_by_one=num_steps is None or kv_cache is not None)
     ]
 
     stats = GenerationStats()
@@ -145,12 +158,12 @@ def generate(
     stats.notes += foreseen
     log_notes(foreseen, sparse)
     warn_of_length(model.config, max(lengths), stats)
-    filled_at = np.full(open_positions.shape, -1, np.int32)
-    confidence = np.full(open_positions.shape, np.nan, np.float32)
+    filled_at = np.full(masked_tokens.shape, -1, np.int32)
+    confidence = np.full(masked_tokens.shape, np.nan, np.float32)
     states = [tokens.astype(np.int32)] if history else []
-    with _SigintLatch() as sigint, progress_bar(progress, total=open_positions.size, unit="tok") as bar:
+    with SigintLatch() as sigint, progress_bar(progress, total=masked_tokens.size, unit="tok") as bar:
         for step in itertools.count() if num_steps is None else range(num_steps):
-            active = runs if num_steps is not None else [run for run in runs if run.open]
+            active = runs if num_steps is not None else [run for run in runs if not run.finished]
             if not active:
                 break
             if sigint.caught:
@@ -160,7 +173,7 @@ def generate(
             bar.set_postfix_str(f"step {step + 1}{'' if num_steps is None else f'/{num_steps}'}, {record.phase}", False)
             bar.update(record.unmasked)
             for run, outcome in zip(active, outcomes, strict=True):
-                for row, positions, values in zip(run.rows, outcome.unmasked, outcome.confidence, strict=True):
+                for row, positions, values in zip(run.batch_indices, outcome.unmasked, outcome.confidence, strict=True):
                     filled_at[row, positions - prompt.shape[1]] = step
                     confidence[row, positions - prompt.shape[1]] = values
             if history:
@@ -168,14 +181,14 @@ def generate(
             if on_step is not None:
                 on_step(_step_info(record, tokens, active, outcomes))
     if not foreseen and not sigint.caught:
-        seen = notes_after(sparse or cache, stats)
+        seen = notes_after(sparse or kv_cache, stats)
         stats.notes += seen
-        log_notes(seen, sparse or cache)
+        log_notes(seen, sparse or kv_cache)
     return GenerationResult(
         tokens=tokens,
         history=np.stack(states) if history else None,
         stats=stats,
-        groups=tuple(RowGroup(run.rows, run.padding, run.cache) for run in runs),
+        groups=tuple(RowGroup(run.batch_indices, run.padding, run.patterns) for run in runs),
         prompt_length=prompt.shape[1],
         filled_at=filled_at,
         confidence=confidence,
@@ -183,121 +196,18 @@ def generate(
     )
 
 
-class _GroupRun:
-    """Rows with the same padding, denoised as one unpadded batch. Writes into its rows of `tokens` (B, l)."""
-
-    def __init__(
-        self,
-        model: Model,
-        sampler: Sampler,
-        plan: Plan,
-        sparse: Sparse | None,
-        cache: KVCache | None,
-        tokens: IntArray,
-        rows: IntArray,
-        padding: int,
-        generators: list[np.random.Generator],
-    ) -> None:
-        self.model = model
-        self.sampler = sampler
-        self.plan = plan
-        self.tokens = tokens
-        self.rows = rows
-        self.padding = padding
-        self.generators = generators
-        self.start = tokens.shape[1] - plan.gen_length
-        self.reselects = isinstance(sparse, SparseConfig) and sparse.refresh == "every"
-        self.has_selected = False
-        self.cache = None
-        if sparse is not None:
-            self.cache = PatternCache(sparse, steps=sampler.num_steps(plan), prompt_length=self.start - padding)
-        self.cached_rows = None
-        if cache is not None:
-            self.cached_rows = CachedRows(cache, tokens.shape[1] - padding, int(model.config.shift_logits))
-
-    @property
-    def masked(self) -> NDArray[np.bool_]:
-        """(rows, gen_length): the positions that are still open."""
-        masked: NDArray[np.bool_] = self.tokens[self.rows, self.start :] == self.plan.mask_token_id
-        return masked
-
-    @property
-    def open(self) -> bool:
-        return bool(self.masked.any())
-
-    def step(self, step: int) -> GroupStep:
-        began = time.perf_counter()
-        masked = self.masked
-        if self.cache is not None:
-            self.cache.begin_step(step, unmasked=np.count_nonzero(~masked) / masked.size)
-        candidates = [
-            self.sampler.candidates(self.plan, step, row, rng) for row, rng in zip(masked, self.generators, strict=True)
-        ]
-        wanted = np.unique(np.concatenate([row.positions for row in candidates]))
-        # A step without candidates still has to run where later steps reuse the pattern that it selects.
-        selects = self.cache is not None and self.cache.phase == "select"
-        awaited = selects and bool(masked.any()) and not (self.reselects and self.has_selected)
-        forward = bool(len(wanted)) or awaited
-        self.has_selected = self.has_selected or (selects and forward)
-        rows = self._rows(step, masked, wanted) if forward else None
-        logits = self._logits(wanted, rows) if forward else None
-
-        unmasked, confidence = [], []
-        for i, row in enumerate(candidates):
-            choice = Choice(row.positions[:0], row.positions[:0], np.empty(0, np.float32))
-            if logits is not None and row.count:
-                every = len(row.positions) == len(wanted)
-                own = logits[i] if every else logits[i, np.searchsorted(wanted, row.positions)]
-                choice = self.sampler.choose(self.plan, row, own, self.generators[i])
-            positions = self.start + row.positions[choice.index]
-            self.tokens[self.rows[i], positions] = choice.tokens
-            filled = choice.tokens != self.plan.mask_token_id
-            unmasked.append(positions[filled])
-            confidence.append(choice.confidence[filled])
-        phase: str = self.cache.phase if self.cache is not None else "dense"
-        density = self._density() if forward else 0.0
-        length = self.tokens.shape[1] - self.padding
-        if rows is not None and len(rows) < length:
-            phase, density = "cached", len(rows) / length
-        return GroupStep(phase, time.perf_counter() - began, density, int(forward), unmasked, confidence)
-
-    def _rows(self, step: int, masked: NDArray[np.bool_], wanted: IntArray) -> IntArray | None:
-        """The positions to compute; None where nothing is cached."""
-        if self.cached_rows is None:
-            return None
-        first = self.start - self.padding
-        begin, end = self.sampler.block(self.plan, step, masked[0])
-        needed = first + wanted - int(self.model.config.shift_logits)
-        return self.cached_rows.next_rows((first + begin, first + end), first + np.flatnonzero(masked[0]), needed)
-
-    def _logits(self, wanted: IntArray, rows: IntArray | None) -> FloatArray:
-        """(rows, len(wanted), V) float32: what predicts the tokens at `wanted`, guided and shifted where due."""
-        ids = self.tokens[self.rows, self.padding :]
-        attend = None if self.cache is None else self.cache.attend
-        cached: dict[str, Any] = {}
-        if self.cached_rows is not None:
-            cached = {"key_values": self.cached_rows.key_values, "rows": rows}
-        return predict(self.model, ids, self.start - self.padding, wanted, self.sampler.cfg_scale, attend, **cached)
-
-    def _density(self) -> float:
-        if self.cache is None:
-            return 1.0
-        layers = range(self.model.config.num_layers)
-        return sum(self.cache.density(layer) for layer in layers) / len(layers)
-
-
-def _group_rows(padding: IntArray, *, alone: bool) -> list[IntArray]:
-    """Row indices of the batches that run together: equal padding, or each row alone."""
-    if alone:
+def _batches(padding: IntArray, *, one_by_one: bool) -> list[IntArray]:
+    """Batch indices of the rows that run together: those of equal padding, or each row by itself."""
+    if one_by_one:
         return [np.array([row]) for row in range(len(padding))]
     return [np.flatnonzero(padding == value) for value in np.unique(padding)]
 
 
-def _step_info(record: StepStats, tokens: IntArray, runs: list[_GroupRun], outcomes: list[GroupStep]) -> StepInfo:
+def _step_info(record: StepStats, tokens: IntArray, runs: list[BatchRun], outcomes: list[GroupStep]) -> StepInfo:
     unmasked: list[IntArray] = [np.empty(0, np.int64)] * len(tokens)
     confidence: list[FloatArray] = [np.empty(0, np.float32)] * len(tokens)
     for run, outcome in zip(runs, outcomes, strict=True):
-        for i, row in enumerate(run.rows):
+        for i, row in enumerate(run.batch_indices):
             unmasked[row], confidence[row] = outcome.unmasked[i], outcome.confidence[i]
     return StepInfo(
         record.step,
@@ -308,29 +218,3 @@ def _step_info(record: StepStats, tokens: IntArray, runs: list[_GroupRun], outco
         tuple(unmasked),
         tuple(confidence),
     )
-
-
-class _SigintLatch:
-    """Turns the first Ctrl-C into a flag. Only in the main thread and in place of Python's own handler."""
-
-    def __init__(self) -> None:
-        self.caught = False
-        self._installed = False
-
-    def __enter__(self) -> _SigintLatch:
-        if threading.current_thread() is threading.main_thread():
-            if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-                signal.signal(signal.SIGINT, self._handle)
-                self._installed = True
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._installed:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.caught:
-            raise KeyboardInterrupt
-        self.caught = True

@@ -1,6 +1,8 @@
-"""Cached decoding: which tokens a step computes, while the others lend the keys and values that they last had.
+"""Cached decoding: a step computes some of the tokens and reuses the keys and values that the others last had.
 
-Baselines in `generate(..., cache=...)`. B batch rows, l tokens, T steps; positions count from the first real token.
+These are the policies of `generate(..., kv_cache=...)`.
+
+B batch rows, l tokens, T steps; positions count from the first real token.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from numpy.typing import NDArray
 from ..checks import Checker
 from ..models.key_values import KeyValues
 
-__all__ = ["CachedRows", "DelayedCache", "DualCache", "KVCache", "PrefixCache"]
+__all__ = ["DelayedCache", "DualCache", "KVCachePolicy", "KVCacheSchedule", "PrefixCache"]
 
 IntArray = NDArray[np.int64]
 
@@ -27,20 +29,20 @@ class Forward:
         number: Forward passes since the sampler began its block: 0 in the first one.
         length: l.
         block: The first position of the sampler's block, and the one behind it.
-        open_before: (n,) ascending, the positions that were open as the forward pass before this one began.
+        masked_before: (n,) ascending, the positions that were masked when the forward pass before this one began.
         shift: 1 where logits predict the next token (Dream), else 0.
     """
 
     number: int
     length: int
     block: tuple[int, int]
-    open_before: IntArray
+    masked_before: IntArray
     shift: int
 
 
 @dataclass(frozen=True)
-class KVCache(abc.ABC):
-    """What the caches share: every token is computed in the first forward pass of each of the sampler's blocks.
+class KVCachePolicy(abc.ABC):
+    """When a forward pass computes every token: in the first one of each of the sampler's blocks, and at refreshes.
 
     Attributes:
         refresh: Every token is also computed in each `refresh`-th forward pass of a block; None: only in the first.
@@ -55,57 +57,57 @@ class KVCache(abc.ABC):
         """Checks the field."""
         Checker(type(self).__name__).integer("refresh", self.refresh, low=1, optional=True)
 
-    def all_rows(self, forward: Forward) -> bool:
+    def is_full(self, forward: Forward) -> bool:
         """Whether every token is computed."""
         return forward.number == 0 or (self.refresh is not None and forward.number % self.refresh == 0)
 
     @abc.abstractmethod
-    def rows(self, forward: Forward) -> IntArray:
+    def positions(self, forward: Forward) -> IntArray:
         """The positions to compute where not all are."""
 
 
 @dataclass(frozen=True)
-class PrefixCache(KVCache):
+class PrefixCache(KVCachePolicy):
     """Fast-dLLM's prefix cache: computes the sampler's block and what follows it; what precedes it is cached.
 
     With one block (`block_length` None) that is the prompt.
 
     Attributes:
-        refresh: See KVCache; the published code has None.
+        refresh: See KVCachePolicy; the published code has None.
 
     Source: arXiv 2505.22618; NVlabs/Fast-dLLM, generate_with_prefix_cache. Its blocks for Dream are
         DreamSampler(block_length=...).
     """
 
-    def rows(self, forward: Forward) -> IntArray:
+    def positions(self, forward: Forward) -> IntArray:
         """From the block on."""
         return np.arange(forward.block[0], forward.length)
 
 
 @dataclass(frozen=True)
-class DualCache(KVCache):
+class DualCache(KVCachePolicy):
     """Fast-dLLM's dual cache: computes the sampler's block; what precedes and what follows it is cached.
 
     Attributes:
-        refresh: See KVCache; the published code has None.
+        refresh: See KVCachePolicy; the published code has None.
 
     Source: arXiv 2505.22618; NVlabs/Fast-dLLM, generate_with_dual_cache.
     """
 
-    def rows(self, forward: Forward) -> IntArray:
+    def positions(self, forward: Forward) -> IntArray:
         """The block."""
         return np.arange(*forward.block)
 
 
 @dataclass(frozen=True)
-class DelayedCache(KVCache):
+class DelayedCache(KVCachePolicy):
     """dKV-Cache-Decode: a token is cached one step after it was filled, so that it is computed once as itself.
 
     A forward pass computes the tokens that were open as the one before it began (Dream: those whose logits predict
     them). LLaDA computes every token in the second forward pass of a block too, as its published code does.
 
     Attributes:
-        refresh: See KVCache; the published examples have 2 ... 16.
+        refresh: See KVCachePolicy; the published examples have 2 ... 16.
 
     Source: arXiv 2505.15781; horseee/dKV-Cache, llada_dkv_cache_decode.py and, with shift_type "un",
         dream_generation_utils.py.
@@ -113,44 +115,44 @@ class DelayedCache(KVCache):
 
     refresh: int | None = 8
 
-    def all_rows(self, forward: Forward) -> bool:
+    def is_full(self, forward: Forward) -> bool:
         """Whether every token is computed."""
-        return super().all_rows(forward) or (forward.number == 1 and not forward.shift)
+        return super().is_full(forward) or (forward.number == 1 and not forward.shift)
 
-    def rows(self, forward: Forward) -> IntArray:
+    def positions(self, forward: Forward) -> IntArray:
         """The tokens that were open before."""
-        return forward.open_before - forward.shift
+        return forward.masked_before - forward.shift
 
 
-class CachedRows:
-    """The cache of one batch row in the making: its keys and values, and which tokens come next.
+class KVCacheSchedule:
+    """Which positions of one batch row each forward pass computes, and the keys and values of the others.
 
     Args:
-        config: What to cache.
+        policy: What is computed when.
         length: l.
         shift: 1 where logits predict the next token, else 0.
     """
 
-    def __init__(self, config: KVCache, length: int, shift: int) -> None:
-        self.config = config
+    def __init__(self, policy: KVCachePolicy, length: int, shift: int) -> None:
+        self.policy = policy
         self.key_values = KeyValues()
         self._length = length
         self._shift = shift
         self._block = (-1, -1)
         self._number = 0
-        self._open = np.empty(0, np.int64)
+        self._masked = np.empty(0, np.int64)
 
-    def next_rows(self, block: tuple[int, int], open_positions: IntArray, wanted: IntArray) -> IntArray:
+    def next_positions(self, block: tuple[int, int], masked: IntArray, wanted: IntArray) -> IntArray:
         """The positions that the next forward pass computes, ascending.
 
         Args:
             block: The first position of the sampler's block, and the one behind it.
-            open_positions: (n,) ascending, the positions that are masked now.
+            masked: (n,) ascending, the positions that are masked now.
             wanted: Positions whose logits are needed; they are always computed.
         """
         self._number = self._number + 1 if block == self._block else 0
-        forward = Forward(self._number, self._length, block, self._open, self._shift)
-        self._block, self._open = block, open_positions
-        if self.config.all_rows(forward):
+        forward = Forward(self._number, self._length, block, self._masked, self._shift)
+        self._block, self._masked = block, masked
+        if self.policy.is_full(forward):
             return np.arange(self._length)
-        return np.union1d(self.config.rows(forward), wanted)
+        return np.union1d(self.policy.positions(forward), wanted)

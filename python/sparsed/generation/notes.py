@@ -10,14 +10,14 @@ from typing import Any
 from ..checks import SparsedWarning
 from ..config import SlidingWindow, Sparse, SparseConfig, StreamingLLM
 from ..kernels.pattern import BlockPattern, PatternCache
-from .kv_cache import KVCache
+from .kv_cache import KVCachePolicy
 from .stats import GenerationStats
 
 _log = logging.getLogger("sparsed")
-_logged: set[Sparse | KVCache | None] = set()
+_logged: set[Sparse | KVCachePolicy | None] = set()
 
 
-def log_notes(notes: Sequence[str], method: Sparse | KVCache | None) -> None:
+def log_notes(notes: Sequence[str], method: Sparse | KVCachePolicy | None) -> None:
     """Logs notes on `method` as "sparsed", at the level INFO the first time, later at DEBUG: many calls are one run."""
     for note in notes:
         _log.log(logging.DEBUG if method in _logged else logging.INFO, note)
@@ -69,13 +69,13 @@ def notes_before(sparse: Sparse | None, steps: int | None, lengths: Sequence[int
     return [_note(name, covered, lengths, reason)] if covered else []
 
 
-def notes_after(method: Sparse | KVCache | None, stats: GenerationStats) -> list[str]:
+def notes_after(method: Sparse | KVCachePolicy | None, stats: GenerationStats) -> list[str]:
     """What `notes_before` could not tell: that each step of a whole generation computed everything, and why."""
     called = [step for step in stats if step.forwards]
     if method is None or any(step.density < 1 for step in called):
         return []
     name = type(method).__name__
-    if isinstance(method, KVCache):
+    if isinstance(method, KVCachePolicy):
         return [f"{name} had no effect: every step computed all tokens"]
     if any(step.phase == "sparse" for step in called):
         parts = f"rho {method.rho}" if isinstance(method, SparseConfig) else f"window {method.window}"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .sampling import FloatArray, IntArray
+from .samplers.logits import FloatArray, IntArray, guided
 
 if TYPE_CHECKING:
     from ..models import Attend, Model
@@ -30,7 +30,7 @@ def predict(
         wanted: (n,) positions, counted from the end of the prompt.
         cfg_scale: Above 0, guided by twins whose prompt is masked; `attend` then sees 2 B rows.
         attend: The attention; None: dense.
-        cached: `key_values` and `rows` of `Transformer.forward`.
+        cached: `key_values` and `computed` of `Transformer.forward`.
 
     Returns:
         (B, n, V) float32.
@@ -43,5 +43,5 @@ def predict(
     logits = model.forward(ids, attend=attend, positions=positions, **cached)
     if cfg_scale > 0:
         conditional, unconditional_logits = np.split(logits, 2)
-        logits = unconditional_logits + np.float32(cfg_scale + 1) * (conditional - unconditional_logits)
+        logits = guided(conditional, unconditional_logits, float(cfg_scale))
     return logits

@@ -41,14 +41,14 @@ class RowGroup:
     """Batch rows that ran as one unpadded batch.
 
     Attributes:
-        rows: their indices in the batch.
+        batch_indices: their indices in the batch.
         padding: tokens stripped from the left of each.
-        cache: their PatternCache; None when dense. With guidance its batch is the rows, then their guiding twins.
+        patterns: their PatternCache; None when dense. With guidance its batch is the rows, then their guiding twins.
     """
 
-    rows: IntArray
+    batch_indices: IntArray
     padding: int
-    cache: PatternCache | None
+    patterns: PatternCache | None
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
-from ..checks import Checker
+from ..checks import Checker, dtype_name
 from . import _core
 from ._core import PackedWeight
 
@@ -31,51 +31,50 @@ __all__ = [
 ]
 
 Array = NDArray[Any]
-FloatDType = Literal["float32", "bfloat16"]
 ConfidenceKind = Literal["probability", "margin", "entropy"]
 
 
-def pack_weight(weight: Array, bias: Array | None = None, *, dtype: FloatDType | None = None) -> PackedWeight:
+def pack_weight(weight: Array, bias: Array | None = None, *, dtype: DTypeLike | None = None) -> PackedWeight:
     """A copy of `weight` in the order that the kernels read.
 
     Args:
         weight: (N, K) float32, float16 or bfloat16; may be a read-only memory map.
         bias: (N,) of the same dtypes, kept in float32.
-        dtype: what to keep; None: bfloat16 stays, the others become float32.
+        dtype: what to keep, float32 or bfloat16; None: bfloat16 stays, the others become float32.
 
     Raises:
         ValueError: a wrong shape, a last axis that is not contiguous, an unknown dtype.
         TypeError: not an array, or an array of another dtype.
         MemoryError: the packed weight does not fit.
     """
-    return _core.pack_weight(weight, bias, dtype)
+    return _core.pack_weight(weight, bias, dtype_name(dtype))
 
 
 def pack_weights(
-    weights: Sequence[Array], biases: Sequence[Array | None] | None = None, *, dtype: FloatDType | None = None
+    weights: Sequence[Array], biases: Sequence[Array | None] | None = None, *, dtype: DTypeLike | None = None
 ) -> PackedWeight:
     """`pack_weight` of the rows of all `weights`, one after the other, without joining them first.
 
     Args:
         weights: each (N_i, K); as for `pack_weight`.
         biases: one for each weight, (N_i,) or None, which stands for zeros beside others.
-        dtype: what to keep; None: bfloat16 where all weights have it, else float32.
+        dtype: what to keep, float32 or bfloat16; None: bfloat16 where all weights have it, else float32.
 
     Raises:
         ValueError: no weights, or what `pack_weight` names.
         TypeError, MemoryError: as `pack_weight`.
     """
-    return _core.pack_weights(weights, biases, dtype)
+    return _core.pack_weights(weights, biases, dtype_name(dtype))
 
 
-def linear(x: Array, w: PackedWeight, *, residual: Array | None = None, out_dtype: FloatDType | None = None) -> Array:
+def linear(x: Array, w: PackedWeight, *, residual: Array | None = None, out_dtype: DTypeLike | None = None) -> Array:
     """x W^T + bias + residual, summed in float32 and rounded once.
 
     Args:
         x: (M, K).
         w: (N, K) packed, with or without a bias.
         residual: (M, N), float32 or bfloat16.
-        out_dtype: of the result; None: x's.
+        out_dtype: of the result, float32 or bfloat16; None: x's.
 
     Returns:
         (M, N).
@@ -85,7 +84,7 @@ def linear(x: Array, w: PackedWeight, *, residual: Array | None = None, out_dtyp
         TypeError: a wrong type or dtype.
         MemoryError: the result does not fit.
     """
-    return _core.linear(x, w, residual, out_dtype)
+    return _core.linear(x, w, residual, dtype_name(out_dtype))
 
 
 def rms_norm(x: Array, weight: NDArray[np.float32], eps: float) -> Array:

@@ -95,6 +95,15 @@ class PatternCache:
         return cast('Literal["dense", "select", "sparse"]', self._state.phase)
 
     @property
+    def needs_forward(self) -> bool:
+        """Whether the current step must call the model because it selects the pattern that later steps use.
+
+        With ``refresh="every"`` only the first selection counts: each later step selects for itself.
+        """
+        reselects = isinstance(self.config, SparseConfig) and self.config.refresh == "every" and bool(self.layers)
+        return self.phase == "select" and not reselects
+
+    @property
     def step(self) -> int:
         """The current step; -1 before the first."""
         return self._state.step
@@ -143,11 +152,14 @@ class PatternCache:
         """
         return self._state.pattern(layer)
 
-    def density(self, layer: int) -> float:
+    def density(self, layer: int | None = None) -> float:
         """Returns the share of the blocks that ``layer`` computed in the current step: 1 where it was dense.
 
         Of a pattern that lies on a device it is counted when it is first asked for.
         """
+        if layer is None:
+            layers = self.layers
+            return sum(self._state.density(one) for one in layers) / len(layers) if layers else 1.0
         return self._state.density(layer)
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from . import recognise
 from .architecture import Architecture, TensorNames, tensor_shapes
 from .config import ConfigReader, ModelConfig
 from .dream import DREAM
@@ -42,15 +43,17 @@ def find_architecture(values: Mapping[str, Any], source: str) -> Architecture:
     The class goes first: LLaDA-MoE, for one, shares LLaDA's model_type.
 
     Raises:
-        ValueError: no supported one.
+        ValueError: no supported one; the message says which model it is, where it is a known one.
     """
     classes, model_type = values.get("architectures"), values.get("model_type")
     if isinstance(classes, list) and classes:
+        names = [str(name) for name in classes]
         matches = [a for a in ARCHITECTURES if a.class_name in classes]
         found, expected = f"architectures is {classes}", [a.class_name for a in ARCHITECTURES]
     else:
-        matches = [a for a in ARCHITECTURES if isinstance(model_type, str) and a.model_type == model_type.lower()]
+        names = [f"{model_type}_moe" if values.get("num_experts") else str(model_type)]
+        matches = [a for a in ARCHITECTURES if a.model_type == names[0].lower()]
         found, expected = f"model_type is {model_type!r}", [a.model_type for a in ARCHITECTURES]
     if len(matches) != 1:
-        raise ValueError(f"load_model: {found}, expected one of {expected} (in {source})")
+        raise ValueError(f"load_model: {found}, expected one of {expected}: {recognise.model(names)} (in {source})")
     return matches[0]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import ModelConfig, TensorNames, tensor_shapes
+from . import ModelConfig, TensorNames, recognise, tensor_shapes
 from .files import read_json
 from .safetensors import SafetensorsFile, TensorInfo
 
@@ -40,7 +40,7 @@ class Checkpoint:
             self._add_shards(path / _INDEX_FILE)
         else:
             raise FileNotFoundError(
-                f"load_model: neither {_SINGLE_FILE} nor {_INDEX_FILE} exists in {path} (other formats are not read)"
+                f"load_model: neither {_SINGLE_FILE} nor {_INDEX_FILE} exists in {path}{recognise.contents(path)}"
             )
 
     @property

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
 
+from . import recognise
+
 # Keys of transformers' PretrainedConfig and of training that no forward pass reads.
 _HARMLESS = frozenset(
     """
-    add_cross_attention architectures attention_dropout attn_implementation auto_map bad_words_ids begin_suppress_tokens
-    chunk_size_feed_forward cross_attention_hidden_size decoder_start_token_id diversity_penalty do_sample dtype
-    early_stopping encoder_no_repeat_ngram_size exponential_decay_length_penalty finetuning_task forced_bos_token_id
-    forced_eos_token_id gradient_checkpointing id2label initializer_range is_decoder is_encoder_decoder label2id
-    length_penalty max_length min_length model_type no_repeat_ngram_size num_beam_groups num_beams
-    num_return_sequences output_attentions output_hidden_states output_scores prefix problem_type pruned_heads
-    remove_invalid_values repetition_penalty return_dict return_dict_in_generate sep_token_id suppress_tokens
-    task_specific_params temperature tf_legacy_loss tie_encoder_decoder tokenizer_class top_k top_p torch_dtype
-    torchscript transformers_version typical_p use_bfloat16 use_cache
+    architectures attention_dropout attn_implementation auto_map bad_words_ids begin_suppress_tokens
+    chunk_size_feed_forward decoder_start_token_id diversity_penalty do_sample dtype early_stopping
+    encoder_no_repeat_ngram_size exponential_decay_length_penalty finetuning_task forced_bos_token_id
+    forced_eos_token_id gradient_checkpointing id2label initializer_range label2id length_penalty max_length min_length
+    model_type no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_attentions
+    output_hidden_states output_scores prefix problem_type remove_invalid_values repetition_penalty return_dict
+    return_dict_in_generate sep_token_id suppress_tokens task_specific_params temperature tf_legacy_loss
+    tokenizer_class top_k top_p torch_dtype torchscript transformers_version typical_p use_bfloat16 use_cache
     """.split()
 )
+
+# An unknown key about RoPE changes the arithmetic even where it is false or 0.
+_ABOUT_ROPE = re.compile("rope|rotary", re.IGNORECASE)
 
 # Sizes and token ids: their products stay exact in 64 bits. Layers: what names are made of before a weight is read.
 _MAX_INTEGER = 2**31 - 1
@@ -98,18 +103,23 @@ class ConfigReader:
         return value
 
     def layers(self, key: str) -> int:
-        """The number of layers."""
-        return self.integer(key, maximum=_MAX_LAYERS)
+        """The number of layers, all of which must have full attention."""
+        number = self.integer(key, maximum=_MAX_LAYERS)
+        layer_types = ["full_attention"] * number
+        self.require("layer_types", layer_types, layer_types)
+        return number
 
     def positive(self, key: str, default: float | None = None) -> float:
         """A finite number above 0; without a default it must be there."""
         value = self.take(key, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= sys.float_info.max:
+        if not is_positive(value):
             self.fail(key, "a number above 0")
         return float(value)
 
     def flag(self, key: str, default: bool) -> bool:
-        """A truth value."""
+        """A truth value. A null is false, as it is to the published code."""
+        if self.take(key) is None and key in self._values:
+            return False
         value = self.take(key, default)
         if not isinstance(value, bool):
             self.fail(key, "true or false")
@@ -126,17 +136,6 @@ class ConfigReader:
         if value % divisor:
             self.fail(key, f"a multiple of {divisor_key} {divisor}")
         return value // divisor
-
-    def rope_theta(self, default: float | None = None) -> float:
-        """The base of RoPE; a RoPE that is scaled is refused."""
-        plain = {"rope_type": "default", "type": "default", "factor": 1.0}
-        for key in ("rope_scaling", "rope_parameters"):
-            rope = self.take(key, {})
-            if not isinstance(rope, dict) or any(
-                name != "rope_theta" and value != plain.get(name) for name, value in rope.items()
-            ):
-                self.fail(key, "null or the default type: scaled RoPE is not supported")
-        return self.positive("rope_theta", self.take("rope_parameters", {}).get("rope_theta", default))
 
     def token(self, key: str, default: int | None = None) -> int | None:
         """A token id, the first one where the config lists several."""
@@ -169,5 +168,12 @@ class ConfigReader:
         """Refuses the remaining keys, unless they are switched off or known not to matter."""
         for key, value in self._values.items():
             known = key in self._taken or key in _HARMLESS or key in ignored or key.startswith("_")
-            if not known and value not in (None, False, 0, "", [], {}):
-                self.fail(key, "no such key: it is unknown and could change the arithmetic")
+            off = value in (None, "", [], {}) or (value in (False, 0) and not _ABOUT_ROPE.search(key))
+            if not known and not off:
+                expected = "no such key: it is unknown and could change the arithmetic"
+                self.fail(key, recognise.quantised(key, value) or expected)
+
+
+def is_positive(value: object) -> bool:
+    """Whether it is a finite number above 0."""
+    return type(value) in (int, float) and 0 < value <= sys.float_info.max  # type: ignore[operator]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from .architecture import LLAMA_NAMES, Architecture, read_llama_shape
 from .config import ConfigReader, ModelConfig
+from .rope import read_rope_theta
 
 # Key: (what is computed here, what the published code assumes where the key is absent).
 _FIXED = {
@@ -25,13 +26,11 @@ def _read_dream(reader: ConfigReader) -> ModelConfig:
     for key, (expected, default) in _FIXED.items():
         reader.require(key, expected, default)
     shape = read_llama_shape(reader)
-    layer_types = ["full_attention"] * shape["num_layers"]
-    reader.require("layer_types", layer_types, layer_types)
     config = ModelConfig(
         family="dream",
         **shape,
         rms_norm_eps=reader.positive("rms_norm_eps", 1e-6),
-        rope_theta=reader.rope_theta(10000.0),
+        rope_theta=read_rope_theta(reader),
         max_length=reader.integer("max_position_embeddings", 32768),
         mask_token_id=reader.mask_token(shape["vocab_size"], 151666),
         eos_token_id=reader.token("eos_token_id"),

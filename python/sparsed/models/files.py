@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import importlib.resources
 import json
@@ -11,14 +12,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from . import recognise
+
 # Larger files are refused unread: the largest published tokenizers have a few tens of MB. Parsed JSON takes up to 30
 # times its size, so that files of a kind that never is that large have a limit of their own.
 MAX_BYTES = 100_000_000
 MAX_CONFIG_BYTES = 10_000_000
 # Deeper JSON is refused: no published file has more than ten levels.
 MAX_DEPTH = 100
-# "owner/name", as Hugging Face names a checkpoint.
-_HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+# "owner/name", as Hugging Face names a checkpoint, or the address of its page.
+_HUB_NAME = re.compile(r"(?:(?:https?://)?(?:huggingface\.co|hf\.co)/|hf://)?(\w[\w.-]*/(\w[\w.-]*))(?:/tree/.*)?/?")
+# Byte order marks of the encodings that are not read. UTF-32 goes first: its mark begins with that of UTF-16.
+_OTHER_MARKS = (
+    (codecs.BOM_UTF32_LE, "UTF-32"),
+    (codecs.BOM_UTF32_BE, "UTF-32"),
+    (codecs.BOM_UTF16_LE, "UTF-16"),
+    (codecs.BOM_UTF16_BE, "UTF-16"),
+)
 
 
 def demo_model_folder() -> Path:
@@ -30,16 +40,20 @@ def find_folder(folder: str | os.PathLike[str], function: str) -> Path:
     """`folder` as a path; "demo" stands for the shipped model unless a folder has that name.
 
     Raises:
-        FileNotFoundError: There is no such folder; the message begins with the name of `function`.
+        FileNotFoundError: There is no such folder; the message begins with `function` and says what the path is.
+        TypeError: It is not a path.
     """
+    if not isinstance(folder, (str, os.PathLike)):
+        raise TypeError(f"{function}: folder is {folder!r:.200}, expected a path")
     path = Path(folder).expanduser()
     if not path.is_dir():
         if str(folder) == "demo":
             return demo_model_folder()
         hint = ""
-        if _HUB_NAME.fullmatch(str(folder)):
-            name = str(folder).split("/")[1]
-            hint = f" (nothing is downloaded here: hf download {folder} --local-dir {name})"
+        if path.is_file():
+            hint = f": {recognise.file(path)}"
+        elif name := _HUB_NAME.fullmatch(str(folder)):
+            hint = f" (nothing is downloaded here: hf download {name[1]} --local-dir {name[2]})"
         raise FileNotFoundError(f"{function}: folder is {str(folder)!r}, expected an existing folder or 'demo'{hint}")
     return path
 
@@ -53,18 +67,34 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def read_text(path: Path, max_bytes: int = MAX_BYTES) -> str:
-    """A UTF-8 text.
+    """A UTF-8 text, without its byte order mark, with a line feed at the end of each line.
 
     Raises:
-        ValueError: it is too large or not UTF-8.
+        ValueError: it is too large, not UTF-8, or a Git LFS pointer.
     """
     size = os.stat(path).st_size
     if size > max_bytes:
         raise ValueError(f"{path} has {size} bytes, expected at most {max_bytes}")
+    return decode_text(path.read_bytes(), str(path)).replace("\r\n", "\n").replace("\r", "\n")
+
+
+def decode_text(data: bytes, source: str) -> str:
+    """The UTF-8 text in `data`, without its byte order mark.
+
+    Raises:
+        ValueError: it is in another encoding, or a Git LFS pointer.
+    """
+    if recognise.first_bytes(data) == recognise.LFS_POINTER:
+        raise ValueError(f"{source} is {recognise.LFS_POINTER}")
+    encoding = next((name for mark, name in _OTHER_MARKS if data.startswith(mark)), None)
+    if encoding is None and len(data) > 1 and (data[0] == 0) != (data[1] == 0):
+        encoding = "UTF-16"  # without a mark: every second byte of Latin letters is 0
+    if encoding is not None:
+        raise ValueError(f"{source} is not UTF-8: it is {encoding}, so save it as UTF-8")
     try:
-        return path.read_text(encoding="utf-8")
+        return data.removeprefix(codecs.BOM_UTF8).decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8: {error}") from error
+        raise ValueError(f"{source} is not UTF-8: {error}") from error
 
 
 def read_json(path: Path, max_bytes: int = MAX_CONFIG_BYTES) -> dict[str, Any]:

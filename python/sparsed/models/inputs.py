@@ -44,20 +44,20 @@ def read_inputs(
     return Inputs(tokens, where, _position_ids(config, position_ids, mask, batch, length), mask)
 
 
-def read_rows(rows: ArrayLike | None, kept: bool, length: int, positions: IntArray) -> IntArray:
+def read_computed(computed: ArrayLike | None, kept: bool, length: int, positions: IntArray) -> IntArray:
     """The tokens that a pass computes, (R,); kept: whether there are keys and values of the others."""
-    if rows is None:
+    if computed is None:
         return np.arange(length)
     if not kept:
-        raise ValueError("forward: rows given without key_values, expected both")
-    computed = _integers("rows", rows, (1,))
-    _check_range("rows", computed, length)
-    if computed.size == 0 or (np.diff(computed) <= 0).any():
-        raise ValueError("forward: rows is empty or out of order, expected ascending positions")
-    missing = positions[~np.isin(positions, computed)]
+        raise ValueError("forward: computed is given without key_values, expected both")
+    found = _integers("computed", computed, (1,))
+    _check_range("computed", found, length)
+    if found.size == 0 or (np.diff(found) <= 0).any():
+        raise ValueError("forward: computed is empty or out of order, expected ascending positions")
+    missing = positions[~np.isin(positions, found)]
     if missing.size:
-        raise ValueError(f"forward: positions has {missing[0]}, expected only positions among rows")
-    return computed
+        raise ValueError(f"forward: positions has {missing[0]}, expected only positions among computed")
+    return found
 
 
 def inverse_frequencies(config: ModelConfig) -> FloatArray:

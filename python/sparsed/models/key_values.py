@@ -24,12 +24,12 @@ class KeyValues:
         """Bytes of all layers."""
         return sum(layer.nbytes for layer in self._layers)
 
-    def update(self, layer: int, rows: IntArray, new: Array, length: int) -> Array:
+    def update(self, layer: int, positions: IntArray, new: Array, length: int) -> Array:
         """Puts what was computed in place and returns the keys and values of all tokens.
 
         Args:
             layer: From 0; new layers come in order.
-            rows: (R,), which tokens `new` belongs to, ascending.
+            positions: (R,), which tokens `new` belongs to, ascending.
             new: (B, R, 2 H_kv, D), keys before values.
             length: l.
 
@@ -42,8 +42,10 @@ class KeyValues:
         """
         shape = (len(new), length, *new.shape[2:])
         if layer == len(self._layers):
-            if len(rows) != length:
-                raise ValueError(f"forward: rows has {len(rows)} tokens, expected all {length} in the first call")
+            if len(positions) != length:
+                raise ValueError(
+                    f"forward: computed has {len(positions)} tokens, expected all {length} in the first call"
+                )
             ops.require_memory(int(np.prod(shape)) * new.itemsize, "forward: the keys and values")
             self._layers.append(np.empty(shape, new.dtype))
         kept = self._layers[layer]
@@ -51,5 +53,5 @@ class KeyValues:
             raise ValueError(
                 f"forward: ids has shape {[len(new), length]}, expected {list(kept.shape[:2])} (that of key_values)"
             )
-        kept[:, rows] = new
+        kept[:, positions] = new
         return kept

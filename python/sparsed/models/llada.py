@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from .architecture import LLAMA_NAMES, Architecture, TensorNames, read_llama_shape
 from .config import ConfigReader, ModelConfig
+from .rope import read_rope_theta
 
 # Key: (what is computed here, what the published code assumes where the key is absent).
 _LLADA_FIXED = {
@@ -64,7 +65,7 @@ def _read_llada(reader: ConfigReader) -> ModelConfig:
         intermediate_size=reader.integer("mlp_hidden_size", reader.integer("mlp_ratio", 4) * hidden_size),
         vocab_size=rows,
         rms_norm_eps=reader.positive("rms_norm_eps", 1e-5),
-        rope_theta=reader.rope_theta(10000.0),
+        rope_theta=read_rope_theta(reader, only_top_level=True),
         max_length=reader.integer("max_sequence_length", 1024),
         mask_token_id=reader.mask_token(rows),
         eos_token_id=eos_token_id,
@@ -101,7 +102,7 @@ def _read_illada(reader: ConfigReader) -> ModelConfig:
         family="llada",
         **shape,
         rms_norm_eps=reader.positive("rms_norm_eps"),
-        rope_theta=reader.rope_theta(),
+        rope_theta=read_rope_theta(reader),
         max_length=reader.integer("max_position_embeddings", 8192),
         # The published config names no mask token; <[MASK]> is token 5 of its tokenizer.
         mask_token_id=reader.mask_token(shape["vocab_size"], 5),

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import ml_dtypes
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
+from ..checks import dtype_name
 from ..kernels import ops
 from ..progress import progress_bar
 from . import (
@@ -23,6 +24,7 @@ from . import (
     TensorNames,
     Transformer,
     find_architecture,
+    recognise,
 )
 from .checkpoint import Checkpoint, check_tensors
 from .files import find_folder, read_json
@@ -35,12 +37,16 @@ if TYPE_CHECKING:
 
 @overload
 def load_model(
-    folder: str | os.PathLike[str], dtype: str = ..., *, engine: Literal["native"] = ..., progress: bool = ...
+    folder: str | os.PathLike[str],
+    dtype: DTypeLike | torch.dtype = ...,
+    *,
+    engine: Literal["native"] = ...,
+    progress: bool = ...,
 ) -> Transformer: ...
 @overload
 def load_model(
     folder: str | os.PathLike[str],
-    dtype: str | torch.dtype = ...,
+    dtype: DTypeLike | torch.dtype = ...,
     *,
     engine: Literal["torch"],
     device: str | int | torch.device | None = ...,
@@ -51,7 +57,7 @@ def load_model(
 @overload
 def load_model(
     folder: str | os.PathLike[str],
-    dtype: str | torch.dtype = ...,
+    dtype: DTypeLike | torch.dtype = ...,
     *,
     engine: str,
     device: str | int | torch.device | None = ...,
@@ -61,7 +67,7 @@ def load_model(
 ) -> Transformer | TorchTransformer: ...
 def load_model(
     folder: str | os.PathLike[str],
-    dtype: str | torch.dtype = "float32",
+    dtype: DTypeLike | torch.dtype = "float32",
     *,
     engine: str = "native",
     device: str | int | torch.device | None = None,
@@ -74,9 +80,9 @@ def load_model(
     Args:
         folder: config.json and model.safetensors, or shards with model.safetensors.index.json. "demo" stands for the
             shipped model unless a folder has that name.
-        dtype: what activations and attention are computed in, "float32" or "bfloat16". bfloat16 weights stay bfloat16
-            in memory either way with the native engine; "bfloat16" rounds others to it. The torch engine keeps
-            weights in `dtype`.
+        dtype: what activations and attention are computed in, "float32" or "bfloat16", or one of these as a dtype of
+            numpy, ml_dtypes or torch. bfloat16 weights stay bfloat16 in memory either way with the native engine;
+            "bfloat16" rounds others to it. The torch engine keeps weights in `dtype`.
         engine: "native": sparsed's own kernels; "torch": matrix products by torch, attention by sparsed.
         device: engine "torch": where the model lies; None: the CPU.
         device_map: engine "torch", instead of `device`: "auto", "balanced" ... or {module: device}; accelerate splits
@@ -87,13 +93,14 @@ def load_model(
 
     Raises:
         FileNotFoundError: the folder, its config.json or its weights do not exist.
-        ValueError: a config value that changes the arithmetic and is not supported; a tensor that is missing, extra or
-            misshapen; a damaged file; arguments that do not go together.
+        ValueError: another model, which the message names; a config value that changes the arithmetic and is not
+            supported; a tensor that is missing, extra or misshapen; a damaged file; arguments that do not go together.
+        TypeError: `folder` is no path.
         MemoryError: the weights do not fit into the memory that is available.
         ImportError: engine "torch" without torch, `device_map` without accelerate.
     """
-    name = str(dtype).removeprefix("torch.")
-    if name not in DTYPES:
+    name = dtype_name(dtype)
+    if not isinstance(name, str) or name not in DTYPES:
         raise ValueError(f"load_model: dtype is {dtype!r}, expected one of {list(DTYPES)}")
     if engine not in ("native", "torch"):
         raise ValueError(f"load_model: engine is {engine!r}, expected 'native' or 'torch'")
@@ -105,11 +112,13 @@ def load_model(
         raise ValueError(f"load_model: device_map and {given[0]} are given, expected device_map alone")
     path = find_folder(folder, "load_model")
     config_path = path / "config.json"
+    if adapter := recognise.adapter(path):
+        raise ValueError(f"load_model: {path} is {adapter}")
     if not config_path.is_file():
-        raise FileNotFoundError(f"load_model: {config_path} does not exist")
+        raise FileNotFoundError(f"load_model: {config_path} does not exist{recognise.contents(path)}")
     values = read_json(config_path)
     architecture = find_architecture(values, str(config_path))
-    config = _add_end_tokens(architecture.read_config(ConfigReader(values, str(config_path))), path)
+    config = _read_generation(architecture.read_config(ConfigReader(values, str(config_path))), path)
     checkpoint = Checkpoint(path)
     ends = check_tensors(checkpoint, config, architecture.names)
     bytes_read = {"total": checkpoint.nbytes, "unit": "B", "unit_scale": True, "unit_divisor": 1024}
@@ -122,12 +131,15 @@ def load_model(
         return _Packer(checkpoint, name).transformer(config, architecture.names, ends)
 
 
-def _add_end_tokens(config: ModelConfig, path: Path) -> ModelConfig:
-    """With the end tokens that generation_config.json adds."""
+def _read_generation(config: ModelConfig, path: Path) -> ModelConfig:
+    """With the end tokens that generation_config.json adds. Its mask token must be that of config.json."""
     generation = path / "generation_config.json"
     if not generation.is_file():
         return config
-    more = ConfigReader(read_json(generation), str(generation)).tokens("eos_token_id")
+    reader = ConfigReader(read_json(generation), str(generation))
+    if reader.token("mask_token_id", config.mask_token_id) != config.mask_token_id:
+        reader.fail("mask_token_id", f"{config.mask_token_id} (that of config.json)")
+    more = reader.tokens("eos_token_id")
     return dataclasses.replace(config, end_token_ids=tuple(dict.fromkeys(config.end_token_ids + more)))
 
 
@@ -147,7 +159,7 @@ class _Packer:
         )
         return Transformer(
             config=config,
-            embedding=self._checkpoint.array(embedding),
+            embedding=self._rows(embedding),
             layers=layers,
             final_norm=self._norm(f"{names.final_norm}.weight"),
             head=self._pack([head.removesuffix(".weight")]),
@@ -155,12 +167,14 @@ class _Packer:
         )
 
     def _needed(self, embedding: str, head: str) -> int:
-        """Bytes of the packed weights."""
+        """Bytes of the packed weights and of the embedding."""
         sizes = {
             name: math.prod(info.shape) * (2 if self._packed_dtype or info.dtype == ml_dtypes.bfloat16 else 4)
             for name, info in self._checkpoint.tensors.items()
         }
-        return sum(sizes.values()) - (sizes[embedding] if embedding != head else 0)
+        rows = self._checkpoint.tensors[embedding]
+        packed = sum(sizes.values()) - (sizes[embedding] if embedding != head else 0)
+        return packed + math.prod(rows.shape) * (2 if self._packed_dtype else rows.dtype.itemsize)
 
     def _layer(self, names: TensorNames, prefix: str, qkv_bias: bool) -> Layer:
         qkv = [prefix + name for name in (names.query, names.key, names.value)]
@@ -181,6 +195,13 @@ class _Packer:
         packed = ops.pack_weights(weights, biases, dtype=self._packed_dtype)
         self._checkpoint.release()
         return packed
+
+    def _rows(self, name: str) -> NDArray[Any]:
+        """The tensor in memory: a file that is overwritten later would change what is mapped from it."""
+        mapped = self._checkpoint.array(name)
+        rows = np.array(mapped, ml_dtypes.bfloat16 if self._packed_dtype else mapped.dtype)
+        self._checkpoint.release()
+        return rows
 
     def _norm(self, name: str) -> NDArray[np.float32]:
         return self._checkpoint.array(name).astype(np.float32)

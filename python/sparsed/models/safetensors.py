@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .files import parse_json
+from .recognise import FIRST_BYTES, first_bytes
 
 # A longer header is refused unread: this one lists 100,000 tensors. The format allows ten times as much, of which a
 # file could make gigabytes of objects.
@@ -71,6 +72,8 @@ def _read_header(path: Path, size: int) -> tuple[dict[str, Any], int]:
             raise ValueError(f"{path} is truncated: it has {size} bytes, expected at least 8")
         length = int.from_bytes(prefix, "little")
         if length > MAX_HEADER_BYTES or length > size - 8:
+            if known := first_bytes(prefix + file.read(FIRST_BYTES)):
+                raise ValueError(f"{path} is {known}")
             raise ValueError(
                 f"{path} is truncated or no safetensors file: its header has {length} bytes, "
                 f"expected at most {min(MAX_HEADER_BYTES, size - 8)}"
@@ -103,7 +106,10 @@ def _check_entry(name: str, entry: Any, path: Path, data_begin: int, size: int) 
     dtype_name, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     dtype = _DTYPES.get(dtype_name) if isinstance(dtype_name, str) else None
     if dtype is None:
-        raise ValueError(f"{path}: tensor {name} has dtype {dtype_name}, expected one of {', '.join(_DTYPES)}")
+        raise ValueError(
+            f"{path}: tensor {name} has dtype {dtype_name}, expected one of {', '.join(_DTYPES)} "
+            "(quantised weights, which have others, are not read)"
+        )
     if not _are_counts(shape) or len(shape) > _MAX_DIMENSIONS:
         raise ValueError(
             f"{path}: tensor {name} has shape {shape!r:.200}, expected a list of at most {_MAX_DIMENSIONS} sizes"

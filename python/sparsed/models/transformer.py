@@ -15,7 +15,15 @@ from numpy.typing import ArrayLike, NDArray
 from ..kernels import ops
 from ..kernels.attention import attention
 from .config import ModelConfig
-from .inputs import BoolArray, FloatArray, IntArray, inverse_frequencies, read_inputs, read_rows, require_activations
+from .inputs import (
+    BoolArray,
+    FloatArray,
+    IntArray,
+    inverse_frequencies,
+    read_computed,
+    read_inputs,
+    require_activations,
+)
 from .key_values import KeyValues
 
 Array = NDArray[Any]
@@ -33,7 +41,7 @@ class Attend(Protocol):
     """What `forward` calls for the attention of each layer; `PatternCache.attend` is one."""
 
     def __call__(self, layer: int, q: Array, k: Array, v: Array, key_mask: BoolArray | None = None) -> Array:
-        """Q (B, H, R, D), k and v (B, H_kv, l, D), key_mask (B, l) or None -> (B, H, R, D); R is l but for `rows`."""
+        """Q (B, H, R, D), k and v (B, H_kv, l, D), key_mask (B, l) or None -> (B, H, R, D); mostly R is l."""
 
 
 class Model(Protocol):
@@ -86,7 +94,7 @@ class Transformer:
     ) -> None:
         self.config = config
         self.dtype = dtype
-        self._embedding = embedding  # (V, hidden_size), mapped from the checkpoint
+        self._embedding = embedding  # (V, hidden_size)
         self._layers = layers
         self._final_norm = final_norm
         self._head = head
@@ -102,12 +110,12 @@ class Transformer:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the weights in memory, without the mapped embedding."""
+        """Bytes of the weights in memory."""
         weights = [self._head]
         for layer in self._layers:
             weights += [layer.qkv, layer.attention_out, layer.gate, layer.up, layer.down]
         norms = (2 * len(self._layers) + 1) * self._final_norm.nbytes
-        return norms + sum(weight.nbytes for weight in weights)
+        return self._embedding.nbytes + norms + sum(weight.nbytes for weight in weights)
 
     def forward(
         self,
@@ -118,7 +126,7 @@ class Transformer:
         key_mask: ArrayLike | None = None,
         *,
         key_values: KeyValues | None = None,
-        rows: ArrayLike | None = None,
+        computed: ArrayLike | None = None,
     ) -> FloatArray:
         """The raw logits at `positions`; Dream's are not shifted yet.
 
@@ -130,8 +138,8 @@ class Transformer:
                 a key_mask is given, the number of real tokens before each.
             key_mask: (B, l) bool, True where a token is real; others get no attention. None: all are.
             key_values: keeps keys and values from call to call.
-            rows: (R,) int, ascending, with key_values: the tokens to compute, `positions` among them; the others only
-                lend the keys and values that they last had. None: all.
+            computed: (R,) int, ascending, with key_values: the tokens to compute, `positions` among them. The keys and
+                values of the others are the ones that they last had. None: all.
 
         Returns:
             (B, P, V) float32.
@@ -146,21 +154,21 @@ class Transformer:
         """
         tokens, where, turns, mask = read_inputs(self.config, ids, positions, position_ids, key_mask)
         batch, length = tokens.shape
-        computed = read_rows(rows, key_values is not None, length, where)
-        require_activations(self.config, self._activations.itemsize, batch * computed.size, batch * where.size)
-        cos, sin = self._rotary_tables(turns[:, computed])
+        in_pass = read_computed(computed, key_values is not None, length, where)
+        require_activations(self.config, self._activations.itemsize, batch * in_pass.size, batch * where.size)
+        cos, sin = self._rotary_tables(turns[:, in_pass])
 
-        hidden: Array = self._embedding[tokens[:, computed].reshape(-1)].astype(self._activations)  # (B R, hidden_size)
+        hidden: Array = self._embedding[tokens[:, in_pass].reshape(-1)].astype(self._activations)  # (B R, hidden_size)
         for number, layer in enumerate(self._layers):
             q, k, v = self._qkv(layer, hidden, cos, sin, batch)
             if key_values is not None:
                 new = np.concatenate([k, v], axis=1).transpose(0, 2, 1, 3)
-                kept = key_values.update(number, computed, new, length).transpose(0, 2, 1, 3)
+                kept = key_values.update(number, in_pass, new, length).transpose(0, 2, 1, 3)
                 k, v = np.split(kept, 2, axis=1)
             out = (attend or _dense)(number, q, k, v, key_mask=mask)
             hidden = self._attention_out(layer, hidden, q, out)
             hidden = self._mlp(layer, hidden)
-        selected = hidden.reshape(batch, computed.size, -1)[:, np.searchsorted(computed, where)]
+        selected = hidden.reshape(batch, in_pass.size, -1)[:, np.searchsorted(in_pass, where)]
         selected = selected.reshape(-1, self.config.hidden_size)
         normed = ops.rms_norm(selected, self._final_norm, self.config.rms_norm_eps)
         logits = ops.linear(normed, self._head, out_dtype="float32")

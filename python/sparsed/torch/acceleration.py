@@ -32,9 +32,11 @@ def accelerate(
 ) -> Acceleration:
     """Replaces the attention in the layers of a diffusion language model; its own ``generate`` then runs sparse.
 
-    The layers are recognised by their projections and rotary module. All but the call of
+    The layers are recognised by their projections and rotary module; in models inside transformers (BERT, ModernBERT
+    ...) by what ``attn_implementation`` needs, which has to be "sdpa" or "sparsed". All but the call of
     ``scaled_dot_product_attention`` inside them stays as it is: projections, rotation, norms. A padding mask that the
-    model hands to it counts; one that the model's code ignores, as LLaDA's published code does, stays ignored.
+    model hands to it counts; one that the model's code ignores, as LLaDA's published code does, stays ignored. Layers
+    with a sliding window stay as they are.
 
     Each forward pass of the model is one step. The count starts anew after ``steps`` of them, when the shape of the
     batch changes, after a forward pass that did not end (an error, Ctrl-C), and on entering ``with``: do that where a
@@ -42,7 +44,8 @@ def accelerate(
     LLaDA's does, is one forward pass a step; a sampler that calls the model twice a step cannot run here.
 
     Args:
-        model: LLaDA or Dream as transformers loads them, or a model that is built like them.
+        model: LLaDA or Dream as transformers loads them, a model that is built like them, or one inside transformers
+            that sees the whole sequence.
         sparse: When and what to skip.
         steps: Forward passes of one generation.
         prompt_length: Tokens before the generation, padding included.
@@ -54,8 +57,8 @@ def accelerate(
 
     Raises:
         TypeError, ValueError: An argument of another type or outside its range; a model without layers that are known.
-            In the forward pass: a causal mask, a KV cache, dropout, gradients, a layer that does not call
-            ``scaled_dot_product_attention``.
+            In the forward pass: a causal mask, a KV cache, cross-attention, dropout, gradients, ``output_attentions``,
+            a layer that does not call ``scaled_dot_product_attention``.
 
     Example:
         >>> with accelerate(model, SparseConfig(), steps=128, prompt_length=prompt.shape[1]):
@@ -87,7 +90,13 @@ class Acceleration:
     ) -> None:
         self._new_cache = functools.partial(PatternCache, sparse, steps=steps, prompt_length=prompt_length)
         self.cache = self._new_cache()
-        self.layers = find_layers(model)
+        found = find_layers(model)
+        self.layers = [layer for layer in found if not layer.is_local]
+        self._num_local = len(found) - len(self.layers)
+        # Layers that share one module, as ALBERT's do, are told apart by the order of their calls in a forward pass.
+        declared = getattr(getattr(found[0].module, "config", None), "num_hidden_layers", None)
+        self._shares_modules = isinstance(declared, int) and declared > len(found)
+        self._calls = [0] * len(self.layers)  # of each module in the forward pass under way
         self._model = model
         self._under_way = False  # a forward pass of the model
         self._hooks: list[Any] = []
@@ -111,10 +120,12 @@ class Acceleration:
 
     def __repr__(self) -> str:
         first = self.layers[0]
+        rotary = f", rotary {first.rotary}" if first.rotary else ""
         shared = f", {first.groups} query heads share a key/value head" if first.groups > 1 else ""
+        local = f"; {self._num_local} layers with a sliding window stay as they are" if self._num_local else ""
         return (
             f"{self._title}; {len(self.layers)} layers {first.place} ({type(first.module).__name__}): "
-            f"{', '.join(first.projections)}, rotary {first.rotary}, width {first.q_width}{shared}{self._dense}"
+            f"{', '.join(first.projections)}{rotary}, width {first.q_width}{shared}{local}{self._dense}"
         )
 
     @property
@@ -129,6 +140,7 @@ class Acceleration:
     def restart(self) -> None:
         """The next forward pass is step 0 of a new generation."""
         self._geometry = None
+        self._calls = [0] * len(self.layers)
 
     def undo(self) -> None:
         """Gives the model its own attention back."""
@@ -184,10 +196,23 @@ class Acceleration:
     def _begin(self, model: nn.Module, args: Any) -> None:
         if self._under_way:
             self.restart()
+        self._calls = [0] * len(self.layers)
         self._under_way = True
 
     def _end(self, model: nn.Module, args: Any, result: Any) -> None:
         self._under_way = False
+
+    def _next_layer(self, number: int, layer: AttentionLayer) -> int:
+        """The number of the layer that a module is in this call."""
+        if not self._under_way:  # the sampler calls a part of the model
+            if self._shares_modules:
+                raise ValueError(
+                    f"accelerate: {layer.name} may serve several layers and was called from outside, expected calls of "
+                    f"the whole {type(self._model).__name__} (its layers are counted from there)"
+                )
+            return number
+        self._calls[number] += 1
+        return (self._calls[number] - 1) * len(self.layers) + number
 
     def _forward(self, number: int, layer: AttentionLayer, original: Callable[..., Any]) -> Any:
         replaced = self._replaced
@@ -197,7 +222,8 @@ class Acceleration:
             if self._replaced is not replaced:  # undone
                 return original(*args, **kwargs)
             try:
-                with _Replacement(self._handle, number, layer.groups) as replacement:
+                _check_call(layer, kwargs)
+                with _Replacement(self._handle, self._next_layer(number, layer), layer.groups) as replacement:
                     result = original(*args, **kwargs)
             except BaseException:  # where the sampler calls a part of the model, the hooks do not see it
                 self.restart()
@@ -261,6 +287,16 @@ class _Replacement(TorchFunctionMode):
         if attn_mask is not None and attn_mask.dim() < 4:
             attn_mask = attn_mask[(None,) * (4 - attn_mask.dim())]
         return attend(self.handle, self.layer, query, key, value, attn_mask, scale=scale)
+
+
+def _check_call(layer: AttentionLayer, kwargs: dict[str, Any]) -> None:
+    """Refuses what would go unnoticed in the attention itself."""
+    for option in ("encoder_hidden_states", "key_value_states"):
+        if kwargs.get(option) is not None:
+            raise ValueError(f"accelerate: {layer.name} got {option}, expected no cross-attention")
+    config = getattr(layer.module, "config", None)
+    if kwargs.get("output_attentions") or getattr(config, "output_attentions", False):
+        raise ValueError(f"accelerate: {layer.name} got output_attentions, expected False (no weights are computed)")
 
 
 def _without_repeats(key: torch.Tensor, value: torch.Tensor, groups: int) -> tuple[torch.Tensor, torch.Tensor]:

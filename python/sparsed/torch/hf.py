@@ -1,7 +1,8 @@
 """``attn_implementation="sparsed"`` for the models inside transformers: importing this module registers it.
 
-Layers then attend with sparsed's dense kernels, and sparse inside ``sparsed.torch.accelerate``. Models that bring their
-own code (LLaDA, Dream) do not look there: they need ``accelerate`` alone.
+Layers then attend with sparsed's dense kernels, and sparse inside ``sparsed.torch.accelerate``; layers with a sliding
+window, as ModernBERT has, attend with torch's ``scaled_dot_product_attention``. Models that bring their own code
+(LLaDA, Dream) do not look there: they need only ``accelerate``.
 """
 
 from __future__ import annotations
@@ -14,14 +15,15 @@ from .ops import attention
 
 try:
     from transformers import AttentionInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
     from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 except ImportError as error:
     raise ImportError("sparsed.torch.hf needs transformers 4.53 or newer: pip install 'transformers>=4.53'") from error
 
 __all__ = ["sparsed_attention"]
 
-# What changes the scores in a way that the kernels do not know.
-_UNKNOWN = ("softcap", "position_bias", "s_aux")
+# What changes the scores or the sequences in a way that the kernels do not know.
+_UNKNOWN = ("softcap", "position_bias", "s_aux", "sinks", "head_mask", "indices", "block_indices", "cu_seq_lens_q")
 
 
 def sparsed_attention(
@@ -48,13 +50,14 @@ def sparsed_attention(
         dropout: 0.
         scaling: Of the scores; None: 1 / sqrt(D).
         is_causal: False.
-        kwargs: What other implementations take.
+        kwargs: What other implementations take. ``sliding_window``: torch attends, as ``attention_mask`` says.
 
     Returns:
         out (B, L, H, D), and None for the weights.
 
     Raises:
-        ValueError: Causal attention, dropout, scores with a cap, a bias or sinks, gradients.
+        ValueError: Causal attention, dropout, scores with a cap, a bias or sinks, packed sequences, gradients,
+            ``output_attentions``, a sliding window without a mask.
     """
     if is_causal is None:
         is_causal = getattr(module, "is_causal", False)
@@ -66,6 +69,19 @@ def sparsed_attention(
     for option in _UNKNOWN:
         if kwargs.get(option) is not None:
             raise ValueError(f'attn_implementation="sparsed": {name} has {option}, expected plain softmax attention')
+    if kwargs.get("output_attentions") or getattr(getattr(module, "config", None), "output_attentions", False):
+        raise ValueError(f'attn_implementation="sparsed": {name} got output_attentions, expected False (no weights)')
+    window = kwargs.get("sliding_window")
+    if window is not None and not is_causal:
+        if attention_mask is not None:
+            return sdpa_attention_forward(
+                module, query, key, value, attention_mask, scaling=scaling, is_causal=False, sliding_window=window
+            )
+        if window < key.shape[2]:
+            raise ValueError(
+                f'attn_implementation="sparsed": {name} has sliding_window {window} for {key.shape[2]} keys and no '
+                "attention_mask, expected a mask that says which keys a query sees"
+            )
     if attention_mask is not None and attention_mask.shape[-1] != key.shape[2]:  # a slice is no tensor that is known
         attention_mask = attention_mask[..., : key.shape[2]]
     out = attention(query, key, value, scale=scaling, key_mask=attention_mask)

@@ -1,17 +1,20 @@
-"""The attention masks of torch and transformers as key masks."""
+"""The attention masks of torch and transformers as key masks.
+
+A mask is read anew in every call: nothing tells whether a tensor was written to since, through a numpy view, ``.data``
+or DLPack. That is one pass over its bytes.
+"""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch.utils.weak import WeakTensorKeyDictionary
 
 __all__ = ["key_mask"]
 
 # Added to a score, this leaves nothing of it after the softmax; models write -inf or the least number of a dtype.
 _HIDDEN = -1e4
-
-# The layers of a forward pass share one mask. Mask -> its version, and what came of it.
-_known = WeakTensorKeyDictionary()
+_CHUNK_BYTES = 1 << 20  # of the mask, read at a time: its temporaries stay in the processor's cache
 
 
 def key_mask(function: str, mask: torch.Tensor | None, batch: int) -> torch.Tensor | None:
@@ -34,42 +37,57 @@ def key_mask(function: str, mask: torch.Tensor | None, batch: int) -> torch.Tens
     """
     if mask is None:
         return None
-    if mask.is_inference():  # has no version: may have been written to since
-        return _key_mask(function, mask, batch)
-    if mask not in _known or _known[mask][0] != (mask._version, batch):
-        _known[mask] = ((mask._version, batch), _key_mask(function, mask, batch))
-    keys: torch.Tensor | None = _known[mask][1]
-    return keys
-
-
-def _key_mask(function: str, mask: torch.Tensor, batch: int) -> torch.Tensor | None:
-    live = _live(function, mask)
-    if live.dim() == 4:
-        live = _same_for_all(function, live)
-    if live.dim() != 2:
-        raise ValueError(f"{function}: mask has shape {list(mask.shape)}, expected [batch, keys] or 4 axes")
-    return None if bool(live.all()) else live.expand(batch, -1)
-
-
-def _live(function: str, mask: torch.Tensor) -> torch.Tensor:
-    if mask.dtype == torch.bool:
-        return mask
-    if not mask.is_floating_point():
+    if mask.dtype != torch.bool and not mask.is_floating_point():
         raise TypeError(f"{function}: mask has dtype {mask.dtype}, expected bool or a float that is added to scores")
-    live = mask == 0
-    if not bool((live | (mask <= _HIDDEN)).all()):
-        raise ValueError(f"{function}: mask is a bias on the scores, expected 0 (seen) and -inf (hidden) alone")
+    if mask.dim() == 2:
+        keys = torch.as_tensor(_live(function, mask))
+    elif mask.dim() == 4:
+        # What a mask repeats by a stride of 0 is read once.
+        once = mask[tuple(slice(0, 1) if stride == 0 else slice(None) for stride in mask.stride()[:3])]
+        rows = []
+        for part in once:
+            row = _same_for_all(function, part)
+            if row is None:
+                raise ValueError(
+                    f"{function}: mask {list(mask.shape)} hides different keys from different queries or heads, "
+                    "expected a padding mask (a causal model or a KV cache cannot run here)"
+                )
+            rows.append(row)
+        keys = torch.stack(rows)
+    else:
+        raise ValueError(f"{function}: mask has shape {list(mask.shape)}, expected [batch, keys] or 4 axes")
+    return None if bool(keys.all()) else keys.expand(batch, -1)
+
+
+def _live(function: str, mask: torch.Tensor) -> Any:
+    """Where a mask is open: an array of numpy where it lies on the host, whose comparisons are the faster ones."""
+    if mask.dtype == torch.bool:
+        return _plain(mask)
+    live, hidden = _plain(mask == 0), _plain(mask <= _HIDDEN)
+    if not bool((live | hidden).all()):
+        raise ValueError(f"{function}: mask is a bias on the scores, expected only 0 (seen) and -inf (hidden)")
     return live
 
 
-def _same_for_all(function: str, live: torch.Tensor) -> torch.Tensor:
-    """(B or 1, S) out of (B or 1, H or 1, L or 1, S)."""
-    rows = live[:, :1]
-    keys = rows.any(dim=2, keepdim=True)
-    padding = ~rows.any(dim=3, keepdim=True)
-    if not (torch.equal(rows.expand_as(live), live) and bool(((rows == keys) | padding).all())):
-        raise ValueError(
-            f"{function}: mask {list(live.shape)} hides different keys from different queries or heads, expected a "
-            "padding mask (a causal model or a KV cache cannot run here)"
-        )
-    return keys[:, 0, 0]
+def _plain(flags: torch.Tensor) -> Any:
+    return flags.numpy() if flags.device.type == "cpu" else flags
+
+
+def _same_for_all(function: str, mask: torch.Tensor) -> torch.Tensor | None:
+    """(S,) out of (H or 1, L or 1, S), one row of the batch; None where queries or heads see different keys."""
+    heads, queries, num_keys = mask.shape
+    step = max(1, queries)
+    if mask.device.type == "cpu":
+        step = max(1, _CHUNK_BYTES // max(1, heads * num_keys * mask.element_size()))
+    keys = None
+    for begin in range(0, queries, step):
+        live = _live(function, mask[:, begin : begin + step])
+        rows = live[0]
+        if keys is None:
+            seeing = rows.any(-1)
+            if bool(seeing.any()):
+                keys = rows[int((seeing * 1).argmax())]
+        others = rows[:0] if keys is None else rows[~(rows == keys).all(-1)]
+        if bool(others.any()) or not bool((live[1:] == rows).all()):  # a query that sees nothing is padding
+            return None
+    return mask.new_zeros(num_keys, dtype=torch.bool) if keys is None else torch.as_tensor(keys)

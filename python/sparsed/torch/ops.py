@@ -11,7 +11,6 @@ from typing import Any, Literal, Protocol, cast
 from weakref import WeakValueDictionary
 
 import torch
-from torch.utils.weak import WeakTensorKeyDictionary
 
 import sparsed
 
@@ -149,20 +148,8 @@ def cache_handle(cache: Attends) -> int:
     return number
 
 
-# A block mask on a device is read once, and its pattern moved there once. Mask -> its version and shape, its pattern.
-_patterns = WeakTensorKeyDictionary()
-
-
 def _pattern(mask: torch.Tensor, block_size: int, q_len: int, kv_len: int) -> sparsed.BlockPattern:
-    if mask.is_inference():  # has no version: may have been written to since
-        return _read_pattern(mask, block_size, q_len, kv_len)
-    state = (mask._version, block_size, q_len, kv_len)
-    if mask not in _patterns or _patterns[mask][0] != state:
-        _patterns[mask] = (state, _read_pattern(mask, block_size, q_len, kv_len))
-    return cast(sparsed.BlockPattern, _patterns[mask][1])
-
-
-def _read_pattern(mask: torch.Tensor, block_size: int, q_len: int, kv_len: int) -> sparsed.BlockPattern:
+    """Read anew in every call: nothing tells whether a tensor was written to since."""
     return sparsed.BlockPattern.from_mask(mask.cpu(), block_size=block_size, q_len=q_len, kv_len=kv_len)
 
 
@@ -224,10 +211,7 @@ def _attention_and_select(
         selection_scale=selection_scale,
         key_mask=to_key_mask("attention_and_select", key_mask, q.shape[0]),
     )
-    blocks = torch.from_numpy(pattern.to_mask()).to(q.device)
-    if not blocks.is_inference():
-        _patterns[blocks] = ((blocks._version, block_size, q.shape[2], k.shape[2]), pattern)
-    return out, blocks
+    return out, torch.from_numpy(pattern.to_mask()).to(q.device)
 
 
 @torch.library.custom_op(

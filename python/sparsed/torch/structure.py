@@ -20,20 +20,25 @@ def _projection(letter: str, *words: str) -> re.Pattern[str]:
 
 
 _QUERY, _KEY, _VALUE = _projection("q", "query"), _projection("k", "key"), _projection("v", "value")
-_OUT = _projection("o", "out", "output", "att_out", "attn_out", "attention_out", "dense", "c_proj", "proj")
+_OUT = _projection(
+    "o", "out", "output", "att_out", "attn_out", "attention_out", "dense", "c_proj", "proj", "projection"
+)
 _FUSED = _projection("qkv", "query_key_value", "att_proj", "c_attn")
 _ROTARY = re.compile("rot|rope", re.IGNORECASE)
 _ROTARY_BUFFER = re.compile("inv_freq|freqs|freqs_cis|cos|sin|cos_cached|sin_cached")
 
 
+_CROSS = re.compile("cross|encoder_attn|enc_?dec", re.IGNORECASE)
+
+
 @dataclass(frozen=True)
 class AttentionLayer:
-    """One attention layer: a module whose forward pass projects, rotates, attends and projects back.
+    """One attention layer: a module whose forward pass projects and attends.
 
     Attributes:
         name: Its path in the model.
         projections: The names of its query, key, value (or fused) and output projections.
-        rotary: The path of what turns queries and keys.
+        rotary: The path of what turns queries and keys; None where transformers dispatches the attention.
         q_width: Features of all query heads.
         kv_width: Features of all key heads.
     """
@@ -41,7 +46,7 @@ class AttentionLayer:
     name: str
     module: nn.Module
     projections: tuple[str, ...]
-    rotary: str
+    rotary: str | None
     q_width: int
     kv_width: int
 
@@ -55,9 +60,17 @@ class AttentionLayer:
         """The path with the layer's number open: "model.layers.*.self_attn"."""
         return re.sub(r"(^|(?<=\.))\d+(?=\.|$)", "*", self.name)
 
+    @property
+    def is_local(self) -> bool:
+        """Whether it sees a sliding window, as some layers of ModernBERT do: it stays as it is."""
+        return is_dispatched(self.module) and getattr(self.module, "sliding_window", None) is not None
+
 
 def find_layers(model: nn.Module) -> list[AttentionLayer]:
-    """The attention layers in the order of the model's modules.
+    """The attention layers in the order of the model's modules, those with a sliding window too.
+
+    Known are layers that project, turn by a rotary module and project back, and those whose attention transformers
+    dispatches by ``attn_implementation``: these carry ``is_causal`` and a config that names the implementation.
 
     Raises:
         ValueError: None found, or layers of different kinds; the message says what was there.
@@ -69,24 +82,50 @@ def find_layers(model: nn.Module) -> list[AttentionLayer]:
             continue
         names, q_width, kv_width = projections
         rotary = _rotary(model, name)
-        if rotary is None or len(names) not in (2, 4):
-            missing = "output projection" if len(names) not in (2, 4) else "rotary module"
-            near.append(f"{name} ({type(module).__name__}) has {', '.join(names)}, but no {missing}")
-        else:
+        has_out = len(names) in (2, 4)
+        if (has_out and rotary is not None) or (len(names) > 1 and is_dispatched(module)):
             layers.append(AttentionLayer(name, module, names, rotary, q_width, kv_width))
+        else:
+            missing = "rotary module" if has_out else "output projection"
+            near.append(f"{name} ({type(module).__name__}) has {', '.join(names)}, but no {missing}")
     if not layers:
         raise ValueError(
             f"accelerate: {type(model).__name__} has no attention layer that is known, expected modules with "
-            "projections for query, key, value (or one for all) and output, and a rotary module on them or above them; "
+            "projections for query, key, value (or one for all) and output, and a rotary module on them or above them, "
+            "or a model of transformers that runs by attn_implementation; "
             + ("found: " + "; ".join(near[:3]) if near else "found no query, key and value projections")
         )
-    kinds = {(layer.place, layer.projections, layer.q_width, layer.kv_width): layer for layer in layers}
+    _check_layers(type(model).__name__, layers)
+    return layers
+
+
+def _check_layers(model: str, layers: list[AttentionLayer]) -> None:
+    for layer in layers:
+        of_class = type(layer.module).__name__
+        if _CROSS.search(layer.name) or _CROSS.search(of_class):
+            raise ValueError(
+                f"accelerate: {model} has cross-attention ({layer.name}), expected only attention of a sequence to "
+                "itself"
+            )
+        if getattr(layer.module, "sinks", None) is not None:
+            raise ValueError(f"accelerate: {layer.name} ({of_class}) has sinks, expected plain softmax attention")
+    whole = [layer for layer in layers if not layer.is_local]
+    if not whole:
+        raise ValueError(
+            f"accelerate: every attention layer of {model} has a sliding window, expected some that see the whole "
+            "sequence"
+        )
+    kinds = {(layer.place, layer.projections, layer.q_width, layer.kv_width): layer for layer in whole}
     if len(kinds) > 1:
         raise ValueError(
-            f"accelerate: {type(model).__name__} has attention layers of different kinds, expected one: "
+            f"accelerate: {model} has attention layers of different kinds, expected one: "
             + "; ".join(f"{layer.name} ({', '.join(layer.projections)})" for layer in kinds.values())
         )
-    return layers
+
+
+def is_dispatched(module: nn.Module) -> bool:
+    """Whether transformers calls an attention function for it, the one that its config names."""
+    return hasattr(module, "is_causal") and hasattr(getattr(module, "config", None), "_attn_implementation")
 
 
 def _projections(module: nn.Module) -> tuple[tuple[str, ...], int, int] | None:

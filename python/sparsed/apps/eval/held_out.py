@@ -44,7 +44,7 @@ def score_text(setup: Setup, methods: Methods) -> list[str]:
     args = setup.args
 
     def uncached(length: int) -> list[Any]:
-        return [method for method in methods(length) if method.cache is None]
+        return [method for method in methods(length) if method.kv_cache is None]
 
     if not uncached(args.lengths[0]):
         names = ", ".join(method.name for method in methods(args.lengths[0]))

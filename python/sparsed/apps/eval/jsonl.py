@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from ...models.files import decode_text
 from .styles import RULER_BUDGETS
 from .tasks import Sample, kind_of
 
@@ -52,7 +53,7 @@ def read_samples(path: Path, task: str, gen_length: int | None = None) -> list[S
 
 def _sample(line: bytes, where: str, task: str, number: int, budget: int | None) -> Sample:
     try:
-        row = json.loads(line.decode("utf-8"))
+        row = json.loads(decode_text(line, "it"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where} is not JSON: {error}") from error
     if not isinstance(row, dict) or not isinstance(row.get("input"), str) or not row["input"].strip():

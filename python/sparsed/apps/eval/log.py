@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from ...models.files import find_folder, replacing
+from ...models.files import decode_text, find_folder, replacing
 
 R = TypeVar("R")
 
@@ -68,7 +68,7 @@ class Log(Generic[R]):
         *lines, rest = content.split(b"\n")
         for number, line in enumerate(lines, start=1):
             try:
-                self.records.append(kind(**json.loads(line.decode("utf-8"))))
+                self.records.append(kind(**json.loads(decode_text(line, "it"))))
             except (ValueError, TypeError, RecursionError) as error:
                 raise ValueError(f"eval: line {number} of {self._path} is damaged: {error}") from error
         if rest:
@@ -89,7 +89,7 @@ def _read_plan(path: Path, records: Path) -> dict[str, Any] | None:
     if not content.strip() and not (recorded and path.is_file()):
         return None
     try:
-        plan = json.loads(content.decode("utf-8"))
+        plan = json.loads(decode_text(content, "it"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"eval: {path} is damaged: {error} (choose another --out to begin anew)") from error
     if not isinstance(plan, dict):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ...config import SlidingWindow, Sparse, SparseConfig, StreamingLLM
-from ...generation.kv_cache import DelayedCache, DualCache, KVCache, PrefixCache
+from ...generation.kv_cache import DelayedCache, DualCache, KVCachePolicy, PrefixCache
 from ...generation.sampling import DreamSampler, LLaDASampler, Sampler
 from ...models import ModelConfig
 
@@ -23,7 +23,7 @@ class Method:
 
     name: str
     sparse: Sparse | None = None
-    cache: KVCache | None = None
+    kv_cache: KVCachePolicy | None = None
     block_length: int | None = None
 
     def sampler(self, sampler: Sampler, gen_length: int) -> Sampler:
@@ -62,9 +62,9 @@ def method(name: str, preset: Preset, length: int) -> Method:
         "SparseD": Method("SparseD", sparse=config),
         "sliding window": Method("sliding window", sparse=SlidingWindow(window, config.block_size)),
         "StreamingLLM": Method("StreamingLLM", sparse=StreamingLLM(window, sinks, config.block_size)),
-        "dKV-Cache": Method("dKV-Cache", cache=DelayedCache()),
-        "prefix cache": Method("prefix cache", cache=PrefixCache(), block_length=block_length),
-        "dual cache": Method("dual cache", cache=DualCache(), block_length=block_length),
+        "dKV-Cache": Method("dKV-Cache", kv_cache=DelayedCache()),
+        "prefix cache": Method("prefix cache", kv_cache=PrefixCache(), block_length=block_length),
+        "dual cache": Method("dual cache", kv_cache=DualCache(), block_length=block_length),
     }
     if name not in known:
         raise ValueError(f"method: name is {name!r}, expected one of {METHODS}")

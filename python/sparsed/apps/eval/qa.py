@@ -58,8 +58,9 @@ def read_squad(path: Path) -> Questions:
         FileNotFoundError: There is no such file.
         ValueError: It is no SQuAD file.
     """
+    content = _read(path)
     try:
-        articles = _read(path)["data"]
+        articles = content["data"]
         documents = sorted({paragraph["context"] for article in articles for paragraph in article["paragraphs"]})
         number = {document: i for i, document in enumerate(documents)}
         questions = [
@@ -86,8 +87,8 @@ def read_hotpotqa(path: Path) -> Questions:
         FileNotFoundError: There is no such file.
         ValueError: It is no HotpotQA file.
     """
+    rows = _read(path)
     try:
-        rows = _read(path)
         contexts = [[f"{title}\n{''.join(lines)}" for title, lines in row["context"]] for row in rows]
         documents = sorted({document for context in contexts for document in context})
         number = {document: i for i, document in enumerate(documents)}
@@ -103,7 +104,7 @@ def read_hotpotqa(path: Path) -> Questions:
 def _read(path: Path) -> Any:
     try:
         return json.loads(read_text(path))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
 
 

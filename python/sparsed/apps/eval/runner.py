@@ -111,7 +111,7 @@ def _answer(
         gen_length=sample.gen_length,
         steps=sample.gen_length,
         sparse=method.sparse,
-        cache=method.cache,
+        kv_cache=method.kv_cache,
         sampler=method.sampler(sampler, sample.gen_length),
         seed=seed + sample.index,
     )

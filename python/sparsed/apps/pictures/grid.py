@@ -24,10 +24,10 @@ class RowPatterns(NamedTuple):
 def row_patterns(result: GenerationResult, row: int) -> RowPatterns | None:
     """Where the patterns of a batch row are; None where its attention was dense throughout."""
     for group in result.groups:
-        if row in group.rows:
-            if group.cache is None or not group.cache.layers:
+        if row in group.batch_indices:
+            if group.patterns is None or not group.patterns.layers:
                 return None
-            return RowPatterns(group.cache, int(np.flatnonzero(group.rows == row)[0]))
+            return RowPatterns(group.patterns, int(np.flatnonzero(group.batch_indices == row)[0]))
     return None
 
 

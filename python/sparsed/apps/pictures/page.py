@@ -48,7 +48,7 @@ def _script_json(data: dict[str, Any]) -> str:
 
 
 def _data(result: GenerationResult, tokenizer: Tokenizer, row: int) -> dict[str, Any]:
-    padding = next(group.padding for group in result.groups if row in group.rows)
+    padding = next(group.padding for group in result.groups if row in group.batch_indices)
     prompt = result.tokens[row, padding : result.prompt_length]
     return {
         "colours": PHASE_COLOURS,

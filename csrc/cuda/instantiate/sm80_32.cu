@@ -1,7 +1,0 @@
-#include "cuda/instantiate/sm80.cuh"
-
-namespace sparsed::cuda {
-
-template DeviceKernel kernel_sm80<32>(DType, Sums, int);
-
-}  // namespace sparsed::cuda

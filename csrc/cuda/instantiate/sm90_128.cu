@@ -1,7 +1,0 @@
-#include "cuda/instantiate/sm90.cuh"
-
-namespace sparsed::cuda {
-
-template DeviceKernel kernel_sm90<128>(DType, const Plan&);
-
-}  // namespace sparsed::cuda

@@ -1,0 +1,7 @@
+#include "cuda/sm80/launch.cuh"
+
+namespace sparsed::cuda {
+
+template DeviceKernel kernel_sm80<96>(DType, Sums, int);
+
+}  // namespace sparsed::cuda

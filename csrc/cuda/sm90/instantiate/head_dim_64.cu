@@ -1,0 +1,15 @@
+#include "cuda/sm90/launch.cuh"
+
+namespace sparsed::cuda {
+
+template DeviceKernel kernel_sm90<64>(DType, const Plan&);
+
+bool has_sm90a_kernels() {
+#if defined(SPARSED_SM90A)  // by CMakeLists.txt, from the architectures
+  return true;
+#else
+  return false;
+#endif
+}
+
+}  // namespace sparsed::cuda

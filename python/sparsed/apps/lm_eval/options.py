@@ -1,0 +1,176 @@
+"""The arguments of `SparsedLM`: its own, those of sampler and sparse attention, and those of lm-eval's `hf` backend."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ...checks import Checker
+from ...config import SlidingWindow, Sparse, SparseConfig, StreamingLLM
+from ...generation.sampling import SAMPLERS, Sampler
+from ...models.files import read_json
+from ...models.tokenizer import Tokenizer
+
+_log = logging.getLogger(__name__)
+
+_METHODS: dict[str, type[Sparse]] = {
+    "sparsed": SparseConfig,
+    "sliding_window": SlidingWindow,
+    "streaming_llm": StreamingLLM,
+}
+
+# Arguments of the hf backend: the values that mean here what they mean there, and what to do about others.
+_OF_HF: dict[str, tuple[tuple[Any, ...], str]] = {
+    "trust_remote_code": ((None, False, True), ""),  # nothing remote runs here
+    "logits_cache": ((None, False, True), ""),  # it decides about speed only, of a cache that is not here
+    "backend": ((None, "default", "causal"), "diffusion models have no other"),
+    "revision": ((None, "main"), "a folder holds one revision"),
+    "truncation": ((None, False), "long contexts lose their beginning"),
+    "softmax_dtype": ((None, "float32"), "probabilities are computed in float32"),
+    "mixed_precision_dtype": ((None,), "dtype=bfloat16 decides the precision"),
+    "use_fast_tokenizer": ((None, True), "there is no slow tokenizer"),
+    "parallelize": ((None, False), "engine=torch,device_map=auto splits a model"),
+    "max_memory_per_gpu": ((None,), "engine=torch,device_map=auto splits a model"),
+    "max_cpu_memory": ((None,), "engine=torch,device_map=auto splits a model"),
+    "offload_folder": ((None, "./offload"), "nothing is offloaded"),
+    "tp_plan": ((None,), "load_model(group=...) splits the heads over processes"),
+    "peft": ((None,), "adapters have to be merged into the weights before"),
+    "delta": ((None,), "delta weights have to be added to the weights before"),
+    "autogptq": ((None, False), "quantized weights are not supported"),
+    "gptqmodel": ((None, False), "quantized weights are not supported"),
+    "load_in_8bit": ((None, False), "quantized weights are not supported"),
+    "load_in_4bit": ((None, False), "quantized weights are not supported"),
+    "gguf_file": ((None,), "GGUF files are not supported"),
+}
+# What published command lines of LLaDA and Dream call our options.
+_OTHER_NAMES = {
+    "cfg": "cfg_scale",
+    "diffusion_steps": "steps",
+    "max_new_tokens": "gen_length",
+    "max_gen_toks": "gen_length",
+    "model_path": "pretrained",
+    "torch_dtype": "dtype",
+}
+
+
+def take_options_of_hf(options: dict[str, Any]) -> None:
+    """Takes the arguments of the hf backend out of `options`.
+
+    Raises:
+        ValueError: One of them asks for something that sparsed does not do.
+    """
+    for name, (allowed, advice) in _OF_HF.items():
+        if name not in options:
+            continue
+        value = options.pop(name)
+        if not any(value is one or (isinstance(one, str) and value == one) for one in allowed):
+            expected = " or ".join(map(repr, allowed))
+            raise ValueError(f"SparsedLM: {name} is {value!r}, expected {expected} ({advice})")
+        if name == "trust_remote_code" and value:
+            _log.info("trust_remote_code has no effect: sparsed never runs code of a checkpoint")
+
+
+def refuse_rest(options: Mapping[str, Any], family: str, sparse: Any) -> None:
+    """Raises ValueError where options are left that nothing took."""
+    if options:
+        renamed = [f"{name} is called {_OTHER_NAMES[name]} here" for name in sorted(options) if name in _OTHER_NAMES]
+        raise ValueError(
+            f"SparsedLM: {', '.join(sorted(options))} given, expected only options that apply "
+            f"({'; '.join([*renamed, f'the model is of the {family} family, sparse is {sparse!r}'])})"
+        )
+
+
+def placement(engine: str, device: str | None, device_map: str | Mapping[str, Any] | None) -> dict[str, Any]:
+    """The arguments of `load_model`; lm-eval's command line gives the device "cuda:0" where the user gives none."""
+    if device_map is not None:
+        return {"device_map": device_map}
+    if device is None:
+        return {}
+    if engine != "torch":
+        if device != "cpu":
+            _log.warning("device is %s, but engine=native runs on the CPU (engine=torch uses a device)", device)
+        return {}
+    import torch
+
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        _log.warning("device is %s, but torch finds no CUDA device: the model runs on the CPU", device)
+        device = "cpu"
+    return {"device": device}
+
+
+def dtype_of(folder: Path, dtype: Any) -> Any:
+    """`dtype`, and for "auto" the one that the checkpoint's config.json names."""
+    config = folder / "config.json"
+    if dtype != "auto" or not config.is_file():
+        return dtype
+    values = read_json(config)
+    return values.get("dtype") or values.get("torch_dtype") or "float32"
+
+
+def sparse_of(sparse: bool | str | Sparse, options: dict[str, Any]) -> Sparse | None:
+    """The sparse attention that is asked for, with its fields taken out of `options`."""
+    if isinstance(sparse, Sparse):
+        return sparse
+    if not isinstance(sparse, (bool, str)):
+        raise TypeError(f"SparsedLM: sparse is {sparse!r}, expected True, False, a name or SparseConfig and its like")
+    if sparse is False:
+        return None
+    name = "sparsed" if sparse is True else sparse
+    if name not in _METHODS:
+        raise ValueError(f"SparsedLM: sparse is {sparse!r}, expected True, False or one of {list(_METHODS)}")
+    return _METHODS[name](**_taken(_METHODS[name], options))
+
+
+def sampler_of(family: str, options: dict[str, Any]) -> tuple[Sampler, frozenset[str]]:
+    """The family's sampler with its fields taken out of `options`, and their names."""
+    given = _taken(SAMPLERS[family], options)
+    return SAMPLERS[family](**given), frozenset(given)
+
+
+def _taken(kind: type[Any], options: dict[str, Any]) -> dict[str, Any]:
+    names = [field.name for field in dataclasses.fields(kind) if field.name in options]
+    return {name: options.pop(name) for name in names}
+
+
+def template_variables(
+    chat_template_args: Mapping[str, Any] | None, enable_thinking: bool | None, think_end_token: str | int | None
+) -> dict[str, Any]:
+    """The variables that a chat template gets beside the conversation."""
+    if chat_template_args is not None and not isinstance(chat_template_args, Mapping):
+        raise TypeError(f"SparsedLM: chat_template_args is {chat_template_args!r}, expected names and values")
+    check_flag("enable_thinking", enable_thinking, optional=True)
+    if enable_thinking and think_end_token is None:
+        raise ValueError(
+            "SparsedLM: enable_thinking is True, expected think_end_token with it (where the answer begins)"
+        )
+    thinking = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
+    return dict(chat_template_args or {}) | thinking
+
+
+def end_of_thinking(tokenizer: Tokenizer, think_end_token: str | int | None) -> str | int | None:
+    """The text or the token id after which the answer begins; a token that decoding leaves out is meant by its id."""
+    if think_end_token is None or isinstance(think_end_token, bool) or not isinstance(think_end_token, (str, int)):
+        if think_end_token is not None:
+            raise TypeError(f"SparsedLM: think_end_token is {think_end_token!r}, expected a token or its id")
+        return None
+    if not isinstance(think_end_token, str):
+        return think_end_token
+    if think_end_token.isdecimal():
+        return int(think_end_token)
+    token = tokenizer.token_id(think_end_token)
+    return token if token is not None and not tokenizer.decode([token]) else think_end_token
+
+
+def check_flag(name: str, value: Any, optional: bool = False) -> None:
+    """Raises TypeError where `value` is not True or False."""
+    if not isinstance(value, bool) and not (optional and value is None):
+        raise TypeError(f"SparsedLM: {name} is {value!r}, expected True or False{' or None' * optional}")
+
+
+def check_numbers(**values: Any) -> None:
+    """Raises TypeError or ValueError where one of them is not None and not an integer of at least 1."""
+    for name, value in values.items():
+        Checker("SparsedLM").integer(name, value, low=1, optional=True)

@@ -1,0 +1,37 @@
+"""Ctrl-C during a generation."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType, TracebackType
+
+
+class SigintLatch:
+    """Turns the first Ctrl-C into a flag.
+
+    It acts only in the main thread, and only in place of Python's default handler: a handler that the program has
+    installed keeps its meaning.
+    """
+
+    def __init__(self) -> None:
+        self.caught = False
+        self._installed = False
+
+    def __enter__(self) -> SigintLatch:
+        if threading.current_thread() is threading.main_thread():
+            if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+                signal.signal(signal.SIGINT, self._handle)
+                self._installed = True
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._installed:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.caught:
+            raise KeyboardInterrupt
+        self.caught = True

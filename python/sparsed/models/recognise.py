@@ -1,0 +1,145 @@
+"""What users give `load_model` that it does not read: each with its name and with what to do instead.
+
+The tables are ordered: the first row that matches is the one that counts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+FAMILIES = "LLaDA-8B, LLaDA-1.5, iLLaDA-8B, Dream-7B, Dream-Coder and DiffuCoder"
+
+_GGUF = "a GGUF file, which llama.cpp runs: load the safetensors checkpoint that it was made from"
+_PICKLE = (
+    "pickled PyTorch weights, which are not read because unpickling runs code: convert them to model.safetensors with "
+    "save_file of safetensors.torch"
+)
+
+
+class _Model(NamedTuple):
+    """`names` is found in the class or the model_type, in lower case."""
+
+    names: str
+    what: str
+    runs_it: str
+
+
+_MODELS = (
+    _Model("llada2", "LLaDA2, a mixture of experts with block diffusion", "SGLang, dInfer and LMDeploy run"),
+    _Model("llada_?moe", "LLaDA-MoE, a mixture of experts", "llama.cpp and dInfer run"),
+    _Model("sdar|trado", "SDAR or TraDo, a block diffusion model", "SGLang runs"),
+    _Model("fast_?dllm", "Fast-dLLM v2, a block diffusion model", "the code of NVlabs/Fast-dLLM runs"),
+    _Model("diffusion_?gemma", "DiffusionGemma, a block diffusion model", "transformers, vLLM and SGLang run"),
+    _Model("a2d", "an A2D model, made from an autoregressive one", "the code of ZHZisZZ/dllm runs"),
+    _Model("rnd1", "RND1, a mixture of experts", "llama.cpp runs"),
+    _Model("nemotron.*diffusion", "Nemotron-Labs-Diffusion, a block diffusion model", "its remote code runs"),
+    _Model("llada|dream|diffu|mmada", "a diffusion model of another class", "its remote code in transformers runs"),
+    _Model(
+        "bert|electra|maskedlm",
+        "a masked language model like BERT",
+        "transformers runs, with sparse attention after sparsed.torch.accelerate(model)",
+    ),
+    _Model("t5|bart|conditionalgeneration", "a sequence-to-sequence or multimodal model", "transformers runs"),
+    _Model(
+        "causallm|lmheadmodel|llama|qwen|mistral|mixtral|gemma|phi|gpt|olmo|falcon|deepseek|glm|granite|mamba",
+        "an autoregressive model",
+        "transformers, vLLM and llama.cpp run",
+    ),
+)
+
+
+class _Kind(NamedTuple):
+    """`pattern` is that of a name, or the first bytes."""
+
+    pattern: Any
+    what: str
+
+
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+# What a folder without config.json or without weights has instead.
+_CONTENTS = (
+    _Kind("*.gguf", _GGUF),
+    _Kind("snapshots/*/", "a folder of the Hugging Face cache, which holds the model in a folder below snapshots"),
+    _Kind("model_index.json", "a pipeline of diffusers, which makes pictures"),
+    _Kind("model-*-of-*.safetensors", "parts of a checkpoint without the list of them, model.safetensors.index.json"),
+    _Kind("*.safetensors", "safetensors of another name than model.safetensors"),
+    _Kind("pytorch_model*.bin", _PICKLE),
+    _Kind("*.pt", _PICKLE),
+    _Kind("*.pth", _PICKLE),
+    _Kind("*.ckpt", _PICKLE),
+    _Kind("*.h5", "weights of TensorFlow: save them as safetensors"),
+    _Kind("*.msgpack", "weights of Flax: save them as safetensors"),
+    _Kind("*.onnx", "an ONNX model, which ONNX Runtime runs"),
+    _Kind("*/config.json", "the model in a folder below it: give that folder"),
+    _Kind("tokenizer*", "a tokenizer without a model: load_tokenizer reads it"),
+    _Kind("vocab*", "a tokenizer without a model: load_tokenizer reads it"),
+)
+LFS_POINTER = (
+    "a Git LFS pointer, which stands for the file: fetch the file itself with `git lfs pull` (or with `hf download`)"
+)
+_FIRST_BYTES = (
+    _Kind(b"version https://git-lfs.github.com/", LFS_POINTER),
+    _Kind(b"version https://hawser.github.com/", LFS_POINTER),
+    _Kind(b"GGUF", _GGUF),
+    _Kind(b"PK\x03\x04", _PICKLE),
+    _Kind(b"\x80\x02\x8a\x0a", _PICKLE),
+    _Kind(b"<!doctype html", "a web page, so that the download went wrong"),
+    _Kind(b"<html", "a web page, so that the download went wrong"),
+)
+FIRST_BYTES = 64
+
+# Keys of config.json that say that the weights are quantised, and the key that names the method in each.
+_QUANTISED = {"quantization_config": "quant_method", "quantization": "mode", "compression_config": "format"}
+
+
+def model(names: Iterable[str]) -> str:
+    """The model of these class names or this model_type as the end of an error."""
+    text = " ".join(names).lower()
+    known = next((row for row in _MODELS if re.search(row.names, text)), None)
+    found = f"this is {known.what}, which {known.runs_it}; " if known else ""
+    return f"{found}this package loads {FAMILIES}"
+
+
+def quantised(key: str, value: Any) -> str | None:
+    """What to expect instead of a config key about quantised weights; None for another key."""
+    if key not in _QUANTISED:
+        return None
+    method = value.get(_QUANTISED[key]) if isinstance(value, dict) else None
+    named = f" ({method})" if isinstance(method, str) else ""
+    return f"no such key: quantised weights{named} are not read, so load the checkpoint that they were made from"
+
+
+def adapter(folder: Path) -> str | None:
+    """What a folder with an adapter is; None for another folder."""
+    if not (folder / "adapter_config.json").is_file():
+        return None
+    if any((folder / name).is_file() for name in _WEIGHTS):
+        return "a model with an adapter_config.json, expected one without it: it is unclear whether it counts"
+    return (
+        "a PEFT adapter, which is not a whole model: merge it into its base model with merge_and_unload() of peft, "
+        "save the result with save_pretrained() in another folder, and load that"
+    )
+
+
+def contents(folder: Path) -> str:
+    """What a folder without weights holds instead, as the end of an error."""
+    if any((folder / name).is_file() for name in _WEIGHTS):
+        return ""
+    known = next((row.what for row in _CONTENTS if next(folder.glob(row.pattern), None)), None)
+    return f"; the folder holds {known}" if known else ""
+
+
+def first_bytes(data: bytes) -> str | None:
+    """What a file that begins with `data` is; None if it is nothing known."""
+    begin = data[:FIRST_BYTES].lstrip().lower()
+    return next((row.what for row in _FIRST_BYTES if begin.startswith(row.pattern.lower())), None)
+
+
+def file(path: Path) -> str:
+    """What a file is that is given in place of a folder."""
+    with open(path, "rb") as opened:
+        known = first_bytes(opened.read(FIRST_BYTES))
+    return f"it is {known}" if known else f"it is a file, and the model is its folder {str(path.absolute().parent)!r}"

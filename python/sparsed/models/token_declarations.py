@@ -1,0 +1,184 @@
+"""What the files of a checkpoint folder declare about its tokens, with the precedence that transformers gives them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Container, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken
+
+from .files import read_json
+
+NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+_DECIMAL_ID = re.compile("[0-9]{1,9}")
+# The tokens that Qwen2's tokenizer has unless its files name others; Dream's is a copy of it.
+_QWEN2_CLASSES = ("Qwen2Tokenizer", "Qwen2TokenizerFast", "DreamTokenizer")
+_QWEN2_NAMES = dict.fromkeys(("unk_token", "eos_token", "pad_token"), "<|endoftext|>")
+
+
+@dataclass
+class Declarations:
+    """The tokens of a folder beside those of tokenizer.json or vocab.json.
+
+    Attributes:
+        config: tokenizer_config.json, with tokenizer_class from config.json where it has none.
+        named: bos_token, mask_token ..., then the names that only this folder has.
+        extra: special tokens without a name.
+        added: tokens with the ids that the files give them, by content.
+        complete: the folder has added_tokens_decoder, so that flags of tokenizer.json do not count for named tokens.
+    """
+
+    config: dict[str, Any]
+    named: dict[str, AddedToken]
+    extra: list[AddedToken]
+    added: dict[str, tuple[AddedToken, int]]
+    complete: bool
+
+
+def read_optional(path: Path) -> dict[str, Any]:
+    """The object in a JSON file, empty where the file does not exist."""
+    return read_json(path) if path.is_file() else {}
+
+
+def is_qwen2(config: Mapping[str, Any]) -> bool:
+    """Whether tokenizer_config.json names Qwen2's tokenizer, or Dream's, which is a copy of it."""
+    return config.get("tokenizer_class") in _QWEN2_CLASSES
+
+
+def read_declarations(folder: Path) -> Declarations:
+    """The declarations of a folder.
+
+    Where tokenizer_config.json has added_tokens_decoder, special_tokens_map.json and added_tokens.json do not count;
+    else special_tokens_map.json counts before tokenizer_config.json.
+
+    Source: transformers 5, `PreTrainedTokenizerBase._from_pretrained`.
+
+    Raises:
+        ValueError: a file is damaged or a token is malformed.
+    """
+    model_config = read_optional(folder / "config.json")
+    config = {"tokenizer_class": model_config.get("tokenizer_class")} | read_optional(folder / "tokenizer_config.json")
+    complete = "added_tokens_decoder" in config
+    special_map = {} if complete else read_optional(folder / "special_tokens_map.json")
+    defaults = _QWEN2_NAMES if is_qwen2(config) else {}
+    fields = {name: source[name] for source in (config, special_map) for name in NAMES if name in source}
+    own, extra, additional = _unnamed(config, special_map)
+    tokens = {name: token for name, token in (defaults | fields).items() if token is not None} | own
+    named = {name: _token(tokens[name], name) for name in sorted(tokens, key=_order)}
+    if complete:
+        added = _from_decoder(config["added_tokens_decoder"], folder)
+    else:
+        # Of these, transformers makes special: texts, tokens of special_tokens_map.json, and the newer of the lists.
+        texts = [token for token in (*fields.values(), *extra) if isinstance(token, str)]
+        special = {*texts, *(named[name].content for name in NAMES if special_map.get(name) is not None)}
+        added = _from_added_tokens(folder / "added_tokens.json", special)
+    unnamed = [_token(value, "additional_special_tokens") for value in (*extra, *additional)]
+    return Declarations(config, named, unnamed, added, complete)
+
+
+def _order(name: str) -> int:
+    return NAMES.index(name) if name in NAMES else len(NAMES)
+
+
+def _unnamed(config: Mapping[str, Any], special_map: Mapping[str, Any]) -> tuple[dict[str, Any], list[Any], list[Any]]:
+    """The special tokens under names that only this folder has, and those without a name: a newer and an older list."""
+    # A str in tokenizer_config.json goes before special_tokens_map.json, that before a token with flags.
+    own = {name: value for name, value in config.items() if _is_own_name(name) and isinstance(value, str)}
+    flagged = {
+        name: value
+        for source in (config, special_map)
+        for name, value in source.items()
+        if _is_own_name(name) and (_is_written_token(value) or (source is special_map and isinstance(value, str)))
+    }
+    # transformers 4 called the list additional_special_tokens.
+    extra, additional = config.get("extra_special_tokens"), config.get("additional_special_tokens")
+    if not extra and "additional_special_tokens" in config:
+        extra, additional = additional, None
+    if isinstance(extra, Mapping):
+        own |= extra
+        extra = None
+    own = own or dict(_object(config.get("model_specific_special_tokens"), "model_specific_special_tokens"))
+    more = special_map.get("extra_special_tokens")
+    if isinstance(more, Mapping):
+        own |= more
+    elif more is not None:
+        extra = [*_list(extra, "extra_special_tokens"), *_list(more, "extra_special_tokens")]
+    additional = special_map.get("additional_special_tokens", additional)
+    return (
+        flagged | own,
+        _list(extra, "extra_special_tokens" if "extra_special_tokens" in config else "additional_special_tokens"),
+        _list(additional, "additional_special_tokens") if extra is None else [],
+    )
+
+
+def _is_own_name(name: str) -> bool:
+    return name.endswith("_token") and name not in NAMES
+
+
+def _is_written_token(value: Any) -> bool:
+    return isinstance(value, Mapping) and isinstance(value.get("content"), str)
+
+
+def _from_decoder(decoder: Any, folder: Path) -> dict[str, tuple[AddedToken, int]]:
+    found: dict[str, tuple[AddedToken, int]] = {}
+    for key, entry in _object(decoder, "added_tokens_decoder").items():
+        if not _is_written_token(entry) or not _DECIMAL_ID.fullmatch(key):
+            raise ValueError(
+                f"load_tokenizer: added_tokens_decoder has {key!r:.100}: {entry!r:.200}, expected id: token"
+            )
+        token = _token(entry, "added_tokens_decoder", special=False)
+        other = found.setdefault(token.content, (token, int(key)))[1]
+        if other != int(key):
+            raise ValueError(
+                f"load_tokenizer: the token {token.content!r} has ids {other} and {key}, expected one (in {folder})"
+            )
+    return found
+
+
+def _from_added_tokens(path: Path, special: Container[str]) -> dict[str, tuple[AddedToken, int]]:
+    found: dict[str, tuple[AddedToken, int]] = {}
+    for content, token_id in read_optional(path).items():
+        if not is_id(token_id):
+            raise ValueError(
+                f"load_tokenizer: added_tokens.json has {content!r}: {token_id!r:.200}, expected a token id"
+            )
+        is_special = content in special
+        found[content] = (AddedToken(content, normalized=not is_special, special=is_special), token_id)
+    return found
+
+
+def is_id(value: Any) -> bool:
+    """Whether a value of a JSON file is a token id."""
+    return type(value) is int and 0 <= value < 2**31
+
+
+def _token(value: Any, name: str, *, special: bool = True) -> AddedToken:
+    """A token that is given as a str or as {"content": ..., "lstrip": ...}."""
+    if isinstance(value, str):
+        return AddedToken(value, special=True)
+    if not _is_written_token(value):
+        raise ValueError(f"load_tokenizer: {name} is {value!r:.200}, expected a token")
+    flags = {flag: value[flag] for flag in _FLAGS if value.get(flag) is not None}
+    wrong = next((flag for flag in flags if not isinstance(flags[flag], bool)), None)
+    if wrong is not None:
+        raise ValueError(
+            f"load_tokenizer: {wrong} of {value['content']!r:.100} is {flags[wrong]!r:.100}, expected true or false "
+            f"(in {name})"
+        )
+    return AddedToken(value["content"], **({"special": special} | flags))
+
+
+def _list(value: Any, name: str) -> list[Any]:
+    if value is not None and not isinstance(value, list):
+        raise ValueError(f"load_tokenizer: {name} is {value!r:.200}, expected a list of tokens")
+    return value or []
+
+
+def _object(value: Any, name: str) -> Mapping[str, Any]:
+    if value is not None and not isinstance(value, Mapping):
+        raise ValueError(f"load_tokenizer: {name} is {value!r:.200}, expected an object")
+    return value or {}

@@ -1,0 +1,212 @@
+"""The `tokenizers.Tokenizer` of a checkpoint folder, with every token that the folder declares under its id."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
+
+from .files import MAX_BYTES, read_json, read_text
+from .token_declarations import Declarations, is_id, is_qwen2
+
+# The pre-tokenizer of Qwen2, which Dream's tokenizer has too: contractions, letters, single digits, punctuation, space.
+_QWEN2_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def load_backend(folder: Path, declared: Declarations) -> tokenizers.Tokenizer:
+    """The tokenizer of tokenizer.json, else of vocab.json and merges.txt, with the declared tokens added.
+
+    Raises:
+        FileNotFoundError: the folder has none of these files.
+        ValueError: a file is damaged, two tokens claim one id, or a token claims two.
+    """
+    if (folder / "tokenizer.json").is_file():
+        backend = _from_json(folder / "tokenizer.json")
+        if backend.padding is not None and "pad_token" not in declared.config:
+            declared.named.setdefault("pad_token", AddedToken(backend.padding["pad_token"], special=True))
+        backend.no_truncation()
+        backend.no_padding()
+        backend = _add_declared(backend, declared, folder)
+    elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+        backend = _add_declared(_from_vocab(folder, declared.config), declared, folder)
+        _set_marks(backend, declared)
+    else:
+        raise FileNotFoundError(
+            f"load_tokenizer: neither tokenizer.json nor vocab.json and merges.txt exist in {folder}"
+        )
+    if is_qwen2(declared.config):  # the class adds its special tokens once more, without their flags
+        special = dict.fromkeys(token.content for token in (*declared.named.values(), *declared.extra))
+        backend.add_tokens([AddedToken(content, special=True) for content in special])
+    split = declared.config.get("split_special_tokens", False)
+    if not isinstance(split, bool):
+        raise ValueError(f"load_tokenizer: split_special_tokens is {split!r:.100}, expected true or false")
+    backend.encode_special_tokens = split
+    return backend
+
+
+def _add_declared(backend: tokenizers.Tokenizer, declared: Declarations, folder: Path) -> tokenizers.Tokenizer:
+    """Adds the tokens in the order, and with the flags, that transformers gives them.
+
+    Source: transformers 5, `TokenizersBackend.__init__`; but an id that a file gives always holds.
+    """
+    own = {token.content: (token, i) for i, token in backend.get_added_tokens_decoder().items()}
+    # Without added_tokens_decoder, the flags of tokenizer.json count before those of added_tokens.json.
+    added = declared.added if declared.complete else declared.added | own
+    in_order = [token for token, _ in sorted(added.values(), key=lambda item: item[1])]
+    others: list[AddedToken] = []
+    for token in (*declared.named.values(), *declared.extra):
+        if token.content not in own and token.content not in added and token not in others:
+            others.append(token)
+    ids = {token.content: token_id for token, token_id in declared.added.values()}
+    backend = _place(backend, ids, [token.content for token in others if token.content], folder)
+    named = {token.content for token in declared.named.values()}
+    for token in (*in_order, *others):
+        if token.content in named:
+            token.special = True
+    backend.add_tokens([*in_order, *others])
+    return backend
+
+
+def _place(
+    backend: tokenizers.Tokenizer, ids: Mapping[str, int], others: Iterable[str], folder: Path
+) -> tokenizers.Tokenizer:
+    """A backend that gives the tokens these ids once they are added by id, and `others` the next ones.
+
+    The library numbers added tokens from the end of the vocabulary on. Where the ids of the files have gaps, the
+    tokens enter the vocabulary.
+    """
+    size = backend.get_vocab_size(with_added_tokens=False)
+    next_id = max([size - 1, *backend.get_added_tokens_decoder()]) + 1
+    in_sequence = True
+    absent: dict[str, int] = {}
+    by_id: dict[int, str] = {}
+    for content, token_id in sorted(ids.items(), key=lambda item: item[1]):
+        known = backend.token_to_id(content)
+        other = backend.id_to_token(token_id) or by_id.get(token_id)
+        if known is not None and known != token_id:
+            raise ValueError(
+                f"load_tokenizer: the token {content!r} has ids {known} and {token_id}, expected one (in {folder})"
+            )
+        if known is None and other is not None:
+            raise ValueError(
+                f"load_tokenizer: the id {token_id} has tokens {other!r} and {content!r}, expected one (in {folder})"
+            )
+        if known is None:
+            in_sequence &= token_id == next_id
+            next_id = max(next_id, token_id + 1)
+            absent[content] = token_id
+        by_id[token_id] = content
+    for content in others:
+        if content not in absent and backend.token_to_id(content) is None:
+            while backend.id_to_token(next_id) is not None:  # a vocabulary with gaps has ids beyond its size
+                in_sequence = False
+                next_id += 1
+            absent[content] = next_id
+            next_id += 1
+    return backend if in_sequence else _with_vocabulary(json.loads(backend.to_str()), absent, folder)
+
+
+def _with_vocabulary(data: dict[str, Any], more: dict[str, int], folder: Path) -> tokenizers.Tokenizer:
+    vocab = data["model"]["vocab"]
+    if not isinstance(vocab, dict):
+        content, token_id = next(iter(more.items()))
+        raise ValueError(
+            f"load_tokenizer: the token {content!r} has the id {token_id}, expected {len(vocab)}: a vocabulary with "
+            f"scores has no gaps (in {folder})"
+        )
+    vocab |= more
+    return tokenizers.Tokenizer.from_str(json.dumps(data))
+
+
+def _from_json(path: Path) -> tokenizers.Tokenizer:
+    text = read_text(path)
+    try:
+        backend = tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # the library raises bare Exceptions
+        raise ValueError(f"load_tokenizer: {path} is not a tokenizer: {error}") from error
+    # The library numbers the added tokens itself and drops the ids that the file gives them.
+    data = json.loads(text)
+    wanted = {token["content"]: token["id"] for token in data.get("added_tokens") or []}
+    actual = {token.content: i for i, token in backend.get_added_tokens_decoder().items()}
+    if any(token_id != wanted[content] for content, token_id in actual.items()):
+        added = sorted(data["added_tokens"], key=lambda token: token["id"])
+        bare = tokenizers.Tokenizer.from_str(json.dumps(data | {"added_tokens": []}))
+        flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
+        backend = _place(bare, wanted, [], path.parent)
+        backend.add_tokens([AddedToken(token["content"], **{flag: token[flag] for flag in flags}) for token in added])
+    return backend
+
+
+def _from_vocab(folder: Path, config: dict[str, Any]) -> tokenizers.Tokenizer:
+    """Qwen2's byte-level BPE."""
+    name = config.get("tokenizer_class")
+    if name is not None and not is_qwen2(config):
+        raise ValueError(
+            f"load_tokenizer: tokenizer_class is {name!r:.100}, expected Qwen2's or Dream's for vocab.json and "
+            f"merges.txt; transformers saves others as tokenizer.json (in {folder})"
+        )
+    vocab = read_json(folder / "vocab.json", MAX_BYTES)
+    if not all(is_id(token_id) for token_id in vocab.values()):
+        raise ValueError(f"load_tokenizer: {folder / 'vocab.json'} has ids that are no integers, expected token ids")
+    _check_unique(vocab, folder)
+    try:
+        backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=_read_merges(folder / "merges.txt")))
+    except Exception as error:  # the library raises bare Exceptions
+        raise ValueError(f"load_tokenizer: {folder / 'merges.txt'} does not fit vocab.json: {error}") from error
+    prefix = config.get("add_prefix_space") or False
+    if not isinstance(prefix, bool):
+        raise ValueError(f"load_tokenizer: add_prefix_space is {prefix!r:.100}, expected true or false")
+    backend.normalizer = normalizers.NFC()
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(tokenizers.Regex(_QWEN2_PATTERN), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=prefix, use_regex=False),
+        ]
+    )
+    backend.decoder = decoders.ByteLevel()
+    return backend
+
+
+def _check_unique(vocab: dict[str, int], folder: Path) -> None:
+    tokens: dict[int, str] = {}
+    for token, token_id in vocab.items():
+        other = tokens.setdefault(token_id, token)
+        if other != token:
+            raise ValueError(
+                f"load_tokenizer: the id {token_id} has tokens {other!r} and {token!r}, expected one "
+                f"(in {folder / 'vocab.json'})"
+            )
+
+
+def _set_marks(backend: tokenizers.Tokenizer, declared: Declarations) -> None:
+    """Puts bos before a text and eos after it where add_bos_token and add_eos_token say so."""
+    marks: dict[str, AddedToken | None] = {}
+    for key, name in (("add_bos_token", "bos_token"), ("add_eos_token", "eos_token")):
+        wanted = declared.config.get(key) or False
+        if not isinstance(wanted, bool):
+            raise ValueError(f"load_tokenizer: {key} is {wanted!r:.100}, expected true or false")
+        marks[name] = declared.named.get(name) if wanted else None
+    contents = [token.content for token in marks.values() if token is not None]
+    if contents:
+        bos, eos = ([token.content] if token is not None else [] for token in marks.values())
+        backend.post_processor = processors.TemplateProcessing(
+            single=[*bos, "$A", *eos], special_tokens=[(content, backend.token_to_id(content)) for content in contents]
+        )
+
+
+def _read_merges(path: Path) -> list[tuple[str, str]]:
+    merges = []
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if not line.strip() or (number == 1 and line.startswith("#version")):
+            continue
+        parts = line.split()
+        if len(parts) != 2:
+            raise ValueError(f"load_tokenizer: line {number} of {path} is {line!r:.100}, expected two tokens")
+        merges.append((parts[0], parts[1]))
+    return merges
