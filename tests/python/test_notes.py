@@ -87,9 +87,9 @@ def test_rows_of_a_batch_are_counted_without_their_padding() -> None:
 def test_a_cache_that_skips_nothing() -> None:
     model, tokenizer = sparsed.load_model("demo"), sparsed.load_tokenizer("demo")
     options = {"gen_length": 4, "steps": 4}
-    result = generate(model, tokenizer.chat("the sun"), cache=DelayedCache(refresh=1), **options)
+    result = generate(model, tokenizer.chat("the sun"), kv_cache=DelayedCache(refresh=1), **options)
     assert result.stats.notes == ["DelayedCache had no effect: every step computed all tokens"]
-    assert generate(model, tokenizer.chat("the sun"), cache=DelayedCache(), **options).stats.notes == []
+    assert generate(model, tokenizer.chat("the sun"), kv_cache=DelayedCache(), **options).stats.notes == []
 
 
 def test_an_interrupted_generation_does_not_know() -> None:
