@@ -24,7 +24,7 @@ def main(text: str) -> None:
     if given["module"] is not None:
         _load_instead(given["module"])
     import sparsed
-    from sparsed.apps.demo import demo_model_folder
+    from sparsed.demo import demo_model_folder
 
     model = sparsed.load_model(demo_model_folder(), given["dtype"])
     tokens = np.arange(given["length"])[None] % model.config.vocab_size

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 import sparsed
-from sparsed.apps.demo import demo_model_folder
+from sparsed.demo import demo_model_folder
 
 _FLAT = 0.02
 

@@ -51,7 +51,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
             "--gen-length is 128, expected a multiple of --block-length 7",
         ),
         (["generate", MODEL, "--prompt", "the", "--html", "."], "--html is ., expected a file"),
-        (["generate", MODEL, "--prompt", "\udcff"], "text has '\\udcff' at 0, expected Unicode"),
+        (["generate", MODEL, "--prompt", "\udcff"], "error: encode: text has '\\udcff' at 0, expected Unicode"),
         (["demo", "--seed", "-1"], "seed is -1, expected an integer >= 0"),
         (["demo", "--length", "-1"], "length is -1, expected an integer >= 1"),
         (["demo", "--length", "64"], "length is 64, expected at least"),
@@ -156,6 +156,15 @@ def test_help_has_groups_defaults_and_examples_that_parse(capsys, monkeypatch, c
     for example in examples:
         if shlex.split(example)[0] in COMMANDS:
             assert cli._parse(shlex.split(example)).command in (command or COMMANDS)
+
+
+def test_a_command_of_many_generations_notes_once(capsys, tmp_path) -> None:
+    options = shlex.split(
+        "--tasks niah_single_1 --lengths 256 --samples 2 --methods SparseD --preset paper --style small"
+    )
+    status, _, err = run(capsys, "eval", "demo", *options, "--rho", "0.31", "--out", str(tmp_path))
+    notes = [line for line in err.splitlines() if line.startswith("sparsed: note: ")]
+    assert status == 0 and len(notes) == 1 and "SparseConfig had no effect: the patterns hold" in notes[0]
 
 
 # --- info ------------------------------------------------------------------------------------------------------------

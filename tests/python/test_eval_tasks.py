@@ -248,6 +248,7 @@ def test_jsonl_of_ruler_itself(tmp_path) -> None:
     [
         ("{", "line 1 of .* is not JSON"),
         ("[]", 'has no text "input"'),
+        ('{"input": " \\n", "outputs": ["b"]}', 'has no text "input"'),
         ('{"input": "a", "outputs": []}', r'"outputs" \[\], expected a list of texts'),
         ('{"input": "a", "outputs": ["b", ""]}', "expected a list of texts, none of them empty"),
         ('{"input": "a", "outputs": ["b"], "answer_prefix": null}', '"answer_prefix" None, expected a text'),

@@ -11,6 +11,8 @@ import pytest
 import sparsed
 from fake_model import MASK, VOCABULARY, FakeModel, prompt_of
 from sparsed import DreamSampler, LLaDASampler, SlidingWindow, SparseConfig, StreamingLLM, generate
+from sparsed.models import loader
+from sparsed.progress import progress_bar
 
 DATA = Path(__file__).parents[1] / "data"
 SPARSE = SparseConfig(block_size=16, rho=0.3, skip=0.3, min_length=0)
@@ -94,6 +96,9 @@ def test_pad_left() -> None:
         sparsed.pad_left([[[5, 6]]])
     with pytest.raises(ValueError, match="pad_left: rows has none"):
         sparsed.pad_left([])
+    for rows in ("text", ["a", "text"], {"input_ids": [[1]]}, None):
+        with pytest.raises(TypeError, match=r"pad_left: rows(\[0\])? is a \w+, expected integers"):
+            sparsed.pad_left(rows)
 
 
 # --- random draws ----------------------------------------------------------------------------------------------------
@@ -300,6 +305,25 @@ def test_progress_goes_to_stderr(capsys) -> None:
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize("engine", ["native", "torch"])
+@pytest.mark.parametrize("folder", ["demo", DATA / "llada_b32", DATA / "dream_b32"])
+def test_progress_of_loading_counts_every_byte_once(engine, folder, monkeypatch) -> None:
+    if engine == "torch":
+        pytest.importorskip("torch")
+    bars = []
+
+    def bar(shown, **options):
+        bars.append(progress_bar(False, **options))
+        bars[-1].shown, bars[-1].n = shown, 0
+        bars[-1].update = lambda size: setattr(bars[-1], "n", bars[-1].n + size)
+        return bars[-1]
+
+    monkeypatch.setattr(loader, "progress_bar", bar)
+    sparsed.load_model(folder, engine=engine)
+    sparsed.load_model(folder, engine=engine, progress=True)
+    assert [bar.shown for bar in bars] == [False, True] and all(bar.n == bar.total > 0 for bar in bars)
+
+
 def test_default_sampler_is_the_familys() -> None:
     prompt = prompt_of(12)
     for model, sampler in ((FakeModel(), LLaDASampler()), (FakeModel(shift=True), DreamSampler())):
@@ -319,7 +343,16 @@ def test_default_sampler_is_the_familys() -> None:
         (np.zeros((0, 4), int), {}, ValueError, r"prompt_ids has shape \[0, 4\]"),
         (5, {}, ValueError, r"prompt_ids has shape \[\], expected \[B, p\]"),
         (np.zeros((1, 2, 3), int), {}, ValueError, r"prompt_ids has shape \[1, 2, 3\]"),
-        ([[1, 2], [3]], {}, ValueError, "prompt_ids has rows of unequal length"),
+        ([], {}, ValueError, "the prompt is empty"),
+        ([[1, 2], [3]], {}, ValueError, "rows of unequal length, expected .*sparsed.pad_left makes prompt_ids and"),
+        ([np.array([1, 2]), np.array([3])], {}, ValueError, "sparsed.pad_left makes prompt_ids and prompt_mask"),
+        (np.array([[1, 2], [3]], object), {}, ValueError, "sparsed.pad_left makes prompt_ids and prompt_mask"),
+        ("a text", {}, TypeError, r"is a str, expected integers: tokenizer.chat\(text\) or tokenizer.encode\(text\)"),
+        (b"a text", {}, TypeError, r"is a bytes, expected integers: tokenizer.chat\(text\) or"),
+        ([["a text"], ["b"]], {}, TypeError, r"has dtype <U6, expected integers: tokenizer.chat\(text\) or"),
+        ([{"role": "user"}], {}, TypeError, r"expected integers: tokenizer.chat\(messages\) makes token ids"),
+        ({"input_ids": [1]}, {}, TypeError, r"is a dict, expected integers: the token ids are prompt_ids\["),
+        (None, {}, TypeError, "prompt_ids is a NoneType, expected integers"),
         ([1.0, 2.0], {}, TypeError, "prompt_ids has dtype float64, expected integers"),
         (["a"], {}, TypeError, "prompt_ids has dtype"),
         ([1, VOCABULARY], {}, ValueError, rf"prompt_ids\[0, 1\] is {VOCABULARY}, expected 0 ... {VOCABULARY - 1}"),

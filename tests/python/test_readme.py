@@ -1,8 +1,9 @@
-"""The Python scripts of the README and of the docs run as they stand; checkpoints that they name are tiny ones here."""
+"""What the README and the docs show runs as it stands; checkpoints that they name are tiny ones here."""
 
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 import sparsed
+from sparsed.apps import cli
 
 ROOT = Path(__file__).parents[2]
 SECTION = re.compile(r"^## (.+?)\n(.*?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)
@@ -19,6 +21,12 @@ SCRIPTS = [
     for page in PAGES
     for title, text in SECTION.findall(page.read_text(encoding="utf-8"))
     for script in re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+]
+LINES = [
+    shlex.split(line, comments=True)[1:]
+    for page in ("README.md", "docs/tutorial.md")
+    for block in re.findall(r"^```sh\n(.*?)^```", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    for line in re.findall(r"^sparsed (?!lm-eval|bench).*", block, re.MULTILINE)
 ]
 EXTRAS = ("torch", "transformers")
 
@@ -92,3 +100,12 @@ def test_script(
     assert all(f'"{name}"' in script for name in names)
     printed = capsys.readouterr().out
     assert "print(found)" not in script or "DreamAttention" in printed
+
+
+@pytest.mark.parametrize("line", LINES, ids=" ".join)
+def test_line(line: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LLaDA-8B-Instruct", "MODEL_DIR"):
+        (tmp_path / name).symlink_to(Path(sparsed.__file__).parent / "demo_model")
+    (tmp_path / "report.txt").write_text("the sun is yellow .", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert cli.main([*line, *(("--gen-length", "8", "--steps", "8") if line[0] == "generate" else ())]) == 0

@@ -171,9 +171,7 @@ class TestPaths:
     def test_a_file_of_the_folder_leads_to_the_folder(self, tmp_path, load):
         write_checkpoint(tmp_path, tiny_config("llada_8b"))
         for name in ("config.json", "model.safetensors"):
-            with pytest.raises(
-                FileNotFoundError, match="'demo': it is a file, and"
-            ) as error:
+            with pytest.raises(FileNotFoundError, match="'demo': it is a file, and") as error:
                 load(tmp_path / name)
             assert str(tmp_path) in str(error.value).partition("its folder")[2]
 

@@ -8,6 +8,7 @@ import dataclasses
 import importlib
 import io
 import json
+import logging
 import os
 import sys
 import warnings
@@ -28,6 +29,7 @@ from .parser import HelpFormatter, Parser, in_terms_of_options
 
 _INTERRUPTED, _BROKEN_PIPE = 130, 141  # as a shell reports the signals
 _DEBUG = "SPARSED_DEBUG"
+_POSITIONALS = ("command", "model", "text", "run")  # what argparse keeps beside options
 
 
 class _Command(NamedTuple):
@@ -38,7 +40,7 @@ class _Command(NamedTuple):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the exit status. Errors are one line on stderr and status 2."""
+    """Runs a command; returns the exit status. Errors are one line on stderr and status 2; no command is help and 0."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     debug = bool(os.environ.get(_DEBUG))
     options: dict[str, Any] = {}
@@ -51,8 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _lm_eval(arguments[1:])
         args = _parse(arguments)
         debug = debug or args.debug
-        options = vars(args)
-        with _warnings_in_one_line():
+        options = {name: value for name, value in vars(args).items() if name not in _POSITIONALS}
+        # A command that runs many generations says once what all of them have in common.
+        with _notes_on_stderr(logging.DEBUG if args.command == "generate" else logging.INFO), _warnings_in_one_line():
             status = _run(args)
         sys.stdout.flush()
         return status
@@ -88,6 +91,21 @@ def _warnings_in_one_line() -> Iterator[None]:
 
         warnings.showwarning = show_line
         yield
+
+
+@contextlib.contextmanager
+def _notes_on_stderr(level: int) -> Iterator[None]:
+    """Shows what the library logs: settings that have no effect."""
+    logger, handler = logging.getLogger("sparsed"), logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("sparsed: note: %(message)s"))
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+        logger.removeHandler(handler)
 
 
 # --- parser ----------------------------------------------------------------------------------------------------------

@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +135,7 @@ def run_generate(args: argparse.Namespace) -> int:
     model = load_chosen(folder, args, progress=progress)
     chat = tokenizer.chat_template is not None if args.chat is None else args.chat
     live = LiveText(sys.stdout, tokenizer, args.gen_length) if args.live and can_draw(sys.stdout) else None
-    with _notes_on_stderr(), live or contextlib.nullcontext():
+    with live or contextlib.nullcontext():
         result = generate(
             model,
             tokenizer.chat(text) if chat else tokenizer.encode(text),
@@ -236,18 +235,3 @@ def _check_known(tokenizer: Tokenizer, text: str, folder: Path) -> None:
             "the answer means little",
             file=sys.stderr,
         )
-
-
-@contextlib.contextmanager
-def _notes_on_stderr() -> Iterator[None]:
-    """Shows what `generate` logs: settings that have no effect."""
-    logger, handler = logging.getLogger("sparsed"), logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("sparsed: note: %(message)s"))
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        logger.removeHandler(handler)

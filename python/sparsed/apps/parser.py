@@ -66,7 +66,7 @@ def in_terms_of_options(error: Exception, arguments: Mapping[str, Any]) -> str:
     """
     message = str(error)
     for name, value in arguments.items():
-        for path in _paths(value) if name != "model" else ():
+        for path in _paths(value):
             if isinstance(error, OSError) and error.filename is not None and Path(error.filename) == path:
                 return f"{option(name)} is {path}: {error.strerror}"
             if re.match(rf"(\w+: )?{re.escape(str(path))} ", message):

@@ -17,7 +17,7 @@ from ..kernels import ops
 from ..progress import progress_bar
 from .interrupt import SigintLatch
 from .kv_cache import KVCachePolicy
-from .notes import add_notes, notes_after, notes_before, warn_of_length
+from .notes import log_notes, notes_after, notes_before, warn_of_length
 from .prompts import checked_prompt
 from .result import GenerationResult, RowGroup, StepInfo
 from .run import BatchRun
@@ -79,7 +79,8 @@ def generate(
 
     Warns:
         SparsedWarning: The sequence is longer than the model is made for. Sparse settings that have no effect, as for a
-            sequence below `min_length`, are no warning: they are in `stats.notes`, and logged as "sparsed" (INFO).
+            sequence below `min_length`, are no warning: they are in `stats.notes`, and logged as "sparsed" (INFO the
+            first time, then DEBUG).
 
     Example:
         >>> from sparsed.demo import demo_model_folder
@@ -154,7 +155,8 @@ def generate(
     stats = GenerationStats()
     lengths = [int(length) for length in tokens.shape[1] - padding]
     foreseen = notes_before(sparse, num_steps, lengths)
-    add_notes(stats, foreseen)
+    stats.notes += foreseen
+    log_notes(foreseen, sparse)
     warn_of_length(model.config, max(lengths), stats)
     filled_at = np.full(masked_tokens.shape, -1, np.int32)
     confidence = np.full(masked_tokens.shape, np.nan, np.float32)
@@ -179,7 +181,9 @@ def generate(
             if on_step is not None:
                 on_step(_step_info(record, tokens, active, outcomes))
     if not foreseen and not sigint.caught:
-        add_notes(stats, notes_after(sparse or kv_cache, stats))
+        seen = notes_after(sparse or kv_cache, stats)
+        stats.notes += seen
+        log_notes(seen, sparse or kv_cache)
     return GenerationResult(
         tokens=tokens,
         history=np.stack(states) if history else None,

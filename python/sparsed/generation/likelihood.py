@@ -17,7 +17,7 @@ from ..checks import Checker, token_row
 from ..config import Sparse
 from ..kernels.pattern import PatternCache
 from .generate import generate
-from .notes import ever_sparse
+from .notes import ever_sparse, log_notes, notes_before
 from .predict import predict
 from .sampling import FloatArray, IntArray, LLaDASampler
 
@@ -76,6 +76,7 @@ def log_likelihood(
     forwards = samples // batch_size
     expected = f"a smaller batch_size than {batch_size} or more samples than {samples} (lm-eval: mc_num)"
     cache = schedule("log_likelihood", sparse, forwards, len(before), expected)
+    log_notes(notes_before(sparse, None, [len(before) + len(behind)]), sparse)
 
     def masks() -> Iterator[NDArray[np.bool_]]:
         for _ in range(forwards):

@@ -14,13 +14,15 @@ from .kv_cache import KVCachePolicy
 from .stats import GenerationStats
 
 _log = logging.getLogger("sparsed")
+_logged: set[Sparse | KVCachePolicy | None] = set()
 
 
-def add_notes(stats: GenerationStats, notes: Sequence[str]) -> None:
-    """Keeps the notes in `stats`, and logs them as "sparsed" at the level INFO."""
+def log_notes(notes: Sequence[str], method: Sparse | KVCachePolicy | None) -> None:
+    """Logs notes on `method` as "sparsed", at the level INFO the first time, later at DEBUG: many calls are one run."""
     for note in notes:
-        stats.notes.append(note)
-        _log.info(note)
+        _log.log(logging.DEBUG if method in _logged else logging.INFO, note)
+    if notes:
+        _logged.add(method)
 
 
 def ever_sparse(sparse: Sparse, steps: int) -> bool:

@@ -31,7 +31,8 @@ class Checkpoint:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.on_read: Callable[[int], object] | None = None  # is called with the bytes of each array
+        self.on_read: Callable[[int], object] | None = None  # is called with the bytes of each tensor, once
+        self._read: set[str] = set()
         self._files: dict[str, SafetensorsFile] = {}  # by tensor
         if (path / _SINGLE_FILE).is_file():
             self._add(SafetensorsFile(path / _SINGLE_FILE))
@@ -50,7 +51,8 @@ class Checkpoint:
     def array(self, name: str) -> Array:
         """The tensor as a view of its mapped file."""
         array = self._files[name].array(name)
-        if self.on_read is not None:
+        if self.on_read is not None and name not in self._read:
+            self._read.add(name)
             self.on_read(array.nbytes)
         return array
 

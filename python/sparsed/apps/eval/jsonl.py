@@ -56,7 +56,7 @@ def _sample(line: bytes, where: str, task: str, number: int, budget: int | None)
         row = json.loads(decode_text(line, "it"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where} is not JSON: {error}") from error
-    if not isinstance(row, dict) or not isinstance(row.get("input"), str):
+    if not isinstance(row, dict) or not isinstance(row.get("input"), str) or not row["input"].strip():
         raise ValueError(f'{where} has no text "input", expected RULER\'s format')
     outputs = row.get("outputs")
     if not isinstance(outputs, list) or not outputs or not all(isinstance(text, str) and text for text in outputs):
