@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from importlib.metadata import version as _version
 
+from .apps import pictures as _pictures  # noqa: F401  # registers the methods that draw
 from .config import SlidingWindow, SparseConfig, StreamingLLM
 from .generation.generate import generate
 from .generation.kv_cache import DelayedCache, DualCache, PrefixCache

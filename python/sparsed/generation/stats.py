@@ -9,12 +9,14 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
+from ..content import ComparedByContent
+
 PHASES = ("dense", "select", "sparse", "cached")
 
 
 @dataclass(frozen=True)
 class StepStats:
-    """One denoising step over all batch rows.
+    """One denoising step over all batch rows. Two are equal if everything but `seconds` is.
 
     Attributes:
         phase: "dense", "select" or "sparse", "cached" where only some tokens were computed; "mixed" where rows of
@@ -27,18 +29,18 @@ class StepStats:
 
     step: int
     phase: str
-    seconds: float
+    seconds: float = field(compare=False)
     density: float
     unmasked: int
     forwards: int
 
 
-@dataclass(frozen=True)
-class GroupStep:
+@dataclass(frozen=True, eq=False)
+class GroupStep(ComparedByContent):
     """What one step did to one group of rows; `unmasked` (positions) and `confidence` per row of the group."""
 
     phase: str
-    seconds: float
+    seconds: float = field(compare=False)
     density: float
     forwards: int
     unmasked: list[NDArray[np.int64]]
@@ -47,14 +49,14 @@ class GroupStep:
 
 @dataclass
 class GenerationStats(Sequence[StepStats]):
-    """The steps of a generation in order, and their sums.
+    """The steps of a generation in order, and their sums. Two are equal if everything but the seconds is.
 
     Attributes:
         phase_seconds: Seconds by phase ("dense", "select", "sparse", "cached").
     """
 
     steps: list[StepStats] = field(default_factory=list)
-    phase_seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
+    phase_seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0), compare=False)
 
     @overload
     def __getitem__(self, index: int) -> StepStats: ...

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ...generation.stats import GenerationStats
 from ...kernels.pattern import BlockPattern, PatternCache
-from .grid import head_masks, runs, shares
+from .grid import cells_of, head_masks, runs
 from .palette import PHASE_COLOURS, PROMPT_COLOUR, confidence_shade
 
 if TYPE_CHECKING:
@@ -97,7 +97,8 @@ def _head_row(pattern: BlockPattern, count: int) -> str:
 
 def _head_svg(mask: NDArray[np.bool_], pattern: BlockPattern, head: int) -> str:
     """One head; cells of equal shade are one path of runs. Drawn in the text's colour, so it fits light and dark."""
-    levels = np.ceil(shares(mask, _CELLS) * _LEVELS).astype(int)
+    cells = cells_of(mask).shrunk(_CELLS)
+    levels = np.ceil(cells.counts / cells.blocks * _LEVELS).astype(int)
     rows, columns = levels.shape
     paths = []
     for level in range(1, _LEVELS + 1):
@@ -107,7 +108,7 @@ def _head_svg(mask: NDArray[np.bool_], pattern: BlockPattern, head: int) -> str:
         if steps:
             paths.append(f'<path fill-opacity="{0.75 * level / _LEVELS:.2f}" d="{"".join(steps)}"/>')
     if 0 < pattern.prompt_length < pattern.kv_len:
-        x = columns * pattern.prompt_length / (pattern.block_size * pattern.kv_blocks)
+        x = pattern.prompt_length / (pattern.block_size * cells.factor)
         paths.append(f'<path d="M{x:.2f} 0V{rows}" stroke="{PROMPT_COLOUR}" stroke-width="{columns / 90:.2f}"/>')
     return (
         f'<svg width="104" height="{max(104 * rows // columns, 8)}" viewBox="0 0 {columns} {rows}" '
