@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 def _cache_grid(cache: PatternCache, layers: Sequence[int] | None, heads: Sequence[int] | None, *, batch: int) -> Any:
     from . import figures
 
+    if isinstance(layers, str):
+        raise TypeError(f"plot_grid: layers is {layers!r}, expected integers")
     layers = cache.layers if layers is None else layers
     return figures.plot_grid({layer: cache.pattern(layer) for layer in layers}, heads, batch)
 
