@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from tqdm import tqdm
 
 from ...config import SparseConfig
+from ...content import ComparedByContent
 from ...generation.generate import generate
 from ...generation.stats import format_table, markdown_table
 from ...kernels.attention import attention
@@ -24,8 +25,8 @@ from .ablation import RHOS
 FloatArray = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class HeadReport:
+@dataclass(frozen=True, eq=False)
+class HeadReport(ComparedByContent):
     """Means over prompts. T steps, N layers, H heads; the pattern is that of the selection step.
 
     Attributes:
