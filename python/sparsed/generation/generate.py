@@ -19,6 +19,7 @@ from ..config import Sparse, SparseConfig
 from ..kernels import ops
 from ..kernels.pattern import PatternCache
 from .kv_cache import CachedRows, KVCache
+from .notebook import stop_queued_cells
 from .predict import predict
 from .prompts import checked_prompt
 from .result import GenerationResult, RowGroup, StepInfo
@@ -51,7 +52,7 @@ def generate(
     blocks are counted from its first real token. A step in which the sampler fills nothing (there are more steps than
     tokens) does not call the model, unless it selects for later steps. Ctrl-C (in the main thread, under Python's own
     handler) ends the generation after the step that it falls into and returns what is there; a second one raises
-    KeyboardInterrupt at once.
+    KeyboardInterrupt at once. In a Jupyter kernel the cell ends as interrupted, so that queued cells do not run.
 
     Args:
         model: What `load_model` returns.
@@ -154,6 +155,8 @@ def generate(
                 states.append(tokens.astype(np.int32))
             if on_step is not None:
                 on_step(_step_info(record, tokens, active, outcomes))
+    if sigint.caught:
+        stop_queued_cells()
     return GenerationResult(
         tokens=tokens,
         history=np.stack(states) if history else None,

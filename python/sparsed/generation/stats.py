@@ -12,6 +12,10 @@ from numpy.typing import NDArray
 from ..content import ComparedByContent
 
 PHASES = ("dense", "select", "sparse", "cached")
+LEGEND = (
+    "forwards: model calls; tokens: those that were filled; density: share of the attention that was computed, "
+    "mean over the steps that called the model (1: dense)"
+)
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,7 @@ class GenerationStats(Sequence[StepStats]):
         return sum(dense) / len(dense) if dense else 0.0
 
     def table(self) -> str:
-        """The sums as text, one line per phase and one for all."""
+        """The sums as text, one line per phase and one for all, and what the columns mean."""
         rows: list[tuple[str, ...]] = []
         for phase in (*PHASES, "mixed"):
             steps = [step for step in self.steps if step.phase == phase]
@@ -122,7 +126,7 @@ class GenerationStats(Sequence[StepStats]):
                 rows.append((phase, *_sums(steps)))
         rows.append(("all", *_sums(self.steps)))
         table = format_table(("phase", "steps", "forwards", "seconds", "density", "tokens"), rows)
-        return f"{table}\n{self.tokens_per_second:.1f} tokens/s"
+        return f"{table}\n{self.tokens_per_second:.1f} tokens/s\n{LEGEND}"
 
 
 def _mean_density(groups: Sequence[GroupStep]) -> float:

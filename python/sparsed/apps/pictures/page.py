@@ -161,7 +161,8 @@ def _levels(cells: Cells) -> NDArray[np.uint8]:
     """A level of 0 ... 15 per cell; 1 ... 14 where a part of the blocks is selected."""
     partial, blocks = _FULL - 1, cells.blocks.astype(np.uint32)
     levels = (cells.counts * np.uint32(partial) + (blocks - 1)) // blocks
-    return (levels + (cells.counts == blocks)).astype(np.uint8)
+    levels += cells.counts == blocks
+    return np.asarray(levels, np.uint8)
 
 
 def _pairs(levels: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -169,4 +170,4 @@ def _pairs(levels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     flat = levels.ravel()
     if flat.size % 2:
         flat = np.append(flat, np.uint8(0))
-    return flat[::2] << 4 | flat[1::2]
+    return np.asarray(flat[::2] * 16 + flat[1::2], np.uint8)
