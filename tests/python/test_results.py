@@ -116,3 +116,13 @@ def test_values_that_differ() -> None:
     assert Likelihood(1.5, np.ones(2)) != Likelihood(1.5, np.ones(2, np.float32))
     group = demo_generation()[0].groups[0]
     assert dataclasses.replace(group, cache=None) != group and dataclasses.replace(group, padding=1) != group
+
+
+def test_tables_explain_their_columns() -> None:
+    result = demo_generation()[0]
+    text, html = result.stats.table(), result._repr_html_()
+    for name in ("density: share of the attention that was computed", "forwards: model calls", "tokens: those"):
+        assert name in text and name in html
+    assert "np." not in text + html and "np." not in repr(result.stats)
+    assert "the number is the density" in result.groups[0].cache._repr_html_()
+    assert "the number is the density" in result.groups[0].cache.pattern(0)._repr_html_()

@@ -126,7 +126,7 @@ class GenerationStats(Sequence[StepStats]):
                 rows.append((phase, *_sums(steps)))
         rows.append(("all", *_sums(self.steps)))
         table = format_table(("phase", "steps", "forwards", "seconds", "density", "tokens"), rows)
-        return f"{table}\n{self.tokens_per_second:.1f} tokens/s\n{LEGEND}"
+        return f"{table}\n{LEGEND}\n{self.tokens_per_second:.1f} tokens/s"
 
 
 def _mean_density(groups: Sequence[GroupStep]) -> float:

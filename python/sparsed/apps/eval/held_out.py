@@ -111,14 +111,14 @@ def _rows(
     return rows
 
 
-def _interval(values: NDArray[np.float64]) -> dict[str, float | None]:
+def _interval(values: NDArray[np.float64]) -> dict[str, Any]:
     if len(values) == 1:
         return {"mean": float(values[0]), "low": None, "high": None}
     return dataclasses.asdict(bootstrap(values))
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> str:
-    def bounds(interval: dict[str, float | None]) -> str:
+    def bounds(interval: dict[str, Any]) -> str:
         return "-" if interval["low"] is None else Interval(**interval).bounds(4, sign="+")
 
     lines = []

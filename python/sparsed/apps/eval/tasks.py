@@ -117,7 +117,7 @@ class Sample:
         """Refuses a text where a list belongs, and references that are missing or blank."""
         check = Checker("Sample")
         check.integer("index", self.index, low=0)
-        check.integer("gen_length", self.gen_length, low=1)
+        check.integer("gen_length", self.gen_length, low=0)
         for name in ("task", "input", "answer_prefix", "answer"):
             check.text(name, getattr(self, name))
         object.__setattr__(self, "outputs", check.texts("outputs", self.outputs))
