@@ -118,6 +118,16 @@ def test_values_that_differ() -> None:
     assert dataclasses.replace(group, cache=None) != group and dataclasses.replace(group, padding=1) != group
 
 
+def test_settings_hold_plain_numbers() -> None:
+    for settings in (
+        sparsed.DelayedCache(np.int64(4)),
+        sparsed.PrefixCache(np.int32(2)),
+        sparsed.SparseConfig(rho=np.float64(0.5), min_length=np.int64(0), refresh=(np.float32(0.5),)),
+        sparsed.SlidingWindow(np.int64(64), np.int32(16)),
+    ):
+        assert "np." not in repr(settings) and settings == eval(repr(settings), vars(sparsed))
+
+
 def test_tables_explain_their_columns() -> None:
     result = demo_generation()[0]
     text, html = result.stats.table(), result._repr_html_()

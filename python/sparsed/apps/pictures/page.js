@@ -290,6 +290,7 @@
       overview.height = Math.round((layers.length * pitch - gap) * scale);
       const context = overview.getContext("2d");
       context.scale(scale, scale);
+      context.imageSmoothingEnabled = size * scale < small.columns; // pictures that shrink are smoothed
       const style = getComputedStyle(document.body);
       const end = (size * patterns.promptLength) / (blockTokens * small.factor * small.columns);
       layers.forEach((_, place) => {
