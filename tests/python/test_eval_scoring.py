@@ -9,7 +9,22 @@ import re
 import numpy as np
 import pytest
 
-from sparsed.apps.eval import Sample, accuracy, bootstrap, paired_difference, read_samples, score, write_samples
+from sparsed.apps.eval import (
+    Question,
+    RulerStyle,
+    Sample,
+    TaskSet,
+    accuracy,
+    bootstrap,
+    head_report,
+    method,
+    paired_difference,
+    read_samples,
+    score,
+    summarise,
+    write_report,
+    write_samples,
+)
 from sparsed.apps.eval.qa import read_squad
 from sparsed.apps.eval.styles import Frame
 from sparsed.apps.eval.tasks import Text
@@ -81,6 +96,31 @@ def test_paths_may_be_texts(tmp_path) -> None:
     sample = Sample("vt", 0, "a", "", ("b",), "", 8)
     write_samples(str(tmp_path / "x.jsonl"), [sample])
     assert read_samples(str(tmp_path / "x.jsonl"), "vt") == [sample]
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: head_report(None, "abc", gen_length=4, sparse=None), TypeError, "head_report: prompts is 'abc', exp"),
+        (
+            lambda: head_report(None, [[1]], gen_length=4, sparse=None, rhos="0.3"),
+            TypeError,
+            "head_report: rhos is '0.3', expected a list",
+        ),
+        (lambda: summarise("abc"), TypeError, "summarise: records is 'abc', expected a list of records"),
+        (
+            lambda: Question("vt", 64, 0, lambda: None, "dense"),
+            TypeError,
+            "Question: methods is 'dense', expected a list of methods",
+        ),
+        (lambda: TaskSet(None, RulerStyle(), "64"), TypeError, "TaskSet: length is '64', expected an integer"),
+        (lambda: method(["dense"], "paper", 64), TypeError, "method: name is ['dense'], expected a text"),
+        (lambda: write_report("folder", [], {}), ValueError, "write_report: rows is empty, expected at least one row"),
+    ],
+)
+def test_lists_where_lists_belong(call, error, message) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        call()
 
 
 # --- intervals -------------------------------------------------------------------------------------------------------

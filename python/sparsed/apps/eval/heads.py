@@ -201,7 +201,7 @@ def _table(report: HeadReport) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     return header, lines
 
 
-def write_heads(folder: Path, report: HeadReport, context: dict[str, Any]) -> list[Path]:
+def write_heads(folder: Path | str, report: HeadReport, context: dict[str, Any]) -> list[Path]:
     """Writes heads.json and, where matplotlib is installed, heads.png; returns their paths.
 
     An earlier report with other numbers is kept under a number.
@@ -211,6 +211,7 @@ def write_heads(folder: Path, report: HeadReport, context: dict[str, Any]) -> li
         report: What `head_report` returns.
         context: Command, settings and machine; goes into the JSON.
     """
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     numbers = {
         key: _rounded(value.tolist()) if isinstance(value, np.ndarray) else value for key, value in vars(report).items()

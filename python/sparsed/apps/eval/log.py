@@ -51,7 +51,8 @@ class Log(Generic[R]):
         ValueError: The folder has another plan, or a damaged line (but for the last one, which a crash may cut).
     """
 
-    def __init__(self, folder: Path, plan: dict[str, Any], kind: type[R], name: str = "records") -> None:
+    def __init__(self, folder: Path | str, plan: dict[str, Any], kind: type[R], name: str = "records") -> None:
+        folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / f"{name}.jsonl"
         self.records: list[R] = []

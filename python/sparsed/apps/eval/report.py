@@ -48,6 +48,8 @@ class Row:
 
 def summarise(records: Sequence[Record], baseline: str = "dense") -> list[Row]:
     """One row per length and method, in the order of the records' first appearance; then all lengths, if several."""
+    if isinstance(records, str):
+        raise TypeError(f"summarise: records is {records!r:.100}, expected a list of records")
     rows = []
     by_key = {record.key: record for record in records}
     records = list(by_key.values())  # two runs that share a folder may both have answered
@@ -165,7 +167,7 @@ def _length(row: Row) -> str:
     return "all" if row.length is None else str(row.length)
 
 
-def write_report(folder: Path, rows: Sequence[Row], context: dict[str, Any]) -> list[Path]:
+def write_report(folder: Path | str, rows: Sequence[Row], context: dict[str, Any]) -> list[Path]:
     """Writes report.txt, report.json and, where matplotlib is installed, report.png; returns their paths.
 
     An earlier report with other rows is kept under a number.
@@ -174,7 +176,13 @@ def write_report(folder: Path, rows: Sequence[Row], context: dict[str, Any]) -> 
         folder: Where they go; made where it does not exist.
         rows: What `summarise` returns.
         context: Command, plan and machine; goes into the JSON.
+
+    Raises:
+        ValueError: There are no rows.
     """
+    if not rows:
+        raise ValueError("write_report: rows is empty, expected at least one row")
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     content = {**context, "rows": [asdict(row) for row in rows]}
     keep_earlier([folder / f"report.{kind}" for kind in ("txt", "json", "png")], rows=content["rows"])

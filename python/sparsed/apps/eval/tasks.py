@@ -291,6 +291,9 @@ class TaskSet:
     def __init__(
         self, tokenizer: Tokenizer, style: Style, length: int, *, seed: int = 0, files: dict[str, Path] | None = None
     ) -> None:
+        check = Checker("TaskSet")
+        check.integer("length", length, low=1)
+        check.integer("seed", seed, low=0)
         self._tokenizer = tokenizer
         self._style = style
         self._length = length
