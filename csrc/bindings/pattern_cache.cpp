@@ -3,10 +3,12 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -113,6 +115,34 @@ double density(LockedCache& self, const py::object& layer) {
   return self.read([&](PatternCache& cache) { return cache.density(index); });
 }
 
+// The fields of PatternCache::Layer and PatternCache::State in order. Python pickles and compares these tuples.
+using SavedLayer = std::tuple<int64_t, int64_t, int64_t, std::shared_ptr<PlacedPattern>, bool, int64_t>;
+using SavedState = std::tuple<int64_t, int, int64_t, int64_t, int64_t, int64_t, int64_t, std::map<int64_t, SavedLayer>>;
+
+SavedState state(LockedCache& self) {
+  return self.read([](PatternCache& cache) {
+    const PatternCache::State& s = cache.state();
+    std::map<int64_t, SavedLayer> layers;
+    for (const auto& [index, l] : s.layers) {
+      layers.emplace(index, SavedLayer{l.heads, l.kv_heads, l.head_dim, l.pattern, l.sparse, l.attended_step});
+    }
+    return SavedState{s.step,   static_cast<int>(s.phase), s.due, s.served, s.select_step, s.batch,
+                      s.length, std::move(layers)};
+  });
+}
+
+void restore(LockedCache& self, SavedState saved) {
+  auto& [step, phase, due, served, select_step, batch, length, layers] = saved;
+  check(phase >= 0 && phase <= static_cast<int>(Phase::kSparse), "PatternCache.__setstate__: phase is ", phase,
+        ", expected 0, 1 or 2");
+  PatternCache::State state{step, static_cast<Phase>(phase), due, served, select_step, batch, length, {}};
+  for (auto& [index, saved_layer] : layers) {
+    auto& [heads, kv_heads, head_dim, pattern, sparse, attended_step] = saved_layer;
+    state.layers[index] = {heads, kv_heads, head_dim, std::move(pattern), sparse, attended_step};
+  }
+  self.change("PatternCache.__setstate__", [&](PatternCache& cache) { cache.restore(std::move(state)); });
+}
+
 }  // namespace
 
 void register_pattern_cache(py::module_& m) {
@@ -129,6 +159,8 @@ void register_pattern_cache(py::module_& m) {
       .def("density", &density, py::arg("layer"))
       .def("reset",
            [](LockedCache& self) { self.change("PatternCache.reset", [](PatternCache& cache) { cache.reset(); }); })
+      .def("state", &state, "The step and the layers as a tuple; see ``restore``.")
+      .def("restore", &restore, py::arg("state"), "Continues from a tuple that ``state`` of a cache with the same arguments returned.")
       .def_property_readonly(
           "phase",
           [](LockedCache& self) { return self.read([](PatternCache& cache) { return phase_name(cache.phase()); }); })

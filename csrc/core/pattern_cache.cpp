@@ -12,6 +12,7 @@ namespace sparsed {
 namespace {
 
 constexpr const char* kAttend = "PatternCache.attend";
+constexpr const char* kRestore = "PatternCache.__setstate__";
 
 SelectParams select_params(const SparseConfig& config, int64_t prompt_length, float attention_scale) {
   SelectParams select;
@@ -200,5 +201,16 @@ double PatternCache::density(int64_t layer) const {
 }
 
 void PatternCache::reset() { state_ = State{}; }
+
+void PatternCache::restore(State state) {
+  const int block_size = std::visit([](const auto& config) { return config.block_size; }, config_);
+  for (const auto& [index, layer] : state.layers) {
+    check(layer.pattern || !layer.sparse, kRestore, ": layer ", index, " is sparse, expected a pattern with it");
+    const PatternGeometry expected{state.batch, layer.heads, block_size, state.length, state.length, prompt_length_};
+    check(!layer.pattern || layer.pattern->geometry() == expected, kRestore, ": layer ", index,
+          " has a pattern of another shape, expected one that fits the cache and the layer");
+  }
+  state_ = std::move(state);
+}
 
 }  // namespace sparsed

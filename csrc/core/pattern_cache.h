@@ -39,6 +39,21 @@ class PatternCache {
   // A pattern that keeps more than this share of the blocks saves nothing: such a layer attends densely.
   static constexpr double kDenseAbove = 0.97;
 
+  struct Layer {
+    int64_t heads = 0, kv_heads = 0, head_dim = 0;
+    std::shared_ptr<PlacedPattern> pattern;
+    bool sparse = false;  // the latest attend
+    int64_t attended_step = -1;
+  };
+  struct State {
+    int64_t step = -1;
+    Phase phase = Phase::kDense;      // the schedule's
+    int64_t due = 0, served = 0;      // selection points: with this step, before it
+    int64_t select_step = -1;         // the latest
+    int64_t batch = -1, length = -1;  // known from the first attend on
+    std::map<int64_t, Layer> layers;
+  };
+
   PatternCache(SparseConfig config, std::optional<int64_t> steps, int64_t prompt_length);
   PatternCache(WindowConfig config, std::optional<int64_t> steps, int64_t prompt_length);
 
@@ -63,23 +78,12 @@ class PatternCache {
   double density(int64_t layer) const;
   // Forgets patterns, geometry and step.
   void reset();
+  // Everything that changes after construction. A cache with the same arguments can continue from it.
+  const State& state() const { return state_; }
+  // Throws unless each pattern fits the arguments and its layer.
+  void restore(State state);
 
  private:
-  struct Layer {
-    int64_t heads = 0, kv_heads = 0, head_dim = 0;
-    std::shared_ptr<PlacedPattern> pattern;
-    bool sparse = false;  // the latest attend
-    int64_t attended_step = -1;
-  };
-  struct State {
-    int64_t step = -1;
-    Phase phase = Phase::kDense;      // the schedule's
-    int64_t due = 0, served = 0;      // selection points: with this step, before it
-    int64_t select_step = -1;         // the latest
-    int64_t batch = -1, length = -1;  // known from the first attend on
-    std::map<int64_t, Layer> layers;
-  };
-
   Phase phase_at(int64_t length) const;
   Layer checked_layer(int64_t layer, const AttentionParams& params) const;
   void attend_select(const Backend& backend, const AttentionParams& params, Layer& layer) const;

@@ -8,6 +8,7 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError as _PackageNotFoundError
 from importlib.metadata import version as _version
 
+from .apps import pictures as _pictures  # noqa: F401  # registers the methods that draw
 from .checks import SparsedWarning
 from .config import SlidingWindow, SparseConfig, StreamingLLM
 from .generation.generate import generate

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
 from typing import Any, NoReturn
 
@@ -51,6 +51,30 @@ class Checker:
         """One of `choices`."""
         if value not in choices:
             raise ValueError(f"{self.owner}: {name} is {value!r}, expected one of {', '.join(map(repr, choices))}")
+
+    def texts(self, name: str, values: object) -> tuple[str, ...]:
+        """Texts as a tuple: at least one, none of them blank. A single text is not taken as the list of its characters.
+
+        Raises:
+            TypeError: They are a single text, not iterable, or one of them is not a text.
+            ValueError: There are none, or one is blank.
+        """
+        if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
+            raise TypeError(f"{self.owner}: {name} is {values!r:.100}, expected a list of texts")
+        texts = tuple(values)
+        for i, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise TypeError(f"{self.owner}: {name}[{i}] is {text!r:.100}, expected a text")
+            if not text.strip():
+                raise ValueError(f"{self.owner}: {name}[{i}] is {text!r:.100}, expected a text that is not blank")
+        if not texts:
+            raise ValueError(f"{self.owner}: {name} is empty, expected at least one text")
+        return texts
+
+    def text(self, name: str, value: object) -> None:
+        """A text, which may be empty."""
+        if not isinstance(value, str):
+            raise TypeError(f"{self.owner}: {name} is {value!r:.100}, expected a text")
 
 
 def even_array(owner: str, name: str, values: ArrayLike, expected: str = "rows of equal length") -> NDArray[Any]:

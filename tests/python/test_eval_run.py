@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,9 @@ from sparsed.apps.demo import demo_model_folder
 from sparsed.apps.eval import METHODS, Log, Record, ablations, likelihood, method, summarise, table, write_report
 from sparsed.apps.eval.heads import head_report, heads_table
 from sparsed.apps.eval.heads import markdown as markdown_of_heads
-from sparsed.apps.eval.methods import default_sampler
+from sparsed.apps.eval.held_out import _rows as held_out_rows
+from sparsed.apps.eval.methods import default_sampler, method_name, slug
+from sparsed.apps.eval.report import markdown as markdown_of_report
 
 DATA = Path(__file__).parents[1] / "data"
 
@@ -51,7 +54,7 @@ def test_eval_reports_and_goes_on(capsys, tmp_path, monkeypatch) -> None:
     assert rows["dense"]["density"] == 1 and 0 < rows["dual cache"]["density"] < 1
     assert "cpu" in report["machine"] and "command" in report
     status, out, err = run(capsys, "eval", *options, "--seed", "1")
-    assert status == 2 and "seed is 1, expected 0" in err
+    assert status == 2 and "seed was 0, is 1" in err
 
 
 def test_eval_answers_once_what_is_asked_twice(capsys, tmp_path) -> None:
@@ -87,7 +90,7 @@ def test_eval_scores_a_text(capsys, tmp_path) -> None:
     (tmp_path / "held_out.txt").write_text("the grass is green . here we go . " * 30)
     options = ["--lengths", "120", "--target", "16", "--draws", "4", "--samples", "2", "--out", str(tmp_path / "out")]
     status, out, _err = run(capsys, "eval", "--likelihood", str(tmp_path / "held_out.txt"), *options)
-    assert status == 0 and [line.split()[0] for line in out.splitlines()] == [
+    assert status == 0 and [line.split()[0] for line in out.splitlines()[2:6]] == [
         "dense",
         "SparseD",
         "sliding",
@@ -118,7 +121,7 @@ def test_ablate(capsys, tmp_path) -> None:
 def test_heads(capsys, tmp_path) -> None:
     options = ["--lengths", "300", "--tasks", "niah_single_1", "vt", "--samples", "1", "--out", str(tmp_path)]
     status, out, _err = run(capsys, "heads", *options)
-    assert status == 0 and [line.split()[0] for line in out.splitlines()[-4:]] == ["0", "1", "2", "3"]
+    assert status == 0 and [line.split()[0] for line in out.splitlines()[2:6]] == ["0", "1", "2", "3"]
     found = json.loads((tmp_path / "heads.json").read_text())
     steps, selected_at = 20, found["selected_at"]
     assert selected_at == 3 and found["prompts"] == 2
@@ -132,7 +135,7 @@ def test_heads(capsys, tmp_path) -> None:
     at_rho = of_rho[found["rhos"].index(0.3)]
     np.testing.assert_allclose(at_rho, recall[selected_at], atol=2e-4)
     assert markdown_of_heads(found).splitlines()[2].split("|")[1:3] == [
-        f" {cell} " for cell in out.splitlines()[-4].split()[:2]
+        f" {cell} " for cell in out.splitlines()[2].split()[:2]
     ]
 
 
@@ -147,7 +150,7 @@ def test_heads_without_a_step_after_the_selection() -> None:
         model, [np.arange(40)], gen_length=1, sparse=SparseConfig(min_length=0, block_size=16), progress=True
     )
     assert report.neighbours.shape == (0, model.config.num_layers, model.config.num_heads)
-    assert heads_table(report).splitlines()[-1].split()[1:4] == ["-", "-", "-"]
+    assert heads_table(report).splitlines()[2].split()[1:4] == ["-", "-", "-"]
 
 
 def test_heads_of_the_published_selection() -> None:
@@ -223,6 +226,27 @@ def test_summary_pairs_the_same_samples() -> None:
     assert "all" in table(pooled)
 
 
+def test_tables_have_unbroken_intervals_and_a_legend() -> None:
+    records = [record(name, i, 1.0) for name in ("dense", "SparseD") for i in range(8)]
+    rows = summarise(records)
+    assert rows[0].accuracy.low < rows[0].accuracy.high == 100  # all answers are right
+    assert rows[1].difference.low < 0 == rows[1].difference.mean < rows[1].difference.high
+    text = table(rows)
+    assert "67.6...100.0" in text and "-27.7...+27.7" in text
+    for name in ("density: share of the attention", "s: seconds per answer", "95 %: Wilson interval"):
+        assert f"\n{name}" in text
+    content = {"rows": [dataclasses.asdict(row) for row in rows], "command": "sparsed eval"}
+    page = markdown_of_report(content | {"machine": {"cpu": "x", "threads": 2, "sparsed": "0"}})
+    cells = [cell.strip(" ") for line in page.splitlines() if line.startswith("| S") for cell in line.split("|")]
+    assert "100.0\u00a0(67.6\u00a0...\u00a0100.0)" in cells and "+0.00\u00a0(-27.7\u00a0...\u00a0+27.7)" in cells
+    assert "density: share" in page and "np." not in text + page + repr(rows)
+
+
+def test_one_text_and_one_draw_have_no_interval() -> None:
+    rows = held_out_rows({("dense", 64, 0): [1.0], ("SparseD", 64, 0): [1.5]}, ["dense", "SparseD"], 64, 1)
+    assert rows[1]["minus_dense"] == {"mean": 0.5, "low": None, "high": None}
+
+
 def test_log_refuses_damage(tmp_path) -> None:
     log = Log(tmp_path, {"seed": 0}, Record)
     log.add(record("dense", 0, 1.0))
@@ -253,10 +277,33 @@ def test_settings_of_the_paper() -> None:
     assert method("sliding window", "demo", 2048).sparse == SlidingWindow(512, 32)
     assert method("dual cache", "paper", 4096).sampler(LLaDASampler(), 128) == LLaDASampler(block_length=32)
     assert method("dual cache", "paper", 4096).sampler(LLaDASampler(), 50) == LLaDASampler()
-    with pytest.raises(ValueError, match="name is 'flash', expected one of"):
+    with pytest.raises(
+        ValueError, match="name is 'flash', expected one of dense, sparsed, sliding-window, streamingllm, dkv-cache"
+    ):
         method("flash", "paper", 4096)
     dream = sparsed.load_model(DATA / "dream_b32").config
     assert default_sampler(dream, "paper") == sparsed.DreamSampler(temperature=0.1, top_p=0.9)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_in_any_spelling(name: str) -> None:
+    spellings = {name, name.lower(), name.upper(), slug(name), slug(name).replace("-", "_"), name.replace(" ", "")}
+    for spelling in spellings:
+        assert method(spelling, "paper", 4096) == method(name, "paper", 4096) and method_name(spelling) == name
+    assert re.fullmatch("[a-z-]+", slug(name))
+
+
+def test_methods_of_the_command(capsys, tmp_path) -> None:
+    options = ["--lengths", "128", "--tasks", "vt", "--samples", "1", "--out", str(tmp_path)]
+    status, out, _err = run(capsys, "eval", *options, "--methods", "DENSE", "sliding-window", "streaming-llm", "dense")
+    assert status == 0 and [line[:14].strip() for line in out.splitlines()[2:5]] == [
+        "dense",
+        "sliding window",
+        "StreamingLLM",
+    ]
+    with pytest.raises(SystemExit):
+        cli.main(["eval", *options, "--methods", "sliding", "window"])
+    assert "did you mean sliding-window?" in capsys.readouterr().err
 
 
 def test_ablations_change_one_thing_each() -> None:

@@ -14,7 +14,6 @@ from sparsed.apps.eval import (
     Sample,
     SmallStyle,
     TaskSet,
-    bootstrap,
     read_samples,
     score,
     words,
@@ -250,7 +249,11 @@ def test_jsonl_of_ruler_itself(tmp_path) -> None:
         ("[]", 'has no text "input"'),
         ('{"input": " \\n", "outputs": ["b"]}', 'has no text "input"'),
         ('{"input": "a", "outputs": []}', r'"outputs" \[\], expected a list of texts'),
-        ('{"input": "a", "outputs": ["b", ""]}', "expected a list of texts, none of them empty"),
+        ('{"input": "a", "outputs": ["b", ""]}', "expected a list of texts, none of them blank"),
+        ('{"input": "a", "outputs": ["b", " "]}', "expected a list of texts, none of them blank"),
+        ('{"input": "a", "outputs": "abc"}', "\"outputs\" 'abc', expected a list of texts"),
+        ('{"input": "a", "outputs": ["b", 1]}', "expected a list of texts"),
+        ('{"input": "a", "outputs": [["b"]]}', "expected a list of texts"),
         ('{"input": "a", "outputs": ["b"], "answer_prefix": null}', '"answer_prefix" None, expected a text'),
         ('{"input": "a", "outputs": ["b"], "index": "1"}', """"index" '1', expected an integer"""),
         ('{"input": "a", "outputs": ["b"], "index": 1.5}', '"index" 1.5, expected an integer'),
@@ -289,15 +292,6 @@ def test_damaged_question_files_are_refused(tokenizer, tmp_path, task, content) 
 )
 def test_scores(task, prediction, outputs, expected) -> None:
     assert score(task, prediction, outputs) == expected
-
-
-def test_bootstrap() -> None:
-    interval = bootstrap(rng().random(400))
-    assert interval.low < interval.mean < interval.high
-    assert abs((interval.high - interval.low) - 2 * 1.96 * np.sqrt(1 / 12 / 400)) < 0.01
-    assert bootstrap([1.0, 1.0]) == bootstrap([1.0, 1.0]) and bootstrap([1.0]).low == 1
-    with pytest.raises(ValueError, match="expected at least one"):
-        bootstrap([])
 
 
 def test_custom_needles_leave_room(tokenizer) -> None:

@@ -90,6 +90,51 @@ def test_torch_is_imported_by_its_own_package_or_late(path: Path) -> None:
             assert (node.module or "").split(".")[0] not in {"torch", "transformers"}
 
 
+# A room imports from itself and from the rooms before it; files beside the rooms (checks, config ...) are the first.
+ROOMS = ["", "kernels", "models", "generation", "torch", "apps"]
+# The public doors of the package, which import from all rooms.
+DOORS = {"__init__.py", "__main__.py", "demo.py", "eval.py", "lm_eval.py"}
+# `load_model(engine="torch")` imports the engine when it is asked for.
+UPWARDS = {("models/loader.py", "torch")}
+
+
+def imported_modules(path: Path) -> set[str]:
+    """The modules of this package that a file imports anywhere, relative to the package: "kernels.pattern", ..."""
+    package = path.relative_to(PACKAGE).parent.parts
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            start = package[: len(package) - node.level + 1]
+            module = ".".join([*start, *(node.module or "").split(".")]).strip(".")
+            names = [f"sparsed.{module}.{alias.name}".replace("..", ".") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        found |= {name.removeprefix("sparsed.") for name in names if name.split(".")[0] == "sparsed"}
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_one_way(path: Path) -> None:
+    relative = path.relative_to(PACKAGE)
+    if str(relative) in DOORS:
+        return
+    room = relative.parts[0] if len(relative.parts) > 1 else ""
+    for module in imported_modules(path):
+        imported = module.split(".")[0]
+        if imported in ROOMS and (str(relative), imported) not in UPWARDS:
+            assert ROOMS.index(imported) <= ROOMS.index(room), f"{relative} imports {module}"
+
+
+def test_drawing_is_imported_when_it_is_asked_for() -> None:
+    script = "import sparsed, sys; print([name for name in sys.modules if 'matplotlib' in name or 'pictures.' in name])"
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_the_version_has_one_place() -> None:
     match = re.search(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     assert match

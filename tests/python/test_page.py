@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import re
 import struct
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import sparsed
 from browser import Browser, find_browser
 from generations import HOSTILE, demo_generation, hostile_generation
 
@@ -61,6 +63,35 @@ def data_of(page: str) -> dict:
     return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)[1])
 
 
+def levels_of(patterns: dict, size: str) -> np.ndarray:
+    """(layers, heads, rows, columns), unpacked as the page does it."""
+    drawing = patterns[size]
+    parts = [np.frombuffer(zlib.decompress(base64.b64decode(part)), np.uint8) for part in drawing["cells"]]
+    shape = (patterns["heads"], drawing["rows"], drawing["columns"])
+    if drawing["bits"] == 1:
+        flat = [np.unpackbits(part, count=np.prod(shape)) for part in parts]
+    else:
+        flat = [np.stack([part >> 4, part & 15], axis=-1).ravel()[: np.prod(shape)] for part in parts]
+    return np.stack([part.reshape(shape) for part in flat])
+
+
+def generation_of(masks: np.ndarray) -> tuple[sparsed.GenerationResult, sparsed.Tokenizer]:
+    """The demo's generation as if its layers had selected these masks (layers, heads, blocks, blocks)."""
+    result, tokenizer = demo_generation()
+    config, length = result.groups[0].patterns.config, 16 * masks.shape[-1]
+    patterns = [
+        sparsed.BlockPattern.from_mask(
+            mask[None], block_size=16, q_len=length, kv_len=length, prompt_length=length - 24
+        )
+        for mask in masks
+    ]
+    cache = sparsed.PatternCache(config, steps=16, prompt_length=length - 24)
+    saved = cache.__getstate__()
+    layers = {i: (masks.shape[1], masks.shape[1], 64, pattern, True, 15) for i, pattern in enumerate(patterns)}
+    cache.__setstate__({**saved, "_state": (15, 2, 1, 1, 3, 1, length, layers)})
+    return dataclasses.replace(result, groups=(dataclasses.replace(result.groups[0], cache=cache),)), tokenizer
+
+
 # --- without a browser -----------------------------------------------------------------------------------------------
 
 
@@ -71,10 +102,29 @@ def test_the_page_holds_the_generation(files) -> None:
     assert [token["step"] for token in data["tokens"]] == result.filled_at[0].tolist()
     assert [step["phase"] for step in data["steps"]] == [step.phase for step in result.stats]
     assert data["prompt"] == tokenizer.decode(result.tokens[0, : result.prompt_length], skip_special_tokens=False)
-    patterns, cache = data["patterns"], result.groups[0].patterns
-    cells = np.frombuffer(zlib.decompress(base64.b64decode(patterns["cells"])), np.uint8)
+    cache = result.groups[0].patterns
     masks = np.stack([cache.pattern(layer).to_mask()[0] for layer in cache.layers])
-    assert (cells.reshape(masks.shape) == 255 * masks).all()
+    assert data["patterns"]["large"]["bits"] == 1
+    assert (levels_of(data["patterns"], "large") == masks).all()
+
+
+def test_cells_of_several_blocks() -> None:
+    masks = np.random.default_rng(0).random((32, 32, 150, 150)) < 0.3
+    masks[0, 0] = True
+    masks[1, 1] = False
+    masks[2, 2, 0, 0] = masks[2, 2, -1, -1] = True  # the last cell has one block
+    result, tokenizer = generation_of(masks)
+    patterns = data_of(result.page(tokenizer))["patterns"]
+    for size, factor, side in (("large", 2, 75), ("small", 8, 19)):
+        drawing = patterns[size]
+        assert (drawing["factor"], drawing["rows"], drawing["columns"], drawing["bits"]) == (factor, side, side, 4)
+        padded = np.pad(masks, ((0, 0), (0, 0), *[(0, side * factor - 150)] * 2))
+        counts = padded.reshape(32, 32, side, factor, side, factor).sum(axis=(3, 5))
+        heights = np.minimum(factor, 150 - factor * np.arange(side))
+        blocks = np.outer(heights, heights)
+        levels = levels_of(patterns, size)
+        assert ((levels == 0) == (counts == 0)).all() and ((levels == 15) == (counts == blocks)).all()
+        assert (levels[counts < blocks] == np.ceil(14 * counts / blocks)[counts < blocks]).all()
 
 
 def test_the_page_names_no_address(files) -> None:
@@ -149,8 +199,8 @@ def test_bars_and_tokens_answer_the_pointer(page: Browser) -> None:
 
 
 def test_patterns_open_large(page: Browser) -> None:
-    assert page.evaluate("document.querySelectorAll('.thumb canvas').length") == 16
-    page.evaluate("document.querySelectorAll('.thumb')[6].focus()")
+    assert page.evaluate("document.querySelectorAll('.head').length") == 16
+    page.evaluate("document.querySelectorAll('.head')[6].focus()")
     page.press("Enter")
     assert page.evaluate(DIALOG) and page.evaluate(TITLE) == "Layer 1, head 2"
     for key, title in (
@@ -160,6 +210,7 @@ def test_patterns_open_large(page: Browser) -> None:
     ):
         page.press(key)
         assert page.evaluate(TITLE) == title
+        page.wait_for(f"document.getElementById('large-canvas').dataset.drawn === {title!r}")
     pixels = """((blocks) => {
       const canvas = document.getElementById('large-canvas'), size = canvas.width / blocks;
       const row = canvas.getContext('2d').getImageData(0, Math.floor(size / 3), canvas.width, 1).data;
@@ -172,21 +223,75 @@ def test_patterns_open_large(page: Browser) -> None:
     assert (np.delete(drawn, line) == np.delete(first_row, line)).all()
     page.press("Escape")
     assert not page.evaluate(DIALOG) and page.evaluate(NOW) == 16
-    assert page.evaluate(FOCUSED) == "Layer 1, head 2: open large"
-    page.click(".thumb")
+    page.wait_for(f"({FOCUSED}).startsWith('Layer 0, head 0, density ')")  # the one that was shown last
+    page.click(".head")
     page.click("#close")
     assert not page.evaluate(DIALOG)
 
 
+def test_the_overview_is_one_stop_of_the_keyboard(page: Browser) -> None:
+    page.evaluate("document.querySelector('.head[tabindex=\"0\"]').focus()")
+    for key, place in (
+        ("ArrowRight", (0, 1)),
+        ("ArrowDown", (1, 1)),
+        ("End", (1, 3)),
+        ("ArrowRight", (1, 3)),
+        ("Home", (1, 0)),
+        ("ArrowLeft", (1, 0)),
+        ("ArrowUp", (0, 0)),
+        ("ArrowUp", (0, 0)),
+    ):
+        page.press(key)
+        name = f"Layer {place[0]}, head {place[1]}"
+        assert page.evaluate(FOCUSED).startswith(f"{name}, density ")
+        assert page.evaluate("document.getElementById('head').textContent").startswith(f"{name}: density ")
+        assert page.evaluate(NOW) == 16  # the keys do not move the step
+    assert page.evaluate("document.querySelectorAll('.head[tabindex=\"0\"]').length") == 1
+
+
+def test_many_layers_are_one_screen(page: Browser, tmp_path) -> None:
+    i = np.arange(40)
+    masks = np.array([[abs(i[:, None] - i) <= layer + head for head in range(32)] for layer in range(32)])
+    result, tokenizer = generation_of(masks)
+    (tmp_path / "demo.html").write_text(result.page(tokenizer), encoding="utf-8")
+    page.open(tmp_path / "demo.html")
+    page.wait_for("!document.getElementById('patterns').hidden")
+    assert page.evaluate("document.querySelectorAll('.head').length") == 1024
+    assert page.evaluate("document.documentElement.scrollHeight") < 2000
+    # The picture of each head lies under its button: the wider the band, the darker its upper right corner.
+    script = """(() => {
+      const canvas = document.querySelector('#heads canvas'), box = canvas.getBoundingClientRect();
+      const scale = canvas.width / box.width;
+      const pixels = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
+      return [...document.querySelectorAll('.head')].map((head) => {
+        const place = head.getBoundingClientRect();
+        const x = (place.x - box.x + place.width * .6) * scale, y = (place.y - box.y + place.height * .2) * scale;
+        return pixels[4 * (Math.round(y) * canvas.width + Math.round(x))];
+      });
+    })()"""
+    red = np.array(page.evaluate(script)).reshape(32, 32)
+    wide = np.add.outer(i[:32], i[:32])
+    assert (red[wide > 20] < 80).all() and (red[wide < 12] > 200).all()
+    page.click(".head[aria-label^='Layer 31, head 31,']")
+    assert page.evaluate(TITLE) == "Layer 31, head 31"
+    page.wait_for("document.getElementById('large-canvas').dataset.drawn === 'Layer 31, head 31'")
+    page.press("Escape")
+
+
 def test_everything_is_reached_by_tab_and_has_a_name(page: Browser) -> None:
     reached = []
-    for _ in range(40):
+    for _ in range(24):
         page.press("Tab")
-        reached.append(page.evaluate(FOCUSED))
-    for name in ("text", "slider", "play", "speed", "colour", "Layer 3, head 3: open large", "SUMMARY"):
+        reached.append(re.sub(", density.*", "", page.evaluate(FOCUSED)))
+    for name in ("text", "slider", "play", "speed", "colour", "Layer 0, head 0", "SUMMARY"):
         assert name in reached
+    assert "Layer 0, head 1" not in reached
     tree = page.call("Accessibility.getFullAXTree")["nodes"]
-    controls = [node for node in tree if node.get("role", {}).get("value") in {"button", "slider", "combobox"}]
+    roles = [node.get("role", {}).get("value") for node in tree]
+    assert (roles.count("grid"), roles.count("row"), roles.count("rowheader")) == (1, 5, 4)
+    controls = [
+        node for node, role in zip(tree, roles, strict=True) if role in {"button", "slider", "combobox", "gridcell"}
+    ]
     assert len(controls) >= 24 and all(node["name"]["value"] for node in controls)
 
 

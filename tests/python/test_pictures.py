@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import io
 import itertools
+import math
 import re
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -18,7 +19,7 @@ from generations import HOSTILE, demo_generation, hostile_generation
 from sparsed.apps import cli
 from sparsed.apps.demo import demo_model_folder
 from sparsed.apps.pictures import live
-from sparsed.apps.pictures.grid import row_patterns, runs, shares
+from sparsed.apps.pictures.grid import cells_of, row_patterns, runs
 from sparsed.apps.pictures.palette import confidence_shade
 from sparsed.apps.pictures.pieces import token_texts
 
@@ -121,6 +122,23 @@ def test_figure_errors_name_the_argument(draw, message) -> None:
         draw()
 
 
+@pytest.mark.parametrize(
+    ("draw", "message"),
+    [
+        (lambda: random_pattern().plot("1"), "plot: head is '1', expected an integer"),
+        (lambda: random_pattern().plot(1.0), "plot: head is 1.0, expected an integer"),
+        (lambda: random_pattern().plot(batch=None), "plot: batch is None, expected an integer"),
+        (lambda: random_pattern().plot_grid("01"), "plot_grid: heads is '01', expected integers"),
+        (lambda: demo_generation()[0].groups[0].patterns.plot_grid("01"), "plot_grid: layers is '01', expected integers"),
+        (lambda: demo_generation()[0].plot(None), "plot: row is None, expected an integer"),
+        (lambda: demo_generation()[0].page(demo_generation()[1], title=None), "page: title is None, expected a text"),
+    ],
+)
+def test_figure_errors_of_another_type(draw, message) -> None:
+    with pytest.raises(TypeError, match=re.escape(message)):
+        draw()
+
+
 def test_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
     plain_import = builtins.__import__
 
@@ -188,14 +206,18 @@ def test_html_of_an_interrupted_result() -> None:
 # --- parts -----------------------------------------------------------------------------------------------------------
 
 
-def test_shares_of_cells() -> None:
-    mask = np.random.default_rng(0).random((7, 10)) < 0.5
-    assert (shares(mask, 10) == mask).all()
-    small = shares(mask, 3)
-    rows, columns = [0, 2, 4, 7], [0, 3, 6, 10]
-    for i, j in itertools.product(range(3), range(3)):
-        cell = mask[rows[i] : rows[i + 1], columns[j] : columns[j + 1]]
-        assert small[i, j] == pytest.approx(cell.mean())
+@pytest.mark.parametrize(("shape", "side"), [((7, 10), 3), ((7, 10), 10), ((3, 600), 2), ((5, 5), 4)])
+def test_cells_count_their_blocks(shape: tuple[int, int], side: int) -> None:
+    masks = np.random.default_rng(0).random((2, *shape)) < 0.5
+    cells = cells_of(masks).shrunk(side)
+    factor = math.ceil(max(shape) / side)
+    assert cells.factor == factor
+    for i, j in np.ndindex(cells.blocks.shape):
+        part = masks[:, i * factor : (i + 1) * factor, j * factor : (j + 1) * factor]
+        assert (cells.counts[:, i, j] == part.sum(axis=(1, 2))).all() and cells.blocks[i, j] == part[0].size
+    again = cells.shrunk(max(1, side // 2))  # from cells as from masks
+    assert again.factor % factor == 0 and (again.counts.sum(axis=(1, 2)) == masks.sum(axis=(1, 2))).all()
+    assert again.blocks.sum() == math.prod(shape)
 
 
 def test_runs_of_a_row() -> None:

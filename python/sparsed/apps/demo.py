@@ -150,6 +150,9 @@ class DemoReport:
             "",
             format_table(header, rows),
             "",
+            "seconds: of all answers; density: share of the attention that was computed (1: dense); "
+            "dense, select, sparse s: seconds of the steps of that phase",
+            "",
             f"Example: {example.question}",
             f"{'(right)':{width}}  {' ; '.join(example.answers)} ;",
             *(f"{result.name:{width}}  {text}" for result, text in zip(self.results, texts, strict=True)),

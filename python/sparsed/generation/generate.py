@@ -17,6 +17,7 @@ from ..kernels import ops
 from ..progress import progress_bar
 from .interrupt import SigintLatch
 from .kv_cache import KVCachePolicy
+from .notebook import stop_queued_cells
 from .notes import log_notes, notes_after, notes_before, warn_of_length
 from .prompts import checked_prompt
 from .result import GenerationResult, RowGroup, StepInfo
@@ -51,7 +52,8 @@ def generate(
     on the batch), and its blocks are counted from its first real token. A step in which the sampler unmasks nothing
     (there are more steps than tokens) does not call the model, unless it selects the pattern of later steps. Ctrl-C (in
     the main thread, under Python's default handler) ends the generation after the current step and returns what is
-    there; a second one raises KeyboardInterrupt at once.
+    there; a second one raises KeyboardInterrupt at once. In a Jupyter kernel the cell ends as interrupted, so that
+    queued cells do not run.
 
     Args:
         model: What `load_model` returns.
@@ -184,6 +186,8 @@ def generate(
         seen = notes_after(sparse or kv_cache, stats)
         stats.notes += seen
         log_notes(seen, sparse or kv_cache)
+    if sigint.caught:
+        stop_queued_cells()
     return GenerationResult(
         tokens=tokens,
         history=np.stack(states) if history else None,

@@ -54,8 +54,10 @@ class KVCachePolicy(abc.ABC):
     refresh: int | None = None
 
     def __post_init__(self) -> None:
-        """Checks the field."""
+        """Checks the field and stores a plain Python integer."""
         Checker(type(self).__name__).integer("refresh", self.refresh, low=1, optional=True)
+        if self.refresh is not None:
+            object.__setattr__(self, "refresh", int(self.refresh))
 
     def is_full(self, forward: Forward) -> bool:
         """Whether every token is computed."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..content import ComparedByContent
+from ..kernels.drawing import draw
 from ..kernels.pattern import PatternCache
 from .sampling import FloatArray, IntArray
 from .stats import GenerationStats
@@ -16,9 +18,9 @@ if TYPE_CHECKING:
     from ..models.tokenizer import Tokenizer
 
 
-@dataclass(frozen=True)
-class StepInfo:
-    """A step that just ended, as `on_step` sees it.
+@dataclass(frozen=True, eq=False)
+class StepInfo(ComparedByContent):
+    """A step that just ended, as `on_step` sees it. Two are equal if everything but `seconds` is.
 
     Attributes:
         phase: "dense", "select", "sparse", "cached" or "mixed", as in StepStats.
@@ -29,15 +31,15 @@ class StepInfo:
 
     step: int
     phase: str
-    seconds: float
+    seconds: float = field(compare=False)
     density: float
     tokens: IntArray
     unmasked: tuple[IntArray, ...]
     confidence: tuple[FloatArray, ...]
 
 
-@dataclass(frozen=True)
-class RowGroup:
+@dataclass(frozen=True, eq=False)
+class RowGroup(ComparedByContent):
     """Batch rows that ran as one unpadded batch.
 
     Attributes:
@@ -51,9 +53,11 @@ class RowGroup:
     patterns: PatternCache | None
 
 
-@dataclass(frozen=True)
-class GenerationResult:
+@dataclass(frozen=True, eq=False)
+class GenerationResult(ComparedByContent):
     """What `generate` returns.
+
+    Two results are equal if everything but the measured seconds is: tokens, history, steps, patterns, confidence.
 
     Attributes:
         tokens: (B, l) int64, prompt and generation; padding as it was given.
@@ -110,9 +114,7 @@ class GenerationResult:
             ImportError: matplotlib is missing.
             ValueError: There is no such row.
         """
-        from ..apps.pictures import figures
-
-        return figures.plot_result(self, row)
+        return draw("GenerationResult.plot", self, row)
 
     def page(self, tokenizer: Tokenizer, *, row: int = 0, title: str = "sparsed") -> str:
         """One HTML page, whole in itself, that plays the denoising step by step and shows the selected patterns.
@@ -125,11 +127,9 @@ class GenerationResult:
         Raises:
             ValueError: There is no such row.
         """
-        from ..apps.pictures import page
-
-        return page.render(self, tokenizer, row=row, title=title)
+        page: str = draw("GenerationResult.page", self, tokenizer, row=row, title=title)
+        return page
 
     def _repr_html_(self) -> str:
-        from ..apps.pictures import inline
-
-        return inline.result_html(self)
+        html: str = draw("GenerationResult.html", self)
+        return html

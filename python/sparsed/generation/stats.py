@@ -9,12 +9,18 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
+from ..content import ComparedByContent
+
 PHASES = ("dense", "select", "sparse", "cached")
+LEGEND = (
+    "forwards: model calls; tokens: those that were filled; density: share of the attention that was computed, "
+    "mean over the steps that called the model (1: dense)"
+)
 
 
 @dataclass(frozen=True)
 class StepStats:
-    """One denoising step over all batch rows.
+    """One denoising step over all batch rows. Two are equal if everything but `seconds` is.
 
     Attributes:
         phase: "dense", "select" or "sparse", "cached" where only some tokens were computed; "mixed" where rows of
@@ -27,18 +33,18 @@ class StepStats:
 
     step: int
     phase: str
-    seconds: float
+    seconds: float = field(compare=False)
     density: float
     unmasked: int
     forwards: int
 
 
-@dataclass(frozen=True)
-class GroupStep:
+@dataclass(frozen=True, eq=False)
+class GroupStep(ComparedByContent):
     """What one step did to one group of rows; `unmasked` (positions) and `confidence` per row of the group."""
 
     phase: str
-    seconds: float
+    seconds: float = field(compare=False)
     density: float
     forwards: int
     unmasked: list[NDArray[np.int64]]
@@ -47,7 +53,7 @@ class GroupStep:
 
 @dataclass
 class GenerationStats(Sequence[StepStats]):
-    """The steps of a generation in order, and their sums.
+    """The steps of a generation in order, and their sums. Two are equal if everything but the seconds is.
 
     Attributes:
         phase_seconds: Seconds by phase ("dense", "select", "sparse", "cached").
@@ -55,7 +61,7 @@ class GenerationStats(Sequence[StepStats]):
     """
 
     steps: list[StepStats] = field(default_factory=list)
-    phase_seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
+    phase_seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0), compare=False)
     notes: list[str] = field(default_factory=list)
 
     @overload
@@ -114,7 +120,7 @@ class GenerationStats(Sequence[StepStats]):
         return sum(dense) / len(dense) if dense else 0.0
 
     def table(self) -> str:
-        """The sums as text, one line per phase and one for all, then the notes."""
+        """The sums as text, one line per phase and one for all, what the columns mean, and the notes."""
         rows: list[tuple[str, ...]] = []
         for phase in (*PHASES, "mixed"):
             steps = [step for step in self.steps if step.phase == phase]
@@ -123,7 +129,7 @@ class GenerationStats(Sequence[StepStats]):
         rows.append(("all", *_sums(self.steps)))
         table = format_table(("phase", "steps", "forwards", "seconds", "density", "tokens"), rows)
         notes = "".join(f"note: {note}\n" for note in self.notes)
-        return f"{table}\n{notes}{self.tokens_per_second:.1f} tokens/s"
+        return f"{table}\n{LEGEND}\n{notes}{self.tokens_per_second:.1f} tokens/s"
 
 
 def _mean_density(groups: Sequence[GroupStep]) -> float:

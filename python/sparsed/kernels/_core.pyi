@@ -93,7 +93,7 @@ class BlockPattern:
         
         Raises:
             ImportError: matplotlib is missing.
-            ValueError: There is no such head or row.
+            TypeError, ValueError: There is no such head or row.
         """
     def plot_grid(self, heads: typing.Sequence[int] | None = None, *, batch: int = 0) -> typing.Any:
         """
@@ -108,7 +108,7 @@ class BlockPattern:
         
         Raises:
             ImportError: matplotlib is missing.
-            ValueError: A head or row that does not exist.
+            TypeError, ValueError: A head or row that does not exist.
         """
     def row(self, batch: typing.Any, head: typing.Any, q_block: typing.Any) -> numpy.typing.NDArray[numpy.int32]:
         """
@@ -186,6 +186,14 @@ class PatternCache:
         ...
     def reset(self) -> None:
         ...
+    def restore(self, state: tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex, collections.abc.Mapping[typing.SupportsInt | typing.SupportsIndex, tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex, BlockPattern, bool, typing.SupportsInt | typing.SupportsIndex]]]) -> None:
+        """
+        Continues from a tuple that ``state`` of a cache with the same arguments returned.
+        """
+    def state(self) -> tuple[int, int, int, int, int, int, int, dict[int, tuple[int, int, int, BlockPattern, bool, int]]]:
+        """
+        The step and the layers as a tuple; see ``restore``.
+        """
     @property
     def layers(self) -> list[int]:
         ...

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copyreg
-import inspect
 from collections.abc import Sequence
 from typing import Any, Literal, TypeVar, cast
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ..config import SlidingWindow, Sparse, SparseConfig, StreamingLLM
 from . import _core
 from ._core import BlockPattern
 from .arrays import arguments
+from .drawing import draw
 
 __all__ = ["BlockPattern", "PatternCache"]
 
@@ -47,34 +50,9 @@ class PatternCache:
 
     def __init__(self, config: Sparse, *, steps: int | None, prompt_length: int) -> None:
         self.config = config
-        if isinstance(config, SparseConfig):
-            every = config.refresh == "every"
-            self._state = _core.PatternCache.sparse(
-                steps=steps,
-                prompt_length=prompt_length,
-                skip=config.skip,
-                rho=config.rho,
-                block_size=config.block_size,
-                selection=config.selection,
-                selection_scale=config.selection_scale,
-                isolate=config.isolate,
-                refresh=[] if every else list(cast("tuple[float, ...]", config.refresh)),
-                refresh_every=every,
-                min_length=config.min_length,
-            )
-        elif isinstance(config, (SlidingWindow, StreamingLLM)):
-            self._state = _core.PatternCache.window(
-                steps=steps,
-                prompt_length=prompt_length,
-                window=config.window,
-                sinks=config.sinks if isinstance(config, StreamingLLM) else 0,
-                block_size=config.block_size,
-            )
-        else:
-            raise TypeError(
-                f"PatternCache: config is a {type(config).__name__}, "
-                "expected a SparseConfig, SlidingWindow or StreamingLLM"
-            )
+        self._steps = steps
+        self._prompt_length = prompt_length
+        self._state = _new_state(config, steps, prompt_length)
 
     def begin_step(self, t: int, unmasked: float | None = None) -> None:
         """Enters step t; steps come in order from 0.
@@ -193,81 +171,72 @@ class PatternCache:
             ImportError: matplotlib is missing.
             ValueError: A layer without a pattern, or a head or row that does not exist.
         """
-        from ..apps.pictures import figures
-
-        return figures.plot_grid(
-            {i: self.pattern(i) for i in (self.layers if layers is None else layers)}, heads, batch
-        )
+        return draw("PatternCache.plot_grid", self, layers, heads, batch=batch)
 
     def _repr_html_(self) -> str:
-        from ..apps.pictures import inline
+        html: str = draw("PatternCache.html", self)
+        return html
 
-        return inline.cache_html(self)
+    def __eq__(self, other: object) -> bool:
+        """Whether both have the same arguments, are in the same step and hold the same patterns."""
+        if not isinstance(other, PatternCache):
+            return NotImplemented
+        return self._content() == other._content()
 
+    __hash__ = None  # type: ignore[assignment]  # a cache changes from step to step
 
-# Methods of the compiled class that draw: what they need is imported when they are called.
+    def _content(self) -> tuple[Any, ...]:
+        return self.config, self._steps, self._prompt_length, self._state.state()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles; patterns on a device come to the host when they are pickled or compared."""
+        return {**vars(self), "_state": self._state.state()}
 
-def plot(self: BlockPattern, head: int = 0, *, batch: int = 0, ax: Any = None) -> Any:  # noqa: D417
-    """Draws one head: query blocks downwards, key blocks to the right, the end of the prompt as a line.
-
-    Needs matplotlib.
-
-    Args:
-        head: The query head.
-        batch: The batch row.
-        ax: The matplotlib Axes to draw into; None: new ones.
-
-    Returns:
-        The Axes.
-
-    Raises:
-        ImportError: matplotlib is missing.
-        ValueError: There is no such head or row.
-    """
-    from ..apps.pictures import figures
-
-    return figures.plot_pattern(self, head, batch, ax)
+    def __setstate__(self, saved: dict[str, Any]) -> None:
+        vars(self).update(saved)
+        self._state = _new_state(self.config, self._steps, self._prompt_length)
+        self._state.restore(saved["_state"])
 
 
-def plot_grid(self: BlockPattern, heads: Sequence[int] | None = None, *, batch: int = 0) -> Any:  # noqa: D417
-    """Draws the heads side by side; `PatternCache.plot_grid` draws layers too. Needs matplotlib.
+def _new_state(config: Sparse, steps: int | None, prompt_length: int) -> _core.PatternCache:
+    """The compiled state machine before its first step."""
+    if isinstance(config, SparseConfig):
+        every = config.refresh == "every"
+        return _core.PatternCache.sparse(
+            steps=steps,
+            prompt_length=prompt_length,
+            skip=config.skip,
+            rho=config.rho,
+            block_size=config.block_size,
+            selection=config.selection,
+            selection_scale=config.selection_scale,
+            isolate=config.isolate,
+            refresh=[] if every else list(cast("tuple[float, ...]", config.refresh)),
+            refresh_every=every,
+            min_length=config.min_length,
+        )
+    if isinstance(config, (SlidingWindow, StreamingLLM)):
+        return _core.PatternCache.window(
+            steps=steps,
+            prompt_length=prompt_length,
+            window=config.window,
+            sinks=config.sinks if isinstance(config, StreamingLLM) else 0,
+            block_size=config.block_size,
+        )
+    raise TypeError(
+        f"PatternCache: config is a {type(config).__name__}, expected a SparseConfig, SlidingWindow or StreamingLLM"
+    )
 
-    Args:
-        heads: None: all.
-        batch: The batch row.
 
-    Returns:
-        A matplotlib Figure.
-
-    Raises:
-        ImportError: matplotlib is missing.
-        ValueError: A head or row that does not exist.
-    """
-    from ..apps.pictures import figures
-
-    return figures.plot_grid({None: self}, heads, batch)
-
-
-def _repr_html_(self: BlockPattern) -> str:
-    from ..apps.pictures import inline
-
-    return inline.pattern_html(self)
-
-
-for _method in (plot, plot_grid, _repr_html_):
-    _method.__doc__ = inspect.getdoc(_method)  # without indentation, as Python 3.13 has it
-    setattr(BlockPattern, _method.__name__, _method)
-
-
-def _restore(mask: Any, geometry: dict[str, int]) -> BlockPattern:
-    return BlockPattern.from_mask(mask, **geometry)
+def _restore(bits: NDArray[np.uint8], geometry: dict[str, int]) -> BlockPattern:
+    blocks = -(-geometry["kv_len"] // geometry["block_size"])
+    return BlockPattern.from_mask(np.unpackbits(bits, axis=-1, count=blocks).astype(np.bool_), **geometry)
 
 
 def _reduce(pattern: BlockPattern) -> tuple[Any, ...]:
-    """Copies and pickles: the extension's objects come from functions alone."""
+    """For copies and pickles: the compiled class cannot be constructed without arguments."""
     geometry = {name: getattr(pattern, name) for name in ("block_size", "q_len", "kv_len", "prompt_length")}
-    return _restore, (pattern.to_mask(), geometry)
+    return _restore, (np.packbits(pattern.to_mask(), axis=-1), geometry)
 
 
 copyreg.pickle(BlockPattern, _reduce)

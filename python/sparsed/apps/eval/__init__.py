@@ -10,7 +10,7 @@ from .log import Log
 from .methods import METHODS, Method, method
 from .report import Row, summarise, table, write_report
 from .runner import Question, Record, run
-from .scoring import Interval, bootstrap, score
+from .scoring import Interval, accuracy, bootstrap, paired_difference, score
 from .styles import RulerStyle, SmallStyle, Style
 from .tasks import Sample, TaskSet
 
@@ -30,10 +30,12 @@ __all__ = [
     "Style",
     "TaskSet",
     "ablations",
+    "accuracy",
     "bootstrap",
     "head_report",
     "likelihood",
     "method",
+    "paired_difference",
     "read_samples",
     "run",
     "score",

@@ -27,7 +27,13 @@ def add_eval_options(parser: argparse.ArgumentParser) -> None:
     """The options of `sparsed eval`."""
     add_common_options(parser, out="eval-results", samples=10)
     parser.description = f"{parser.description}. A run that stopped goes on in --out, or grows there."
-    parser.add_argument("--methods", nargs="+", choices=METHODS, metavar="METHOD", help=f"(all) {', '.join(METHODS)}")
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        type=_method_argument,
+        metavar="METHOD",
+        help=f"(all) {', '.join(map(settings.slug, METHODS))}; in any case",
+    )
     parser.add_argument(
         "--jsonl",
         nargs="+",
@@ -65,7 +71,7 @@ def run_eval(args: argparse.Namespace) -> int:
         return [dataclasses.replace(m, sparse=setup.sparse) if m.name == "SparseD" else m for m in found]
 
     if args.likelihood is not None:
-        print("\n".join(score_text(setup, methods)))
+        print(score_text(setup, methods))
         return 0
     if args.write_jsonl is not None:
         for length in args.lengths:
@@ -124,6 +130,13 @@ def _refuse_unused(args: argparse.Namespace) -> None:
                 if getattr(args, name):
                     raise ValueError(f"eval: {_option(name)} is given with {_option(option)}, which does not use it")
             return
+
+
+def _method_argument(text: str) -> str:
+    try:
+        return settings.method_name(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _option(name: str) -> str:

@@ -14,18 +14,20 @@ from numpy.typing import ArrayLike, NDArray
 from tqdm import tqdm
 
 from ...config import SparseConfig
+from ...content import ComparedByContent
 from ...generation.generate import generate
 from ...generation.stats import format_table, markdown_table
 from ...kernels.attention import attention
 from ...kernels.pattern import PatternCache
 from ...models import Model
 from .ablation import RHOS
+from .earlier import keep_earlier
 
 FloatArray = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class HeadReport:
+@dataclass(frozen=True, eq=False)
+class HeadReport(ComparedByContent):
     """Means over prompts. T steps, N layers, H heads; the pattern is that of the selection step.
 
     Attributes:
@@ -70,10 +72,13 @@ def head_report(
 
     Source: arXiv 2509.24014, section 3 (patterns differ between heads and stay over the steps).
     """
-    if not prompts:
+    for name, values in (("prompts", prompts), ("rhos", rhos)):
+        if isinstance(values, str):
+            raise TypeError(f"head_report: {name} is {values!r:.100}, expected a list")
+    if not len(prompts):
         raise ValueError("head_report: prompts has none, expected at least one")
     reports = [
-        _one(model, prompt, gen_length, sparse, tuple(rhos))
+        _one(model, prompt, gen_length, sparse, tuple(map(float, rhos)))
         for prompt in tqdm(prompts, unit="prompt", disable=not progress)
     ]
     means = {
@@ -158,8 +163,17 @@ def _numbers(array: Any) -> FloatArray:
 
 
 def heads_table(report: HeadReport) -> str:
-    """A row per layer: means over heads and steps, and the least head."""
-    return format_table(*_table(report))
+    """A row per layer: means over heads and steps, and the least head; what the columns mean."""
+    legend = "\n".join(f"{name}: {meaning}" for name, meaning in LEGEND.items())
+    return f"{format_table(*_table(report))}\n\n{legend}"
+
+
+LEGEND = {
+    "similarity": "Jaccard similarity of the selected pattern with what a later step would select (1: the same)",
+    "least head": "the head of the layer with the lowest mean",
+    "neighbours": "Jaccard similarity of what two steps in a row would select",
+    "recall": "share of the attention that lies in the selected pattern",
+}
 
 
 def markdown(content: dict[str, Any]) -> str:
@@ -169,7 +183,8 @@ def markdown(content: dict[str, Any]) -> str:
         name: np.array(value, np.float64) for name, value in fields.items() if name not in ("selected_at", "rhos")
     }
     text = markdown_table(*_table(HeadReport(**{**fields, **arrays})))
-    return f"{text}\n\n{content['prompts']} prompts, {content['settings']}: `{content['command']}`\n"
+    legend = "; ".join(f"{name}: {meaning}" for name, meaning in LEGEND.items())
+    return f"{text}\n\n{legend}.\n\n{content['prompts']} prompts, {content['settings']}: `{content['command']}`\n"
 
 
 def _table(report: HeadReport) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
@@ -186,19 +201,23 @@ def _table(report: HeadReport) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     return header, lines
 
 
-def write_heads(folder: Path, report: HeadReport, context: dict[str, Any]) -> list[Path]:
+def write_heads(folder: Path | str, report: HeadReport, context: dict[str, Any]) -> list[Path]:
     """Writes heads.json and, where matplotlib is installed, heads.png; returns their paths.
+
+    An earlier report with other numbers is kept under a number.
 
     Args:
         folder: Where they go; made where it does not exist.
         report: What `head_report` returns.
         context: Command, settings and machine; goes into the JSON.
     """
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     numbers = {
         key: _rounded(value.tolist()) if isinstance(value, np.ndarray) else value for key, value in vars(report).items()
     }
     path = folder / "heads.json"
+    keep_earlier([path, folder / "heads.png"], settings=context["settings"], **numbers)
     path.write_text(json.dumps({**context, **numbers}) + "\n", encoding="utf-8")
     picture = _picture(folder / "heads.png", report)
     return [path] if picture is None else [path, picture]

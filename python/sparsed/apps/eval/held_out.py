@@ -13,15 +13,20 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from ...generation.stats import format_table
 from ...models.files import read_text, replacing
 from ..environment import machine_info
+from .earlier import keep_earlier
 from .likelihood import likelihood
 from .log import Log, file_identity
-from .scoring import bootstrap
+from .scoring import Interval, bootstrap
 from .setup import Methods, Setup, command_line
 from .tasks import require_known
 
 _NAME = "likelihood"
+_LEGEND = """
+nats per token: negative log-likelihood of the text's last tokens, by Monte-Carlo draws (lower is better)
+95 %: bootstrap interval of the difference, over the texts or, of one text, over its draws"""
 
 
 @dataclass(frozen=True)
@@ -39,8 +44,8 @@ class TextRecord:
         return self.method, self.length, self.text
 
 
-def score_text(setup: Setup, methods: Methods) -> list[str]:
-    """Scores what the folder has no record of, dense before the others; writes likelihood.json; returns the lines."""
+def score_text(setup: Setup, methods: Methods) -> str:
+    """Scores what the folder has no record of, dense before the others; writes likelihood.json; returns the table."""
     args = setup.args
 
     def uncached(length: int) -> list[Any]:
@@ -80,16 +85,18 @@ def score_text(setup: Setup, methods: Methods) -> list[str]:
             min(args.samples, len(ids) // length),
         )
     ]
+    path = args.out / f"{_NAME}.json"
+    keep_earlier([path], rows=rows)
     content = {"command": command_line(), "machine": machine_info(), "rows": rows}
-    with replacing(args.out / f"{_NAME}.json") as new:
-        new.write_text(json.dumps(content, indent=1, default=dataclasses.asdict) + "\n", encoding="utf-8")
-    return [_line(row) for row in rows]
+    with replacing(path) as new:
+        new.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return _table(rows)
 
 
 def _rows(
     draws: dict[tuple[str, int, int], list[float]], names: Sequence[str], length: int, texts: int
 ) -> list[dict[str, Any]]:
-    """A row per method; intervals are over the texts, where there is one text over its draws."""
+    """A row per method; intervals are over the texts, where there is one text over its draws. One value has none."""
 
     def values(name: str) -> NDArray[np.float64]:
         table = np.array([draws[(name, length, i)] for i in range(texts)], np.float64)
@@ -97,16 +104,27 @@ def _rows(
 
     rows = []
     for name in names:
-        row: dict[str, Any] = {"method": name, "length": length, "texts": texts, "nats": bootstrap(values(name))}
+        row: dict[str, Any] = {"method": name, "length": length, "texts": texts, "nats": _interval(values(name))}
         if name != "dense" and all(("dense", length, i) in draws for i in range(texts)):
-            row["minus_dense"] = bootstrap(values(name) - values("dense"))
+            row["minus_dense"] = _interval(values(name) - values("dense"))
         rows.append(row)
     return rows
 
 
-def _line(row: dict[str, Any]) -> str:
-    line = f"{row['method']:15} {row['length']:6} {row['nats'].mean:.4f} nats per token"
-    difference = row.get("minus_dense")
-    if difference is not None:
-        line += f"  {difference.mean:+.4f} ({difference.low:+.4f} ... {difference.high:+.4f})"
-    return line
+def _interval(values: NDArray[np.float64]) -> dict[str, Any]:
+    if len(values) == 1:
+        return {"mean": float(values[0]), "low": None, "high": None}
+    return dataclasses.asdict(bootstrap(values))
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> str:
+    def bounds(interval: dict[str, Any]) -> str:
+        return "-" if interval["low"] is None else Interval(**interval).bounds(4, sign="+")
+
+    lines = []
+    for row in rows:
+        difference = row.get("minus_dense")
+        cells = ("", "") if difference is None else (f"{difference['mean']:+.4f}", bounds(difference))
+        lines.append((row["method"], str(row["length"]), str(row["texts"]), f"{row['nats']['mean']:.4f}", *cells))
+    table = format_table(("method", "length", "texts", "nats per token", "minus dense", "95 %"), lines)
+    return f"{table}\n{_LEGEND}"

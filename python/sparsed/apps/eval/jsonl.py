@@ -6,13 +6,19 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from ...checks import Checker
 from ...models.files import decode_text
 from .styles import RULER_BUDGETS
 from .tasks import Sample, kind_of
 
 
-def write_samples(path: Path, samples: Iterable[Sample]) -> None:
-    """Writes index, input, outputs, answer_prefix and gen_length of each sample."""
+def write_samples(path: Path | str, samples: Iterable[Sample]) -> None:
+    """Writes index, input, outputs, answer_prefix and gen_length of each sample.
+
+    Raises:
+        FileExistsError: The file exists with other content.
+    """
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [
         json.dumps(
@@ -27,10 +33,13 @@ def write_samples(path: Path, samples: Iterable[Sample]) -> None:
         )
         for sample in samples
     ]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    content = "".join(f"{line}\n" for line in lines)
+    if path.exists() and path.read_bytes() != content.encode("utf-8"):
+        raise FileExistsError(f"write_samples: {path} exists with other samples, expected a new file")
+    path.write_text(content, encoding="utf-8")
 
 
-def read_samples(path: Path, task: str, gen_length: int | None = None) -> list[Sample]:
+def read_samples(path: Path | str, task: str, gen_length: int | None = None) -> list[Sample]:
     """The samples of a JSONL file that RULER or `write_samples` wrote.
 
     Args:
@@ -42,6 +51,8 @@ def read_samples(path: Path, task: str, gen_length: int | None = None) -> list[S
         FileNotFoundError: There is no such file.
         ValueError: A line is something else; the message has its number.
     """
+    Checker("read_samples").text("task", task)
+    path = Path(path)
     samples = []
     budget = RULER_BUDGETS.get(kind_of(task)) if gen_length is None else gen_length
     with path.open("rb") as file:  # whose lines end at "\n" alone, as texts may hold all other ends of lines
@@ -59,8 +70,12 @@ def _sample(line: bytes, where: str, task: str, number: int, budget: int | None)
     if not isinstance(row, dict) or not isinstance(row.get("input"), str) or not row["input"].strip():
         raise ValueError(f'{where} has no text "input", expected RULER\'s format')
     outputs = row.get("outputs")
-    if not isinstance(outputs, list) or not outputs or not all(isinstance(text, str) and text for text in outputs):
-        raise ValueError(f'{where} has "outputs" {outputs!r:.100}, expected a list of texts, none of them empty')
+    if (
+        not isinstance(outputs, list)
+        or not outputs
+        or not all(isinstance(text, str) and text.strip() for text in outputs)
+    ):
+        raise ValueError(f'{where} has "outputs" {outputs!r:.100}, expected a list of texts, none of them blank')
     prefix, index = row.get("answer_prefix", ""), row.get("index", number)
     if not isinstance(prefix, str):
         raise ValueError(f'{where} has "answer_prefix" {prefix!r:.100}, expected a text')

@@ -10,12 +10,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from ...checks import Checker, token_row
 from ...config import Sparse
+from ...content import ComparedByContent
 from ...generation.likelihood import mean_log_probabilities, schedule
 from ...models import Model
 
 
-@dataclass(frozen=True)
-class Likelihood:
+@dataclass(frozen=True, eq=False)
+class Likelihood(ComparedByContent):
     """Negative log-likelihood in nats per token: the mean over the draws, and each draw's (draws,) float64."""
 
     nats_per_token: float

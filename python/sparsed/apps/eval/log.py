@@ -51,7 +51,8 @@ class Log(Generic[R]):
         ValueError: The folder has another plan, or a damaged line (but for the last one, which a crash may cut).
     """
 
-    def __init__(self, folder: Path, plan: dict[str, Any], kind: type[R], name: str = "records") -> None:
+    def __init__(self, folder: Path | str, plan: dict[str, Any], kind: type[R], name: str = "records") -> None:
+        folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / f"{name}.jsonl"
         self.records: list[R] = []
@@ -101,26 +102,43 @@ def _merged(found: dict[str, Any] | None, plan: dict[str, Any], path: Path) -> d
     """The plan with what the folder's has beyond it."""
     if found is None:
         return plan
+    differences: list[str] = []
     for key in sorted((plan.keys() | found.keys()) - set(GROWING)):
-        _require_same(key, plan.get(key), found.get(key), path)
+        differences += _differences((key,), found.get(key, _ABSENT), plan.get(key, _ABSENT))
     merged = dict(plan)
     for key in sorted(plan.keys() & set(GROWING)):
         own, others = plan[key], found.get(key, {})
         for length in sorted(own.keys() & others.keys(), key=int):
             for name in sorted(own[length].keys() & others[length].keys()):
-                _require_same(f"{key}.{length}.{name}", own[length][name], others[length][name], path)
+                where = (f"{name} at length {length}",)
+                differences += _differences(where, others[length][name], own[length][name])
         merged[key] = {
             length: {**others.get(length, {}), **own.get(length, {})}
             for length in sorted(own.keys() | others.keys(), key=int)
         }
+    if differences:
+        more = f"; {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""
+        raise ValueError(
+            f"eval: {'; '.join(differences[:_SHOWN])}{more} ({path} has the earlier settings; "
+            "choose another --out to begin anew)"
+        )
     return merged
 
 
-def _require_same(key: str, given: Any, found: Any, path: Path) -> None:
-    if isinstance(given, dict) and isinstance(found, dict):
-        for name in sorted(given.keys() | found.keys()):
-            _require_same(f"{key}.{name}", given.get(name), found.get(name), path)
-    elif given != found:
-        raise ValueError(
-            f"eval: {key} is {given!r}, expected {found!r} as {path} has it (choose another --out to begin anew)"
-        )
+_ABSENT = object()
+_SHOWN = 4  # differences in a message
+
+
+def _differences(path: tuple[str, ...], found: Any, given: Any) -> list[str]:
+    """What differs between two parts of a plan, as "rho was 0.3, is 0.5" behind the part's name."""
+    if isinstance(found, dict) and isinstance(given, dict):
+        return [
+            difference
+            for name in sorted(found.keys() | given.keys())
+            for difference in _differences((*path, name), found.get(name, _ABSENT), given.get(name, _ABSENT))
+        ]
+    if found == given:
+        return []
+    *part, name = path
+    before, now = ("absent" if value is _ABSENT else json.dumps(value) for value in (found, given))
+    return [f"{'.'.join(part)}{': ' if part else ''}{name} was {before}, is {now}"]

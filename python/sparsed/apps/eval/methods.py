@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from ...checks import Checker
 from ...config import SlidingWindow, Sparse, SparseConfig, StreamingLLM
 from ...generation.kv_cache import DelayedCache, DualCache, KVCachePolicy, PrefixCache
 from ...generation.sampling import DreamSampler, LLaDASampler, Sampler
@@ -26,11 +28,46 @@ class Method:
     kv_cache: KVCachePolicy | None = None
     block_length: int | None = None
 
+    def settings(self) -> dict[str, Any]:
+        """What the method does, by plain values for a plan."""
+        part = self.sparse or self.cache
+        return {} if part is None else {**settings_of(part), "block_length": self.block_length}
+
     def sampler(self, sampler: Sampler, gen_length: int) -> Sampler:
         """`sampler` with this method's blocks, where they divide the generation."""
         if self.block_length is None or gen_length % self.block_length:
             return sampler
         return dataclasses.replace(sampler, block_length=self.block_length)  # type: ignore[type-var]
+
+
+def settings_of(part: Sparse | KVCache | Sampler) -> dict[str, Any]:
+    """The kind and the fields of a dataclass."""
+    return {"kind": type(part).__name__, **dataclasses.asdict(part)}  # type: ignore[arg-type]
+
+
+def slug(name: str) -> str:
+    """A method's name for the command line: "sliding-window" for "sliding window"."""
+    return name.lower().replace(" ", "-")
+
+
+def method_name(text: str) -> str:
+    """The name in METHODS that a text means: case, spaces, hyphens and underscores do not matter.
+
+    Raises:
+        TypeError: It is not a text.
+        ValueError: There is no such method.
+    """
+    Checker("method").text("name", text)
+    known = {_letters(name): name for name in METHODS}
+    if _letters(text) not in known:
+        near = difflib.get_close_matches(_letters(text), known, n=1)
+        hint = f" (did you mean {slug(known[near[0]])}?)" if near else ""
+        raise ValueError(f"method: name is {text!r}, expected one of {', '.join(map(slug, METHODS))}{hint}")
+    return known[_letters(text)]
+
+
+def _letters(name: str) -> str:
+    return "".join(letter for letter in name.casefold() if letter.isalnum())
 
 
 def sparse_config(preset: Preset) -> SparseConfig:
@@ -46,7 +83,7 @@ def window_of(preset: Preset, length: int) -> int:
 
 
 def method(name: str, preset: Preset, length: int) -> Method:
-    """The method of that name for prompts of `length` tokens.
+    """The method of that name, in any spelling that `method_name` knows, for prompts of `length` tokens.
 
     Raises:
         ValueError: There is no such method.
@@ -66,9 +103,7 @@ def method(name: str, preset: Preset, length: int) -> Method:
         "prefix cache": Method("prefix cache", kv_cache=PrefixCache(), block_length=block_length),
         "dual cache": Method("dual cache", kv_cache=DualCache(), block_length=block_length),
     }
-    if name not in known:
-        raise ValueError(f"method: name is {name!r}, expected one of {METHODS}")
-    return known[name]
+    return known[method_name(name)]
 
 
 def default_sampler(config: ModelConfig, preset: Preset) -> Sampler:

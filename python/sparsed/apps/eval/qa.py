@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ...checks import Checker
 from ...models.files import read_text
 
 
@@ -109,6 +110,13 @@ def _read(path: Path) -> Any:
 
 
 def _some(questions: list[Question], documents: list[str], path: Path) -> Questions:
+    check = Checker(str(path))
+    for question in questions:
+        try:
+            check.text("question", question.text)
+            check.texts(f"the answers to {question.text!r:.100}", question.answers)
+        except TypeError as error:
+            raise ValueError(str(error)) from error
     if not questions:
         raise ValueError(f"{path} holds no question with an answer, expected at least one")
     return Questions(questions, documents)

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from ...generation.stats import format_table
+from ...generation.stats import format_table, markdown_table
+from .earlier import keep_earlier
 from .runner import Record
-from .scoring import Interval, bootstrap
+from .scoring import Interval, accuracy, paired_difference
 
 _DPI = 150
 
@@ -24,8 +25,9 @@ class Row:
     Attributes:
         samples: Prompts answered.
         answers: References that were asked for in them.
-        accuracy: In points, 0 ... 100, the mean over the tasks' samples.
-        difference: To dense on the same samples, in points; None for dense itself, or where dense did not run.
+        accuracy: In points, 0 ... 100, the mean over the tasks' samples, with its Wilson interval.
+        difference: To dense on the same samples, in points, with the interval of Bonett and Price for paired answers;
+            None for dense itself, or where dense did not run.
         seconds: Mean per answer.
         forwards: Mean per answer.
         density: Mean over the answers.
@@ -46,6 +48,8 @@ class Row:
 
 def summarise(records: Sequence[Record], baseline: str = "dense") -> list[Row]:
     """One row per length and method, in the order of the records' first appearance; then all lengths, if several."""
+    if isinstance(records, str):
+        raise TypeError(f"summarise: records is {records!r:.100}, expected a list of records")
     rows = []
     by_key = {record.key: record for record in records}
     records = list(by_key.values())  # two runs that share a folder may both have answered
@@ -67,8 +71,8 @@ def summarise(records: Sequence[Record], baseline: str = "dense") -> list[Row]:
                     method,
                     len(own),
                     sum(record.answers for record in own),
-                    bootstrap([100 * record.score for record in own]),
-                    bootstrap([100 * (mine - other) for mine, other in pairs]) if pairs else None,
+                    accuracy([record.score for record in own]).scaled(100),
+                    paired_difference([mine - other for mine, other in pairs]).scaled(100) if pairs else None,
                     float(np.mean([record.seconds for record in own])),
                     float(np.mean([record.forwards for record in own])),
                     float(np.mean([record.density for record in own])),
@@ -82,42 +86,48 @@ def summarise(records: Sequence[Record], baseline: str = "dense") -> list[Row]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Accuracy, difference to dense, cost; then accuracy by task."""
-    header = (
-        "method",
-        "length",
-        "samples",
-        "answers",
-        "accuracy",
-        "95 %",
-        "minus dense",
-        "95 %",
-        "s",
-        "forwards",
-        "density",
-    )
-    lines = [
+    """Accuracy and difference to dense; the cost; accuracy by task; what the columns mean."""
+    accuracies = [
         (
             row.method,
             _length(row),
             str(row.samples),
             str(row.answers),
             f"{row.accuracy.mean:.2f}",
-            f"{row.accuracy.low:.1f} ... {row.accuracy.high:.1f}",
+            row.accuracy.bounds(1),
             "" if row.difference is None else f"{row.difference.mean:+.2f}",
-            "" if row.difference is None else f"{row.difference.low:+.1f} ... {row.difference.high:+.1f}",
-            f"{row.seconds:.2f}",
-            f"{row.forwards:.1f}",
-            f"{row.density:.2f}",
+            "" if row.difference is None else row.difference.bounds(1, sign="+"),
         )
         for row in rows
+    ]
+    header = ("method", "length", "samples", "answers", "accuracy", "95 %", "minus dense", "95 %")
+    costs = [
+        (row.method, _length(row), f"{row.seconds:.2f}", f"{row.forwards:.1f}", f"{row.density:.2f}") for row in rows
     ]
     tasks = list(dict.fromkeys(task for row in rows for task in row.tasks))
     by_task = [
         (row.method, _length(row), *(f"{row.tasks[task]:.1f}" if task in row.tasks else "-" for task in tasks))
         for row in rows
     ]
-    return f"{format_table(header, lines)}\n\n{format_table(('method', 'length', *tasks), by_task)}"
+    parts = [
+        format_table(header, accuracies),
+        format_table(("method", "length", "s", "forwards", "density"), costs),
+        format_table(("method", "length", *tasks), by_task),
+        "\n".join(f"{name}: {meaning}" for name, meaning in LEGEND.items()),
+    ]
+    return "\n\n".join(parts)
+
+
+LEGEND = {
+    "length": "tokens of prompt and answer",
+    "answers": "references that were asked for in the samples",
+    "accuracy": "share of the references that the answers contain, in points (0 ... 100)",
+    "95 %": "Wilson interval of the accuracy; Bonett-Price interval of the paired difference to dense",
+    "minus dense": "accuracy minus that of dense attention on the same samples",
+    "s": "seconds per answer",
+    "forwards": "model calls per answer",
+    "density": "share of the attention that was computed, mean over the steps that called the model (1: dense)",
+}
 
 
 def markdown(content: dict[str, Any]) -> str:
@@ -133,10 +143,8 @@ def markdown(content: dict[str, Any]) -> str:
             row.method,
             _length(row),
             str(row.answers),
-            f"{row.accuracy.mean:.1f} ({row.accuracy.low:.1f} ... {row.accuracy.high:.1f})",
-            ""
-            if row.difference is None
-            else f"{row.difference.mean:+.2f} ({row.difference.low:+.1f} ... {row.difference.high:+.1f})",
+            _unbroken(row.accuracy, digits=1, sign=""),
+            "" if row.difference is None else _unbroken(row.difference),
             f"{row.seconds:.2f}",
             f"{row.density:.2f}",
             *(f"{row.tasks[task]:.1f}" if task in row.tasks else "" for task in tasks),
@@ -145,27 +153,41 @@ def markdown(content: dict[str, Any]) -> str:
     ]
     found = content["machine"]
     where = f"{found['cpu']}, {found['threads']} threads, sparsed {found['sparsed']}: `{content['command']}`"
-    return (
-        "\n".join("| " + " | ".join(line) + " |" for line in [header, ["---"] * len(header), *lines]) + f"\n\n{where}\n"
-    )
+    legend = "; ".join(f"{name}: {meaning}" for name, meaning in LEGEND.items() if name not in ("95 %", "forwards"))
+    return f"{markdown_table(header, lines)}\n\n{legend}; in brackets: 95 % intervals.\n\n{where}\n"
+
+
+def _unbroken(interval: Interval, digits: int = 2, sign: str = "+") -> str:
+    """The mean and the interval with spaces at which no line breaks."""
+    space = "\u00a0"
+    return f"{interval.mean:{sign}.{digits}f}{space}({interval.bounds(1, sign, space)})"
 
 
 def _length(row: Row) -> str:
     return "all" if row.length is None else str(row.length)
 
 
-def write_report(folder: Path, rows: Sequence[Row], context: dict[str, Any]) -> list[Path]:
+def write_report(folder: Path | str, rows: Sequence[Row], context: dict[str, Any]) -> list[Path]:
     """Writes report.txt, report.json and, where matplotlib is installed, report.png; returns their paths.
+
+    An earlier report with other rows is kept under a number.
 
     Args:
         folder: Where they go; made where it does not exist.
         rows: What `summarise` returns.
         context: Command, plan and machine; goes into the JSON.
+
+    Raises:
+        ValueError: There are no rows.
     """
+    if not rows:
+        raise ValueError("write_report: rows is empty, expected at least one row")
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    content = {**context, "rows": [asdict(row) for row in rows]}
+    keep_earlier([folder / f"report.{kind}" for kind in ("txt", "json", "png")], rows=content["rows"])
     paths = [folder / "report.txt", folder / "report.json"]
     paths[0].write_text(f"{table(rows)}\n\n{context['command']}\n", encoding="utf-8")
-    content = {**context, "rows": [asdict(row) for row in rows]}
     paths[1].write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     picture = _picture(folder / "report.png", rows)
     return paths if picture is None else [*paths, picture]
@@ -194,7 +216,7 @@ def _picture(path: Path, rows: Sequence[Row]) -> Path | None:
         ]
         accuracy.bar(x, means, width, yerr=spread, label=method, capsize=2, error_kw={"linewidth": 0.8})
         cost.bar(x, [row.seconds for row in found], width)
-    for axes, label in ((accuracy, "accuracy, points (95 % bootstrap)"), (cost, "seconds per answer")):
+    for axes, label in ((accuracy, "accuracy, points (95 % Wilson interval)"), (cost, "seconds per answer")):
         axes.set_xticks(range(len(lengths)), [str(length) for length in lengths])
         axes.set_xlabel("tokens")
         axes.set_ylabel(label)

@@ -56,6 +56,11 @@ class Question:
     sample: Callable[[], Sample]
     methods: Sequence[Method]
 
+    def __post_init__(self) -> None:
+        """Refuses a name where the methods belong."""
+        if isinstance(self.methods, str):
+            raise TypeError(f"Question: methods is {self.methods!r:.100}, expected a list of methods (see `method`)")
+
 
 def run(
     model: Model,

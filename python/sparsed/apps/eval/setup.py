@@ -17,7 +17,7 @@ from ...models.files import demo_model_folder, find_folder
 from ...models.tokenizer import Tokenizer, load_tokenizer
 from ..cli_options import add_engine_options, load_chosen
 from .log import file_identity, model_identity
-from .methods import Method, Preset, default_sampler, sparse_config
+from .methods import Method, Preset, default_sampler, settings_of, sparse_config
 from .styles import RulerStyle, SmallStyle, Style
 from .tasks import TaskSet
 
@@ -115,9 +115,11 @@ class Setup:
             "style": self.style.name,
             "preset": self.preset,
             "budgets": self.style.gen_lengths,
-            "sampler": repr(default_sampler(self.model.config, self.preset)),
+            "sampler": settings_of(default_sampler(self.model.config, self.preset)),
             "seed": args.seed,
-            "settings": {str(length): {m.name: repr(m) for m in methods(length)} for length in sorted(set(lengths))},
+            "settings": {
+                str(length): {m.name: m.settings() for m in methods(length)} for length in sorted(set(lengths))
+            },
         }
 
 

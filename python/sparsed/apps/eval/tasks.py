@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ...checks import Checker
 from ...models.tokenizer import Tokenizer
 from .qa import Questions, read_hotpotqa, read_squad
 from .styles import Frame, Style
@@ -73,6 +74,13 @@ class Text:
     outputs: tuple[str, ...]
     answer: str
 
+    def __post_init__(self) -> None:
+        """Refuses a text where a list belongs, and references that are missing or blank."""
+        check = Checker("Text")
+        if isinstance(self.units, str):
+            raise TypeError(f"Text: units is {self.units!r:.100}, expected a list of texts")
+        object.__setattr__(self, "outputs", check.texts("outputs", self.outputs))
+
     @property
     def input(self) -> str:
         """The prompt without the answer's beginning."""
@@ -104,6 +112,15 @@ class Sample:
     outputs: tuple[str, ...]
     answer: str
     gen_length: int
+
+    def __post_init__(self) -> None:
+        """Refuses a text where a list belongs, and references that are missing or blank."""
+        check = Checker("Sample")
+        check.integer("index", self.index, low=0)
+        check.integer("gen_length", self.gen_length, low=0)
+        for name in ("task", "input", "answer_prefix", "answer"):
+            check.text(name, getattr(self, name))
+        object.__setattr__(self, "outputs", check.texts("outputs", self.outputs))
 
     def prompt_ids(self, tokenizer: Tokenizer) -> list[int]:
         """The ids of the chat prompt (the bare text where there is no chat template) and of the answer's beginning."""
@@ -274,6 +291,9 @@ class TaskSet:
     def __init__(
         self, tokenizer: Tokenizer, style: Style, length: int, *, seed: int = 0, files: dict[str, Path] | None = None
     ) -> None:
+        check = Checker("TaskSet")
+        check.integer("length", length, low=1)
+        check.integer("seed", seed, low=0)
         self._tokenizer = tokenizer
         self._style = style
         self._length = length

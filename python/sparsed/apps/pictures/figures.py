@@ -44,6 +44,8 @@ def plot_grid(patterns: Mapping[int | None, BlockPattern], heads: Sequence[int] 
     if not patterns:
         raise ValueError("plot_grid: layers is empty, expected layers that hold a pattern")
     first = next(iter(patterns.values()))
+    if isinstance(heads, str):
+        raise TypeError(f"plot_grid: heads is {heads!r}, expected integers")
     heads = range(first.heads) if heads is None else list(heads)
     check_index("plot_grid", "batch", batch, first.batch)
     for head in heads:

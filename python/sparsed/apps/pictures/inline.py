@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ...generation.stats import GenerationStats
+from ...generation.stats import LEGEND, GenerationStats
 from ...kernels.pattern import BlockPattern, PatternCache
-from .grid import head_masks, runs, shares
+from .grid import cells_of, head_masks, runs
 from .palette import PHASE_COLOURS, PROMPT_COLOUR, confidence_shade
 
 if TYPE_CHECKING:
@@ -21,11 +21,15 @@ _LAYERS = 4  # layers shown of a cache
 _CELLS = 96  # cells on a side of a drawn head
 _LEVELS = 4  # shades of a cell that stands for several blocks
 _ROWS = 4  # batch rows shown of a result
+_HEADS_LEGEND = (
+    "query blocks downwards, key blocks to the right, computed ones dark; the number is the density, their share; "
+    "the line is the end of the prompt"
+)
 _SPARK_WIDTH, _SPARK_HEIGHT = 640, 56
 
 
 def pattern_html(pattern: BlockPattern) -> str:
-    """A line of facts and the first heads of the first batch row."""
+    """A line of facts and the first heads of the first batch row, with what the pictures show."""
     shown = min(pattern.heads, _HEADS)
     facts = (
         f"{pattern.heads} heads, {pattern.q_blocks} x {pattern.kv_blocks} blocks of {pattern.block_size}, "
@@ -35,7 +39,7 @@ def pattern_html(pattern: BlockPattern) -> str:
         facts = f"{pattern.batch} rows (the first is shown), {facts}"
     if shown < pattern.heads:
         facts += f"; heads 0 ... {shown - 1} are shown"
-    return _frame(f"BlockPattern: {facts}", _head_row(pattern, shown))
+    return _frame(f"BlockPattern: {facts}", _head_row(pattern, shown) + _caption(_HEADS_LEGEND))
 
 
 def cache_html(cache: PatternCache) -> str:
@@ -50,7 +54,7 @@ def cache_html(cache: PatternCache) -> str:
         f'<div style="margin-top:6px"><b>layer {layer}</b></div>{_head_row(cache.pattern(layer), _HEADS)}'
         for layer in layers[:_LAYERS]
     )
-    return _frame(f"PatternCache: {facts}", body)
+    return _frame(f"PatternCache: {facts}", body + (_caption(_HEADS_LEGEND) if layers else ""))
 
 
 def result_html(result: GenerationResult) -> str:
@@ -67,7 +71,7 @@ def result_html(result: GenerationResult) -> str:
     return _frame(
         repr(result),
         f'<table style="margin:6px 0;font-size:13px"><tr><th style="text-align:left">phase</th>{header}</tr>'
-        f"{body}</table>{_caption('seconds per step')}{_spark(stats)}"
+        f"{body}</table>{_caption(LEGEND)}{_caption('seconds per step')}{_spark(stats)}"
         f"{_caption('position (across) and the step that filled it (down); fainter: less sure')}{order}",
     )
 
@@ -97,7 +101,8 @@ def _head_row(pattern: BlockPattern, count: int) -> str:
 
 def _head_svg(mask: NDArray[np.bool_], pattern: BlockPattern, head: int) -> str:
     """One head; cells of equal shade are one path of runs. Drawn in the text's colour, so it fits light and dark."""
-    levels = np.ceil(shares(mask, _CELLS) * _LEVELS).astype(int)
+    cells = cells_of(mask).shrunk(_CELLS)
+    levels = np.ceil(cells.counts / cells.blocks * _LEVELS).astype(int)
     rows, columns = levels.shape
     paths = []
     for level in range(1, _LEVELS + 1):
@@ -107,7 +112,7 @@ def _head_svg(mask: NDArray[np.bool_], pattern: BlockPattern, head: int) -> str:
         if steps:
             paths.append(f'<path fill-opacity="{0.75 * level / _LEVELS:.2f}" d="{"".join(steps)}"/>')
     if 0 < pattern.prompt_length < pattern.kv_len:
-        x = columns * pattern.prompt_length / (pattern.block_size * pattern.kv_blocks)
+        x = pattern.prompt_length / (pattern.block_size * cells.factor)
         paths.append(f'<path d="M{x:.2f} 0V{rows}" stroke="{PROMPT_COLOUR}" stroke-width="{columns / 90:.2f}"/>')
     return (
         f'<svg width="104" height="{max(104 * rows // columns, 8)}" viewBox="0 0 {columns} {rows}" '

@@ -8,26 +8,32 @@ import importlib.resources
 import json
 import re
 import zlib
+from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...models.tokenizer import Tokenizer
-from .grid import check_index, head_masks, row_patterns, shares
+from .grid import Cells, cells_of, check_index, head_masks, row_patterns
 from .palette import PHASE_COLOURS, confidence_shade
 from .pieces import is_special, token_texts
 
 if TYPE_CHECKING:
     from ...generation.result import GenerationResult
 
-_MAX_SIDE = 256  # cells on a side of a drawn head
-_MAX_CELLS = 1 << 24  # of all heads together
+# Cells on a side of a drawn head, and cells of all heads together.
+_LARGE, _MOST_LARGE = 256, 1 << 24
+_SMALL, _MOST_SMALL = 48, 1 << 19  # in the overview
+_FULL = 15  # the level of a cell whose blocks are all selected
 
 
 def render(result: GenerationResult, tokenizer: Tokenizer, *, row: int, title: str) -> str:
     """`GenerationResult.page`."""
     check_index("page", "row", row, len(result.tokens))
+    if not isinstance(title, str):
+        raise TypeError(f"page: title is {title!r}, expected a text")
     parts = {
         "title": escape(title),
         "text": escape(tokenizer.text(result.generated[row])),
@@ -107,31 +113,61 @@ def _tokens(result: GenerationResult, tokenizer: Tokenizer, row: int) -> list[di
 
 
 def _patterns(result: GenerationResult, row: int) -> dict[str, Any] | None:
-    """The heads of all layers: a byte per cell, 255 where all its blocks are selected; deflated, base64."""
+    """The heads of all layers, small for the overview and large."""
     where = row_patterns(result, row)
     if where is None:
         return None
     cache, batch = where
-    layers = cache.layers
-    first = cache.pattern(layers[0])
-    side = min(_MAX_SIDE, int((_MAX_CELLS / (len(layers) * first.heads)) ** 0.5))
-    cells = [
-        np.ceil(255 * shares(mask, side)).astype(np.uint8)
-        for layer in layers
-        for mask in head_masks(cache.pattern(layer), batch)
-    ]
-    rows, columns = cells[0].shape
+    patterns = [cache.pattern(layer) for layer in cache.layers]
+    first, heads = patterns[0], sum(pattern.heads for pattern in patterns)
+    large_side = min(_LARGE, int((_MOST_LARGE / heads) ** 0.5))
+    small_side = min(_SMALL, max(1, int((_MOST_SMALL / heads) ** 0.5)))
+    large = [cells_of(head_masks(pattern, batch)).shrunk(large_side) for pattern in patterns]
+    small = [cells.shrunk(small_side) for cells in large]
     return {
-        "layers": layers,
+        "layers": cache.layers,
         "heads": first.heads,
-        "rows": rows,
-        "columns": columns,
         "qBlocks": first.q_blocks,
         "kvBlocks": first.kv_blocks,
         "qLen": first.q_len,
         "kvLen": first.kv_len,
         "blockSize": first.block_size,
-        "promptBlocks": columns * first.prompt_length / (first.kv_blocks * first.block_size),
-        "densities": [cache.pattern(layer).head_density[batch].round(4).tolist() for layer in layers],
-        "cells": base64.b64encode(zlib.compress(np.stack(cells).tobytes(), 9)).decode("ascii"),
+        "promptLength": first.prompt_length,
+        "densities": [pattern.head_density[batch].round(4).tolist() for pattern in patterns],
+        "large": _packed(large),
+        "small": _packed(small),
     }
+
+
+def _packed(layers: Sequence[Cells]) -> dict[str, Any]:
+    """The cells of each layer's heads: 1 or 4 bits per cell, packed, deflated, as base64.
+
+    One bit where a cell is a block. Else a level: 0 where none of the blocks are selected, 15 where all are.
+    """
+    rows, columns = layers[0].blocks.shape
+    factor = layers[0].factor
+    bits = 1 if factor == 1 else 4
+    packed = [np.packbits(layer.counts) if bits == 1 else _pairs(_levels(layer)) for layer in layers]
+    return {
+        "rows": rows,
+        "columns": columns,
+        "factor": factor,
+        "bits": bits,
+        "cells": [base64.b64encode(zlib.compress(part.tobytes(), 1)).decode("ascii") for part in packed],
+    }
+
+
+def _levels(cells: Cells) -> NDArray[np.uint8]:
+    """A level of 0 ... 15 per cell; 1 ... 14 where a part of the blocks is selected."""
+    partial, blocks = _FULL - 1, cells.blocks.astype(np.uint32)
+    levels = (cells.counts * np.uint32(partial) + (blocks - 1)) // blocks
+    levels += cells.counts == blocks
+    return np.asarray(levels, np.uint8)
+
+
+def _pairs(levels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Two levels per byte, the first one in the high bits."""
+    flat = levels.ravel()
+    if flat.size % 2:
+        flat = np.append(flat, np.uint8(0))
+    return np.asarray(flat[::2] * 16 + flat[1::2], np.uint8)
