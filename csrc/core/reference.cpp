@@ -160,7 +160,8 @@ std::vector<uint8_t> select_row(const SelectParams& select, int64_t kv_len, cons
     keep(top_blocks(scores, live, 0, blocks, select.rho), 0, blocks);
     return kept;
   }
-  const int64_t last = first_generation(kv_len, select.prompt_length, b);
+  const bool only_prompt = select.rule == SelectionRule::kPaper && select.prompt_length == kv_len;
+  const int64_t last = only_prompt ? blocks : first_generation(kv_len, select.prompt_length, b);
   if (select.rule == SelectionRule::kPaper) {
     keep(top_blocks(scores, live, 0, last, select.rho), 0, last);
     keep(top_blocks(scores, live, last, blocks, select.rho), last, blocks);

@@ -92,7 +92,9 @@ int64_t first_generation_block(int64_t kv_len, int64_t prompt_length, int64_t bl
 SelectRanges select_ranges(const SelectParams& select, int64_t kv_len) {
   const int64_t blocks = num_blocks(kv_len, select.block_size);
   const int64_t last = first_generation_block(kv_len, select.prompt_length, select.block_size);
-  if (!select.isolate) return {{{0, blocks, blocks, false}, {}}, 1};
+  // Without generated tokens the paper's rule has no second part; the authors' code then takes the last block for it.
+  const bool only_prompt = select.rule == SelectionRule::kPaper && select.prompt_length == kv_len;
+  if (!select.isolate || only_prompt) return {{{0, blocks, blocks, false}, {}}, 1};
   if (select.rule == SelectionRule::kPaper) return {{{0, last, last, false}, {last, blocks, blocks, false}}, 2};
   return {{{0, blocks, last, false}, {last, blocks, blocks, true}}, 2};
 }

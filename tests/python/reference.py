@@ -114,7 +114,8 @@ def select(
 ) -> Selection:
     batch, heads, length, head_dim = q.shape
     n = num_blocks(length, block_size)
-    last = next((i for i in range(n) if length - i * block_size <= length - prompt_length), n - 1)
+    none = n if selection == "paper" and prompt_length == length else n - 1  # nothing is generated
+    last = next((i for i in range(n) if length - i * block_size <= length - prompt_length), none)
     s = scores(q, k, head_dim**-0.5 if scale is None else scale)
     keys = np.ones((batch, length), bool) if key_mask is None else key_mask
     visible = np.broadcast_to(keys[:, None, None, :], s.shape)

@@ -31,6 +31,10 @@ def pattern_of(mask: np.ndarray, prompt_length: int = 32) -> sparsed.BlockPatter
     return sparsed.BlockPattern.from_mask(mask, block_size=16, prompt_length=prompt_length, **lengths)
 
 
+def patterns_of_demo() -> sparsed.PatternCache:
+    return demo_generation()[0].groups[0].patterns
+
+
 def random_pattern(batch: int = 2, heads: int = 3, blocks: int = 6) -> sparsed.BlockPattern:
     return pattern_of(np.random.default_rng(0).random((batch, heads, blocks, blocks)) < 0.4)
 
@@ -112,7 +116,7 @@ def test_plot_result(pyplot) -> None:
         (lambda: random_pattern().plot(batch=-1), "plot: batch is -1, expected 0 ... 1"),
         (lambda: random_pattern().plot_grid([0, 5]), "plot_grid: head is 5, expected 0 ... 2"),
         (lambda: random_pattern().plot_grid([]), "plot_grid: heads is empty"),
-        (lambda: demo_generation()[0].groups[0].patterns.plot_grid([]), "plot_grid: layers is empty"),
+        (lambda: patterns_of_demo().plot_grid([]), "plot_grid: layers is empty"),
         (lambda: demo_generation()[0].plot(1), "plot: row is 1, expected 0 ... 0"),
         (lambda: demo_generation()[0].page(demo_generation()[1], row=1), "page: row is 1, expected 0 ... 0"),
     ],
@@ -129,7 +133,7 @@ def test_figure_errors_name_the_argument(draw, message) -> None:
         (lambda: random_pattern().plot(1.0), "plot: head is 1.0, expected an integer"),
         (lambda: random_pattern().plot(batch=None), "plot: batch is None, expected an integer"),
         (lambda: random_pattern().plot_grid("01"), "plot_grid: heads is '01', expected integers"),
-        (lambda: demo_generation()[0].groups[0].patterns.plot_grid("01"), "plot_grid: layers is '01', expected integers"),
+        (lambda: patterns_of_demo().plot_grid("01"), "plot_grid: layers is '01', expected integers"),
         (lambda: demo_generation()[0].plot(None), "plot: row is None, expected an integer"),
         (lambda: demo_generation()[0].page(demo_generation()[1], title=None), "page: title is None, expected a text"),
     ],

@@ -142,6 +142,41 @@ def test_pattern_does_not_depend_on_threads_or_layout(backend: str, dtype: Any, 
     assert sparsed.select(*tokens_first, **options) == expected
 
 
+@pytest.mark.parametrize("length", [1, 16, 60, 64, 256])
+@pytest.mark.parametrize("prompt_share", [0, 1])
+def test_a_sequence_of_one_part(backend: str, length: int, prompt_share: int) -> None:
+    q, k, v = random_qkv(29, 2, 4, 2, length, length, 32)
+    q *= 3
+    key_mask = np.ones((2, length), bool)
+    key_mask[1, : length // 2] = False
+    options: Any = {"prompt_length": prompt_share * length, "block_size": 16, "rho": 0.4, "key_mask": key_mask}
+    pattern = sparsed.select(q, k, **options)
+    check_pattern(pattern, reference.select(q, k, selection="paper", **options), q.dtype)
+    assert sparsed.attention_and_select(q, k, v, **options)[1] == pattern
+    live = np.logical_or.reduceat(key_mask, np.arange(0, length, 16), axis=1).sum(-1)
+    kept = np.minimum(live, (live * 0.4).astype(int) + 1)  # of all blocks, none of them set apart
+    np.testing.assert_array_equal(
+        pattern.to_mask().sum(-1), np.broadcast_to(kept[:, None, None], (2, 4, -(-length // 16)))
+    )
+    config = sparsed.SparseConfig(skip=0, rho=0.4, block_size=16, min_length=0)
+    cache = sparsed.PatternCache(config, steps=2, prompt_length=prompt_share * length)
+    for step in range(2):
+        cache.begin_step(step)
+        out = cache.attend(0, q, k, v, key_mask)
+    assert cache.pattern(0) == pattern
+    sparse = sparsed.attention(q, k, v, pattern if cache.density(0) < 1 else None, key_mask=key_mask)
+    assert np.array_equal(out, sparse)
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.3])
+def test_without_generation_the_last_block_competes(backend: str, rho: float) -> None:
+    q = np.ones((1, 1, 128, 32), np.float32)
+    k = np.concatenate([np.ones((1, 1, 96, 32)), -np.ones((1, 1, 32, 32))], axis=2).astype(np.float32)
+    for selection, last in (("paper", False), ("reference", True)):  # the authors' code takes it for generated
+        options: Any = {"prompt_length": 128, "block_size": 32, "rho": rho, "selection": selection}
+        assert (sparsed.select(q, k, **options).to_mask()[..., -1] == last).all()
+
+
 @pytest.mark.parametrize("shape", [(1, 2, 0), (0, 2, 40), (1, 0, 40)])
 def test_empty_arrays_select_nothing(shape: tuple[int, int, int]) -> None:
     batch, heads, length = shape

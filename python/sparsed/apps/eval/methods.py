@@ -40,7 +40,7 @@ class Method:
         return dataclasses.replace(sampler, block_length=self.block_length)  # type: ignore[type-var]
 
 
-def settings_of(part: Sparse | KVCache | Sampler) -> dict[str, Any]:
+def settings_of(part: Sparse | KVCachePolicy | Sampler) -> dict[str, Any]:
     """The kind and the fields of a dataclass."""
     return {"kind": type(part).__name__, **dataclasses.asdict(part)}  # type: ignore[arg-type]
 
