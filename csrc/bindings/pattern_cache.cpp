@@ -160,7 +160,8 @@ void register_pattern_cache(py::module_& m) {
       .def("reset",
            [](LockedCache& self) { self.change("PatternCache.reset", [](PatternCache& cache) { cache.reset(); }); })
       .def("state", &state, "The step and the layers as a tuple; see ``restore``.")
-      .def("restore", &restore, py::arg("state"), "Continues from a tuple that ``state`` of a cache with the same arguments returned.")
+      .def("restore", &restore, py::arg("state"),
+           "Continues from a tuple that ``state`` of a cache with the same arguments returned.")
       .def_property_readonly(
           "phase",
           [](LockedCache& self) { return self.read([](PatternCache& cache) { return phase_name(cache.phase()); }); })

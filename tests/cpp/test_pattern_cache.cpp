@@ -31,6 +31,21 @@ TEST_F(PatternCacheTest, GoesFromDenseOverSelectToSparse) {
   }
 }
 
+TEST_F(PatternCacheTest, AnotherCacheContinuesFromItsState) {
+  PatternCache cache(sparse_config(), 6, kPrompt);
+  for (int64_t number = 0; number < 4; ++number) step(cache, number, {}, 3);
+  PatternCache other(sparse_config(), 6, kPrompt);
+  other.restore(cache.state());
+  EXPECT_EQ(other.step(), 3);
+  EXPECT_EQ(other.nbytes(), cache.nbytes());
+  EXPECT_EQ(step(other, 4, {}, 3), "sparse aaa");
+  EXPECT_EQ(cache.step(), 3);
+  PatternCache::State wrong = cache.state();
+  wrong.length += 16;
+  EXPECT_THROW(other.restore(wrong), Error);
+  EXPECT_EQ(other.step(), 4);
+}
+
 TEST_F(PatternCacheTest, ReferenceRuleSelectsLater) {
   SparseConfig config = sparse_config();
   config.schedule.rule = SelectionRule::kReference;

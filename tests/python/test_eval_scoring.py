@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from sparsed.apps.eval import (
+    Interval,
     Question,
     RulerStyle,
     Sample,
@@ -173,6 +174,12 @@ def test_intervals_cover() -> None:
                 interval = paired_difference([1.0] * b + [-1.0] * w + [0.0] * (n - b - w))
                 total += chance * (interval.low <= better - worse <= interval.high)
         assert total > 0.94
+
+
+def test_bounds_as_text() -> None:
+    assert Interval(0.0, -0.00001, 0.0967).bounds(4, sign="+") == "+0.0000...+0.0967"
+    assert Interval(50.0, 2.54, 97.46).bounds(1, space=" ") == "2.5 ... 97.5"
+    assert Interval(0.5, 0.25, 0.75).scaled(100) == Interval(50.0, 25.0, 75.0)
 
 
 def test_intervals_have_width_and_hold_the_mean() -> None:

@@ -136,7 +136,7 @@ def test_the_page_names_no_address(files) -> None:
 
 def test_hostile_text_stays_data(files) -> None:
     text = files["hostile"].read_text(encoding="utf-8")
-    assert text.count("</script>") == 2 and "<img" not in text and "{{" not in text
+    assert text.count("</script>") == 3 and "<img" not in text and "{{" not in text
     assert [token["text"] for token in data_of(text)["tokens"]][1 : len(HOSTILE) + 1] == HOSTILE
 
 

@@ -56,7 +56,8 @@ class Interval:
 
     def bounds(self, digits: int, sign: str = "", space: str = "") -> str:
         """The ends as text; sign "+" shows the sign of positive numbers. Without a space no line breaks inside it."""
-        return f"{self.low:{sign}.{digits}f}{space}...{space}{self.high:{sign}.{digits}f}"
+        low, high = (round(end, digits) + 0.0 for end in (self.low, self.high))  # 0.0 ends a negative zero
+        return f"{low:{sign}.{digits}f}{space}...{space}{high:{sign}.{digits}f}"
 
 
 def accuracy(scores: ArrayLike) -> Interval:

@@ -38,7 +38,9 @@ def render(result: GenerationResult, tokenizer: Tokenizer, *, row: int, title: s
         "title": escape(title),
         "text": escape(tokenizer.text(result.generated[row])),
         "data": _script_json(_data(result, tokenizer, row)),
-        **{kind: _read(f"page.{kind}") for kind in ("css", "js")},
+        "css": _read("page.css"),
+        "js": _read("page.js"),
+        "patterns": _read("patterns.js"),
     }
     # One pass: what is put in is not searched again.
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _read("page.html"))
