@@ -69,6 +69,15 @@ def test_generate_reads_files_and_stdin(capsys, tmp_path, monkeypatch) -> None:
     assert run(capsys, "generate", MODEL, *short) == from_file
 
 
+def test_a_prompt_that_is_the_name_of_a_file_is_warned_of(capsys, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("sun").write_text(TEXT, encoding="utf-8")
+    short = ("--gen-length", "2", "--steps", "2", "--dense")
+    assert "the name of a file; --prompt-file sun reads it" in run(capsys, "generate", "demo", "sun", *short)[2]
+    assert "name of a file" not in run(capsys, "generate", "demo", "--prompt", "sun", *short)[2]
+    assert "name of a file" not in run(capsys, "generate", "demo", "the sun " * 99, *short)[2]
+
+
 @pytest.mark.parametrize("text", ["", "\n", " \t \n"])
 def test_an_empty_prompt_is_an_error(capsys, tmp_path, monkeypatch, text) -> None:
     (tmp_path / "prompt.txt").write_text(text, encoding="utf-8")

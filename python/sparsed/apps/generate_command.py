@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -209,6 +210,8 @@ def _prompt_text(args: argparse.Namespace) -> str:
         raise ValueError("generate: no prompt, expected --prompt, --prompt-file, PROMPT or text on stdin")
     else:
         text = _read_stdin()
+    if source == "PROMPT" and os.path.isfile(text):  # False for a text that cannot be a name
+        print(f"sparsed: warning: PROMPT is the name of a file; --prompt-file {text} reads it", file=sys.stderr)
     if not text.strip():
         where = f"{source} {args.prompt_file}" if source == "--prompt-file" else source
         raise ValueError(f"{where} is empty, expected the text of a prompt")
