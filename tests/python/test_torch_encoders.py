@@ -37,6 +37,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "Electra": {"embedding_size": 32},
     "DistilBert": DISTILBERT,
     "Albert": {"embedding_size": 32},
+    "LayoutLM": {},
     "Esm": {"position_embedding_type": "rotary", "mask_token_id": 4, "token_dropout": False},
     "ModernBert": {**LOCAL, "local_attention": 32, "global_attn_every_n_layers": 2},
     "Gemma3Text": {**GEMMA, "num_hidden_layers": 6},

@@ -77,7 +77,7 @@ class Acceleration:
     """A model whose attention is replaced; see ``accelerate``.
 
     Attributes:
-        layers: The attention layers that were found.
+        layers: The attention layers whose attention is replaced.
         cache: The ``PatternCache`` of the generation in progress, or of the last one; its patterns, step and phase.
     """
 

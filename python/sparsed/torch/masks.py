@@ -60,17 +60,21 @@ def key_mask(function: str, mask: torch.Tensor | None, batch: int) -> torch.Tens
 
 
 def _live(function: str, mask: torch.Tensor) -> Any:
-    """Where a mask is open: an array of numpy where it lies on the host, whose comparisons are the faster ones."""
+    """Where a mask is open, in an array as `_plain` makes it."""
     if mask.dtype == torch.bool:
         return _plain(mask)
-    live, hidden = _plain(mask == 0), _plain(mask <= _HIDDEN)
-    if not bool((live | hidden).all()):
+    scores = _plain(mask.detach())
+    live = scores == 0
+    if not bool((live | (scores <= _HIDDEN)).all()):
         raise ValueError(f"{function}: mask is a bias on the scores, expected only 0 (seen) and -inf (hidden)")
     return live
 
 
-def _plain(flags: torch.Tensor) -> Any:
-    return flags.numpy() if flags.device.type == "cpu" else flags
+def _plain(mask: torch.Tensor) -> Any:
+    """On the host an array of numpy, whose comparisons are the faster ones."""
+    if mask.device.type != "cpu":
+        return mask
+    return (mask if mask.dtype in (torch.bool, torch.float32, torch.float64) else mask.float()).numpy()
 
 
 def _same_for_all(function: str, mask: torch.Tensor) -> torch.Tensor | None:

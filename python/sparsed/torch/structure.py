@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -70,7 +71,7 @@ def find_layers(model: nn.Module) -> list[AttentionLayer]:
     """The attention layers in the order of the model's modules, those with a sliding window too.
 
     Known are layers that project, turn by a rotary module and project back, and those whose attention transformers
-    dispatches by ``attn_implementation``: these carry ``is_causal`` and a config that names the implementation.
+    dispatches by ``attn_implementation``.
 
     Raises:
         ValueError: None found, or layers of different kinds; the message says what was there.
@@ -125,7 +126,10 @@ def _check_layers(model: str, layers: list[AttentionLayer]) -> None:
 
 def is_dispatched(module: nn.Module) -> bool:
     """Whether transformers calls an attention function for it, the one that its config names."""
-    return hasattr(module, "is_causal") and hasattr(getattr(module, "config", None), "_attn_implementation")
+    if not hasattr(getattr(module, "config", None), "_attn_implementation"):
+        return False
+    code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
+    return hasattr(module, "is_causal") or "ALL_ATTENTION_FUNCTIONS" in getattr(code, "co_names", ())
 
 
 def _projections(module: nn.Module) -> tuple[tuple[str, ...], int, int] | None:
