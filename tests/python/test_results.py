@@ -65,7 +65,7 @@ def test_results_are_copied(copied: Any) -> None:
         assert other.stats.phase_seconds == result.stats.phase_seconds and repr(other) == repr(result)
     result = demo_generation()[0]
     other = copied(result)
-    assert other.groups[0].patterns.pattern(3) == result.groups[0].cache.pattern(3)
+    assert other.groups[0].patterns.pattern(3) == result.groups[0].patterns.pattern(3)
     assert other._repr_html_() == result._repr_html_()
     if copied is not copy.copy:  # which shares the groups
         other.groups[0].patterns.reset()
@@ -115,7 +115,7 @@ def test_values_that_differ() -> None:
     assert Likelihood(1.5, np.array([1.0, 2.0])) != Likelihood(1.5, np.array([1.0, 3.0]))
     assert Likelihood(1.5, np.ones(2)) != Likelihood(1.5, np.ones(2, np.float32))
     group = demo_generation()[0].groups[0]
-    assert dataclasses.replace(group, cache=None) != group and dataclasses.replace(group, padding=1) != group
+    assert dataclasses.replace(group, patterns=None) != group and dataclasses.replace(group, padding=1) != group
 
 
 def test_settings_hold_plain_numbers() -> None:

@@ -64,8 +64,6 @@ def test_a_conflict_with_the_top_level(tmp_path, place, settings):
 @pytest.mark.parametrize(
     ("key", "settings"),
     [
-        ("rope_theta", ...),
-        ("rope_theta", None),
         ("rope_theta", "1e6"),
         ("rope_theta", True),
         ("rope_theta", 0),
@@ -101,9 +99,16 @@ def test_a_conflict_with_the_top_level(tmp_path, place, settings):
     ids=lambda value: json.dumps(value, default=str),
 )
 def test_what_is_not_computed_or_not_known_is_refused(tmp_path, name, key, settings):
-    found = "is missing" if settings is ... else "is "
-    with pytest.raises(ValueError, match=rf"^load_model: {key} {found}.*expected .*config\.json"):
+    with pytest.raises(ValueError, match=rf"^load_model: {key} is .*expected .*config\.json"):
         load_theta(tmp_path, name, **{key: settings})
+
+
+def test_a_config_without_any_settings_of_rope(tmp_path):
+    assert load_theta(tmp_path / "llada", "llada_8b", rope_theta=None) == 10000  # what configuration_llada.py has
+    with pytest.raises(ValueError, match="rope_theta is missing"):
+        load_theta(tmp_path / "dream", "dream_7b", rope_theta=...)
+    with pytest.raises(ValueError, match="rope_theta is missing"):
+        load_theta(tmp_path / "settings", "llada_8b", rope_theta=..., rope_scaling={"type": "default"})
 
 
 def test_the_base_of_a_place_that_is_not_read_is_no_default(tmp_path):

@@ -65,7 +65,7 @@ def _read_llada(reader: ConfigReader) -> ModelConfig:
         intermediate_size=reader.integer("mlp_hidden_size", reader.integer("mlp_ratio", 4) * hidden_size),
         vocab_size=rows,
         rms_norm_eps=reader.positive("rms_norm_eps", 1e-5),
-        rope_theta=read_rope_theta(reader, only_top_level=True),
+        rope_theta=read_rope_theta(reader, only_top_level=True, default=10000.0),
         max_length=reader.integer("max_sequence_length", 1024),
         mask_token_id=reader.mask_token(rows),
         eos_token_id=eos_token_id,

@@ -20,7 +20,7 @@ _OTHER_LAYER_TYPES = frozenset({"sliding_attention", "chunked_attention", "linea
 _PLAIN: dict[str, Any] = {"rope_type": "default", "type": "default", "factor": 1.0, "partial_rotary_factor": 1.0}
 
 
-def read_rope_theta(reader: ConfigReader, *, only_top_level: bool = False) -> float:
+def read_rope_theta(reader: ConfigReader, *, only_top_level: bool = False, default: float | None = None) -> float:
     """The base of RoPE.
 
     Where several places name one, the order is that of transformers 5: ``rope_scaling`` in place of
@@ -30,6 +30,7 @@ def read_rope_theta(reader: ConfigReader, *, only_top_level: bool = False) -> fl
         reader: of the config.
         only_top_level: the model's code reads the top level and transformers the other places, so that values which
             differ are refused.
+        default: of the family's published config class, for a config without any settings of RoPE. None: it has none.
 
     Raises:
         ValueError: no place names the base, a value is no number above 0, or the RoPE is not the plain one.
@@ -47,6 +48,8 @@ def read_rope_theta(reader: ConfigReader, *, only_top_level: bool = False) -> fl
     if theta is None:
         if thetas:
             reader.fail("rope_parameters", 'null, because rope_scaling is read in its place and has no "rope_theta"')
+        if default is not None and not any(places.values()):
+            return default
         reader.fail("rope_theta", "a number above 0, here or in rope_parameters: a base of RoPE is not guessed")
     return float(theta)
 
