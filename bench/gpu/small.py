@@ -26,10 +26,10 @@ def main() -> None:
     rng = np.random.default_rng(0)
     dtypes = (ml_dtypes.bfloat16, np.float16, np.float32)
     for head_dim, dtype in itertools.product((32, 64, 96, 128, 256), dtypes):
-        host = [rng.standard_normal((1, heads, 150, head_dim), np.float32).astype(dtype) for heads in (2, 1, 1)]
-        device = [to_gpu(array) for array in host]
+        host: Any = [rng.standard_normal((1, heads, 150, head_dim), np.float32).astype(dtype) for heads in (2, 1, 1)]
+        device: Any = [to_gpu(array) for array in host]
         mask = rng.random((1, 150)) < 0.9
-        masks = [(None, None), (mask, torch.from_numpy(mask).cuda())]
+        masks: Any = [(None, None), (mask, torch.from_numpy(mask).cuda())]
         for host_mask, device_mask in masks:
             compare(sparsed.attention(*device, key_mask=device_mask), sparsed.attention(*host, key_mask=host_mask))
         for block_size, selection in itertools.product((32, 128), ("paper", "reference")):
