@@ -39,8 +39,8 @@ def main() -> None:
             selected = sparsed.select(*device[:2], key_mask=masks[1][1], **options)
             assert selected == pattern, "`select` keeps other blocks than `attention_and_select`"
             for host_mask, device_mask in masks:
-                found = sparsed.attention(*device, pattern, key_mask=device_mask)
-                compare(found, sparsed.attention(*host, pattern, key_mask=host_mask))
+                found = sparsed.attention(*device, pattern=pattern, key_mask=device_mask)
+                compare(found, sparsed.attention(*host, pattern=pattern, key_mask=host_mask))
 
 
 if __name__ == "__main__":
