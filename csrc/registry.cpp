@@ -28,10 +28,10 @@ template <const IsaKernels& (*kBf16)(), const IsaKernels& (*kOther)()>
 struct CpuBackend {
   static const IsaKernels& kernels(DType dtype) { return dtype == DType::kBFloat16 ? kBf16() : kOther(); }
 
-  static void attention(const AttentionParams& params) {
+  static void attention(const AttentionParams& params, const BlockPattern* pattern) {
     const IsaKernels& preferred = kernels(params.q.dtype);
-    const bool fits = cpu::can_attend(preferred.attention, params);
-    cpu::attention((fits ? preferred : kOther()).attention, params);
+    const bool fits = cpu::can_attend(preferred.attention, params, pattern);
+    cpu::attention((fits ? preferred : kOther()).attention, params, pattern);
   }
   static BlockPattern attention_and_select(const AttentionParams& params, const SelectParams& select) {
     const IsaKernels& preferred = kernels(params.q.dtype);
@@ -73,7 +73,7 @@ std::vector<Backend> make_table() {
   table.push_back(CpuBackend<kernels_avx2, kernels_avx2>::entry("avx2", reasons<Isa::kAvx2>));
 #endif
   table.push_back(CpuBackend<kernels_scalar, kernels_scalar>::entry("scalar", reasons<Isa::kScalar>));
-  // Behind a backend that runs everywhere: host arrays go to it only by name. Model operations stay on the host.
+  // For arrays on its devices. Model operations stay on the host.
   Backend cuda = cuda::backend();
   for (const Backend& backend : table) {
     if (!cuda.ops.linear && backend.not_supported_reasons().empty()) cuda.ops = backend.ops;
@@ -94,6 +94,7 @@ const Backend& best_backend() {
 std::string describe_backends() {
   std::string text;
   for (const Backend& backend : backends()) {
+    if (&backend == &cuda_backend()) continue;
     text += text.empty() ? "" : ", ";
     text += backend.name;
     std::string why;
@@ -114,7 +115,8 @@ const Backend& active_backend() {
   const char* forced = std::getenv("SPARSED_ISA");
   if (!forced || !*forced) return best_backend();
   for (const Backend& backend : backends()) {
-    if (std::strcmp(backend.name, forced) == 0 && backend.not_supported_reasons().empty()) return backend;
+    const bool found = std::strcmp(backend.name, forced) == 0 && &backend != &cuda_backend();
+    if (found && backend.not_supported_reasons().empty()) return backend;
   }
   fail(ErrorKind::kValue, "SPARSED_ISA is \"", forced, "\", expected one that can run here of: ", describe_backends());
 }

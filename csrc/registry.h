@@ -10,9 +10,9 @@ namespace sparsed {
 
 const std::vector<Backend>& backends();
 // For host memory: the best backend that can run here, or the one that SPARSED_ISA names (read at each call); an
-// unknown name or one that cannot run is a ValueError that lists the names and reasons.
+// unknown name or one that cannot run here is a ValueError that lists the names and reasons.
 const Backend& active_backend();
-// The backend of arrays in the memory of CUDA devices, whatever SPARSED_ISA names. It may be unable to run here.
+// The backend of arrays in the memory of CUDA devices. It may be unable to run here.
 const Backend& cuda_backend();
 
 int num_threads();

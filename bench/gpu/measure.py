@@ -21,7 +21,8 @@ import torch
 import torch.nn.functional as functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .hook import Pattern, Sparsed
+import sparsed
+from sparsed import BlockPattern
 
 Run = Callable[[], Any]
 PROMPT_SHARE = 15 / 16
@@ -57,12 +58,12 @@ def random_qkv(heads: int, length: int, head_dim: int, dtype: Any) -> list[Any]:
     return [torch.randn(1, heads, length, head_dim, device="cuda", dtype=dtype) for _ in range(3)]
 
 
-def random_pattern(sparsed: Sparsed, heads: int, length: int, block_size: int, density: float) -> tuple[Pattern, Any]:
+def random_pattern(heads: int, length: int, block_size: int, density: float) -> tuple[BlockPattern, Any]:
     blocks = (length + block_size - 1) // block_size
     keep = max(1, round(blocks * density))
     order = torch.rand(1, heads, blocks, blocks).argsort(-1)
-    mask = (order < keep).to(torch.uint8).contiguous()
-    return sparsed.pattern(mask, block_size, length), mask
+    mask = order < keep
+    return BlockPattern.from_mask(mask, block_size=block_size, q_len=length, kv_len=length), mask
 
 
 def block_scores(q: Any, k: Any, block_size: int) -> Any:
@@ -74,12 +75,11 @@ def block_scores(q: Any, k: Any, block_size: int) -> Any:
     return mass.unflatten(3, (-1, block_size)).sum(4).unflatten(2, (-1, block_size)).sum(3)
 
 
-def selection_error(pattern: Pattern, scores: Any, first_generation: int) -> str:
+def selection_error(pattern: BlockPattern, scores: Any, first_generation: int) -> str:
     """What is wrong with the blocks that the paper's rule kept; empty: nothing. Nearly equal scores may swap."""
-    mask = torch.zeros(scores.shape, dtype=torch.uint8)
-    pattern.read(mask)
+    mask = torch.from_numpy(pattern.to_mask())
     for kind, columns in (("prompt", slice(0, first_generation)), ("generation", slice(first_generation, None))):
-        chosen: Any = mask[..., columns].bool()
+        chosen: Any = mask[..., columns]
         part: Any = scores[..., columns].cpu()
         blocks = part.shape[-1]
         keep = min(blocks, int(blocks * RHO) + 1)
@@ -91,7 +91,7 @@ def selection_error(pattern: Pattern, scores: Any, first_generation: int) -> str
     return ""
 
 
-def check(sparsed: Sparsed, dtypes: list[str], head_dims: list[int]) -> list[str]:
+def check(dtypes: list[str], head_dims: list[int]) -> list[str]:
     """Small calls against float64 attention and selection; what is wrong."""
     length, prompt = 333, 250
     wrong: list[str] = []
@@ -99,32 +99,25 @@ def check(sparsed: Sparsed, dtypes: list[str], head_dims: list[int]) -> list[str
         q, k, v = random_qkv(2, length, head_dim, getattr(torch, dtype))
         wide = [x.double() for x in (q, k, v)]
         what = f"{dtype}, head_dim {head_dim}, block {block_size}"
-        out = torch.full_like(q, float("nan"))
+        selection: dict[str, Any] = {"prompt_length": prompt, "block_size": block_size, "rho": RHO}
 
-        def expect(tokens: Any, what: str, out: Any = out, wide: Any = wide, most: float = TOLERANCE[dtype]) -> None:
+        def expect(out: Any, tokens: Any, what: str, wide: Any = wide, most: float = TOLERANCE[dtype]) -> None:
             right = functional.scaled_dot_product_attention(wide[0], wide[1], wide[2], attn_mask=tokens)
             error = float((out.double() - right).norm() / right.norm())
             if not error < most:
                 wrong.append(f"{what}: relative error {error}, expected below {most}")
 
-        sparsed.attention(q, k, v, out)
-        expect(None, f"{what}, dense")
-        pattern, mask = random_pattern(sparsed, 2, length, block_size, 0.4)
-        tokens = mask.bool().cuda().repeat_interleave(block_size, 2).repeat_interleave(block_size, 3)
-        out.fill_(float("nan"))
-        sparsed.attention(q, k, v, out, pattern)
-        expect(tokens[:, :, :length, :length], f"{what}, sparse")
-        out.fill_(float("nan"))
-        selected = sparsed.attention_and_select(q, k, v, out, prompt, block_size, RHO)
-        expect(None, f"{what}, selecting")
+        expect(sparsed.attention(q, k, v), None, f"{what}, dense")
+        pattern, mask = random_pattern(2, length, block_size, 0.4)
+        tokens = mask.cuda().repeat_interleave(block_size, 2).repeat_interleave(block_size, 3)
+        expect(sparsed.attention(q, k, v, pattern), tokens[:, :, :length, :length], f"{what}, sparse")
+        out, selected = sparsed.attention_and_select(q, k, v, **selection)
+        expect(out, None, f"{what}, selecting")
         scores = block_scores(q, k, block_size)
         error = selection_error(selected, scores, min(-(-prompt // block_size), scores.shape[-1] - 1))
         if error:
             wrong.append(f"{what}, selecting: {error}")
-        alone, with_output = torch.zeros_like(mask), torch.zeros_like(mask)
-        selected.read(with_output)
-        sparsed.select(q, k, prompt, block_size, RHO).read(alone)
-        if not torch.equal(alone, with_output):
+        if sparsed.select(q, k, **selection) != selected:
             wrong.append(f"{what}: the selection alone keeps other blocks than that with an output")
     return wrong
 
@@ -146,26 +139,25 @@ def torch_sdpa(backend: Any, q: Any, k: Any, v: Any) -> Any:
         return functional.scaled_dot_product_attention(q, k, v)
 
 
-def contenders(sparsed: Sparsed, args: argparse.Namespace, head_dim: int, length: int) -> dict[str, Run]:
+def contenders(args: argparse.Namespace, head_dim: int, length: int) -> dict[str, Run]:
     q, k, v = random_qkv(args.heads, length, head_dim, torch.bfloat16)
-    own = (q, k, v, torch.empty_like(q))
-    selection = (int(length * PROMPT_SHARE), args.block_size, RHO)
+    selection = {"prompt_length": int(length * PROMPT_SHARE), "block_size": args.block_size, "rho": RHO}
     runs: dict[str, Run] = {
-        "sparsed dense": partial(sparsed.attention, *own),
-        "sparsed select": partial(sparsed.attention_and_select, *own, *selection),
-        "sparsed select alone": partial(sparsed.select, q, k, *selection),  # counted as a whole dense pass
+        "sparsed dense": partial(sparsed.attention, q, k, v),
+        "sparsed select": partial(sparsed.attention_and_select, q, k, v, **selection),
+        "sparsed select alone": partial(sparsed.select, q, k, **selection),  # counted as a whole dense pass
         "torch cudnn": partial(torch_sdpa, SDPBackend.CUDNN_ATTENTION, q, k, v),
         "torch flash": partial(torch_sdpa, SDPBackend.FLASH_ATTENTION, q, k, v),
     }
     for density in (0.5, 0.3, 0.1):
-        pattern, mask = random_pattern(sparsed, args.heads, length, args.block_size, density)
-        runs[f"sparsed {density}"] = partial(sparsed.attention, *own, pattern)
+        pattern, mask = random_pattern(args.heads, length, args.block_size, density)
+        runs[f"sparsed {density}"] = partial(sparsed.attention, q, k, v, pattern)
         if args.flex and density == 0.3:
             runs["torch flex 0.3"] = flex_run(mask, args.block_size, q, k, v)
     return runs
 
 
-def measure(sparsed: Sparsed, args: argparse.Namespace, machine: dict[str, Any]) -> list[dict[str, Any]]:
+def measure(args: argparse.Namespace, machine: dict[str, Any]) -> list[dict[str, Any]]:
     """Times every case; what there is of it is written after each."""
     records: list[dict[str, Any]] = []
     deadline = time.monotonic() + args.seconds
@@ -174,7 +166,7 @@ def measure(sparsed: Sparsed, args: argparse.Namespace, machine: dict[str, Any])
             print("out of time: the remaining cases are left out", file=sys.stderr)
             break
         flops = 4 * args.heads * length * length * head_dim
-        for name, runs in time_alternating(contenders(sparsed, args, head_dim, length), args.rounds).items():
+        for name, runs in time_alternating(contenders(args, head_dim, length), args.rounds).items():
             last = name.split()[-1]
             density = float(last) if last.startswith("0.") else 1.0
             median = statistics.median(runs)
@@ -227,7 +219,6 @@ def table(records: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--hook", type=Path, required=True, help="the library that is built from hook.cpp")
     parser.add_argument("--json", type=Path, default=Path("gpu.json"))
     parser.add_argument("--head-dim", type=int, nargs="+", default=[128, 64])
     parser.add_argument("--dtype", choices=TOLERANCE, nargs="+", default=["bfloat16"], help="that is compared")
@@ -239,18 +230,18 @@ def main() -> None:
     parser.add_argument("--check-only", action="store_true", help="compare with float64, time nothing")
     parser.add_argument("--flex", action="store_true", help="compiled flex_attention with the same pattern, too")
     args = parser.parse_args()
-    sparsed = Sparsed(args.hook)
-    if sparsed.missing():
-        sys.exit(sparsed.missing())
+    reasons = sparsed.backends()[-1].reasons
+    if reasons:
+        sys.exit(", ".join(reasons))
     torch.manual_seed(0)
-    wrong = check(sparsed, args.dtype, args.head_dim)
+    wrong = check(args.dtype, args.head_dim)
     if wrong:
         sys.exit("wrong results:\n" + "\n".join(wrong))
     if args.check_only:
         print("all results are right")
         return
     machine = describe()
-    records = measure(sparsed, args, machine)
+    records = measure(args, machine)
     print(f"{machine['gpu']}, torch {machine['torch']}, {machine['date']}\n\n{table(records)}")
 
 

@@ -52,22 +52,12 @@ tests=OFF includes=()
 IFS=':;' read -ra prefixes <<<"${CMAKE_PREFIX_PATH:-}"
 for prefix in "${prefixes[@]}"; do includes+=(-I"$prefix/include"); done
 echo '#include <gtest/gtest.h>' | "${CXX:-c++}" "${includes[@]}" -E -x c++ - >/dev/null 2>&1 && tests=ON
-# Without Python's headers there is no module, and the C functions of hook.cpp alone are tested and measured.
-configure() {
-  step "$1" 90 cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DSPARSED_CUDA=ON -DBUILD_TESTING=$tests \
-    -DCMAKE_CUDA_ARCHITECTURES="$arch-real" -DPython_EXECUTABLE="$(command -v "$python")" -DSPARSED_PYTHON="$2"
-}
-module=ON
-if ! configure configure ON; then
-  module=OFF
-  configure configure-without-python OFF || exit 1
-fi
-targets=(sparsed_gpu_hook)
-[ $module = ON ] && targets+=(_core)
+step configure 90 cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DSPARSED_CUDA=ON -DBUILD_TESTING=$tests \
+  -DCMAKE_CUDA_ARCHITECTURES="$arch-real" -DPython_EXECUTABLE="$(command -v "$python")" || exit 1
+targets=(_core)
 [ $tests = ON ] && targets+=(test_gpu)
 must build 300 cmake --build "$build" --target "${targets[@]}" || finish
-hook=$PWD/$build/libsparsed_gpu_hook.so
-measure=(env -C bench "$python" -m gpu.measure --hook "$hook")
+measure=(env -C bench "$python" -m gpu.measure)
 
 # The package from the build tree asks for the metadata of an installed one.
 site=$build/site
@@ -83,12 +73,10 @@ for case in "float32 64" "bfloat16 32" "bfloat16 256" "bfloat16 64" "bfloat16 12
   must "check-$dtype-$dim" 40 "${measure[@]}" --check-only --dtype "$dtype" --head-dim "$dim" || right=OFF
 done
 
-if [ $module = ON ]; then
-  timeout_option=()
-  "$python" -c 'import pytest_timeout' 2>/dev/null && timeout_option=(--timeout 60)
-  must pytest 120 "$python" -m pytest -v -W default -m gpu -p no:cacheprovider "${timeout_option[@]}" \
-    tests/python/test_gpu.py tests/python/test_attention.py tests/python/test_select.py || right=OFF
-fi
+timeout_option=()
+"$python" -c 'import pytest_timeout' 2>/dev/null && timeout_option=(--timeout 60)
+must pytest 120 "$python" -m pytest -v -W default -m gpu -p no:cacheprovider "${timeout_option[@]}" \
+  tests/python/test_gpu.py || right=OFF
 [ $tests = ON ] && { must ctest 90 ctest --test-dir "$build" -L gpu --output-on-failure || right=OFF; }
 
 if ! command -v compute-sanitizer >/dev/null; then
@@ -97,7 +85,6 @@ elif [ $right = OFF ] || [ $((SECONDS - start)) -ge 300 ]; then
   echo "== compute-sanitizer: left out, after a failure or for want of time"
 else
   small=("$python" bench/gpu/small.py)
-  [ $module = ON ] || small=("${measure[@]}" --check-only)
   must memcheck 60 compute-sanitizer --tool memcheck --error-exitcode 1 "${small[@]}"
   # They may report what warps that take different roles do rightly: for the reader, no failures.
   for tool in racecheck synccheck; do

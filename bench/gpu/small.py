@@ -3,50 +3,37 @@
 from __future__ import annotations
 
 import itertools
-import os
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
-import ml_dtypes
-import numpy as np
+import torch
 
 import sparsed
 
 
-def on(backend: str, call: Callable[[], Any]) -> Any:
-    os.environ["SPARSED_ISA"] = backend
-    return call()
-
-
-def compare(call: Callable[[], Any]) -> None:
-    """Of a call that gives an output."""
-    found, expected = on("cuda", call), on("scalar", call)
-    np.testing.assert_allclose(found.astype(np.float32), expected.astype(np.float32), atol=2e-2)
-
-
-def output_of(select: Callable[[], Any]) -> Any:
-    return select()[0]
+def check(found: Any, expected: Any) -> None:
+    torch.testing.assert_close(found.cpu().float(), expected.float(), atol=2e-2, rtol=0)
 
 
 def main() -> None:
-    rng = np.random.default_rng(0)
-    dtypes = (ml_dtypes.bfloat16, np.float16, np.float32)
+    torch.manual_seed(0)
+    dtypes = (torch.bfloat16, torch.float16, torch.float32)
     for head_dim, dtype in itertools.product((32, 64, 96, 128, 256), dtypes):
-        q, k, v = (rng.standard_normal((1, heads, 150, head_dim), np.float32).astype(dtype) for heads in (2, 1, 1))
-        mask = rng.random((1, 150)) < 0.9
+        host = [torch.randn(1, heads, 150, head_dim).to(dtype) for heads in (2, 1, 1)]
+        there = [tensor.cuda() for tensor in host]
+        mask = torch.rand(1, 150) < 0.9
         for keys in (None, mask):
-            compare(partial(sparsed.attention, q, k, v, key_mask=keys))
+            on_device = None if keys is None else keys.cuda()
+            check(sparsed.attention(*there, key_mask=on_device), sparsed.attention(*host, key_mask=keys))
         for block_size, selection in itertools.product((32, 128), ("paper", "reference")):
             options: dict[str, Any] = {"prompt_length": 100, "block_size": block_size, "selection": selection}
-
-            select = partial(sparsed.attention_and_select, q, k, v, key_mask=mask, **options)
-            pattern = on("cuda", select)[1]
-            alone = on("cuda", partial(sparsed.select, q, k, key_mask=mask, **options))
+            out, pattern = sparsed.attention_and_select(*there, key_mask=mask.cuda(), **options)
+            check(out, sparsed.attention(*host, key_mask=mask))
+            alone = sparsed.select(*there[:2], key_mask=mask.cuda(), **options)
             assert alone == pattern, "the selection alone keeps other blocks than that with an output"
-            compare(partial(output_of, select))
             for keys in (None, mask):
-                compare(partial(sparsed.attention, q, k, v, pattern, key_mask=keys))
+                on_device = None if keys is None else keys.cuda()
+                found = sparsed.attention(*there, pattern, key_mask=on_device)
+                check(found, sparsed.attention(*host, pattern, key_mask=keys))
 
 
 if __name__ == "__main__":

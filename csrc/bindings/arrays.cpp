@@ -208,10 +208,6 @@ const Backend& backend_for(const AttentionArguments& arguments) {
   return arguments.memory.on_host() ? active_backend() : cuda_backend();
 }
 
-bool AttentionArguments::trivial() const {
-  return params.batch() == 0 || params.heads() == 0 || params.q_len() == 0 || params.kv_len() == 0;
-}
-
 AttentionArguments attention_arguments(const char* function, const py::object& q, const py::object& k,
                                        const py::object* v, const py::object& scale, const py::object& key_mask,
                                        const py::object& memory) {
@@ -219,10 +215,7 @@ AttentionArguments attention_arguments(const char* function, const py::object& q
   AttentionParams& params = arguments.params;
   params.function = function;
   arguments.memory = DeviceMemory(function, memory);
-  if (!arguments.memory.on_host()) {
-    params.device = arguments.memory.device().device_id;
-    params.stream = reinterpret_cast<void*>(*arguments.memory.stream());
-  }
+  if (!arguments.memory.on_host()) params.stream = reinterpret_cast<void*>(*arguments.memory.stream());
   const auto view_of = [&](const py::object& object, const char* argument) {
     const ArrayView array = array_view(object, function, argument, arguments.memory.stream());
     const bool first = arguments.alive.empty();

@@ -51,13 +51,10 @@ py::array bool_array(const py::object& object, py::ssize_t rank, const char* axe
                      const char* argument);
 
 struct AttentionArguments {
-  AttentionParams params;         // without outputs and lists; borrows q, k and v
+  AttentionParams params;         // without outputs; borrows q, k and v
   std::vector<py::object> alive;  // what params points into
   DeviceMemory memory;            // where q lies
   bool foreign = false;           // q is not numpy's: results in host memory leave as a Buffer
-
-  // Nothing to compute: no output element, or no key (each row is then empty).
-  bool trivial() const;
 };
 
 // q, k, v and key_mask that fit together. `v` nullptr: selection alone. scale None: 1 / sqrt(D). memory: what

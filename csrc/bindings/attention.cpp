@@ -13,29 +13,16 @@
 #include "bindings/arrays.h"
 #include "bindings/register.h"
 #include "core/error.h"
-#include "core/placed_pattern.h"
+#include "core/pattern.h"
 #include "core/selection.h"
 #include "registry.h"
 
 namespace sparsed::python {
 namespace {
 
-// Rows without a key: out 0, lse -inf. In device memory the kernels write them.
-void fill_empty(const Backend& backend, const AttentionParams& params) {
-  const int64_t rows = params.batch() * params.heads() * params.q_len();
-  if (params.device >= 0) {
-    if (rows > 0) attend(backend, params, nullptr);
-    return;
-  }
-  if (params.out.data) {
-    std::fill_n(static_cast<char*>(params.out.data), rows * params.head_dim() * dtype_size(params.out.dtype), 0);
-  }
-  if (params.lse) std::fill_n(params.lse, rows, -std::numeric_limits<float>::infinity());
-}
-
-const PlacedPattern& fitting_pattern(const py::object& object, const AttentionParams& params, const char* function) {
-  if (!py::isinstance<PlacedPattern>(object)) wrong_type(object, function, "pattern", "a BlockPattern");
-  const PlacedPattern& pattern = py::cast<const PlacedPattern&>(object);
+const BlockPattern& fitting_pattern(const py::object& object, const AttentionParams& params, const char* function) {
+  if (!py::isinstance<BlockPattern>(object)) wrong_type(object, function, "pattern", "a BlockPattern");
+  const BlockPattern& pattern = py::cast<const BlockPattern&>(object);
   const auto same = [&](const char* name, int64_t found, int64_t expected, const char* source, const Shape4& shape) {
     check(found == expected, function, ": pattern has ", name, " ", found, ", expected ", expected, " (from ", source,
           " ", shape_string(shape), ")");
@@ -55,18 +42,14 @@ py::object attention(const py::object& q, const py::object& k, const py::object&
   const bool with_lse = boolean(return_lse, function, "return_lse");
   AttentionArguments arguments = attention_arguments(function, q, k, &v, scale, key_mask, memory);
   AttentionParams& params = arguments.params;
-  const PlacedPattern* blocks = pattern.is_none() ? nullptr : &fitting_pattern(pattern, params, function);
+  const BlockPattern* blocks = pattern.is_none() ? nullptr : &fitting_pattern(pattern, params, function);
   const Backend& backend = backend_for(arguments);
   const py::object out = new_output(function, arguments);
   py::object lse = py::none();
   if (with_lse) lse = new_lse(function, arguments);
   {
     const py::gil_scoped_release release;
-    if (arguments.trivial()) {
-      fill_empty(backend, params);
-    } else {
-      attend(backend, params, blocks);
-    }
+    backend.attention(params, blocks);
   }
   return with_lse ? py::object(py::make_tuple(out, lse)) : out;
 }
@@ -87,39 +70,35 @@ SelectParams select_params(const char* function, const AttentionParams& params, 
   return select;
 }
 
-std::shared_ptr<PlacedPattern> run_selection(const char* function, const AttentionArguments& arguments,
-                                             const SelectParams& select) {
-  const AttentionParams& params = arguments.params;
+BlockPattern run_selection(const AttentionArguments& arguments, const SelectParams& select) {
   const Backend& backend = backend_for(arguments);
   const py::gil_scoped_release release;
-  if (!arguments.trivial()) return attend_and_select(backend, params, select);
-  fill_empty(backend, params);
-  return std::make_shared<PlacedPattern>(BlockPattern(
-      {params.batch(), params.heads(), select.block_size, params.q_len(), params.kv_len(), select.prompt_length},
-      function));
+  return backend.attention_and_select(arguments.params, select);
 }
 
-py::typing::Tuple<py::object, PlacedPattern> attention_and_select(
-    const py::object& q, const py::object& k, const py::object& v, const py::object& prompt_length,
-    const py::object& block_size, const py::object& rho, const py::object& selection, const py::object& scale,
-    const py::object& selection_scale, const py::object& key_mask, const py::object& memory) {
+py::typing::Tuple<py::object, BlockPattern> attention_and_select(const py::object& q, const py::object& k,
+                                                                 const py::object& v, const py::object& prompt_length,
+                                                                 const py::object& block_size, const py::object& rho,
+                                                                 const py::object& selection, const py::object& scale,
+                                                                 const py::object& selection_scale,
+                                                                 const py::object& key_mask, const py::object& memory) {
   const char* function = "attention_and_select";
   AttentionArguments arguments = attention_arguments(function, q, k, &v, scale, key_mask, memory);
   const SelectParams select =
       select_params(function, arguments.params, prompt_length, block_size, rho, selection, selection_scale);
   const py::object out = new_output(function, arguments);
-  return py::make_tuple(out, run_selection(function, arguments, select));
+  return py::make_tuple(out, run_selection(arguments, select));
 }
 
-std::shared_ptr<PlacedPattern> select(const py::object& q, const py::object& k, const py::object& prompt_length,
-                                      const py::object& block_size, const py::object& rho, const py::object& selection,
-                                      const py::object& scale, const py::object& selection_scale,
-                                      const py::object& key_mask, const py::object& memory) {
+BlockPattern select(const py::object& q, const py::object& k, const py::object& prompt_length,
+                    const py::object& block_size, const py::object& rho, const py::object& selection,
+                    const py::object& scale, const py::object& selection_scale, const py::object& key_mask,
+                    const py::object& memory) {
   const char* function = "select";
   const AttentionArguments arguments = attention_arguments(function, q, k, nullptr, scale, key_mask, memory);
   const SelectParams select =
       select_params(function, arguments.params, prompt_length, block_size, rho, selection, selection_scale);
-  return run_selection(function, arguments, select);
+  return run_selection(arguments, select);
 }
 
 std::vector<std::tuple<std::string, bool, std::vector<std::string>>> backend_rows() {

@@ -7,6 +7,7 @@
 #include <mutex>
 #include <optional>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -58,7 +59,7 @@ py::object attend(LockedCache& self, const py::object& layer, const py::object& 
   const char* function = "PatternCache.attend";
   const int64_t index = integer(layer, function, "layer");
   AttentionArguments arguments = attention_arguments(function, q, k, &v, scale, key_mask, memory);
-  check(!arguments.trivial(), function, ": q has shape ", shape_string(arguments.params.q.shape), " and k ",
+  check(!arguments.params.empty(), function, ": q has shape ", shape_string(arguments.params.q.shape), " and k ",
         shape_string(arguments.params.k.shape), ", expected at least one row, head, query and key");
   const Backend& backend = backend_for(arguments);
   const py::object out = new_output(function, arguments);
@@ -72,12 +73,27 @@ std::optional<int64_t> step_count(const py::object& steps) {
 }
 
 // The fields of the Python dataclasses, which have checked them.
+ScheduleConfig schedule_config(const char* function, double skip, const py::object& selection,
+                               std::vector<double> refresh, bool refresh_every) {
+  return {skip, selection_rule(selection, function), std::move(refresh), refresh_every};
+}
+
+std::vector<const char*> phases(const py::object& steps, double skip, const py::object& selection,
+                                std::vector<double> refresh, bool refresh_every) {
+  const char* function = "SparseConfig.phases";
+  const Schedule schedule(schedule_config(function, skip, selection, std::move(refresh), refresh_every),
+                          integer(steps, function, "steps"), function);
+  std::vector<const char*> names;
+  for (const Phase phase : schedule.phases()) names.push_back(phase_name(phase));
+  return names;
+}
+
 std::unique_ptr<LockedCache> sparse_cache(const py::object& steps, const py::object& prompt_length, double skip,
                                           double rho, int block_size, const py::object& selection,
                                           const py::object& selection_scale, bool isolate, std::vector<double> refresh,
                                           bool refresh_every, int64_t min_length) {
   SparseConfig config;
-  config.schedule = {skip, selection_rule(selection, "PatternCache"), std::move(refresh), refresh_every};
+  config.schedule = schedule_config("PatternCache", skip, selection, std::move(refresh), refresh_every);
   config.rho = rho;
   config.block_size = block_size;
   if (!selection_scale.is_none()) {
@@ -103,19 +119,69 @@ void begin_step(LockedCache& self, const py::object& step, const py::object& unm
   self.change(function, [&](PatternCache& cache) { cache.begin_step(number, share); });
 }
 
-std::shared_ptr<PlacedPattern> pattern(LockedCache& self, const py::object& layer) {
+BlockPattern pattern(LockedCache& self, const py::object& layer) {
   const int64_t index = integer(layer, "PatternCache.pattern", "layer");
-  return self.read([&](PatternCache& cache) { return cache.placed_pattern(index); });
+  return self.read([&](PatternCache& cache) { return cache.pattern(index); });
+}
+
+void set_pattern(LockedCache& self, const py::object& layer, const py::object& pattern) {
+  const char* function = "PatternCache.set_pattern";
+  const int64_t index = integer(layer, function, "layer");
+  if (!py::isinstance<BlockPattern>(pattern)) wrong_type(pattern, function, "pattern", "a BlockPattern");
+  const BlockPattern given = py::cast<const BlockPattern&>(pattern);
+  self.change(function, [&](PatternCache& cache) { cache.set_pattern(index, given); });
 }
 
 double density(LockedCache& self, const py::object& layer) {
+  if (layer.is_none()) return self.read([](PatternCache& cache) { return cache.density(); });
   const int64_t index = integer(layer, "PatternCache.density", "layer");
   return self.read([&](PatternCache& cache) { return cache.density(index); });
+}
+
+using LayerTuple = std::tuple<int64_t, int64_t, int64_t, int64_t, py::object, py::object, int64_t>;
+using StateTuple = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, std::vector<LayerTuple>>;
+
+// Numbers, and for each layer (number, heads, kv_heads, head_dim, pattern, attended, attended_step). Handles of one
+// pattern become one object.
+StateTuple state(LockedCache& self) {
+  const PatternCache::State state = self.read([](PatternCache& cache) { return cache.state(); });
+  std::vector<std::pair<BlockPattern, py::object>> known;
+  const auto object_of = [&](const std::optional<BlockPattern>& pattern) -> py::object {
+    if (!pattern) return py::none();
+    for (const auto& [other, object] : known) {
+      if (other.is(*pattern)) return object;
+    }
+    known.emplace_back(*pattern, py::cast(*pattern));
+    return known.back().second;
+  };
+  std::vector<LayerTuple> layers;
+  for (const auto& [number, layer] : state.layers) {
+    layers.emplace_back(number, layer.heads, layer.kv_heads, layer.head_dim, object_of(layer.pattern),
+                        object_of(layer.attended), layer.attended_step);
+  }
+  return {state.step, state.due, state.served, state.select_step, state.batch, state.length, std::move(layers)};
+}
+
+void restore(LockedCache& self, const StateTuple& given) {
+  const auto pattern_of = [](const py::object& object) -> std::optional<BlockPattern> {
+    if (object.is_none()) return std::nullopt;
+    if (!py::isinstance<BlockPattern>(object)) wrong_type(object, "PatternCache.restore", "pattern", "a BlockPattern");
+    return py::cast<BlockPattern>(object);
+  };
+  PatternCache::State state;
+  std::vector<LayerTuple> layers;
+  std::tie(state.step, state.due, state.served, state.select_step, state.batch, state.length, layers) = given;
+  for (const auto& [number, heads, kv_heads, head_dim, pattern, attended, attended_step] : layers) {
+    state.layers[number] = {heads, kv_heads, head_dim, pattern_of(pattern), pattern_of(attended), attended_step};
+  }
+  self.change("PatternCache.restore", [&](PatternCache& cache) { cache.restore(std::move(state)); });
 }
 
 }  // namespace
 
 void register_pattern_cache(py::module_& m) {
+  m.def("phases", &phases, py::kw_only(), py::arg("steps"), py::arg("skip"), py::arg("selection"), py::arg("refresh"),
+        py::arg("refresh_every"));
   py::class_<LockedCache>(m, "PatternCache", no_constructor(), "The state machine of ``sparsed.PatternCache``.")
       .def_static("sparse", &sparse_cache, py::kw_only(), py::arg("steps"), py::arg("prompt_length"), py::arg("skip"),
                   py::arg("rho"), py::arg("block_size"), py::arg("selection"), py::arg("selection_scale"),
@@ -126,7 +192,10 @@ void register_pattern_cache(py::module_& m) {
       .def("attend", &attend, py::arg("layer"), py::arg("q"), py::arg("k"), py::arg("v"), py::arg("key_mask"),
            py::arg("scale"), py::arg("memory") = py::none())
       .def("pattern", &pattern, py::arg("layer"))
+      .def("set_pattern", &set_pattern, py::arg("layer"), py::arg("pattern"))
       .def("density", &density, py::arg("layer"))
+      .def("state", &state)
+      .def("restore", &restore, py::arg("state"))
       .def("reset",
            [](LockedCache& self) { self.change("PatternCache.reset", [](PatternCache& cache) { cache.reset(); }); })
       .def_property_readonly(

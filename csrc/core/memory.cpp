@@ -69,7 +69,7 @@ std::optional<std::string> group_path(const std::string& root, bool version2) {
     const size_t first = line.find(':');
     const size_t second = first == std::string::npos ? first : line.find(':', first + 1);
     if (second == std::string::npos) continue;
-    const std::string controllers = "," + line.substr(first + 1, second - first - 1) + ",";
+    const std::string controllers = message(",", line.substr(first + 1, second - first - 1), ",");
     if (version2 ? controllers == ",," : controllers.find(",memory,") != std::string::npos) {
       return line.substr(second + 1);
     }

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "core/error.h"
+#include "core/memory.h"
 
 namespace sparsed {
 
@@ -46,6 +47,19 @@ Phase Schedule::phase(int64_t due, int64_t served) const {
   if (due > served) return Phase::kSelect;
   if (served == 0) return Phase::kDense;
   return config_.refresh_every ? Phase::kSelect : Phase::kSparse;
+}
+
+std::vector<Phase> Schedule::phases() const {
+  check(steps_.has_value(), "Schedule.phases: steps is unknown, expected a number");
+  require_memory(static_cast<size_t>(*steps_), "Schedule.phases: the list of phases");
+  std::vector<Phase> phases(static_cast<size_t>(*steps_));
+  int64_t served = 0;
+  for (size_t step = 0; step < phases.size(); ++step) {
+    const int64_t due = points_due(static_cast<int64_t>(step), 0);
+    phases[step] = phase(due, served);
+    served = std::max(served, due);
+  }
+  return phases;
 }
 
 int64_t Schedule::select_step(double fraction) const {

@@ -36,6 +36,8 @@ class Schedule {
   int64_t points_due(int64_t step, double unmasked) const;
   // Phase of a step with `due` points of which earlier steps have served `served`.
   Phase phase(int64_t due, int64_t served) const;
+  // The phase of every step. T must be known; kMemory where there are too many steps to list.
+  std::vector<Phase> phases() const;
   // "paper": max(0, floor(T * fraction) - 1); "reference": int(T * fraction) + 1. T must be known.
   int64_t select_step(double fraction) const;
 

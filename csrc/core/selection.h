@@ -23,12 +23,12 @@ SelectRanges select_ranges(const SelectParams& select, int64_t kv_len);
 // No row keeps more blocks than these.
 int64_t most_kept(const SelectParams& select, int64_t kv_len);
 
-// Marks in `pattern` row `row` the blocks that the rule keeps. Threads may select different rows at once.
+// Sets the bits of the blocks that the rule keeps in a bit row of a pattern.
 //   scores      [kv_blocks] probability mass under the softmax over all keys
 //   generation  [kv_blocks] mass under the softmax over generation keys alone (kReference with isolate; else unused)
 //   live        [kv_blocks] nonzero where the block has a live key
 // Ties go to the lower block index; a NaN score counts as the lowest.
 void select_row(const SelectParams& select, int64_t kv_len, const float* scores, const float* generation,
-                const uint8_t* live, int64_t row, BlockPattern& pattern);
+                const uint8_t* live, uint64_t* row);
 
 }  // namespace sparsed

@@ -76,17 +76,17 @@ void set_tiles(Plan& plan, int block_rows, bool whole_blocks) {
 
 }  // namespace
 
-Plan plan_attention(const AttentionParams& params, const BlockRows* lists) {
+Plan plan_attention(const AttentionParams& params, const PatternGeometry* pattern) {
   Plan plan = make_plan(params, "attention");
-  if (lists) {
-    plan.args.counts = lists->counts;
-    plan.args.indices = lists->indices;
-    plan.args.list_stride = lists->stride;
-    plan.args.list_shift = std::countr_zero(static_cast<unsigned>(lists->block_size));
-    plan.args.list_rows = static_cast<int>(num_blocks(params.q_len(), lists->block_size));
+  if (pattern) {
+    const auto [q, kv] = pattern->block;
+    check(q == kv, "attention: pattern has query blocks of ", q, " and key blocks of ", kv,
+          " tokens, expected blocks of one size (CUDA)");
+    plan.args.list_shift = std::countr_zero(static_cast<unsigned>(kv));
+    plan.args.list_rows = static_cast<int>(pattern->q_blocks());
   }
   // A tile lies in one query block: its rows share a list.
-  set_tiles(plan, lists ? lists->block_size : kMaxWarps * warp_rows(plan), false);
+  set_tiles(plan, pattern ? pattern->block.q : kMaxWarps * warp_rows(plan), false);
   return plan;
 }
 

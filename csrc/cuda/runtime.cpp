@@ -139,12 +139,6 @@ void StreamMark::set(cudaStream_t stream) const { check_cuda(cudaEventRecord(eve
 
 void StreamMark::wait(cudaStream_t stream) const { check_cuda(cudaStreamWaitEvent(stream, event_, 0), "an event"); }
 
-DeviceMemory to_device(const void* host, size_t bytes, cudaStream_t stream) {
-  DeviceMemory memory(bytes, stream);
-  copy_to_device(memory.data(), host, bytes, stream);
-  return memory;
-}
-
 // Where the device reads pageable memory by itself, the copy's call returns before it has: so this waits.
 void copy_to_device(void* device, const void* host, size_t bytes, cudaStream_t stream) {
   check_cuda(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, stream), "a copy to the device");

@@ -78,6 +78,24 @@ class SparseConfig:
                 raise ValueError("SparseConfig: selection_scale is 0.0, expected a finite number above 0")
         object.__setattr__(self, "refresh", self._checked_refresh())
 
+    def phases(self, steps: int) -> list[Literal["dense", "select", "sparse"]]:
+        """Returns what each of ``steps`` denoising steps does in a sequence of at least ``min_length`` tokens.
+
+        Args:
+            steps: Number of steps T, 1 or more.
+
+        Raises:
+            TypeError, ValueError: ``steps`` is not an int, or below 1.
+            MemoryError: There are too many steps to list.
+
+        Example:
+            >>> SparseConfig(skip=0.5).phases(6)
+            ['dense', 'dense', 'select', 'sparse', 'sparse', 'sparse']
+        """
+        from .kernels.pattern import phases  # kernels import this module
+
+        return phases(self, steps)
+
     def _checked_refresh(self) -> tuple[float, ...] | Literal["every"]:
         if isinstance(self.refresh, str):
             if self.refresh != "every":

@@ -298,7 +298,7 @@ class OnADevice(Exporter):
 def test_devices_without_kernels_are_refused() -> None:
     q, k, v = random_qkv(5, 1, 2, 2, 32, 32, 16)
     reasons = sparsed.backends()[-1].reasons
-    why = "this build has no CUDA kernels" if reasons == ["built without CUDA"] else ", ".join(reasons)
+    why = ", ".join(reasons)
     if reasons:
         there = [OnADevice(array, (2, 1)) for array in (q, k, v)]
         cache = sparsed.PatternCache(sparsed.SparseConfig(), steps=2, prompt_length=16)

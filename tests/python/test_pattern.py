@@ -64,18 +64,20 @@ def test_mask_may_be_a_view() -> None:
     np.testing.assert_array_equal(pattern.to_mask(), mask)
 
 
-def test_rows_and_lists() -> None:
+def test_rows_and_bsr() -> None:
     pattern = random_pattern()
     mask = pattern.to_mask()
-    offsets, indices = pattern.lists()
-    assert (offsets.dtype, indices.dtype) == (np.int64, np.int32)
+    indptr, indices = pattern.to_bsr()
+    assert (indptr.dtype, indices.dtype) == (np.int64, np.int32)
     for r, (b, h, i) in enumerate(np.ndindex(mask.shape[:3])):
         expected = np.flatnonzero(mask[b, h, i])
         row = pattern.row(b, h, i)
         assert row.dtype == np.int32
         np.testing.assert_array_equal(row, expected)
-        np.testing.assert_array_equal(indices[offsets[r] : offsets[r + 1]], expected)
-    assert offsets[-1] == indices.size == mask.sum()
+        np.testing.assert_array_equal(indices[indptr[r] : indptr[r + 1]], expected)
+    assert indptr[-1] == indices.size == mask.sum()
+    empty = BlockPattern.full(2, 3, block_size=16, q_len=0, kv_len=40)
+    assert [array.tolist() for array in empty.to_bsr()] == [[0], []]
 
 
 @pytest.mark.parametrize(("q_len", "kv_len"), SIZES)

@@ -7,7 +7,7 @@ import numpy
 import numpy.typing
 import typing
 import typing_extensions
-__all__: list[str] = ['BlockPattern', 'HostBuffer', 'PackedWeight', 'PatternCache', 'active_backend', 'attention', 'attention_and_select', 'backends', 'linear', 'num_threads', 'pack_weight', 'pack_weights', 'require_memory', 'rms_norm', 'rotary_', 'select', 'set_num_threads', 'silu_gate_', 'token_confidence']
+__all__: list[str] = ['BlockPattern', 'HostBuffer', 'PackedWeight', 'PatternCache', 'active_backend', 'attention', 'attention_and_select', 'backends', 'linear', 'num_threads', 'pack_weight', 'pack_weights', 'phases', 'require_memory', 'rms_norm', 'rotary_', 'select', 'set_num_threads', 'silu_gate_', 'token_confidence']
 class HostBuffer:
     """
     A result that another library's ``from_dlpack`` takes without a copy.
@@ -72,11 +72,6 @@ class BlockPattern:
         """
         ``|A and B| / |A or B|`` per head, float64 (B, H); 1 where both are empty.
         """
-    def lists(self) -> tuple[numpy.typing.NDArray[numpy.int64], numpy.typing.NDArray[numpy.int32]]:
-        """
-        (offsets int64, indices int32): row r = (batch * heads + head) * q_blocks + q_block holds
-        ``indices[offsets[r]:offsets[r + 1]]``, sorted.
-        """
     def plot(self, head: int = 0, *, batch: int = 0, ax: typing.Any = None) -> typing.Any:
         """
         Draws one head: query blocks downwards, key blocks to the right, the end of the prompt as a line.
@@ -117,6 +112,11 @@ class BlockPattern:
     def save(self, path: typing.Any) -> None:
         """
         Writes a versioned file.
+        """
+    def to_bsr(self) -> tuple[numpy.typing.NDArray[numpy.int64], numpy.typing.NDArray[numpy.int32]]:
+        """
+        (indptr int64, indices int32): row r = (batch * heads + head) * q_blocks + q_block selects the key blocks
+        ``indices[indptr[r]:indptr[r + 1]]``, ascending.
         """
     def to_mask(self) -> numpy.typing.NDArray[numpy.bool]:
         """
@@ -186,6 +186,12 @@ class PatternCache:
         ...
     def reset(self) -> None:
         ...
+    def restore(self, state: tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex, collections.abc.Sequence[tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex, typing.Any, typing.Any, typing.SupportsInt | typing.SupportsIndex]]]) -> None:
+        ...
+    def set_pattern(self, layer: typing.Any, pattern: typing.Any) -> None:
+        ...
+    def state(self) -> tuple[int, int, int, int, int, int, list[tuple[int, int, int, int, typing.Any, typing.Any, int]]]:
+        ...
     @property
     def layers(self) -> list[int]:
         ...
@@ -238,6 +244,8 @@ def num_threads() -> int:
 def pack_weight(weight: typing.Any, bias: typing.Any, dtype: typing.Any) -> PackedWeight:
     ...
 def pack_weights(weights: typing.Any, biases: typing.Any, dtype: typing.Any) -> PackedWeight:
+    ...
+def phases(*, steps: typing.Any, skip: typing.SupportsFloat | typing.SupportsIndex, selection: typing.Any, refresh: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex], refresh_every: bool) -> list[str]:
     ...
 def require_memory(bytes: typing.SupportsInt | typing.SupportsIndex, what: str) -> None:
     ...

@@ -196,7 +196,7 @@ def select(
 def backends() -> list[Backend]:
     """Returns every backend of this build, best first; the first available one is used unless SPARSED_ISA names one.
 
-    `cuda` stands last: arrays on a GPU always use it, arrays in host memory are copied there only by that name.
+    `cuda` stands last: it serves arrays on a GPU, and only those.
     """
     return [Backend(*row) for row in _core.backends()]
 

@@ -48,19 +48,15 @@ class PatternCache:
     def __init__(self, config: Sparse, *, steps: int | None, prompt_length: int) -> None:
         self.config = config
         if isinstance(config, SparseConfig):
-            every = config.refresh == "every"
             self._state = _core.PatternCache.sparse(
                 steps=steps,
                 prompt_length=prompt_length,
-                skip=config.skip,
                 rho=config.rho,
                 block_size=config.block_size,
-                selection=config.selection,
                 selection_scale=config.selection_scale,
                 isolate=config.isolate,
-                refresh=[] if every else list(cast("tuple[float, ...]", config.refresh)),
-                refresh_every=every,
                 min_length=config.min_length,
+                **_schedule(config),
             )
         elif isinstance(config, (SlidingWindow, StreamingLLM)):
             self._state = _core.PatternCache.window(
@@ -143,10 +139,29 @@ class PatternCache:
         """
         return self._state.pattern(layer)
 
-    def density(self, layer: int) -> float:
+    def set_pattern(self, layer: int, pattern: BlockPattern) -> None:
+        """Gives ``layer`` the pattern that its sparse steps use, until a step selects another one.
+
+        Args:
+            layer: The layer, from 0.
+            pattern: For the sequence's batch, heads and length; queries and keys are the same tokens.
+
+        Raises:
+            TypeError: ``pattern`` is not a BlockPattern.
+            ValueError: It has another shape than the layer's arrays.
+        """
+        self._state.set_pattern(layer, pattern)
+
+    def density(self, layer: int | None = None) -> float:
         """Returns the share of the blocks that ``layer`` computed in the current step: 1 where it was dense.
 
-        Of a pattern that lies on a device it is counted when it is first asked for.
+        The blocks of a pattern that lies on a device are counted when they are first asked for.
+
+        Args:
+            layer: The layer; None: the mean over all layers that have attended in the current step.
+
+        Raises:
+            ValueError: The layer, or no layer at all, has attended in the current step.
         """
         return self._state.density(layer)
 
@@ -191,6 +206,17 @@ class PatternCache:
         from ..apps.pictures import inline
 
         return inline.cache_html(self)
+
+
+def _schedule(config: SparseConfig) -> dict[str, Any]:
+    every = config.refresh == "every"
+    refresh = [] if every else list(cast("tuple[float, ...]", config.refresh))
+    return {"skip": config.skip, "selection": config.selection, "refresh": refresh, "refresh_every": every}
+
+
+def phases(config: SparseConfig, steps: int) -> list[Literal["dense", "select", "sparse"]]:
+    """Returns the phase of each step, as ``SparseConfig.phases``."""
+    return cast('list[Literal["dense", "select", "sparse"]]', _core.phases(steps=steps, **_schedule(config)))
 
 
 # Methods of the compiled class that draw: what they need is imported when they are called.
