@@ -6,7 +6,7 @@
 #include <string>
 
 #include "bindings/arrays.h"
-#include "core/error.h"
+#include "support/error.h"
 
 namespace sparsed::python {
 namespace {

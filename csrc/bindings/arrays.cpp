@@ -9,10 +9,10 @@
 #include <utility>
 
 #include "bindings/buffer.h"
-#include "core/error.h"
-#include "core/memory.h"
 #include "core/pattern.h"
 #include "registry.h"
+#include "support/available_memory.h"
+#include "support/error.h"
 
 namespace sparsed::python {
 namespace {

@@ -12,10 +12,10 @@
 
 #include "bindings/arrays.h"
 #include "bindings/register.h"
-#include "core/error.h"
 #include "core/pattern.h"
 #include "core/selection.h"
 #include "registry.h"
+#include "support/error.h"
 
 namespace sparsed::python {
 namespace {
@@ -103,14 +103,19 @@ BlockPattern select(const py::object& q, const py::object& k, const py::object& 
 
 std::vector<std::tuple<std::string, bool, std::vector<std::string>>> backend_rows() {
   std::vector<std::tuple<std::string, bool, std::vector<std::string>>> rows;
-  for (const Backend& backend : backends()) {
-    std::vector<std::string> reasons = backend.not_supported_reasons();
-    rows.emplace_back(backend.name, reasons.empty(), std::move(reasons));
+  for (const Backend* backend : backends()) {
+    std::vector<std::string> reasons = backend->not_supported_reasons();
+    rows.emplace_back(backend->name, reasons.empty(), std::move(reasons));
   }
   return rows;
 }
 
-void set_threads(const py::object& threads) { set_num_threads(integer(threads, "set_num_threads", "n")); }
+void set_threads(const py::object& threads) {
+  constexpr int64_t kMost = 1 << 14;
+  const int64_t n = integer(threads, "set_num_threads", "n");
+  check(n >= 1 && n <= kMost, "set_num_threads: n is ", n, ", expected 1 ... ", kMost);
+  cpu::set_num_threads(static_cast<int>(n));
+}
 
 }  // namespace
 
@@ -125,7 +130,9 @@ void register_attention(py::module_& m) {
         py::arg("memory") = py::none());
   m.def("backends", &backend_rows, "(name, available, reasons) of each backend, best first.");
   m.def("active_backend", [] { return active_backend().name; });
-  m.def("num_threads", &num_threads);
+  m.def("set_backend", &set_backend, py::arg("name"),
+        "The backend for arrays in host memory; None: the one that SPARSED_ISA names, or the best.");
+  m.def("num_threads", &cpu::num_threads);
   m.def("set_num_threads", &set_threads, py::arg("n"));
 }
 

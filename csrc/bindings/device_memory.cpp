@@ -3,8 +3,8 @@
 #include <string>
 
 #include "bindings/array_view.h"
-#include "core/error.h"
 #include "registry.h"
+#include "support/error.h"
 
 namespace sparsed::python {
 

@@ -1,6 +1,4 @@
 // Packed weights and the model operations.
-#include "core/ops.h"
-
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 #include <pybind11/typing.h>
@@ -14,12 +12,17 @@
 
 #include "bindings/arrays.h"
 #include "bindings/register.h"
-#include "core/error.h"
-#include "core/memory.h"
 #include "registry.h"
+#include "support/available_memory.h"
+#include "support/error.h"
 
 namespace sparsed::python {
 namespace {
+
+using cpu::Confidence;
+using cpu::PackedWeight;
+using cpu::RowsView;
+using cpu::WeightRows;
 
 // Elements between the rows of an array [rows, cols] whose last axis must be contiguous.
 int64_t row_stride(const py::array& array, const char* function, const char* argument) {
@@ -133,9 +136,9 @@ struct WeightArguments {
       if (part.dtype != DType::kBFloat16) packed = DType::kFloat32;
     }
     if (!dtype.is_none()) packed = dtype_argument(dtype, function, "dtype");
-    const Backend& backend = active_backend();
+    const cpu::ModelOps& ops = active_ops();
     const py::gil_scoped_release release;
-    return backend.ops.pack_weight(parts, k, packed);
+    return ops.pack_weight(parts, k, packed);
   }
 };
 
@@ -176,11 +179,11 @@ py::array linear(const py::object& x_object, const py::object& w_object, const p
   const PackedWeight& w = py::cast<const PackedWeight&>(w_object);
   const RowsView residual = residual_object.is_none() ? RowsView{} : rows_view(residual_object, function, "residual");
   const DType dtype = out_dtype.is_none() ? x.dtype : dtype_argument(out_dtype, function, "out_dtype");
-  const Backend& backend = active_backend();
+  const cpu::ModelOps& ops = active_ops();
   const auto [out, view] = new_rows(dtype, x.rows, w.n(), function);
   {
     const py::gil_scoped_release release;
-    backend.ops.linear(x, w, residual, view);
+    ops.linear(x, w, residual, view);
   }
   return out;
 }
@@ -191,11 +194,11 @@ py::array rms_norm(const py::object& x_object, const py::object& weight_object, 
   const py::array_t<float> weight = float_array(weight_object, {x.cols}, function, "weight", "the columns of x");
   const double eps = real_number(eps_object, function, "eps");
   check(eps >= 0.0 && std::isfinite(eps), function, ": eps is ", eps, ", expected a finite number, 0 or above");
-  const Backend& backend = active_backend();
+  const cpu::ModelOps& ops = active_ops();
   const auto [out, view] = new_rows(x.dtype, x.rows, x.cols, function);
   {
     const py::gil_scoped_release release;
-    backend.ops.rms_norm(x, weight.data(), static_cast<float>(eps), view);
+    ops.rms_norm(x, weight.data(), static_cast<float>(eps), view);
   }
   return out;
 }
@@ -209,9 +212,9 @@ void rotary(const py::object& x_object, const py::object& head_dim_object, const
   const std::vector<int64_t> shape{x.rows, head_dim / 2};
   const py::array_t<float> cos = float_array(cos_object, shape, function, "cos", "the rows of x and head_dim / 2");
   const py::array_t<float> sin = float_array(sin_object, shape, function, "sin", "the rows of x and head_dim / 2");
-  const Backend& backend = active_backend();
+  const cpu::ModelOps& ops = active_ops();
   const py::gil_scoped_release release;
-  backend.ops.rotary(x, head_dim, cos.data(), sin.data());
+  ops.rotary(x, head_dim, cos.data(), sin.data());
 }
 
 // Whether an element of one lies in the other; views side by side in the same rows share none.
@@ -237,9 +240,9 @@ void silu_gate(const py::object& gate_object, const py::object& up_object) {
   const RowsView gate = writable_rows(gate_object, function, "gate");
   const RowsView up = rows_view(up_object, function, "up");
   check(!share_memory(gate, up), function, ": up shares memory with gate, expected another array");
-  const Backend& backend = active_backend();
+  const cpu::ModelOps& ops = active_ops();
   const py::gil_scoped_release release;
-  backend.ops.silu_gate(gate, up);
+  ops.silu_gate(gate, up);
 }
 
 Confidence confidence_kind(const py::object& object, const char* function) {
@@ -261,10 +264,10 @@ py::typing::Tuple<py::array_t<int64_t>, py::array_t<float>> token_confidence(con
   py::array_t<float> confidence(new_array(py::dtype::of<float>(), {logits.rows}, function, "confidence"));
   int64_t* to_ids = ids.mutable_data();
   float* to_confidence = confidence.mutable_data();
-  const Backend& backend = active_backend();
+  const cpu::ModelOps& ops = active_ops();
   {
     const py::gil_scoped_release release;
-    backend.ops.token_confidence(logits, kind, to_ids, to_confidence);
+    ops.token_confidence(logits, kind, to_ids, to_confidence);
   }
   return py::make_tuple(ids, confidence);
 }

@@ -10,7 +10,7 @@
 
 #include "bindings/arrays.h"
 #include "bindings/register.h"
-#include "core/error.h"
+#include "support/error.h"
 
 namespace sparsed::python {
 namespace {

@@ -13,8 +13,8 @@
 
 #include "bindings/arrays.h"
 #include "bindings/register.h"
-#include "core/error.h"
 #include "registry.h"
+#include "support/error.h"
 
 namespace sparsed::python {
 namespace {

@@ -4,7 +4,6 @@
 #include <string>
 #include <vector>
 
-#include "core/ops.h"
 #include "core/params.h"
 #include "core/pattern.h"
 
@@ -20,7 +19,6 @@ struct Backend {
   void (*attention)(const AttentionParams& params, const BlockPattern* pattern);
   // One dense pass that also selects. params.out.data == nullptr: the pattern alone.
   BlockPattern (*attention_and_select)(const AttentionParams& params, const SelectParams& select);
-  ModelOps ops;
 };
 
 }  // namespace sparsed

@@ -8,8 +8,8 @@
 #include <optional>
 #include <utility>
 
-#include "core/error.h"
-#include "core/memory.h"
+#include "support/available_memory.h"
+#include "support/error.h"
 
 namespace sparsed {
 namespace {

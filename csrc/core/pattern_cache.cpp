@@ -5,8 +5,8 @@
 #include <string>
 #include <utility>
 
-#include "core/error.h"
 #include "core/selection.h"
+#include "support/error.h"
 
 namespace sparsed {
 namespace {

@@ -16,9 +16,9 @@
 #include <utility>
 #include <vector>
 
-#include "core/error.h"
-#include "core/memory.h"
 #include "core/pattern.h"
+#include "support/available_memory.h"
+#include "support/error.h"
 
 namespace sparsed {
 namespace {

@@ -4,8 +4,8 @@
 #include <cmath>
 #include <utility>
 
-#include "core/error.h"
-#include "core/memory.h"
+#include "support/available_memory.h"
+#include "support/error.h"
 
 namespace sparsed {
 

@@ -7,8 +7,8 @@
 #include <functional>
 #include <vector>
 
-#include "core/error.h"
 #include "core/float16.h"
+#include "support/error.h"
 
 namespace sparsed {
 namespace {

@@ -11,10 +11,11 @@
 #include <xmmintrin.h>
 #endif
 
-#include "core/error.h"
-#include "core/memory.h"
 #include "core/selection.h"
 #include "cpu/parallel.h"
+#include "support/available_memory.h"
+#include "support/buffer.h"
+#include "support/error.h"
 
 namespace sparsed::cpu {
 namespace {

@@ -6,9 +6,9 @@
 #include <string>
 #include <vector>
 
-#include "core/error.h"
-#include "core/memory.h"
 #include "cpu/parallel.h"
+#include "support/available_memory.h"
+#include "support/error.h"
 
 namespace sparsed::cpu {
 namespace {

@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <atomic>
 
-#include "core/memory.h"
+#include "support/buffer.h"
 
 namespace sparsed::cpu {
 namespace {

@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <exception>
 
-#include "core/interrupt.h"
+#include "support/interrupt.h"
 
 namespace sparsed::cpu {
 

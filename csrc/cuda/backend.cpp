@@ -4,7 +4,6 @@
 #include <string>
 #include <vector>
 
-#include "core/error.h"
 #include "core/selection.h"
 #include "cuda/cuda.h"
 #include "cuda/pattern.h"
@@ -12,6 +11,7 @@
 #include "cuda/runtime.h"
 #include "cuda/tensor_map.h"
 #include "cuda/top_k_args.h"
+#include "support/error.h"
 
 namespace sparsed::cuda {
 namespace {
@@ -158,6 +158,6 @@ std::vector<std::string> not_supported_reasons() {
 
 }  // namespace
 
-Backend backend() { return {"cuda", not_supported_reasons, attention, attention_and_select, {}}; }
+Backend backend() { return {"cuda", not_supported_reasons, attention, attention_and_select}; }
 
 }  // namespace sparsed::cuda

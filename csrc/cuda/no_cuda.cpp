@@ -1,5 +1,5 @@
-#include "core/error.h"
 #include "cuda/cuda.h"
+#include "support/error.h"
 
 namespace sparsed::cuda {
 namespace {

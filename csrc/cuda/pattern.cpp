@@ -1,6 +1,6 @@
 #include "cuda/pattern.h"
 
-#include "core/error.h"
+#include "support/error.h"
 
 namespace sparsed::cuda {
 namespace {

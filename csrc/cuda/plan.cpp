@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <bit>
 
-#include "core/error.h"
 #include "core/pattern.h"
 #include "core/selection.h"
+#include "support/error.h"
 
 namespace sparsed::cuda {
 namespace {

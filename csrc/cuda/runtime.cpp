@@ -4,7 +4,7 @@
 #include <map>
 #include <mutex>
 
-#include "core/error.h"
+#include "support/error.h"
 
 namespace sparsed::cuda {
 namespace {

@@ -5,8 +5,8 @@
 
 #include <bit>
 
-#include "core/error.h"
 #include "cuda/runtime.h"
+#include "support/error.h"
 
 namespace sparsed::cuda {
 namespace {

@@ -11,10 +11,10 @@
 #include <utility>
 #include <vector>
 
-#include "core/error.h"
 #include "core/selection.h"
 #include "random_array.h"
 #include "reference.h"
+#include "support/error.h"
 
 namespace sparsed {
 

@@ -9,8 +9,8 @@
 #include <utility>
 #include <vector>
 
-#include "core/error.h"
 #include "core/pattern_cache.h"
+#include "support/error.h"
 
 namespace sparsed {
 

@@ -6,9 +6,9 @@
 #include <numeric>
 #include <utility>
 
-#include "core/error.h"
 #include "core/float16.h"
 #include "core/selection.h"
+#include "support/error.h"
 
 namespace sparsed::reference {
 namespace {

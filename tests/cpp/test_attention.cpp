@@ -7,13 +7,13 @@
 #include <utility>
 
 #include "attention_cases.h"
-#include "core/error.h"
 #include "core/selection.h"
 #include "cpu/attention.h"
 #include "cpu/parallel.h"
 #include "cpu_targets.h"
 #include "random_array.h"
 #include "reference.h"
+#include "support/error.h"
 
 namespace sparsed {
 namespace {

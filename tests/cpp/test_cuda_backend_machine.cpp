@@ -3,13 +3,13 @@
 
 #include <cmath>
 
-#include "core/error.h"
 #include "cuda/cuda.h"
 #include "cuda/plan_sm90.h"
 #include "cuda/runtime.h"
 #include "device_arrays.h"
 #include "expect_error.h"
 #include "fake_cuda/runtime.h"
+#include "support/error.h"
 
 namespace sparsed {
 namespace {

@@ -6,8 +6,9 @@
 #include <fstream>
 #include <string>
 
-#include "core/error.h"
-#include "core/memory.h"
+#include "support/available_memory.h"
+#include "support/buffer.h"
+#include "support/error.h"
 
 namespace sparsed {
 namespace {

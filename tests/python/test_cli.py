@@ -216,8 +216,9 @@ def test_info(capsys) -> None:
     assert set(machine["backends"]) == {backend.name for backend in sparsed.backends()}
 
 
-def test_info_says_what_is_wrong_with_the_forced_backend(capsys, monkeypatch) -> None:
+def test_info_says_what_is_wrong_with_the_forced_backend(capsys, monkeypatch, set_backend) -> None:
     monkeypatch.setenv("SPARSED_ISA", "avx1024")
+    set_backend(None)
     status, out, _ = run(capsys, "info")
     assert status == 0 and "avx1024" in out
 

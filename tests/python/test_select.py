@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -120,13 +121,13 @@ def test_ties_go_to_the_lower_block(backend: str) -> None:
 
 
 @pytest.mark.parametrize("selection", RULES)
-def test_every_backend_selects_the_same(monkeypatch: pytest.MonkeyPatch, selection: Any) -> None:
+def test_every_backend_selects_the_same(set_backend: Callable[[str | None], None], selection: Any) -> None:
     q, k, _ = random_qkv(32, 2, 4, 2, 300, 300, 64)
     options: Any = {"prompt_length": 200, "block_size": 32, "selection": selection}
     assert (reference.select(q, k, rho=0.3, **options).margin > 1e-5).all()  # no row that rounding may decide
     patterns = []
     for name in BACKENDS:
-        monkeypatch.setenv("SPARSED_ISA", name)
+        set_backend(name)
         patterns.append(sparsed.select(q, k, **options))
     assert all(pattern == patterns[0] for pattern in patterns)
 

@@ -7,7 +7,7 @@ import numpy
 import numpy.typing
 import typing
 import typing_extensions
-__all__: list[str] = ['BlockPattern', 'HostBuffer', 'PackedWeight', 'PatternCache', 'active_backend', 'attention', 'attention_and_select', 'backends', 'linear', 'num_threads', 'pack_weight', 'pack_weights', 'phases', 'require_memory', 'rms_norm', 'rotary_', 'select', 'set_num_threads', 'silu_gate_', 'token_confidence']
+__all__: list[str] = ['BlockPattern', 'HostBuffer', 'PackedWeight', 'PatternCache', 'active_backend', 'attention', 'attention_and_select', 'backends', 'linear', 'num_threads', 'pack_weight', 'pack_weights', 'phases', 'require_memory', 'rms_norm', 'rotary_', 'select', 'set_backend', 'set_num_threads', 'silu_gate_', 'token_confidence']
 class HostBuffer:
     """
     A result that another library's ``from_dlpack`` takes without a copy.
@@ -255,6 +255,10 @@ def rotary_(x: typing.Any, head_dim: typing.Any, cos: typing.Any, sin: typing.An
     ...
 def select(q: typing.Any, k: typing.Any, prompt_length: typing.Any, block_size: typing.Any, rho: typing.Any, selection: typing.Any, scale: typing.Any, selection_scale: typing.Any, key_mask: typing.Any, memory: typing.Any = None) -> BlockPattern:
     ...
+def set_backend(name: str | None) -> None:
+    """
+    The backend for arrays in host memory; None: the one that SPARSED_ISA names, or the best.
+    """
 def set_num_threads(n: typing.Any) -> None:
     ...
 def silu_gate_(gate: typing.Any, up: typing.Any) -> None:
