@@ -8,9 +8,8 @@
 #include <string>
 #include <utility>
 
-#include "bindings/arrays.h"
 #include "bindings/register.h"
-#include "support/error.h"
+#include "bindings/views.h"
 
 namespace sparsed::python {
 namespace {
@@ -27,60 +26,59 @@ auto on_host(Result (*function)(const BlockPattern&, Args...)) {
   };
 }
 
-PatternGeometry make_geometry(const char* function, const py::object& batch, const py::object& heads,
+PatternGeometry make_geometry(const Arguments& check, const py::object& batch, const py::object& heads,
                               const py::object& block_size, const py::object& q_len, const py::object& kv_len,
                               const py::object& prompt_length) {
   PatternGeometry geometry;
-  geometry.batch = integer(batch, function, "batch");
-  geometry.heads = integer(heads, function, "heads");
-  geometry.block = block_size_number(block_size, function);
-  geometry.q_len = integer(q_len, function, "q_len");
-  geometry.kv_len = integer(kv_len, function, "kv_len");
-  geometry.prompt_length = integer(prompt_length, function, "prompt_length");
+  geometry.batch = check.integer("batch", batch);
+  geometry.heads = check.integer("heads", heads);
+  geometry.block = check.block_size(block_size);
+  geometry.q_len = check.integer("q_len", q_len);
+  geometry.kv_len = check.integer("kv_len", kv_len);
+  geometry.prompt_length = check.integer("prompt_length", prompt_length);
   return geometry;
 }
 
 BlockPattern full(const py::object& batch, const py::object& heads, const py::object& block_size,
                   const py::object& q_len, const py::object& kv_len, const py::object& prompt_length) {
-  return BlockPattern::full(make_geometry("BlockPattern.full", batch, heads, block_size, q_len, kv_len, prompt_length));
+  const Arguments check("BlockPattern.full");
+  return BlockPattern::full(make_geometry(check, batch, heads, block_size, q_len, kv_len, prompt_length));
 }
 
 BlockPattern sliding_window(const py::object& batch, const py::object& heads, const py::object& window,
                             const py::object& block_size, const py::object& q_len, const py::object& kv_len,
                             const py::object& prompt_length) {
-  const char* function = "BlockPattern.sliding_window";
-  return BlockPattern::streaming(make_geometry(function, batch, heads, block_size, q_len, kv_len, prompt_length),
-                                 integer(window, function, "window"), 0, function);
+  const Arguments check("BlockPattern.sliding_window");
+  return BlockPattern::streaming(make_geometry(check, batch, heads, block_size, q_len, kv_len, prompt_length),
+                                 check.integer("window", window), 0, check);
 }
 
 BlockPattern streaming(const py::object& batch, const py::object& heads, const py::object& window,
                        const py::object& sinks, const py::object& block_size, const py::object& q_len,
                        const py::object& kv_len, const py::object& prompt_length) {
-  const char* function = "BlockPattern.streaming";
-  return BlockPattern::streaming(make_geometry(function, batch, heads, block_size, q_len, kv_len, prompt_length),
-                                 integer(window, function, "window"), integer(sinks, function, "sinks"), function);
+  const Arguments check("BlockPattern.streaming");
+  return BlockPattern::streaming(make_geometry(check, batch, heads, block_size, q_len, kv_len, prompt_length),
+                                 check.integer("window", window), check.integer("sinks", sinks), check);
 }
 
 BlockPattern from_mask(const py::object& mask, const py::object& block_size, const py::object& q_len,
                        const py::object& kv_len, const py::object& prompt_length) {
-  const char* function = "BlockPattern.from_mask";
-  const py::array array = bool_array(mask, 4, "[batch, heads, q_blocks, kv_blocks]", function, "mask");
-  const PatternGeometry geometry = make_geometry(function, py::int_(array.shape(0)), py::int_(array.shape(1)),
-                                                 block_size, q_len, kv_len, prompt_length);
-  check_geometry(geometry, function);
-  const auto same = [&](const char* name, int64_t found, int64_t expected, const char* source, int64_t length) {
-    check(found == expected, function, ": mask has ", name, " ", found, ", expected ", expected, " (from ", source, " ",
-          length, ", block_size ", geometry.block.kv, ")");
-  };
-  same("q_blocks", array.shape(2), geometry.q_blocks(), "q_len", geometry.q_len);
-  same("kv_blocks", array.shape(3), geometry.kv_blocks(), "kv_len", geometry.kv_len);
+  const Arguments check("BlockPattern.from_mask");
+  const py::array array = bool_array(check, "mask", mask, 4, "[batch, heads, q_blocks, kv_blocks]");
+  const PatternGeometry geometry = make_geometry(check, py::int_(array.shape(0)), py::int_(array.shape(1)), block_size,
+                                                 q_len, kv_len, prompt_length);
+  check_geometry(geometry, check);
+  check.same("mask has q_blocks", array.shape(2), geometry.q_blocks(),
+             message(" (from q_len ", geometry.q_len, ", block_size ", geometry.block.q, ")"));
+  check.same("mask has kv_blocks", array.shape(3), geometry.kv_blocks(),
+             message(" (from kv_len ", geometry.kv_len, ", block_size ", geometry.block.kv, ")"));
   return BlockPattern::from_mask(geometry, static_cast<const uint8_t*>(array.data()));
 }
 
 py::array_t<bool> to_mask(const BlockPattern& pattern) {
   const PatternGeometry& g = pattern.geometry();
-  py::array mask = new_array(py::dtype::of<bool>(), {g.batch, g.heads, g.q_blocks(), g.kv_blocks()},
-                             "BlockPattern.to_mask", "the mask");
+  py::array mask = new_array(Arguments("BlockPattern.to_mask"), "the mask", py::dtype::of<bool>(),
+                             {g.batch, g.heads, g.q_blocks(), g.kv_blocks()});
   pattern.to_mask(static_cast<uint8_t*>(mask.mutable_data()));
   return mask;
 }
@@ -95,9 +93,10 @@ py::array_t<double> per_head(const BlockPattern& pattern, const std::vector<doub
 py::array_t<int32_t> row(const BlockPattern& pattern, const py::object& batch, const py::object& head,
                          const py::object& q_block) {
   const PatternGeometry& g = pattern.geometry();
+  const Arguments check("BlockPattern.row");
   const auto index = [&](const py::object& object, const char* name, int64_t count) {
-    const int64_t value = integer(object, "BlockPattern.row", name);
-    check(value >= 0 && value < count, "BlockPattern.row: ", name, " is ", value, ", expected 0 ... ", count - 1);
+    const int64_t value = check.integer(name, object);
+    check.range(name, value, 0, count - 1);
     return value;
   };
   const int64_t b = index(batch, "batch", g.batch), h = index(head, "head", g.heads);
@@ -108,10 +107,10 @@ py::array_t<int32_t> row(const BlockPattern& pattern, const py::object& batch, c
 }
 
 py::typing::Tuple<py::array_t<int64_t>, py::array_t<int32_t>> to_bsr(const BlockPattern& pattern) {
-  const char* function = "BlockPattern.to_bsr";
+  const Arguments check("BlockPattern.to_bsr");
   const int64_t rows = pattern.rows(), words = pattern.geometry().row_words();
-  py::array indptr = new_array(py::dtype::of<int64_t>(), {rows + 1}, function, "indptr");
-  py::array indices = new_array(py::dtype::of<int32_t>(), {pattern.num_selected()}, function, "indices");
+  py::array indptr = new_array(check, "indptr", py::dtype::of<int64_t>(), {rows + 1});
+  py::array indices = new_array(check, "indices", py::dtype::of<int32_t>(), {pattern.num_selected()});
   auto* end = static_cast<int64_t*>(indptr.mutable_data());
   auto* const first = static_cast<int32_t*>(indices.mutable_data());
   int32_t* next = first;
@@ -125,24 +124,24 @@ py::typing::Tuple<py::array_t<int64_t>, py::array_t<int32_t>> to_bsr(const Block
 }
 
 // str, bytes or os.PathLike as the file system's bytes.
-std::string path_string(const py::object& path, const char* function) {
+std::string path_string(const Arguments& check, const py::object& path) {
   PyObject* bytes = nullptr;
   if (!PyUnicode_FSConverter(path.ptr(), &bytes)) {
     if (!PyErr_ExceptionMatches(PyExc_TypeError)) throw py::error_already_set();  // a zero byte: ValueError
     PyErr_Clear();
-    wrong_type(path, function, "path", "a str or os.PathLike");
+    check.wrong_type("path", path, "a str or os.PathLike");
   }
   return py::cast<std::string>(py::reinterpret_steal<py::bytes>(bytes));
 }
 
 BlockPattern load(const py::object& path) {
-  const std::string file = path_string(path, "BlockPattern.load");
+  const std::string file = path_string("BlockPattern.load", path);
   const py::gil_scoped_release release;
   return BlockPattern::load(file);
 }
 
 void save(const BlockPattern& pattern, const py::object& path) {
-  const std::string file = path_string(path, "BlockPattern.save");
+  const std::string file = path_string("BlockPattern.save", path);
   const py::gil_scoped_release release;
   pattern.save(file);
 }
@@ -150,7 +149,8 @@ void save(const BlockPattern& pattern, const py::object& path) {
 py::array_t<double> head_density(const BlockPattern& pattern) { return per_head(pattern, pattern.head_density()); }
 
 py::array_t<double> jaccard(const BlockPattern& pattern, const py::object& other) {
-  if (!py::isinstance<BlockPattern>(other)) wrong_type(other, "BlockPattern.jaccard", "other", "a BlockPattern");
+  if (!py::isinstance<BlockPattern>(other))
+    Arguments("BlockPattern.jaccard").wrong_type("other", other, "a BlockPattern");
   const BlockPattern& theirs = py::cast<const BlockPattern&>(other);
   std::vector<double> values;
   {

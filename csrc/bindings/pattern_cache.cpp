@@ -11,10 +11,8 @@
 #include <utility>
 #include <vector>
 
-#include "bindings/arrays.h"
+#include "bindings/attention_arguments.h"
 #include "bindings/register.h"
-#include "registry.h"
-#include "support/error.h"
 
 namespace sparsed::python {
 namespace {
@@ -36,10 +34,10 @@ class LockedCache {
   }
 
   template <class Body>
-  void change(const char* function, const Body& body) {
+  void change(const Checker& check, const Body& body) {
     const py::gil_scoped_release release;
     const std::lock_guard lock(mutex_);
-    check(!changing_, function, ": called by a signal handler inside another call, expected one after the other");
+    check(!changing_, "called by a signal handler inside another call, expected one after the other");
     struct Mark {
       bool& set;
       explicit Mark(bool& flag) : set(flag) { set = true; }
@@ -54,37 +52,36 @@ class LockedCache {
   bool changing_ = false;
 };
 
-py::object attend(LockedCache& self, const py::object& layer, const py::object& q, const py::object& k,
-                  const py::object& v, const py::object& key_mask, const py::object& scale, const py::object& memory) {
-  const char* function = "PatternCache.attend";
-  const int64_t index = integer(layer, function, "layer");
-  AttentionArguments arguments = attention_arguments(function, q, k, &v, scale, key_mask, memory);
-  check(!arguments.params.empty(), function, ": q has shape ", shape_string(arguments.params.q.shape), " and k ",
-        shape_string(arguments.params.k.shape), ", expected at least one row, head, query and key");
-  const Backend& backend = backend_for(arguments);
-  const py::object out = new_output(function, arguments);
-  self.change(function, [&](PatternCache& cache) { cache.attend(backend, index, arguments.params); });
-  return out;
+void attend(LockedCache& self, const py::object& layer, const py::object& q, const py::object& k, const py::object& v,
+            const py::object& out, const py::object& key_mask, const py::object& scale, const py::object& stream) {
+  const Arguments check("PatternCache.attend");
+  const int64_t index = check.integer("layer", layer);
+  const AttentionArguments arguments =
+      attention_arguments(check, {q, k, v, out, py::none(), key_mask, scale, stream}, false);
+  const AttentionParams& params = arguments.params;
+  check(!params.empty(), "q has shape ", shape_string(params.q.shape), " and k ", shape_string(params.k.shape),
+        ", expected at least one row, head, query and key");
+  self.change(check, [&](PatternCache& cache) { cache.attend(*arguments.backend, index, params); });
 }
 
 std::optional<int64_t> step_count(const py::object& steps) {
   if (steps.is_none()) return std::nullopt;
-  return integer(steps, "PatternCache", "steps");
+  return Arguments("PatternCache").integer("steps", steps);
 }
 
 // The fields of the Python dataclasses, which have checked them.
-ScheduleConfig schedule_config(const char* function, double skip, const py::object& selection,
+ScheduleConfig schedule_config(const Arguments& check, double skip, const py::object& selection,
                                std::vector<double> refresh, bool refresh_every) {
-  return {skip, selection_rule(selection, function), std::move(refresh), refresh_every};
+  return {skip, check.selection_rule(selection), std::move(refresh), refresh_every};
 }
 
 std::vector<const char*> phases(const py::object& steps, double skip, const py::object& selection,
                                 std::vector<double> refresh, bool refresh_every) {
-  const char* function = "SparseConfig.phases";
-  const Schedule schedule(schedule_config(function, skip, selection, std::move(refresh), refresh_every),
-                          integer(steps, function, "steps"), function);
+  const Arguments check("SparseConfig.phases");
+  const Schedule schedule(schedule_config(check, skip, selection, std::move(refresh), refresh_every),
+                          check.integer("steps", steps), check);
   std::vector<const char*> names;
-  for (const Phase phase : schedule.phases()) names.push_back(phase_name(phase));
+  for (const Phase phase : schedule.phases(check)) names.push_back(phase_name(phase));
   return names;
 }
 
@@ -97,44 +94,44 @@ std::unique_ptr<LockedCache> sparse_cache(const py::object& steps, const py::obj
   config.rho = rho;
   config.block_size = block_size;
   if (!selection_scale.is_none()) {
-    config.selection_scale = positive_scale(selection_scale, "SparseConfig", "selection_scale");
+    config.selection_scale = Arguments("SparseConfig").positive_scale("selection_scale", selection_scale);
   }
   config.isolate = isolate;
   config.min_length = min_length;
   return std::make_unique<LockedCache>(std::move(config), step_count(steps),
-                                       integer(prompt_length, "PatternCache", "prompt_length"));
+                                       Arguments("PatternCache").integer("prompt_length", prompt_length));
 }
 
 std::unique_ptr<LockedCache> window_cache(const py::object& steps, const py::object& prompt_length, int64_t window,
                                           int64_t sinks, int block_size) {
   return std::make_unique<LockedCache>(WindowConfig{window, sinks, block_size}, step_count(steps),
-                                       integer(prompt_length, "PatternCache", "prompt_length"));
+                                       Arguments("PatternCache").integer("prompt_length", prompt_length));
 }
 
 void begin_step(LockedCache& self, const py::object& step, const py::object& unmasked) {
-  const char* function = "PatternCache.begin_step";
-  const int64_t number = integer(step, function, "step");
+  const Arguments check("PatternCache.begin_step");
+  const int64_t number = check.integer("step", step);
   std::optional<double> share;
-  if (!unmasked.is_none()) share = real_number(unmasked, function, "unmasked");
-  self.change(function, [&](PatternCache& cache) { cache.begin_step(number, share); });
+  if (!unmasked.is_none()) share = check.number("unmasked", unmasked);
+  self.change(check, [&](PatternCache& cache) { cache.begin_step(number, share); });
 }
 
 BlockPattern pattern(LockedCache& self, const py::object& layer) {
-  const int64_t index = integer(layer, "PatternCache.pattern", "layer");
+  const int64_t index = Arguments("PatternCache.pattern").integer("layer", layer);
   return self.read([&](PatternCache& cache) { return cache.pattern(index); });
 }
 
 void set_pattern(LockedCache& self, const py::object& layer, const py::object& pattern) {
-  const char* function = "PatternCache.set_pattern";
-  const int64_t index = integer(layer, function, "layer");
-  if (!py::isinstance<BlockPattern>(pattern)) wrong_type(pattern, function, "pattern", "a BlockPattern");
+  const Arguments check("PatternCache.set_pattern");
+  const int64_t index = check.integer("layer", layer);
+  if (!py::isinstance<BlockPattern>(pattern)) check.wrong_type("pattern", pattern, "a BlockPattern");
   const BlockPattern given = py::cast<const BlockPattern&>(pattern);
-  self.change(function, [&](PatternCache& cache) { cache.set_pattern(index, given); });
+  self.change(check, [&](PatternCache& cache) { cache.set_pattern(index, given); });
 }
 
 double density(LockedCache& self, const py::object& layer) {
   if (layer.is_none()) return self.read([](PatternCache& cache) { return cache.density(); });
-  const int64_t index = integer(layer, "PatternCache.density", "layer");
+  const int64_t index = Arguments("PatternCache.density").integer("layer", layer);
   return self.read([&](PatternCache& cache) { return cache.density(index); });
 }
 
@@ -165,7 +162,9 @@ StateTuple state(LockedCache& self) {
 void restore(LockedCache& self, const StateTuple& given) {
   const auto pattern_of = [](const py::object& object) -> std::optional<BlockPattern> {
     if (object.is_none()) return std::nullopt;
-    if (!py::isinstance<BlockPattern>(object)) wrong_type(object, "PatternCache.restore", "pattern", "a BlockPattern");
+    if (!py::isinstance<BlockPattern>(object)) {
+      Arguments("PatternCache.restore").wrong_type("pattern", object, "a BlockPattern");
+    }
     return py::cast<BlockPattern>(object);
   };
   PatternCache::State state;
@@ -189,8 +188,8 @@ void register_pattern_cache(py::module_& m) {
       .def_static("window", &window_cache, py::kw_only(), py::arg("steps"), py::arg("prompt_length"), py::arg("window"),
                   py::arg("sinks"), py::arg("block_size"))
       .def("begin_step", &begin_step, py::arg("step"), py::arg("unmasked"))
-      .def("attend", &attend, py::arg("layer"), py::arg("q"), py::arg("k"), py::arg("v"), py::arg("key_mask"),
-           py::arg("scale"), py::arg("memory") = py::none())
+      .def("attend", &attend, py::arg("layer"), py::arg("q"), py::arg("k"), py::arg("v"), py::arg("out"),
+           py::arg("key_mask"), py::arg("scale"), py::arg("stream"))
       .def("pattern", &pattern, py::arg("layer"))
       .def("set_pattern", &set_pattern, py::arg("layer"), py::arg("pattern"))
       .def("density", &density, py::arg("layer"))

@@ -10,7 +10,7 @@
 namespace sparsed {
 
 // Its calls take arrays in the memory that the backend computes in. On a device, work is queued on params.stream and
-// nothing comes back to the host.
+// nothing comes back to the host. Errors have no function in front: the caller gives its name (Checker::named).
 struct Backend {
   const char* name;
   // Why it cannot run on this machine; empty: it can.

@@ -9,15 +9,14 @@
 namespace sparsed {
 
 struct AttentionParams {
-  TensorView q;                        // [B, H, L, D]
-  TensorView k;                        // [B, H_kv, S, D]
-  TensorView v;                        // [B, H_kv, S, D]; data == nullptr: selection only, no output
-  TensorView out;                      // [B, H, L, D], dtype of q; data == nullptr: selection only
-  float* lse = nullptr;                // [B, H, L] natural log-sum-exp, or nullptr
-  const uint8_t* key_mask = nullptr;   // [B, S], nonzero = a real key, or nullptr
-  float scale = 1.f;                   // > 0, finite
-  void* stream = nullptr;              // of a backend that has one: a cudaStream_t
-  const char* function = "attention";  // whom errors name
+  TensorView q;                       // [B, H, L, D]
+  TensorView k;                       // [B, H_kv, S, D]
+  TensorView v;                       // [B, H_kv, S, D]; data == nullptr: selection only, no output
+  TensorView out;                     // [B, H, L, D], dtype of q; data == nullptr: selection only
+  float* lse = nullptr;               // [B, H, L] natural log-sum-exp, or nullptr
+  const uint8_t* key_mask = nullptr;  // [B, S], nonzero = a real key, or nullptr
+  float scale = 1.f;                  // > 0, finite
+  void* stream = nullptr;             // of a backend that has one: a cudaStream_t
 
   int64_t batch() const { return q.shape[0]; }
   int64_t heads() const { return q.shape[1]; }

@@ -14,10 +14,6 @@
 namespace sparsed {
 namespace {
 
-void check_range(int64_t value, const char* name, int64_t maximum, const std::string& function) {
-  check(value >= 0 && value <= maximum, function, ": ", name, " is ", value, ", expected 0 ... ", maximum);
-}
-
 int64_t count_bits(const uint64_t* words, size_t count) {
   int64_t bits = 0;
   for (size_t i = 0; i < count; ++i) bits += std::popcount(words[i]);
@@ -49,26 +45,26 @@ bool is_block_size(int64_t block_size) {
 
 int64_t num_blocks(int64_t length, int64_t block_size) { return (length + block_size - 1) / block_size; }
 
-void check_block_size(int64_t block_size, const std::string& function, const char* name) {
-  check(is_block_size(block_size), function, ": ", name, " is ", block_size, ", expected 16, 32, 64, 128 or 256");
+void check_block_size(int64_t block_size, const Checker& check, const char* name) {
+  check(is_block_size(block_size), name, " is ", block_size, ", expected 16, 32, 64, 128 or 256");
 }
 
-void check_geometry(const PatternGeometry& geometry, const std::string& function) {
+void check_geometry(const PatternGeometry& geometry, const Checker& check) {
   constexpr int64_t kMaxCount = std::numeric_limits<int32_t>::max();
   const auto [q, kv] = geometry.block;
-  check_block_size(q, function, q == kv ? "block_size" : "q_block_size");
-  check_block_size(kv, function, "kv_block_size");
-  check_range(geometry.batch, "batch", kMaxCount, function);
-  check_range(geometry.heads, "heads", kMaxCount, function);
-  check_range(geometry.q_len, "q_len", kMaxLength, function);
-  check_range(geometry.kv_len, "kv_len", kMaxLength, function);
-  check(geometry.prompt_length >= 0 && geometry.prompt_length <= geometry.kv_len, function, ": prompt_length is ",
+  check_block_size(q, check, q == kv ? "block_size" : "q_block_size");
+  check_block_size(kv, check, "kv_block_size");
+  check.range("batch", geometry.batch, 0, kMaxCount);
+  check.range("heads", geometry.heads, 0, kMaxCount);
+  check.range("q_len", geometry.q_len, 0, kMaxLength);
+  check.range("kv_len", geometry.kv_len, 0, kMaxLength);
+  check(geometry.prompt_length >= 0 && geometry.prompt_length <= geometry.kv_len, "prompt_length is ",
         geometry.prompt_length, ", expected 0 ... ", geometry.kv_len, " (kv_len)");
 }
 
-void check_window(int64_t window, int64_t sinks, const std::string& function) {
-  check(window >= 1, function, ": window is ", window, ", expected >= 1");
-  check(sinks >= 0, function, ": sinks is ", sinks, ", expected >= 0");
+void check_window(int64_t window, int64_t sinks, const Checker& check) {
+  check(window >= 1, "window is ", window, ", expected >= 1");
+  check(sinks >= 0, "sinks is ", sinks, ", expected >= 0");
 }
 
 uint64_t bit_bytes(const PatternGeometry& geometry) {
@@ -76,11 +72,11 @@ uint64_t bit_bytes(const PatternGeometry& geometry) {
       {geometry.batch, geometry.heads, geometry.q_blocks(), geometry.row_words(), sizeof(uint64_t)});
 }
 
-PatternBuilder::PatternBuilder(const PatternGeometry& geometry, const std::string& function) : geometry_(geometry) {
-  check_geometry(geometry, function);
+PatternBuilder::PatternBuilder(const PatternGeometry& geometry, const Checker& check) : geometry_(geometry) {
+  check_geometry(geometry, check);
   PatternGeometry bound = geometry;  // without zeros, so that rows and heads are bounded in an empty pattern too
   for (int64_t* size : {&bound.batch, &bound.heads, &bound.q_len, &bound.kv_len}) *size = std::max<int64_t>(*size, 1);
-  require_memory(bit_bytes(bound), (function + ": the pattern").c_str());
+  check.memory(bit_bytes(bound), "the pattern");
   words_ = geometry.row_words();
   bits_.resize(static_cast<size_t>(rows() * words_));
 }
@@ -107,8 +103,8 @@ BlockPattern::BlockPattern(const PatternGeometry& geometry, std::vector<uint64_t
   shared_->bits = std::move(bits);
 }
 
-BlockPattern::BlockPattern(const PatternGeometry& geometry, const std::string& function)
-    : BlockPattern(PatternBuilder(geometry, function).build()) {}
+BlockPattern::BlockPattern(const PatternGeometry& geometry, const Checker& check)
+    : BlockPattern(PatternBuilder(geometry, check).build()) {}
 
 BlockPattern::BlockPattern(const PatternGeometry& geometry, int device, std::shared_ptr<const PatternCopy> copy,
                            double max_density)
@@ -141,9 +137,9 @@ BlockPattern BlockPattern::full(const PatternGeometry& geometry) {
 }
 
 BlockPattern BlockPattern::streaming(const PatternGeometry& geometry, int64_t window, int64_t sinks,
-                                     const std::string& function) {
-  check_window(window, sinks, function);
-  PatternBuilder builder(geometry, function);
+                                     const Checker& check) {
+  check_window(window, sinks, check);
+  PatternBuilder builder(geometry, check);
   std::vector<uint64_t>& bits = builder.bits();
   if (bits.empty()) return std::move(builder).build();
   const auto [q_size, kv_size] = geometry.block;
@@ -210,16 +206,14 @@ std::vector<double> BlockPattern::head_density() const {
 
 std::vector<double> BlockPattern::jaccard(const BlockPattern& other) const {
   const PatternGeometry &ours = geometry(), &theirs = other.geometry();
-  const auto same = [](const char* name, int64_t found, int64_t expected) {
-    check(found == expected, "BlockPattern.jaccard: other has ", name, " ", found, ", expected ", expected);
-  };
-  same("batch", theirs.batch, ours.batch);
-  same("heads", theirs.heads, ours.heads);
+  const Checker check("BlockPattern.jaccard");
+  check.same("other has batch", theirs.batch, ours.batch);
+  check.same("other has heads", theirs.heads, ours.heads);
   const bool square = ours.block.q == ours.block.kv && theirs.block.q == theirs.block.kv;
-  same(square ? "block_size" : "q_block_size", theirs.block.q, ours.block.q);
-  same("kv_block_size", theirs.block.kv, ours.block.kv);
-  same("q_len", theirs.q_len, ours.q_len);
-  same("kv_len", theirs.kv_len, ours.kv_len);
+  check.same(square ? "other has block_size" : "other has q_block_size", theirs.block.q, ours.block.q);
+  check.same("other has kv_block_size", theirs.block.kv, ours.block.kv);
+  check.same("other has q_len", theirs.q_len, ours.q_len);
+  check.same("other has kv_len", theirs.kv_len, ours.kv_len);
   std::vector<double> result(static_cast<size_t>(ours.batch * ours.heads));
   const size_t words = head_words(ours);
   const uint64_t *a = bits().data(), *b = other.bits().data();

@@ -10,14 +10,16 @@
 #include <string>
 #include <vector>
 
+#include "support/checker.h"
+
 namespace sparsed {
 
 constexpr int64_t kMaxLength = int64_t{1} << 35;         // tokens: block indices fit int32 at every block size
 bool is_block_size(int64_t block_size);                  // 16, 32, 64, 128 or 256
 int64_t num_blocks(int64_t length, int64_t block_size);  // ceil(length / block_size)
 
-// Throws unless is_block_size(block_size); errors name `function` and `name`.
-void check_block_size(int64_t block_size, const std::string& function, const char* name = "block_size");
+// Throws unless is_block_size(block_size); errors name `name`.
+void check_block_size(int64_t block_size, const Checker& check, const char* name = "block_size");
 
 // Tokens of a block of queries and of a block of keys.
 struct BlockSize {
@@ -42,9 +44,9 @@ struct PatternGeometry {
   bool operator==(const PatternGeometry&) const = default;
 };
 
-// Throws unless every field is in its range; errors name `function` and the field.
-void check_geometry(const PatternGeometry& geometry, const std::string& function);
-void check_window(int64_t window, int64_t sinks, const std::string& function);
+// Throws unless every field is in its range; errors name the field.
+void check_geometry(const PatternGeometry& geometry, const Checker& check);
+void check_window(int64_t window, int64_t sinks, const Checker& check);
 // Bytes of a pattern's bit rows; the largest uint64_t where they are more.
 uint64_t bit_bytes(const PatternGeometry& geometry);
 
@@ -73,8 +75,8 @@ class BlockPattern;
 // Writable bit rows, from which a pattern is made.
 class PatternBuilder {
  public:
-  // All rows are empty. Errors name `function` and the argument; kMemory before an allocation that cannot fit.
-  PatternBuilder(const PatternGeometry& geometry, const std::string& function);
+  // All rows are empty. Errors name the argument; kMemory before an allocation that cannot fit.
+  PatternBuilder(const PatternGeometry& geometry, const Checker& check);
 
   const PatternGeometry& geometry() const { return geometry_; }
   int64_t rows() const { return geometry_.rows(); }
@@ -97,7 +99,7 @@ class BlockPattern {
  public:
   BlockPattern() : BlockPattern(PatternGeometry{}, std::vector<uint64_t>{}) {}
   // All rows are empty.
-  BlockPattern(const PatternGeometry& geometry, const std::string& function);
+  BlockPattern(const PatternGeometry& geometry, const Checker& check);
   // What a device has selected. max_density: no row keeps a larger share of the blocks.
   BlockPattern(const PatternGeometry& geometry, int device, std::shared_ptr<const PatternCopy> copy,
                double max_density);
@@ -106,7 +108,7 @@ class BlockPattern {
   // `window` tokens in all, centred on each query (query i sees keys i - window/2 ... i - window/2 + window - 1), and
   // the first `sinks` tokens; every block that they touch. sinks = 0: a sliding window.
   static BlockPattern streaming(const PatternGeometry& geometry, int64_t window, int64_t sinks,
-                                const std::string& function = "BlockPattern.streaming");
+                                const Checker& check = Checker("BlockPattern.streaming"));
   // mask: [batch, heads, q_blocks, kv_blocks], nonzero = selected.
   static BlockPattern from_mask(const PatternGeometry& geometry, const uint8_t* mask);
   // A file that is not what save() wrote is a kValue error that names the path; a missing one kFileNotFound.

@@ -6,12 +6,11 @@
 #include <utility>
 
 #include "core/selection.h"
-#include "support/error.h"
 
 namespace sparsed {
 namespace {
 
-constexpr const char* kAttend = "PatternCache.attend";
+const Checker kAttend("PatternCache.attend");
 
 SelectParams select_params(const SparseConfig& config, int64_t prompt_length, float attention_scale) {
   SelectParams select;
@@ -24,41 +23,42 @@ SelectParams select_params(const SparseConfig& config, int64_t prompt_length, fl
   return select;
 }
 
+const Checker kCache("PatternCache");
+
 void check_prompt_length(int64_t prompt_length) {
-  check(prompt_length >= 0, "PatternCache: prompt_length is ", prompt_length, ", expected >= 0");
+  kCache(prompt_length >= 0, "prompt_length is ", prompt_length, ", expected >= 0");
 }
 
-void check_same(const std::string& what, int64_t found, int64_t expected, const std::string& as) {
-  check(found == expected, kAttend, ": ", what, " ", found, ", expected ", expected, " (as ", as, ")");
+void check_same(const char* what, int64_t found, int64_t expected, const std::string& as) {
+  kAttend.same(what, found, expected, message(" (as ", as, ")"));
 }
 
 }  // namespace
 
 PatternCache::PatternCache(SparseConfig config, std::optional<int64_t> steps, int64_t prompt_length)
-    : schedule_(Schedule(config.schedule, steps, "PatternCache")), steps_(steps), prompt_length_(prompt_length) {
+    : schedule_(Schedule(config.schedule, steps, kCache)), steps_(steps), prompt_length_(prompt_length) {
   check_prompt_length(prompt_length);
-  check_select(select_params(config, 0, 1.f), 0, "PatternCache");
-  check(config.min_length >= 0, "PatternCache: min_length is ", config.min_length, ", expected >= 0");
+  check_select(select_params(config, 0, 1.f), 0, kCache);
+  kCache(config.min_length >= 0, "min_length is ", config.min_length, ", expected >= 0");
   config_ = std::move(config);
 }
 
 PatternCache::PatternCache(WindowConfig config, std::optional<int64_t> steps, int64_t prompt_length)
     : config_(config), steps_(steps), prompt_length_(prompt_length) {
-  check_steps(steps, "PatternCache");
+  check_steps(steps, kCache);
   check_prompt_length(prompt_length);
-  check_window(config.window, config.sinks, "PatternCache");
-  check_block_size(config.block_size, "PatternCache");
+  check_window(config.window, config.sinks, kCache);
+  check_block_size(config.block_size, kCache);
 }
 
 void PatternCache::begin_step(int64_t step, std::optional<double> unmasked) {
-  const std::string function = "PatternCache.begin_step";
-  check(step == state_.step + 1, function, ": step is ", step, ", expected ", state_.step + 1,
-        " (steps come in order)");
-  check(!steps_ || step < *steps_, function, ": step is ", step, ", expected 0 ... ", steps_.value_or(0) - 1,
-        " (steps is ", steps_.value_or(0), ")");
+  const Checker check("PatternCache.begin_step");
+  check(step == state_.step + 1, "step is ", step, ", expected ", state_.step + 1, " (steps come in order)");
+  check(!steps_ || step < *steps_, "step is ", step, ", expected 0 ... ", steps_.value_or(0) - 1, " (steps is ",
+        steps_.value_or(0), ")");
   if (schedule_ && !steps_) {
-    check(unmasked.has_value(), function, ": unmasked is missing, expected 0 ... 1 (the number of steps is unknown)");
-    check(*unmasked >= 0 && *unmasked <= 1, function, ": unmasked is ", *unmasked, ", expected 0 ... 1");
+    check(unmasked.has_value(), "unmasked is missing, expected 0 ... 1 (the number of steps is unknown)");
+    check(*unmasked >= 0 && *unmasked <= 1, "unmasked is ", *unmasked, ", expected 0 ... 1");
   }
   state_.step = step;
   if (!schedule_) return;
@@ -85,14 +85,14 @@ void PatternCache::attend(const Backend& backend, int64_t layer, const Attention
   Layer next = checked_layer(layer, params);
   switch (phase_at(params.q_len())) {
     case Phase::kDense:
-      backend.attention(params, nullptr);
+      kAttend.named([&] { backend.attention(params, nullptr); });
       next.attended.reset();
       break;
     case Phase::kSelect: attend_select(backend, params, next); break;
     case Phase::kSparse:
       if (!schedule_ && !next.pattern) next.pattern = window_pattern(params);
-      check(next.pattern.has_value(), kAttend, ": layer ", layer, " has no pattern in sparse step ", state_.step,
-            ", expected it to attend in step ", state_.select_step, ", which selects");
+      kAttend(next.pattern.has_value(), "layer ", layer, " has no pattern in sparse step ", state_.step,
+              ", expected it to attend in step ", state_.select_step, ", which selects");
       attend_sparse(backend, params, next);
       break;
   }
@@ -104,11 +104,11 @@ void PatternCache::attend(const Backend& backend, int64_t layer, const Attention
 
 // The layer's record if the call may go on, new if the layer has none.
 PatternCache::Layer PatternCache::checked_layer(int64_t layer, const AttentionParams& params) const {
-  check(state_.step >= 0, kAttend, ": no step has begun, expected begin_step(0) before");
-  check(layer >= 0, kAttend, ": layer is ", layer, ", expected >= 0");
+  kAttend(state_.step >= 0, "no step has begun, expected begin_step(0) before");
+  kAttend(layer >= 0, "layer is ", layer, ", expected >= 0");
   check_same("k has length", params.kv_len(), params.q_len(), "q");
-  check(prompt_length_ <= params.q_len(), kAttend, ": q has length ", params.q_len(), ", expected at least ",
-        prompt_length_, " (prompt_length)");
+  kAttend(prompt_length_ <= params.q_len(), "q has length ", params.q_len(), ", expected at least ", prompt_length_,
+          " (prompt_length)");
   if (state_.length >= 0) {
     check_same("q has batch", params.batch(), state_.batch, "before");
     check_same("q has length", params.q_len(), state_.length, "before");
@@ -125,8 +125,8 @@ PatternCache::Layer PatternCache::checked_layer(int64_t layer, const AttentionPa
   }
   check_same("k has heads", params.kv_heads(), known.kv_heads, as);
   check_same("q has head_dim", params.head_dim(), known.head_dim, as);
-  check(known.attended_step != state_.step, kAttend, ": layer is ", layer, " again in step ", state_.step,
-        ", expected each layer once a step");
+  kAttend(known.attended_step != state_.step, "layer is ", layer, " again in step ", state_.step,
+          ", expected each layer once a step");
   return known;
 }
 
@@ -139,14 +139,14 @@ void PatternCache::attend_select(const Backend& backend, const AttentionParams& 
     pass.v.data = pass.out.data = nullptr;
     pass.lse = nullptr;
   }
-  layer.pattern = backend.attention_and_select(pass, select);
+  layer.pattern = kAttend.named([&] { return backend.attention_and_select(pass, select); });
   layer.attended.reset();
   if (sparse) attend_sparse(backend, params, layer);
 }
 
 void PatternCache::attend_sparse(const Backend& backend, const AttentionParams& params, Layer& layer) const {
   const bool dense = layer.pattern->denser_than(kDenseAbove);
-  backend.attention(params, dense ? nullptr : &*layer.pattern);
+  kAttend.named([&] { backend.attention(params, dense ? nullptr : &*layer.pattern); });
   layer.attended = dense ? std::nullopt : layer.pattern;
 }
 
@@ -180,16 +180,16 @@ const BlockPattern& PatternCache::pattern(int64_t layer) const {
 }
 
 void PatternCache::set_pattern(int64_t layer, const BlockPattern& pattern) {
-  const std::string function = "PatternCache.set_pattern";
+  const Checker check("PatternCache.set_pattern");
   const PatternGeometry& geometry = pattern.geometry();
   const auto same = [&](const char* name, int64_t found, int64_t expected, const char* as) {
-    check(found == expected, function, ": pattern has ", name, " ", found, ", expected ", expected, " (as ", as, ")");
+    check.same(message("pattern has ", name), found, expected, message(" (as ", as, ")"));
   };
-  check(layer >= 0, function, ": layer is ", layer, ", expected >= 0");
-  check(geometry.batch > 0 && geometry.heads > 0 && geometry.q_len > 0, function, ": pattern has batch ",
-        geometry.batch, ", heads ", geometry.heads, " and q_len ", geometry.q_len, ", expected at least 1 of each");
+  check(layer >= 0, "layer is ", layer, ", expected >= 0");
+  check(geometry.batch > 0 && geometry.heads > 0 && geometry.q_len > 0, "pattern has batch ", geometry.batch,
+        ", heads ", geometry.heads, " and q_len ", geometry.q_len, ", expected at least 1 of each");
   same("kv_len", geometry.kv_len, geometry.q_len, "q_len");
-  check(prompt_length_ <= geometry.kv_len, function, ": pattern has kv_len ", geometry.kv_len, ", expected at least ",
+  check(prompt_length_ <= geometry.kv_len, "pattern has kv_len ", geometry.kv_len, ", expected at least ",
         prompt_length_, " (prompt_length)");
   if (state_.length >= 0) {
     same("batch", geometry.batch, state_.batch, "before");
@@ -244,31 +244,27 @@ double PatternCache::density() const {
 }
 
 void PatternCache::restore(State state) {
-  const std::string function = "PatternCache.restore";
-  const auto within = [&](const std::string& name, int64_t value, int64_t low, int64_t high) {
-    check(value >= low && value <= high, function, ": ", name, " is ", value, ", expected ", low, " ... ", high);
-  };
+  const Checker check("PatternCache.restore");
   constexpr int64_t kMost = std::numeric_limits<int64_t>::max();
-  within("step", state.step, -1, steps_ ? *steps_ - 1 : kMost - 1);
+  check.range("step", state.step, -1, steps_ ? *steps_ - 1 : kMost - 1);
   const auto* config = std::get_if<SparseConfig>(&config_);
   const int64_t points = config ? static_cast<int64_t>(config->schedule.refresh.size()) + 1 : 0;
-  within("due", state.due, 0, points);
-  within("served", state.served, 0, points);
-  within("select_step", state.select_step, -1, state.step);
+  check.range("due", state.due, 0, points);
+  check.range("served", state.served, 0, points);
+  check.range("select_step", state.select_step, -1, state.step);
   const bool known = !state.layers.empty();
-  within("batch", state.batch, known ? 1 : -1, kMost);
-  within("length", state.length, known ? std::max<int64_t>(prompt_length_, 1) : -1, kMaxLength);
+  check.range("batch", state.batch, known ? 1 : -1, kMost);
+  check.range("length", state.length, known ? std::max<int64_t>(prompt_length_, 1) : -1, kMaxLength);
   for (const auto& [index, layer] : state.layers) {
     const std::string name = message("layer ", index);
-    within("a layer", index, 0, kMost);
-    within(name + "'s attended_step", layer.attended_step, -1, state.step);
+    check.range("a layer", index, 0, kMost);
+    check.range(name + "'s attended_step", layer.attended_step, -1, state.step);
     for (const auto& pattern : {layer.pattern, layer.attended}) {
       if (!pattern) continue;
       const PatternGeometry& g = pattern->geometry();
       check(g.batch == state.batch && g.heads == layer.heads && g.q_len == state.length && g.kv_len == state.length,
-            function, ": ", name, " has a pattern of batch ", g.batch, ", heads ", g.heads, ", q_len ", g.q_len,
-            " and kv_len ", g.kv_len, ", expected ", state.batch, ", ", layer.heads, ", ", state.length, " and ",
-            state.length);
+            name, " has a pattern of batch ", g.batch, ", heads ", g.heads, ", q_len ", g.q_len, " and kv_len ",
+            g.kv_len, ", expected ", state.batch, ", ", layer.heads, ", ", state.length, " and ", state.length);
     }
   }
   state_ = std::move(state);

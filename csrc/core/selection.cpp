@@ -73,12 +73,12 @@ void mark_top(const float* scores, const uint8_t* live, const SelectRange& range
 
 }  // namespace
 
-void check_select(const SelectParams& select, int64_t kv_len, const std::string& function) {
-  check_block_size(select.block_size, function);
-  check(select.prompt_length >= 0 && select.prompt_length <= kv_len, function, ": prompt_length is ",
-        select.prompt_length, ", expected 0 ... ", kv_len, " (kv_len)");
-  check(select.rho >= 0 && select.rho <= 1, function, ": rho is ", select.rho, ", expected 0 ... 1");
-  check(select.scale > 0 && std::isfinite(select.scale), function, ": selection_scale is ", select.scale,
+void check_select(const SelectParams& select, int64_t kv_len, const Checker& check) {
+  check_block_size(select.block_size, check);
+  check(select.prompt_length >= 0 && select.prompt_length <= kv_len, "prompt_length is ", select.prompt_length,
+        ", expected 0 ... ", kv_len, " (kv_len)");
+  check(select.rho >= 0 && select.rho <= 1, "rho is ", select.rho, ", expected 0 ... 1");
+  check(select.scale > 0 && std::isfinite(select.scale), "selection_scale is ", select.scale,
         ", expected a finite number > 0");
 }
 

@@ -7,11 +7,12 @@
 #include "core/params.h"
 #include "core/pattern.h"
 #include "core/selection_rule.h"
+#include "support/checker.h"
 
 namespace sparsed {
 
-// Throws unless the selection is defined for a sequence of kv_len tokens; errors name `function` and the argument.
-void check_select(const SelectParams& select, int64_t kv_len, const std::string& function);
+// Throws unless the selection is defined for a sequence of kv_len tokens; errors name the argument.
+void check_select(const SelectParams& select, int64_t kv_len, const Checker& check);
 
 // First block that counts as generation: the first i with kv_len - i * block_size <= kv_len - prompt_length, else the
 // last block. A block that holds both kinds is prompt, unless it is the sequence's last.

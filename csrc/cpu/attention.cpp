@@ -15,7 +15,6 @@
 #include "cpu/parallel.h"
 #include "support/available_memory.h"
 #include "support/buffer.h"
-#include "support/error.h"
 
 namespace sparsed::cpu {
 namespace {
@@ -67,7 +66,7 @@ class PackedKv {
         memory_(kept(),
                 saturating_product(
                     {params.batch(), params.kv_heads(), groups, static_cast<int64_t>(k_group_bytes_ + v_group_bytes_)}),
-                message(params.function, ": packed keys and values").c_str()) {
+                "packed keys and values") {
     const int64_t tasks = ceil_div(groups, kGroupsPerPackTask);
     parallel_for(static_cast<int64_t>(heads_) * tasks, [&](int64_t task) {
       const int64_t first = task % tasks * kGroupsPerPackTask;
@@ -216,8 +215,8 @@ AttentionItem make_item(const AttentionParams& params, const PackedKv& packed, i
   return item;
 }
 
-void require_scratch(const char* function, size_t bytes_per_thread) {
-  require_memory(bytes_per_thread * static_cast<size_t>(startable_threads()), message(function, ": scratch").c_str());
+void require_scratch(size_t bytes_per_thread) {
+  require_memory(bytes_per_thread * static_cast<size_t>(startable_threads()), "scratch");
 }
 
 // Of rows without a key.
@@ -241,7 +240,7 @@ void attention(const AttentionKernels& kernels, const AttentionParams& params, c
   const LiveKeys live(params, kernels.group_keys);
   const ItemPlan plan(kernels, params, pattern);
   const size_t scratch_bytes = kernels.scratch_bytes(static_cast<int>(params.head_dim()), 0);
-  require_scratch(params.function, scratch_bytes);
+  require_scratch(scratch_bytes);
 
   std::vector<GroupList> dense(pattern ? 0 : static_cast<size_t>(params.batch()));
   for (size_t b = 0; b < dense.size(); ++b) {
@@ -297,7 +296,7 @@ BlockPattern attention_and_select(const AttentionKernels& kernels, const Attenti
                                   const SelectParams& select) {
   PatternBuilder pattern(
       {params.batch(), params.heads(), select.block_size, params.q_len(), params.kv_len(), select.prompt_length},
-      params.function);
+      Checker());
   if (params.empty()) {
     fill_empty(params);
     return std::move(pattern).build();
@@ -339,7 +338,7 @@ BlockPattern attention_and_select(const AttentionKernels& kernels, const Attenti
   const int64_t per_head = ceil_div(q_blocks, item_blocks);
   const size_t kernel_bytes = kernels.scratch_bytes(static_cast<int>(params.head_dim()), plan.cells);
   const size_t score_bytes = sizeof(float) * static_cast<size_t>(item_blocks * kv_blocks);
-  require_scratch(params.function, kernel_bytes + 2 * score_bytes);
+  require_scratch(kernel_bytes + 2 * score_bytes);
 
   parallel_for(params.batch() * params.heads() * per_head, [&](int64_t task) {
     const int64_t row = task / per_head, b = row / params.heads(), h = row % params.heads();

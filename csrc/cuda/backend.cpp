@@ -106,7 +106,7 @@ BlockPattern attention_and_select(const AttentionParams& params, const SelectPar
                                  params.q_len(), params.kv_len(), select.prompt_length};
   if (params.empty()) {
     if (params.out.data) attention(params, nullptr);
-    return {geometry, params.function};
+    return {geometry, Checker()};
   }
   const CurrentDevice current(device_of_params(params));
   const auto stream = static_cast<cudaStream_t>(params.stream);

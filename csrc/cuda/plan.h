@@ -4,8 +4,11 @@
 #include <cstdint>
 
 #include "core/params.h"
-#include "core/pattern.h"
 #include "cuda/args.h"
+
+namespace sparsed {
+struct PatternGeometry;
+}
 
 namespace sparsed::cuda {
 

@@ -88,7 +88,7 @@ TEST_P(CudaBackend, RectangularBlocksAreRefused) {
   DeviceArrays arrays(c, DType::kBFloat16);
   const BlockPattern pattern = random_pattern(c, BlockSize{64, 32}, 40);
   EXPECT_ERROR(backend_.attention(arrays.params, &pattern), kValue,
-               "attention: pattern has query blocks of 64 and key blocks of 32 tokens, expected blocks of one size");
+               "pattern has query blocks of 64 and key blocks of 32 tokens, expected blocks of one size");
 }
 
 INSTANTIATE_TEST_SUITE_P(Capabilities, CudaBackend, testing::Values(86, 90));

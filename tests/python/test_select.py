@@ -208,3 +208,24 @@ def test_a_pattern_that_cannot_fit_is_refused_before() -> None:
     q = np.broadcast_to(np.zeros(16, np.float32), (1, 1, 1 << 33, 16))
     with pytest.raises(MemoryError, match="select.* needs .* GiB, available are"):
         sparsed.select(q, q, prompt_length=0, block_size=16)
+
+
+@pytest.mark.parametrize("selection", RULES)
+def test_one_top_k_over_all_blocks(selection: Any, backend: str) -> None:
+    q, k, v = random_qkv(40, 1, 4, 2, 300, 300, 64)
+    options: Any = {"prompt_length": 200, "block_size": 32, "selection": selection, "isolate": False}
+    pattern = sparsed.select(q, k, **options)
+    assert pattern == sparsed.attention_and_select(q, k, v, **options)[1]
+    assert pattern != sparsed.select(q, k, **options | {"isolate": True})
+    assert (pattern.to_mask().sum(-1) == int(10 * 0.3) + 1).all()
+    cache = sparsed.PatternCache(
+        sparsed.SparseConfig(skip=0, block_size=32, selection="paper", isolate=False, min_length=0),
+        steps=2,
+        prompt_length=200,
+    )
+    cache.begin_step(0)
+    cache.attend(0, q, k, v)
+    assert cache.pattern(0) == sparsed.select(q, k, **options | {"selection": "paper"})
+    for function in (sparsed.select, lambda q, k, **options: sparsed.attention_and_select(q, k, v, **options)):
+        with pytest.raises(TypeError, match="select: isolate is a int, expected True or False"):
+            function(q, k, **options | {"isolate": 1})

@@ -7,7 +7,7 @@ import numpy
 import numpy.typing
 import typing
 import typing_extensions
-__all__: list[str] = ['BlockPattern', 'HostBuffer', 'PackedWeight', 'PatternCache', 'active_backend', 'attention', 'attention_and_select', 'backends', 'linear', 'num_threads', 'pack_weight', 'pack_weights', 'phases', 'require_memory', 'rms_norm', 'rotary_', 'select', 'set_backend', 'set_num_threads', 'silu_gate_', 'token_confidence']
+__all__: list[str] = ['BlockPattern', 'HostBuffer', 'PackedWeight', 'PatternCache', 'active_backend', 'attention', 'attention_and_select', 'backends', 'host_buffer', 'linear', 'num_threads', 'pack_weight', 'pack_weights', 'phases', 'require_memory', 'rms_norm', 'rotary_', 'select', 'set_backend', 'set_num_threads', 'silu_gate_', 'token_confidence']
 class HostBuffer:
     """
     A result that another library's ``from_dlpack`` takes without a copy.
@@ -176,7 +176,7 @@ class PatternCache:
     @staticmethod
     def window(*, steps: typing.Any, prompt_length: typing.Any, window: typing.SupportsInt | typing.SupportsIndex, sinks: typing.SupportsInt | typing.SupportsIndex, block_size: typing.SupportsInt | typing.SupportsIndex) -> PatternCache:
         ...
-    def attend(self, layer: typing.Any, q: typing.Any, k: typing.Any, v: typing.Any, key_mask: typing.Any, scale: typing.Any, memory: typing.Any = None) -> typing.Any:
+    def attend(self, layer: typing.Any, q: typing.Any, k: typing.Any, v: typing.Any, out: typing.Any, key_mask: typing.Any, scale: typing.Any, stream: typing.Any) -> None:
         ...
     def begin_step(self, step: typing.Any, unmasked: typing.Any) -> None:
         ...
@@ -229,13 +229,21 @@ class PackedWeight:
         ...
 def active_backend() -> str:
     ...
-def attention(q: typing.Any, k: typing.Any, v: typing.Any, pattern: typing.Any, scale: typing.Any, key_mask: typing.Any, return_lse: typing.Any, memory: typing.Any = None) -> typing.Any:
-    ...
-def attention_and_select(q: typing.Any, k: typing.Any, v: typing.Any, prompt_length: typing.Any, block_size: typing.Any, rho: typing.Any, selection: typing.Any, scale: typing.Any, selection_scale: typing.Any, key_mask: typing.Any, memory: typing.Any = None) -> tuple[typing.Any, BlockPattern]:
-    ...
+def attention(q: typing.Any, k: typing.Any, v: typing.Any, out: typing.Any, lse: typing.Any, pattern: typing.Any, scale: typing.Any, key_mask: typing.Any, stream: typing.Any) -> None:
+    """
+    Writes out, and lse unless it is None.
+    """
+def attention_and_select(q: typing.Any, k: typing.Any, v: typing.Any, out: typing.Any, prompt_length: typing.Any, block_size: typing.Any, rho: typing.Any, selection: typing.Any, scale: typing.Any, selection_scale: typing.Any, isolate: typing.Any, key_mask: typing.Any, stream: typing.Any) -> BlockPattern:
+    """
+    Writes out.
+    """
 def backends() -> list[tuple[str, bool, list[str]]]:
     """
     (name, available, reasons) of each backend, best first.
+    """
+def host_buffer(function: str, argument: str, q: typing.Any) -> HostBuffer:
+    """
+    For a call's out (like q, heads or tokens outermost in memory as in q) or lse.
     """
 def linear(x: typing.Any, w: typing.Any, residual: typing.Any, out_dtype: typing.Any) -> numpy.ndarray:
     ...
@@ -253,7 +261,7 @@ def rms_norm(x: typing.Any, weight: typing.Any, eps: typing.Any) -> numpy.ndarra
     ...
 def rotary_(x: typing.Any, head_dim: typing.Any, cos: typing.Any, sin: typing.Any) -> None:
     ...
-def select(q: typing.Any, k: typing.Any, prompt_length: typing.Any, block_size: typing.Any, rho: typing.Any, selection: typing.Any, scale: typing.Any, selection_scale: typing.Any, key_mask: typing.Any, memory: typing.Any = None) -> BlockPattern:
+def select(q: typing.Any, k: typing.Any, prompt_length: typing.Any, block_size: typing.Any, rho: typing.Any, selection: typing.Any, scale: typing.Any, selection_scale: typing.Any, isolate: typing.Any, key_mask: typing.Any, stream: typing.Any) -> BlockPattern:
     ...
 def set_backend(name: str | None) -> None:
     """

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar, cast
 from ..config import SlidingWindow, Sparse, SparseConfig, StreamingLLM
 from . import _core
 from ._core import BlockPattern
-from .arrays import arguments
+from .arrays import Call
 
 __all__ = ["BlockPattern", "PatternCache"]
 
@@ -126,9 +126,13 @@ class PatternCache:
                 changed shape.
             MemoryError: The output or the workspace cannot fit into memory.
         """
-        library, (q, k, v, key_mask) = arguments("PatternCache.attend", key_mask, q=q, k=k, v=v)
-        with library.current():
-            out: Array = library.wrap(self._state.attend(layer, q, k, v, key_mask, scale, library.memory))
+        call = Call("PatternCache.attend", key_mask, q=q, k=k, v=v)
+        with call.current():
+            result = call.output()
+            self._state.attend(
+                layer, call["q"], call["k"], call["v"], result.target, call.key_mask, scale, call.stream()
+            )
+        out: Array = call.finish(result)
         return out
 
     def pattern(self, layer: int) -> BlockPattern:
