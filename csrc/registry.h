@@ -1,21 +1,27 @@
-// The one ordered table of backends, best first for host memory, and the choice among them.
+// The one table of backends, and which of them computes on arrays in host memory.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "core/backend.h"
+#include "cpu/backend.h"
 
 namespace sparsed {
 
-const std::vector<Backend>& backends();
-// For host memory: the best backend that can run here, or the one that SPARSED_ISA names (read at each call); an
-// unknown name or one that cannot run is a ValueError that lists the names and reasons.
+// Those of the CPU, best first, then CUDA.
+std::vector<const Backend*> backends();
+// For arrays in host memory: the best one that can run here, or the one that SPARSED_ISA names. The choice is made at
+// the first call and stays; where SPARSED_ISA names none that can run here, each call is a ValueError that lists names
+// and reasons.
 const Backend& active_backend();
-// The backend of arrays in the memory of CUDA devices, whatever SPARSED_ISA names. It may be unable to run here.
+// The model operations of the active backend.
+const cpu::ModelOps& active_ops();
+// Another choice, by name; nullopt: by SPARSED_ISA as it is now. An unknown name or one that cannot run is a
+// ValueError.
+void set_backend(const std::optional<std::string>& name);
+// For arrays in the memory of CUDA devices. It may be unable to run here.
 const Backend& cuda_backend();
-
-int num_threads();
-void set_num_threads(int64_t threads);  // >= 1
 
 }  // namespace sparsed

@@ -5,8 +5,7 @@
 #include <algorithm>
 #include <string>
 
-#include "bindings/arrays.h"
-#include "core/error.h"
+#include "bindings/views.h"
 
 namespace sparsed::python {
 namespace {
@@ -19,6 +18,7 @@ ArrayView numpy_view(const py::array& array) {
   view.itemsize = array.itemsize();
   view.shape.assign(array.shape(), array.shape() + array.ndim());
   view.strides.assign(array.strides(), array.strides() + array.ndim());
+  view.writable = array.writeable();
   return view;
 }
 
@@ -40,13 +40,13 @@ std::string dtype_text(DLDataType dtype) {
 
 // Calls a method of the protocol; what it raises becomes a TypeError that names the argument.
 template <class Call>
-auto exported(const Call& call, const char* function, const char* argument) {
+auto exported(const Arguments& check, const char* argument, const Call& call) {
   try {
     return call();
   } catch (py::error_already_set& error) {
     if (!error.matches(PyExc_Exception)) throw;  // KeyboardInterrupt
-    fail(ErrorKind::kType, function, ": ", argument,
-         " cannot be shared through DLPack: ", py::cast<std::string>(py::str(error.value())));
+    check.fail(ErrorKind::kType, argument,
+               " cannot be shared through DLPack: ", py::cast<std::string>(py::str(error.value())));
   }
 }
 
@@ -66,25 +66,25 @@ py::object capsule_of(const py::object& array, std::optional<int64_t> stream) {
   return method(**arguments);
 }
 
-const DLTensor& tensor_of(const py::object& capsule, const char* function, const char* argument) {
+const DLTensor& tensor_of(const Arguments& check, const char* argument, const py::object& capsule, bool* writable) {
   if (PyCapsule_IsValid(capsule.ptr(), kVersionedCapsule)) {
     const auto* managed =
         static_cast<DLManagedTensorVersioned*>(PyCapsule_GetPointer(capsule.ptr(), kVersionedCapsule));
+    *writable = (managed->flags & kReadOnly) == 0;
     if (managed->version.major == 1) return managed->dl_tensor;
-    fail(ErrorKind::kType, function, ": ", argument, " exports DLPack ", managed->version.major, ".",
-         managed->version.minor, ", expected 0.x or 1.x");
+    check.fail(ErrorKind::kType, argument, " exports DLPack ", managed->version.major, ".", managed->version.minor,
+               ", expected 0.x or 1.x");
   }
-  if (!PyCapsule_IsValid(capsule.ptr(), kCapsule)) wrong_type(capsule, function, argument, "a DLPack capsule");
+  if (!PyCapsule_IsValid(capsule.ptr(), kCapsule)) check.wrong_type(argument, capsule, "a DLPack capsule");
   return static_cast<DLManagedTensor*>(PyCapsule_GetPointer(capsule.ptr(), kCapsule))->dl_tensor;
 }
 
 // The capsule is not taken over: it stays as the owner, and frees its tensor when the call is done.
-ArrayView dlpack_view(const py::object& object, const char* function, const char* argument,
+ArrayView dlpack_view(const Arguments& check, const char* argument, const py::object& object,
                       std::optional<int64_t> stream) {
   ArrayView view;
-  view.foreign = true;
-  view.owner = exported([&] { return capsule_of(object, stream); }, function, argument);
-  const DLTensor& tensor = tensor_of(view.owner, function, argument);
+  view.owner = exported(check, argument, [&] { return capsule_of(object, stream); });
+  const DLTensor& tensor = tensor_of(check, argument, view.owner, &view.writable);
   view.device = tensor.device;
   view.dtype = dtype_text(tensor.dtype);
   view.itemsize = (tensor.dtype.bits * tensor.dtype.lanes + 7) / 8;
@@ -102,11 +102,11 @@ ArrayView dlpack_view(const py::object& object, const char* function, const char
 
 bool ArrayView::empty() const { return std::find(shape.begin(), shape.end(), 0) != shape.end(); }
 
-ArrayView array_view(const py::object& object, const char* function, const char* argument,
+ArrayView array_view(const Arguments& check, const char* argument, const py::object& object,
                      std::optional<int64_t> stream) {
-  if (py::isinstance<py::array>(object)) return numpy_view(numpy_array(object, function, argument));
-  if (py::hasattr(object, "__dlpack__")) return dlpack_view(object, function, argument, stream);
-  wrong_type(object, function, argument, "a numpy array or an array that has __dlpack__");
+  if (py::isinstance<py::array>(object)) return numpy_view(numpy_array(check, argument, object));
+  if (py::hasattr(object, "__dlpack__")) return dlpack_view(check, argument, object, stream);
+  check.wrong_type(argument, object, "a numpy array or an array that has __dlpack__");
 }
 
 bool on_cpu(DLDevice device) { return device.device_type == kDLCPU || device.device_type == kDLCUDAHost; }

@@ -9,10 +9,9 @@
 #include <vector>
 
 #include "bindings/dlpack.h"
+#include "bindings/scalars.h"
 
 namespace sparsed::python {
-
-namespace py = pybind11;
 
 struct ArrayView {
   py::object owner;  // keeps the memory alive
@@ -22,14 +21,14 @@ struct ArrayView {
   int64_t itemsize = 0;
   std::vector<int64_t> shape;
   std::vector<int64_t> strides;  // in bytes
-  bool foreign = false;          // not numpy's: results leave through DLPack
+  bool writable = true;
 
   bool empty() const;
 };
 
 // Nothing is copied. A TypeError for what is neither a numpy array nor exports itself through DLPack.
 // stream: where arrays on a CUDA device will be used, as DLPack counts streams.
-ArrayView array_view(const py::object& object, const char* function, const char* argument,
+ArrayView array_view(const Arguments& check, const char* argument, const py::object& object,
                      std::optional<int64_t> stream = std::nullopt);
 
 // Memory that the CPU reads.

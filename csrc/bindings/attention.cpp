@@ -1,152 +1,120 @@
 // attention, attention_and_select, select; the backends and threads that run them.
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
-#include <pybind11/typing.h>
 
-#include <algorithm>
-#include <limits>
-#include <memory>
-#include <optional>
 #include <string>
 #include <tuple>
+#include <utility>
+#include <vector>
 
-#include "bindings/arrays.h"
+#include "bindings/attention_arguments.h"
 #include "bindings/register.h"
-#include "core/error.h"
-#include "core/placed_pattern.h"
+#include "core/pattern.h"
 #include "core/selection.h"
 #include "registry.h"
 
 namespace sparsed::python {
 namespace {
 
-// Rows without a key: out 0, lse -inf. In device memory the kernels write them.
-void fill_empty(const Backend& backend, const AttentionParams& params) {
-  const int64_t rows = params.batch() * params.heads() * params.q_len();
-  if (params.device >= 0) {
-    if (rows > 0) attend(backend, params, nullptr);
-    return;
-  }
-  if (params.out.data) {
-    std::fill_n(static_cast<char*>(params.out.data), rows * params.head_dim() * dtype_size(params.out.dtype), 0);
-  }
-  if (params.lse) std::fill_n(params.lse, rows, -std::numeric_limits<float>::infinity());
-}
-
-const PlacedPattern& fitting_pattern(const py::object& object, const AttentionParams& params, const char* function) {
-  if (!py::isinstance<PlacedPattern>(object)) wrong_type(object, function, "pattern", "a BlockPattern");
-  const PlacedPattern& pattern = py::cast<const PlacedPattern&>(object);
-  const auto same = [&](const char* name, int64_t found, int64_t expected, const char* source, const Shape4& shape) {
-    check(found == expected, function, ": pattern has ", name, " ", found, ", expected ", expected, " (from ", source,
-          " ", shape_string(shape), ")");
-  };
+const BlockPattern& fitting_pattern(const Arguments& check, const py::object& object, const AttentionParams& params) {
+  if (!py::isinstance<BlockPattern>(object)) check.wrong_type("pattern", object, "a BlockPattern");
+  const BlockPattern& pattern = py::cast<const BlockPattern&>(object);
+  const std::string q = message(" (from q ", shape_string(params.q.shape), ")");
+  const std::string k = message(" (from k ", shape_string(params.k.shape), ")");
   const PatternGeometry& geometry = pattern.geometry();
-  same("batch", geometry.batch, params.batch(), "q", params.q.shape);
-  same("heads", geometry.heads, params.heads(), "q", params.q.shape);
-  same("q_len", geometry.q_len, params.q_len(), "q", params.q.shape);
-  same("kv_len", geometry.kv_len, params.kv_len(), "k", params.k.shape);
+  check.same("pattern has batch", geometry.batch, params.batch(), q);
+  check.same("pattern has heads", geometry.heads, params.heads(), q);
+  check.same("pattern has q_len", geometry.q_len, params.q_len(), q);
+  check.same("pattern has kv_len", geometry.kv_len, params.kv_len(), k);
   return pattern;
 }
 
-py::object attention(const py::object& q, const py::object& k, const py::object& v, const py::object& pattern,
-                     const py::object& scale, const py::object& key_mask, const py::object& return_lse,
-                     const py::object& memory) {
-  const char* function = "attention";
-  const bool with_lse = boolean(return_lse, function, "return_lse");
-  AttentionArguments arguments = attention_arguments(function, q, k, &v, scale, key_mask, memory);
-  AttentionParams& params = arguments.params;
-  const PlacedPattern* blocks = pattern.is_none() ? nullptr : &fitting_pattern(pattern, params, function);
-  const Backend& backend = backend_for(arguments);
-  const py::object out = new_output(function, arguments);
-  py::object lse = py::none();
-  if (with_lse) lse = new_lse(function, arguments);
-  {
-    const py::gil_scoped_release release;
-    if (arguments.trivial()) {
-      fill_empty(backend, params);
-    } else {
-      attend(backend, params, blocks);
-    }
-  }
-  return with_lse ? py::object(py::make_tuple(out, lse)) : out;
-}
-
-SelectParams select_params(const char* function, const AttentionParams& params, const py::object& prompt_length,
-                           const py::object& block_size, const py::object& rho, const py::object& selection,
-                           const py::object& selection_scale) {
-  check(params.q_len() == params.kv_len(), function, ": k has length ", params.kv_len(), ", expected ", params.q_len(),
-        " (from q ", shape_string(params.q.shape), ")");
-  SelectParams select;
-  select.prompt_length = integer(prompt_length, function, "prompt_length");
-  select.block_size = block_size_number(block_size, function);
-  select.rho = real_number(rho, function, "rho");
-  select.rule = selection_rule(selection, function);
-  select.scale =
-      selection_scale.is_none() ? params.scale : positive_scale(selection_scale, function, "selection_scale");
-  check_select(select, params.kv_len(), function);
-  return select;
-}
-
-std::shared_ptr<PlacedPattern> run_selection(const char* function, const AttentionArguments& arguments,
-                                             const SelectParams& select) {
-  const AttentionParams& params = arguments.params;
-  const Backend& backend = backend_for(arguments);
+void attention(const py::object& q, const py::object& k, const py::object& v, const py::object& out,
+               const py::object& lse, const py::object& pattern, const py::object& scale, const py::object& key_mask,
+               const py::object& stream) {
+  const Arguments check("attention");
+  const AttentionArguments arguments = attention_arguments(check, {q, k, v, out, lse, key_mask, scale, stream}, false);
+  const BlockPattern* blocks = pattern.is_none() ? nullptr : &fitting_pattern(check, pattern, arguments.params);
   const py::gil_scoped_release release;
-  if (!arguments.trivial()) return attend_and_select(backend, params, select);
-  fill_empty(backend, params);
-  return std::make_shared<PlacedPattern>(BlockPattern(
-      {params.batch(), params.heads(), select.block_size, params.q_len(), params.kv_len(), select.prompt_length},
-      function));
+  check.named([&] { arguments.backend->attention(arguments.params, blocks); });
 }
 
-py::typing::Tuple<py::object, PlacedPattern> attention_and_select(
-    const py::object& q, const py::object& k, const py::object& v, const py::object& prompt_length,
-    const py::object& block_size, const py::object& rho, const py::object& selection, const py::object& scale,
-    const py::object& selection_scale, const py::object& key_mask, const py::object& memory) {
-  const char* function = "attention_and_select";
-  AttentionArguments arguments = attention_arguments(function, q, k, &v, scale, key_mask, memory);
-  const SelectParams select =
-      select_params(function, arguments.params, prompt_length, block_size, rho, selection, selection_scale);
-  const py::object out = new_output(function, arguments);
-  return py::make_tuple(out, run_selection(function, arguments, select));
+// The settings of a selection, as Python hands them over.
+struct Settings {
+  py::object prompt_length, block_size, rho, selection, selection_scale, isolate;
+};
+
+BlockPattern run_selection(const Arguments& check, const AttentionArguments& arguments, const Settings& settings) {
+  const AttentionParams& params = arguments.params;
+  check(params.q_len() == params.kv_len(), "k has length ", params.kv_len(), ", expected ", params.q_len(), " (from q ",
+        shape_string(params.q.shape), ")");
+  SelectParams select;
+  select.prompt_length = check.integer("prompt_length", settings.prompt_length);
+  select.block_size = check.block_size(settings.block_size);
+  select.rho = check.number("rho", settings.rho);
+  select.rule = check.selection_rule(settings.selection);
+  select.isolate = check.boolean("isolate", settings.isolate);
+  select.scale = settings.selection_scale.is_none() ? params.scale
+                                                    : check.positive_scale("selection_scale", settings.selection_scale);
+  check_select(select, params.kv_len(), check);
+  const py::gil_scoped_release release;
+  return check.named([&] { return arguments.backend->attention_and_select(params, select); });
 }
 
-std::shared_ptr<PlacedPattern> select(const py::object& q, const py::object& k, const py::object& prompt_length,
-                                      const py::object& block_size, const py::object& rho, const py::object& selection,
-                                      const py::object& scale, const py::object& selection_scale,
-                                      const py::object& key_mask, const py::object& memory) {
-  const char* function = "select";
-  const AttentionArguments arguments = attention_arguments(function, q, k, nullptr, scale, key_mask, memory);
-  const SelectParams select =
-      select_params(function, arguments.params, prompt_length, block_size, rho, selection, selection_scale);
-  return run_selection(function, arguments, select);
+BlockPattern attention_and_select(const py::object& q, const py::object& k, const py::object& v, const py::object& out,
+                                  const py::object& prompt_length, const py::object& block_size, const py::object& rho,
+                                  const py::object& selection, const py::object& scale,
+                                  const py::object& selection_scale, const py::object& isolate,
+                                  const py::object& key_mask, const py::object& stream) {
+  const Arguments check("attention_and_select");
+  const AttentionArguments arguments =
+      attention_arguments(check, {q, k, v, out, py::none(), key_mask, scale, stream}, false);
+  return run_selection(check, arguments, {prompt_length, block_size, rho, selection, selection_scale, isolate});
+}
+
+BlockPattern select(const py::object& q, const py::object& k, const py::object& prompt_length,
+                    const py::object& block_size, const py::object& rho, const py::object& selection,
+                    const py::object& scale, const py::object& selection_scale, const py::object& isolate,
+                    const py::object& key_mask, const py::object& stream) {
+  const Arguments check("select");
+  const AttentionArguments arguments =
+      attention_arguments(check, {q, k, py::none(), py::none(), py::none(), key_mask, scale, stream}, true);
+  return run_selection(check, arguments, {prompt_length, block_size, rho, selection, selection_scale, isolate});
 }
 
 std::vector<std::tuple<std::string, bool, std::vector<std::string>>> backend_rows() {
   std::vector<std::tuple<std::string, bool, std::vector<std::string>>> rows;
-  for (const Backend& backend : backends()) {
-    std::vector<std::string> reasons = backend.not_supported_reasons();
-    rows.emplace_back(backend.name, reasons.empty(), std::move(reasons));
+  for (const Backend* backend : backends()) {
+    std::vector<std::string> reasons = backend->not_supported_reasons();
+    rows.emplace_back(backend->name, reasons.empty(), std::move(reasons));
   }
   return rows;
 }
 
-void set_threads(const py::object& threads) { set_num_threads(integer(threads, "set_num_threads", "n")); }
+void set_threads(const py::object& threads) {
+  const Arguments check("set_num_threads");
+  const int64_t n = check.integer("n", threads);
+  check.range("n", n, 1, 1 << 14);
+  cpu::set_num_threads(static_cast<int>(n));
+}
 
 }  // namespace
 
 void register_attention(py::module_& m) {
-  m.def("attention", &attention, py::arg("q"), py::arg("k"), py::arg("v"), py::arg("pattern"), py::arg("scale"),
-        py::arg("key_mask"), py::arg("return_lse"), py::arg("memory") = py::none());
-  m.def("attention_and_select", &attention_and_select, py::arg("q"), py::arg("k"), py::arg("v"),
+  m.def("attention", &attention, py::arg("q"), py::arg("k"), py::arg("v"), py::arg("out"), py::arg("lse"),
+        py::arg("pattern"), py::arg("scale"), py::arg("key_mask"), py::arg("stream"),
+        "Writes out, and lse unless it is None.");
+  m.def("attention_and_select", &attention_and_select, py::arg("q"), py::arg("k"), py::arg("v"), py::arg("out"),
         py::arg("prompt_length"), py::arg("block_size"), py::arg("rho"), py::arg("selection"), py::arg("scale"),
-        py::arg("selection_scale"), py::arg("key_mask"), py::arg("memory") = py::none());
+        py::arg("selection_scale"), py::arg("isolate"), py::arg("key_mask"), py::arg("stream"), "Writes out.");
   m.def("select", &select, py::arg("q"), py::arg("k"), py::arg("prompt_length"), py::arg("block_size"), py::arg("rho"),
-        py::arg("selection"), py::arg("scale"), py::arg("selection_scale"), py::arg("key_mask"),
-        py::arg("memory") = py::none());
+        py::arg("selection"), py::arg("scale"), py::arg("selection_scale"), py::arg("isolate"), py::arg("key_mask"),
+        py::arg("stream"));
   m.def("backends", &backend_rows, "(name, available, reasons) of each backend, best first.");
   m.def("active_backend", [] { return active_backend().name; });
-  m.def("num_threads", &num_threads);
+  m.def("set_backend", &set_backend, py::arg("name"),
+        "The backend for arrays in host memory; None: the one that SPARSED_ISA names, or the best.");
+  m.def("num_threads", &cpu::num_threads);
   m.def("set_num_threads", &set_threads, py::arg("n"));
 }
 

@@ -1,12 +1,14 @@
 #include "bindings/buffer.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <memory>
+#include <string>
 #include <utility>
 
-#include "bindings/arrays.h"
 #include "bindings/dlpack.h"
 #include "bindings/register.h"
+#include "bindings/views.h"
 
 namespace sparsed::python {
 namespace {
@@ -34,6 +36,21 @@ void release_capsule(PyObject* capsule) {
   tensor->deleter(tensor);
 }
 
+Buffer host_buffer(const std::string& function, const std::string& argument, const py::object& q) {
+  const Arguments check(function);
+  const ArrayView array = array_view(check, "q", q);
+  require_device(check, "q", array, {kDLCPU, 0}, " or a CUDA device");
+  const TensorView view = tensor_view(check, "q", array);
+  const auto [batch, heads, tokens, head_dim] = view.shape;
+  if (argument == "lse") return Buffer(check, "lse", DType::kFloat32, {batch, heads, tokens});
+  if (std::abs(view.stride[1]) >= std::abs(view.stride[2])) {
+    return Buffer(check, "out", view.dtype, {batch, heads, tokens, head_dim});
+  }
+  Buffer out(check, "out", view.dtype, {batch, tokens, heads, head_dim});
+  out.swap_heads_and_tokens();
+  return out;
+}
+
 DLDataType dlpack_dtype(DType dtype) {
   const uint8_t code = dtype == DType::kBFloat16 ? kDLBfloat : kDLFloat;
   return {code, static_cast<uint8_t>(8 * dtype_size(dtype)), 1};
@@ -41,15 +58,17 @@ DLDataType dlpack_dtype(DType dtype) {
 
 }  // namespace
 
-Buffer::Buffer(DType dtype, std::vector<int64_t> shape, const char* function, const char* argument)
+Buffer::Buffer(const Arguments& check, const char* argument, DType dtype, std::vector<int64_t> shape)
     : dtype_(dtype), shape_(std::move(shape)), strides_(shape_.size()) {
   int64_t stride = 1;
   for (size_t axis = shape_.size(); axis-- > 0; stride *= shape_[axis]) strides_[axis] = stride;
+  std::vector<int64_t> factors = shape_;
+  factors.push_back(static_cast<int64_t>(dtype_size(dtype)));
   // numpy's allocator asks for huge pages, which a first touch of large arrays gains from.
   constexpr size_t kMost = size_t{1} << 62;  // new_array refuses it, and it has room for the alignment
-  const size_t bytes = std::min(nbytes(shape_, static_cast<int64_t>(dtype_size(dtype))), kMost);
+  const size_t bytes = std::min(saturating_product(factors), kMost);
   size_t space = bytes + kAlignment;
-  memory_ = new_array(py::dtype::of<uint8_t>(), {static_cast<py::ssize_t>(space)}, function, argument);
+  memory_ = new_array(check, argument, py::dtype::of<uint8_t>(), {static_cast<py::ssize_t>(space)});
   data_ = memory_.mutable_data();
   std::align(kAlignment, bytes, data_, space);
 }
@@ -86,6 +105,8 @@ void register_buffer(py::module_& m) {
           "__dlpack__", [](const Buffer& self, const py::kwargs&) { return self.capsule(); },
           "A new capsule. Consumers' arguments (stream, max_version, dl_device, copy) change nothing on the CPU.")
       .def("__dlpack_device__", [](const Buffer&) { return std::pair<int32_t, int32_t>(kDLCPU, 0); });
+  m.def("host_buffer", &host_buffer, py::arg("function"), py::arg("argument"), py::arg("q"),
+        "For a call's out (like q, heads or tokens outermost in memory as in q) or lse.");
 }
 
 }  // namespace sparsed::python

@@ -1,4 +1,4 @@
-// Results on their way to another library: memory of ours that exports itself through DLPack.
+// Results for libraries whose arrays cannot be written to: memory that exports itself through DLPack.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -7,19 +7,17 @@
 #include <cstdint>
 #include <vector>
 
+#include "bindings/scalars.h"
 #include "core/tensor.h"
 
 namespace sparsed::python {
-
-namespace py = pybind11;
 
 // Row-major, from an address that is a multiple of 64: what every library takes without a copy.
 class Buffer {
  public:
   // MemoryError, naming `argument`, before an allocation that cannot fit.
-  Buffer(DType dtype, std::vector<int64_t> shape, const char* function, const char* argument);
+  Buffer(const Arguments& check, const char* argument, DType dtype, std::vector<int64_t> shape);
 
-  void* data() const { return data_; }
   // The same memory with axes 1 and 2 exchanged.
   void swap_heads_and_tokens();
   // A new DLPack capsule; the memory lives as long as one of them is in use.

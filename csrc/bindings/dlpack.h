@@ -42,6 +42,8 @@ struct DLManagedTensor {
   void (*deleter)(DLManagedTensor*);
 };
 
+inline constexpr uint64_t kReadOnly = 1;  // a flag
+
 struct DLManagedTensorVersioned {
   struct {
     uint32_t major, minor;

@@ -1,8 +1,8 @@
 #include <pybind11/pybind11.h>
 
 #include "bindings/register.h"
-#include "core/error.h"
-#include "core/interrupt.h"
+#include "support/error.h"
+#include "support/interrupt.h"
 
 namespace py = pybind11;
 

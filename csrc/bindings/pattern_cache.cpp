@@ -3,7 +3,6 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
-#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -12,10 +11,8 @@
 #include <utility>
 #include <vector>
 
-#include "bindings/arrays.h"
+#include "bindings/attention_arguments.h"
 #include "bindings/register.h"
-#include "core/error.h"
-#include "registry.h"
 
 namespace sparsed::python {
 namespace {
@@ -37,10 +34,10 @@ class LockedCache {
   }
 
   template <class Body>
-  void change(const char* function, const Body& body) {
+  void change(const Checker& check, const Body& body) {
     const py::gil_scoped_release release;
     const std::lock_guard lock(mutex_);
-    check(!changing_, function, ": called by a signal handler inside another call, expected one after the other");
+    check(!changing_, "called by a signal handler inside another call, expected one after the other");
     struct Mark {
       bool& set;
       explicit Mark(bool& flag) : set(flag) { set = true; }
@@ -55,97 +52,135 @@ class LockedCache {
   bool changing_ = false;
 };
 
-py::object attend(LockedCache& self, const py::object& layer, const py::object& q, const py::object& k,
-                  const py::object& v, const py::object& key_mask, const py::object& scale, const py::object& memory) {
-  const char* function = "PatternCache.attend";
-  const int64_t index = integer(layer, function, "layer");
-  AttentionArguments arguments = attention_arguments(function, q, k, &v, scale, key_mask, memory);
-  check(!arguments.trivial(), function, ": q has shape ", shape_string(arguments.params.q.shape), " and k ",
-        shape_string(arguments.params.k.shape), ", expected at least one row, head, query and key");
-  const Backend& backend = backend_for(arguments);
-  const py::object out = new_output(function, arguments);
-  self.change(function, [&](PatternCache& cache) { cache.attend(backend, index, arguments.params); });
-  return out;
+void attend(LockedCache& self, const py::object& layer, const py::object& q, const py::object& k, const py::object& v,
+            const py::object& out, const py::object& key_mask, const py::object& scale, const py::object& stream) {
+  const Arguments check("PatternCache.attend");
+  const int64_t index = check.integer("layer", layer);
+  const AttentionArguments arguments =
+      attention_arguments(check, {q, k, v, out, py::none(), key_mask, scale, stream}, false);
+  const AttentionParams& params = arguments.params;
+  check(!params.empty(), "q has shape ", shape_string(params.q.shape), " and k ", shape_string(params.k.shape),
+        ", expected at least one row, head, query and key");
+  self.change(check, [&](PatternCache& cache) { cache.attend(*arguments.backend, index, params); });
 }
 
 std::optional<int64_t> step_count(const py::object& steps) {
   if (steps.is_none()) return std::nullopt;
-  return integer(steps, "PatternCache", "steps");
+  return Arguments("PatternCache").integer("steps", steps);
 }
 
 // The fields of the Python dataclasses, which have checked them.
+ScheduleConfig schedule_config(const Arguments& check, double skip, const py::object& selection,
+                               std::vector<double> refresh, bool refresh_every) {
+  return {skip, check.selection_rule(selection), std::move(refresh), refresh_every};
+}
+
+std::vector<const char*> phases(const py::object& steps, double skip, const py::object& selection,
+                                std::vector<double> refresh, bool refresh_every) {
+  const Arguments check("SparseConfig.phases");
+  const Schedule schedule(schedule_config(check, skip, selection, std::move(refresh), refresh_every),
+                          check.integer("steps", steps), check);
+  std::vector<const char*> names;
+  for (const Phase phase : schedule.phases(check)) names.push_back(phase_name(phase));
+  return names;
+}
+
 std::unique_ptr<LockedCache> sparse_cache(const py::object& steps, const py::object& prompt_length, double skip,
                                           double rho, int block_size, const py::object& selection,
                                           const py::object& selection_scale, bool isolate, std::vector<double> refresh,
                                           bool refresh_every, int64_t min_length) {
   SparseConfig config;
-  config.schedule = {skip, selection_rule(selection, "PatternCache"), std::move(refresh), refresh_every};
+  config.schedule = schedule_config("PatternCache", skip, selection, std::move(refresh), refresh_every);
   config.rho = rho;
   config.block_size = block_size;
   if (!selection_scale.is_none()) {
-    config.selection_scale = positive_scale(selection_scale, "SparseConfig", "selection_scale");
+    config.selection_scale = Arguments("SparseConfig").positive_scale("selection_scale", selection_scale);
   }
   config.isolate = isolate;
   config.min_length = min_length;
   return std::make_unique<LockedCache>(std::move(config), step_count(steps),
-                                       integer(prompt_length, "PatternCache", "prompt_length"));
+                                       Arguments("PatternCache").integer("prompt_length", prompt_length));
 }
 
 std::unique_ptr<LockedCache> window_cache(const py::object& steps, const py::object& prompt_length, int64_t window,
                                           int64_t sinks, int block_size) {
   return std::make_unique<LockedCache>(WindowConfig{window, sinks, block_size}, step_count(steps),
-                                       integer(prompt_length, "PatternCache", "prompt_length"));
+                                       Arguments("PatternCache").integer("prompt_length", prompt_length));
 }
 
 void begin_step(LockedCache& self, const py::object& step, const py::object& unmasked) {
-  const char* function = "PatternCache.begin_step";
-  const int64_t number = integer(step, function, "step");
+  const Arguments check("PatternCache.begin_step");
+  const int64_t number = check.integer("step", step);
   std::optional<double> share;
-  if (!unmasked.is_none()) share = real_number(unmasked, function, "unmasked");
-  self.change(function, [&](PatternCache& cache) { cache.begin_step(number, share); });
+  if (!unmasked.is_none()) share = check.number("unmasked", unmasked);
+  self.change(check, [&](PatternCache& cache) { cache.begin_step(number, share); });
 }
 
-std::shared_ptr<PlacedPattern> pattern(LockedCache& self, const py::object& layer) {
-  const int64_t index = integer(layer, "PatternCache.pattern", "layer");
-  return self.read([&](PatternCache& cache) { return cache.placed_pattern(index); });
+BlockPattern pattern(LockedCache& self, const py::object& layer) {
+  const int64_t index = Arguments("PatternCache.pattern").integer("layer", layer);
+  return self.read([&](PatternCache& cache) { return cache.pattern(index); });
+}
+
+void set_pattern(LockedCache& self, const py::object& layer, const py::object& pattern) {
+  const Arguments check("PatternCache.set_pattern");
+  const int64_t index = check.integer("layer", layer);
+  if (!py::isinstance<BlockPattern>(pattern)) check.wrong_type("pattern", pattern, "a BlockPattern");
+  const BlockPattern given = py::cast<const BlockPattern&>(pattern);
+  self.change(check, [&](PatternCache& cache) { cache.set_pattern(index, given); });
 }
 
 double density(LockedCache& self, const py::object& layer) {
-  const int64_t index = integer(layer, "PatternCache.density", "layer");
+  if (layer.is_none()) return self.read([](PatternCache& cache) { return cache.density(); });
+  const int64_t index = Arguments("PatternCache.density").integer("layer", layer);
   return self.read([&](PatternCache& cache) { return cache.density(index); });
 }
 
-// The fields of PatternCache::Layer and PatternCache::State in order. Python pickles and compares these tuples.
-using SavedLayer = std::tuple<int64_t, int64_t, int64_t, std::shared_ptr<PlacedPattern>, bool, int64_t>;
-using SavedState = std::tuple<int64_t, int, int64_t, int64_t, int64_t, int64_t, int64_t, std::map<int64_t, SavedLayer>>;
+using LayerTuple = std::tuple<int64_t, int64_t, int64_t, int64_t, py::object, py::object, int64_t>;
+using StateTuple = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, std::vector<LayerTuple>>;
 
-SavedState state(LockedCache& self) {
-  return self.read([](PatternCache& cache) {
-    const PatternCache::State& s = cache.state();
-    std::map<int64_t, SavedLayer> layers;
-    for (const auto& [index, l] : s.layers) {
-      layers.emplace(index, SavedLayer{l.heads, l.kv_heads, l.head_dim, l.pattern, l.sparse, l.attended_step});
+// Numbers, and for each layer (number, heads, kv_heads, head_dim, pattern, attended, attended_step). Handles of one
+// pattern become one object.
+StateTuple state(LockedCache& self) {
+  const PatternCache::State state = self.read([](PatternCache& cache) { return cache.state(); });
+  std::vector<std::pair<BlockPattern, py::object>> known;
+  const auto object_of = [&](const std::optional<BlockPattern>& pattern) -> py::object {
+    if (!pattern) return py::none();
+    for (const auto& [other, object] : known) {
+      if (other.is(*pattern)) return object;
     }
-    return SavedState{s.step,   static_cast<int>(s.phase), s.due, s.served, s.select_step, s.batch,
-                      s.length, std::move(layers)};
-  });
+    known.emplace_back(*pattern, py::cast(*pattern));
+    return known.back().second;
+  };
+  std::vector<LayerTuple> layers;
+  for (const auto& [number, layer] : state.layers) {
+    layers.emplace_back(number, layer.heads, layer.kv_heads, layer.head_dim, object_of(layer.pattern),
+                        object_of(layer.attended), layer.attended_step);
+  }
+  return {state.step, state.due, state.served, state.select_step, state.batch, state.length, std::move(layers)};
 }
 
-void restore(LockedCache& self, SavedState saved) {
-  auto& [step, phase, due, served, select_step, batch, length, layers] = saved;
-  check(phase >= 0 && phase <= static_cast<int>(Phase::kSparse), "PatternCache.__setstate__: phase is ", phase,
-        ", expected 0, 1 or 2");
-  PatternCache::State state{step, static_cast<Phase>(phase), due, served, select_step, batch, length, {}};
-  for (auto& [index, saved_layer] : layers) {
-    auto& [heads, kv_heads, head_dim, pattern, sparse, attended_step] = saved_layer;
-    state.layers[index] = {heads, kv_heads, head_dim, std::move(pattern), sparse, attended_step};
+void restore(LockedCache& self, const StateTuple& given) {
+  const auto pattern_of = [](const py::object& object) -> std::optional<BlockPattern> {
+    if (object.is_none()) return std::nullopt;
+    if (!py::isinstance<BlockPattern>(object)) {
+      Arguments("PatternCache.restore").wrong_type("pattern", object, "a BlockPattern");
+    }
+    return py::cast<BlockPattern>(object);
+  };
+  PatternCache::State state;
+  std::vector<LayerTuple> layers;
+  std::tie(state.step, state.due, state.served, state.select_step, state.batch, state.length, layers) = given;
+  for (const auto& [number, heads, kv_heads, head_dim, pattern, attended, attended_step] : layers) {
+    state.layers[number] = {heads, kv_heads, head_dim, pattern_of(pattern), pattern_of(attended), attended_step};
   }
-  self.change("PatternCache.__setstate__", [&](PatternCache& cache) { cache.restore(std::move(state)); });
+  self.change("PatternCache.restore", [&](PatternCache& cache) { cache.restore(std::move(state)); });
 }
 
 }  // namespace
 
 void register_pattern_cache(py::module_& m) {
+  m.def("phases", &phases, py::kw_only(), py::arg("steps"), py::arg("skip"), py::arg("selection"), py::arg("refresh"),
+        py::arg("refresh_every"));
   py::class_<LockedCache>(m, "PatternCache", no_constructor(), "The state machine of ``sparsed.PatternCache``.")
       .def_static("sparse", &sparse_cache, py::kw_only(), py::arg("steps"), py::arg("prompt_length"), py::arg("skip"),
                   py::arg("rho"), py::arg("block_size"), py::arg("selection"), py::arg("selection_scale"),
@@ -153,15 +188,15 @@ void register_pattern_cache(py::module_& m) {
       .def_static("window", &window_cache, py::kw_only(), py::arg("steps"), py::arg("prompt_length"), py::arg("window"),
                   py::arg("sinks"), py::arg("block_size"))
       .def("begin_step", &begin_step, py::arg("step"), py::arg("unmasked"))
-      .def("attend", &attend, py::arg("layer"), py::arg("q"), py::arg("k"), py::arg("v"), py::arg("key_mask"),
-           py::arg("scale"), py::arg("memory") = py::none())
+      .def("attend", &attend, py::arg("layer"), py::arg("q"), py::arg("k"), py::arg("v"), py::arg("out"),
+           py::arg("key_mask"), py::arg("scale"), py::arg("stream"))
       .def("pattern", &pattern, py::arg("layer"))
+      .def("set_pattern", &set_pattern, py::arg("layer"), py::arg("pattern"))
       .def("density", &density, py::arg("layer"))
+      .def("state", &state)
+      .def("restore", &restore, py::arg("state"))
       .def("reset",
            [](LockedCache& self) { self.change("PatternCache.reset", [](PatternCache& cache) { cache.reset(); }); })
-      .def("state", &state, "The step and the layers as a tuple; see ``restore``.")
-      .def("restore", &restore, py::arg("state"),
-           "Continues from a tuple that ``state`` of a cache with the same arguments returned.")
       .def_property_readonly(
           "phase",
           [](LockedCache& self) { return self.read([](PatternCache& cache) { return phase_name(cache.phase()); }); })

@@ -8,20 +8,15 @@
 
 namespace sparsed {
 
-struct BlockLists;
-
 struct AttentionParams {
-  TensorView q;                        // [B, H, L, D]
-  TensorView k;                        // [B, H_kv, S, D]
-  TensorView v;                        // [B, H_kv, S, D]; data == nullptr: selection only, no output
-  TensorView out;                      // [B, H, L, D], dtype of q; data == nullptr: selection only
-  float* lse = nullptr;                // [B, H, L] natural log-sum-exp, or nullptr
-  const uint8_t* key_mask = nullptr;   // [B, S], nonzero = a real key, or nullptr
-  float scale = 1.f;                   // > 0, finite
-  const BlockLists* lists = nullptr;   // selected key blocks; nullptr = dense
-  int device = -1;                     // in whose memory the arrays lie: a CUDA device's number; -1: the host's
-  void* stream = nullptr;              // of a backend that has one: a cudaStream_t
-  const char* function = "attention";  // whom errors name
+  TensorView q;                       // [B, H, L, D]
+  TensorView k;                       // [B, H_kv, S, D]
+  TensorView v;                       // [B, H_kv, S, D]; data == nullptr: selection only, no output
+  TensorView out;                     // [B, H, L, D], dtype of q; data == nullptr: selection only
+  float* lse = nullptr;               // [B, H, L] natural log-sum-exp, or nullptr
+  const uint8_t* key_mask = nullptr;  // [B, S], nonzero = a real key, or nullptr
+  float scale = 1.f;                  // > 0, finite
+  void* stream = nullptr;             // of a backend that has one: a cudaStream_t
 
   int64_t batch() const { return q.shape[0]; }
   int64_t heads() const { return q.shape[1]; }
@@ -29,6 +24,8 @@ struct AttentionParams {
   int64_t q_len() const { return q.shape[2]; }
   int64_t kv_len() const { return k.shape[2]; }
   int64_t head_dim() const { return q.shape[3]; }
+  // There is nothing to compute: no output row, or no key, which leaves each row empty.
+  bool empty() const { return batch() == 0 || heads() == 0 || q_len() == 0 || kv_len() == 0; }
 };
 
 // Which blocks a head keeps. kPaper: one softmax over all keys, top-k of the prompt blocks and of the generation

@@ -3,17 +3,16 @@
 #include <algorithm>
 #include <bit>
 #include <limits>
+#include <map>
+#include <mutex>
+#include <optional>
 #include <utility>
 
-#include "core/error.h"
-#include "core/memory.h"
+#include "support/available_memory.h"
+#include "support/error.h"
 
 namespace sparsed {
 namespace {
-
-void check_range(int64_t value, const char* name, int64_t maximum, const std::string& function) {
-  check(value >= 0 && value <= maximum, function, ": ", name, " is ", value, ", expected 0 ... ", maximum);
-}
 
 int64_t count_bits(const uint64_t* words, size_t count) {
   int64_t bits = 0;
@@ -34,6 +33,10 @@ double share(int64_t part, int64_t whole) {
   return whole == 0 ? 0.0 : static_cast<double>(part) / static_cast<double>(whole);
 }
 
+size_t head_words(const PatternGeometry& geometry) {
+  return static_cast<size_t>(geometry.q_blocks() * geometry.row_words());
+}
+
 }  // namespace
 
 bool is_block_size(int64_t block_size) {
@@ -42,152 +45,191 @@ bool is_block_size(int64_t block_size) {
 
 int64_t num_blocks(int64_t length, int64_t block_size) { return (length + block_size - 1) / block_size; }
 
-void check_geometry(const PatternGeometry& geometry, const std::string& function) {
+void check_block_size(int64_t block_size, const Checker& check, const char* name) {
+  check(is_block_size(block_size), name, " is ", block_size, ", expected 16, 32, 64, 128 or 256");
+}
+
+void check_geometry(const PatternGeometry& geometry, const Checker& check) {
   constexpr int64_t kMaxCount = std::numeric_limits<int32_t>::max();
-  check(is_block_size(geometry.block_size), function, ": block_size is ", geometry.block_size,
-        ", expected 16, 32, 64, 128 or 256");
-  check_range(geometry.batch, "batch", kMaxCount, function);
-  check_range(geometry.heads, "heads", kMaxCount, function);
-  check_range(geometry.q_len, "q_len", kMaxLength, function);
-  check_range(geometry.kv_len, "kv_len", kMaxLength, function);
-  check(geometry.prompt_length >= 0 && geometry.prompt_length <= geometry.kv_len, function, ": prompt_length is ",
+  const auto [q, kv] = geometry.block;
+  check_block_size(q, check, q == kv ? "block_size" : "q_block_size");
+  check_block_size(kv, check, "kv_block_size");
+  check.range("batch", geometry.batch, 0, kMaxCount);
+  check.range("heads", geometry.heads, 0, kMaxCount);
+  check.range("q_len", geometry.q_len, 0, kMaxLength);
+  check.range("kv_len", geometry.kv_len, 0, kMaxLength);
+  check(geometry.prompt_length >= 0 && geometry.prompt_length <= geometry.kv_len, "prompt_length is ",
         geometry.prompt_length, ", expected 0 ... ", geometry.kv_len, " (kv_len)");
 }
 
-void check_window(int64_t window, int64_t sinks, const std::string& function) {
-  check(window >= 1, function, ": window is ", window, ", expected >= 1");
-  check(sinks >= 0, function, ": sinks is ", sinks, ", expected >= 0");
+void check_window(int64_t window, int64_t sinks, const Checker& check) {
+  check(window >= 1, "window is ", window, ", expected >= 1");
+  check(sinks >= 0, "sinks is ", sinks, ", expected >= 0");
 }
 
 uint64_t bit_bytes(const PatternGeometry& geometry) {
-  const int64_t words = num_blocks(geometry.kv_blocks(), 64);
-  return saturating_product({geometry.batch, geometry.heads, geometry.q_blocks(), words, sizeof(uint64_t)});
+  return saturating_product(
+      {geometry.batch, geometry.heads, geometry.q_blocks(), geometry.row_words(), sizeof(uint64_t)});
 }
 
-BlockPattern::BlockPattern(const PatternGeometry& geometry, const std::string& function) : geometry_(geometry) {
-  check_geometry(geometry, function);
+PatternBuilder::PatternBuilder(const PatternGeometry& geometry, const Checker& check) : geometry_(geometry) {
+  check_geometry(geometry, check);
   PatternGeometry bound = geometry;  // without zeros, so that rows and heads are bounded in an empty pattern too
   for (int64_t* size : {&bound.batch, &bound.heads, &bound.q_len, &bound.kv_len}) *size = std::max<int64_t>(*size, 1);
-  require_memory(bit_bytes(bound), (function + ": the pattern").c_str());
-  words_ = num_blocks(geometry.kv_blocks(), 64);
+  check.memory(bit_bytes(bound), "the pattern");
+  words_ = geometry.row_words();
   bits_.resize(static_cast<size_t>(rows() * words_));
 }
 
+BlockPattern PatternBuilder::build() && { return {geometry_, std::move(bits_)}; }
+
+struct BlockPattern::Shared {
+  PatternGeometry geometry;
+  double max_density = 1.0;
+  std::mutex mutex;  // of what follows; bits that are there stay as they are
+  std::optional<std::vector<uint64_t>> bits;
+  std::map<int, std::shared_ptr<const PatternCopy>> copies;  // by device
+  std::optional<double> density;
+
+  const std::vector<uint64_t>& locked_bits() {
+    if (!bits) bits = copies.begin()->second->read();
+    return *bits;
+  }
+};
+
+BlockPattern::BlockPattern(const PatternGeometry& geometry, std::vector<uint64_t> bits)
+    : shared_(std::make_shared<Shared>()) {
+  shared_->geometry = geometry;
+  shared_->bits = std::move(bits);
+}
+
+BlockPattern::BlockPattern(const PatternGeometry& geometry, const Checker& check)
+    : BlockPattern(PatternBuilder(geometry, check).build()) {}
+
+BlockPattern::BlockPattern(const PatternGeometry& geometry, int device, std::shared_ptr<const PatternCopy> copy,
+                           double max_density)
+    : shared_(std::make_shared<Shared>()) {
+  shared_->geometry = geometry;
+  shared_->max_density = max_density;
+  shared_->copies[device] = std::move(copy);
+}
+
+const PatternGeometry& BlockPattern::geometry() const { return shared_->geometry; }
+
+const std::vector<uint64_t>& BlockPattern::bits() const {
+  const std::lock_guard lock(shared_->mutex);
+  return shared_->locked_bits();
+}
+
+std::shared_ptr<const PatternCopy> BlockPattern::on(int device, const Upload& upload) const {
+  const std::lock_guard lock(shared_->mutex);
+  const auto found = shared_->copies.find(device);
+  if (found != shared_->copies.end()) return found->second;
+  return shared_->copies.emplace(device, upload(shared_->locked_bits())).first->second;
+}
+
 BlockPattern BlockPattern::full(const PatternGeometry& geometry) {
-  BlockPattern pattern(geometry, "BlockPattern.full");
+  PatternBuilder builder(geometry, "BlockPattern.full");
   const int64_t kv_blocks = geometry.kv_blocks();
-  if (kv_blocks == 0) return pattern;
-  for (int64_t row = 0; row < pattern.rows(); ++row) set_range(&pattern.bits_[pattern.word(row, 0)], 0, kv_blocks - 1);
-  return pattern;
+  if (kv_blocks == 0) return std::move(builder).build();
+  for (int64_t row = 0; row < builder.rows(); ++row) set_range(builder.row(row), 0, kv_blocks - 1);
+  return std::move(builder).build();
 }
 
 BlockPattern BlockPattern::streaming(const PatternGeometry& geometry, int64_t window, int64_t sinks,
-                                     const std::string& function) {
-  check_window(window, sinks, function);
-  BlockPattern pattern(geometry, function);
-  if (pattern.bits_.empty()) return pattern;
-  const int64_t b = geometry.block_size;
+                                     const Checker& check) {
+  check_window(window, sinks, check);
+  PatternBuilder builder(geometry, check);
+  std::vector<uint64_t>& bits = builder.bits();
+  if (bits.empty()) return std::move(builder).build();
+  const auto [q_size, kv_size] = geometry.block;
   // A window this wide sees every key from every query: no sum below can overflow.
   window = std::min(window, 2 * (geometry.q_len + geometry.kv_len));
   sinks = std::min(sinks, geometry.kv_len);
   for (int64_t i = 0; i < geometry.q_blocks(); ++i) {
-    uint64_t* row = &pattern.bits_[pattern.word(i, 0)];
-    const int64_t last_query = std::min((i + 1) * b, geometry.q_len) - 1;
-    const int64_t first_key = std::max(i * b - window / 2, int64_t{0});
+    uint64_t* row = builder.row(i);
+    const int64_t last_query = std::min((i + 1) * q_size, geometry.q_len) - 1;
+    const int64_t first_key = std::max(i * q_size - window / 2, int64_t{0});
     const int64_t last_key = std::min(last_query - window / 2 + window, geometry.kv_len) - 1;
-    if (first_key <= last_key) set_range(row, first_key / b, last_key / b);
-    if (sinks > 0) set_range(row, 0, (sinks - 1) / b);
+    if (first_key <= last_key) set_range(row, first_key / kv_size, last_key / kv_size);
+    if (sinks > 0) set_range(row, 0, (sinks - 1) / kv_size);
   }
-  const size_t head_words = pattern.head_words();
-  for (size_t at = head_words; at < pattern.bits_.size(); at += head_words) {
-    std::copy_n(pattern.bits_.begin(), head_words, pattern.bits_.begin() + static_cast<std::ptrdiff_t>(at));
+  const size_t head = head_words(geometry);
+  for (size_t at = head; at < bits.size(); at += head) {
+    std::copy_n(bits.begin(), head, bits.begin() + static_cast<std::ptrdiff_t>(at));
   }
-  return pattern;
+  return std::move(builder).build();
 }
 
 BlockPattern BlockPattern::from_mask(const PatternGeometry& geometry, const uint8_t* mask) {
-  BlockPattern pattern(geometry, "BlockPattern.from_mask");
+  PatternBuilder builder(geometry, "BlockPattern.from_mask");
   const int64_t kv_blocks = geometry.kv_blocks();
-  for (int64_t row = 0; row < pattern.rows(); ++row) {
+  for (int64_t row = 0; row < builder.rows(); ++row) {
     for (int64_t block = 0; block < kv_blocks; ++block) {
-      if (mask[row * kv_blocks + block]) pattern.set(row, block);
+      if (mask[row * kv_blocks + block]) builder.set(row, block);
     }
   }
-  return pattern;
-}
-
-BlockPattern BlockPattern::from_bits(const PatternGeometry& geometry, std::vector<uint64_t> bits) {
-  BlockPattern pattern(geometry, "BlockPattern.from_bits");
-  check(bits.size() == pattern.bits_.size(), "BlockPattern.from_bits: bits has ", bits.size(), " words, expected ",
-        pattern.bits_.size());
-  pattern.bits_ = std::move(bits);
-  return pattern;
-}
-
-BlockLists BlockPattern::expand() const {
-  const int64_t total = count_bits(bits_.data(), bits_.size());
-  require_memory(static_cast<size_t>(total) * sizeof(int32_t) + static_cast<size_t>(rows() + 1) * sizeof(int64_t),
-                 "BlockPattern.expand: the list of blocks");
-  BlockLists lists;
-  lists.block_size = geometry_.block_size;
-  lists.q_blocks = geometry_.q_blocks();
-  lists.offsets.reserve(static_cast<size_t>(rows() + 1));
-  lists.indices.resize(static_cast<size_t>(total));
-  int32_t* next = lists.indices.data();
-  lists.offsets.push_back(0);
-  for (int64_t row = 0; row < rows(); ++row) {
-    for (int64_t w = 0; w < words_; ++w) {
-      for (uint64_t bits = bits_[static_cast<size_t>(row * words_ + w)]; bits != 0; bits &= bits - 1) {
-        *next++ = static_cast<int32_t>(w * 64 + std::countr_zero(bits));
-      }
-    }
-    lists.offsets.push_back(next - lists.indices.data());
-  }
-  return lists;
+  return std::move(builder).build();
 }
 
 void BlockPattern::to_mask(uint8_t* mask) const {
-  const int64_t kv_blocks = geometry_.kv_blocks();
-  for (int64_t row = 0; row < rows(); ++row) {
-    for (int64_t block = 0; block < kv_blocks; ++block) *mask++ = test(row, block);
+  const int64_t kv_blocks = geometry().kv_blocks(), words = geometry().row_words();
+  const uint64_t* row = bits().data();
+  for (int64_t r = 0; r < rows(); ++r, row += words) {
+    for (int64_t block = 0; block < kv_blocks; ++block) *mask++ = has_block(row, block);
   }
 }
 
+int64_t BlockPattern::num_selected() const { return count_bits(bits().data(), bits().size()); }
+
 double BlockPattern::density() const {
-  return share(count_bits(bits_.data(), bits_.size()), rows() * geometry_.kv_blocks());
+  const std::lock_guard lock(shared_->mutex);
+  if (!shared_->density) {
+    const std::vector<uint64_t>& bits = shared_->locked_bits();
+    shared_->density = share(count_bits(bits.data(), bits.size()), rows() * geometry().kv_blocks());
+  }
+  return *shared_->density;
 }
 
+bool BlockPattern::denser_than(double share) const { return shared_->max_density > share && density() > share; }
+
 std::vector<double> BlockPattern::head_density() const {
-  std::vector<double> result(static_cast<size_t>(geometry_.batch * geometry_.heads));
-  for (size_t head = 0; head < result.size(); ++head) {
-    const int64_t selected = count_bits(bits_.data() + head * head_words(), head_words());
-    result[head] = share(selected, geometry_.q_blocks() * geometry_.kv_blocks());
+  const PatternGeometry& g = geometry();
+  std::vector<double> result(static_cast<size_t>(g.batch * g.heads));
+  const uint64_t* head = bits().data();
+  for (double& density : result) {
+    density = share(count_bits(head, head_words(g)), g.q_blocks() * g.kv_blocks());
+    head += head_words(g);
   }
   return result;
 }
 
 std::vector<double> BlockPattern::jaccard(const BlockPattern& other) const {
-  const PatternGeometry& theirs = other.geometry_;
-  const auto same = [](const char* name, int64_t found, int64_t expected) {
-    check(found == expected, "BlockPattern.jaccard: other has ", name, " ", found, ", expected ", expected);
-  };
-  same("batch", theirs.batch, geometry_.batch);
-  same("heads", theirs.heads, geometry_.heads);
-  same("block_size", theirs.block_size, geometry_.block_size);
-  same("q_len", theirs.q_len, geometry_.q_len);
-  same("kv_len", theirs.kv_len, geometry_.kv_len);
-  std::vector<double> result(static_cast<size_t>(geometry_.batch * geometry_.heads));
-  for (size_t head = 0; head < result.size(); ++head) {
-    const uint64_t* a = bits_.data() + head * head_words();
-    const uint64_t* b = other.bits_.data() + head * head_words();
+  const PatternGeometry &ours = geometry(), &theirs = other.geometry();
+  const Checker check("BlockPattern.jaccard");
+  check.same("other has batch", theirs.batch, ours.batch);
+  check.same("other has heads", theirs.heads, ours.heads);
+  const bool square = ours.block.q == ours.block.kv && theirs.block.q == theirs.block.kv;
+  check.same(square ? "other has block_size" : "other has q_block_size", theirs.block.q, ours.block.q);
+  check.same("other has kv_block_size", theirs.block.kv, ours.block.kv);
+  check.same("other has q_len", theirs.q_len, ours.q_len);
+  check.same("other has kv_len", theirs.kv_len, ours.kv_len);
+  std::vector<double> result(static_cast<size_t>(ours.batch * ours.heads));
+  const size_t words = head_words(ours);
+  const uint64_t *a = bits().data(), *b = other.bits().data();
+  for (double& value : result) {
     int64_t both = 0, either = 0;
-    for (size_t i = 0; i < head_words(); ++i) {
-      both += std::popcount(a[i] & b[i]);
-      either += std::popcount(a[i] | b[i]);
+    for (size_t i = 0; i < words; ++i, ++a, ++b) {
+      both += std::popcount(*a & *b);
+      either += std::popcount(*a | *b);
     }
-    result[head] = either == 0 ? 1.0 : share(both, either);
+    value = either == 0 ? 1.0 : share(both, either);
   }
   return result;
+}
+
+bool BlockPattern::operator==(const BlockPattern& other) const {
+  return is(other) || (geometry() == other.geometry() && bits() == other.bits());
 }
 
 }  // namespace sparsed

@@ -1,18 +1,16 @@
 #include "core/pattern_cache.h"
 
 #include <algorithm>
-#include <set>
+#include <limits>
 #include <string>
 #include <utility>
 
-#include "core/error.h"
 #include "core/selection.h"
 
 namespace sparsed {
 namespace {
 
-constexpr const char* kAttend = "PatternCache.attend";
-constexpr const char* kRestore = "PatternCache.__setstate__";
+const Checker kAttend("PatternCache.attend");
 
 SelectParams select_params(const SparseConfig& config, int64_t prompt_length, float attention_scale) {
   SelectParams select;
@@ -25,76 +23,76 @@ SelectParams select_params(const SparseConfig& config, int64_t prompt_length, fl
   return select;
 }
 
+const Checker kCache("PatternCache");
+
 void check_prompt_length(int64_t prompt_length) {
-  check(prompt_length >= 0, "PatternCache: prompt_length is ", prompt_length, ", expected >= 0");
+  kCache(prompt_length >= 0, "prompt_length is ", prompt_length, ", expected >= 0");
 }
 
-void check_same(const std::string& what, int64_t found, int64_t expected, const std::string& as) {
-  check(found == expected, kAttend, ": ", what, " ", found, ", expected ", expected, " (as ", as, ")");
+void check_same(const char* what, int64_t found, int64_t expected, const std::string& as) {
+  kAttend.same(what, found, expected, message(" (as ", as, ")"));
 }
 
 }  // namespace
 
 PatternCache::PatternCache(SparseConfig config, std::optional<int64_t> steps, int64_t prompt_length)
-    : schedule_(Schedule(config.schedule, steps, "PatternCache")), steps_(steps), prompt_length_(prompt_length) {
+    : schedule_(Schedule(config.schedule, steps, kCache)), steps_(steps), prompt_length_(prompt_length) {
   check_prompt_length(prompt_length);
-  check_select(select_params(config, 0, 1.f), 0, "PatternCache");
-  check(config.min_length >= 0, "PatternCache: min_length is ", config.min_length, ", expected >= 0");
+  check_select(select_params(config, 0, 1.f), 0, kCache);
+  kCache(config.min_length >= 0, "min_length is ", config.min_length, ", expected >= 0");
   config_ = std::move(config);
 }
 
 PatternCache::PatternCache(WindowConfig config, std::optional<int64_t> steps, int64_t prompt_length)
     : config_(config), steps_(steps), prompt_length_(prompt_length) {
-  check_steps(steps, "PatternCache");
+  check_steps(steps, kCache);
   check_prompt_length(prompt_length);
-  check_window(config.window, config.sinks, "PatternCache");
-  check(is_block_size(config.block_size), "PatternCache: block_size is ", config.block_size,
-        ", expected 16, 32, 64, 128 or 256");
+  check_window(config.window, config.sinks, kCache);
+  check_block_size(config.block_size, kCache);
 }
 
 void PatternCache::begin_step(int64_t step, std::optional<double> unmasked) {
-  const std::string function = "PatternCache.begin_step";
-  check(step == state_.step + 1, function, ": step is ", step, ", expected ", state_.step + 1,
-        " (steps come in order)");
-  check(!steps_ || step < *steps_, function, ": step is ", step, ", expected 0 ... ", steps_.value_or(0) - 1,
-        " (steps is ", steps_.value_or(0), ")");
+  const Checker check("PatternCache.begin_step");
+  check(step == state_.step + 1, "step is ", step, ", expected ", state_.step + 1, " (steps come in order)");
+  check(!steps_ || step < *steps_, "step is ", step, ", expected 0 ... ", steps_.value_or(0) - 1, " (steps is ",
+        steps_.value_or(0), ")");
   if (schedule_ && !steps_) {
-    check(unmasked.has_value(), function, ": unmasked is missing, expected 0 ... 1 (the number of steps is unknown)");
-    check(*unmasked >= 0 && *unmasked <= 1, function, ": unmasked is ", *unmasked, ", expected 0 ... 1");
+    check(unmasked.has_value(), "unmasked is missing, expected 0 ... 1 (the number of steps is unknown)");
+    check(*unmasked >= 0 && *unmasked <= 1, "unmasked is ", *unmasked, ", expected 0 ... 1");
   }
   state_.step = step;
-  if (!schedule_) {
-    state_.phase = Phase::kSparse;
-    return;
-  }
+  if (!schedule_) return;
   state_.served = std::max(state_.served, state_.due);
   state_.due = schedule_->points_due(step, unmasked.value_or(0));
-  state_.phase = schedule_->phase(state_.due, state_.served);
-  if (state_.phase == Phase::kSelect) state_.select_step = step;
+  if (scheduled_phase() == Phase::kSelect) state_.select_step = step;
+}
+
+Phase PatternCache::scheduled_phase() const {
+  return schedule_ ? schedule_->phase(state_.due, state_.served) : Phase::kSparse;
 }
 
 Phase PatternCache::phase() const {
   check(state_.step >= 0, "PatternCache.phase: no step has begun, expected begin_step(0) before");
-  return state_.length < 0 ? state_.phase : phase_at(state_.length);
+  return state_.length < 0 ? scheduled_phase() : phase_at(state_.length);
 }
 
 Phase PatternCache::phase_at(int64_t length) const {
   const auto* config = std::get_if<SparseConfig>(&config_);
-  return config && length < config->min_length ? Phase::kDense : state_.phase;
+  return config && length < config->min_length ? Phase::kDense : scheduled_phase();
 }
 
 void PatternCache::attend(const Backend& backend, int64_t layer, const AttentionParams& params) {
   Layer next = checked_layer(layer, params);
   switch (phase_at(params.q_len())) {
     case Phase::kDense:
-      sparsed::attend(backend, params, nullptr);
-      next.sparse = false;
+      kAttend.named([&] { backend.attention(params, nullptr); });
+      next.attended.reset();
       break;
     case Phase::kSelect: attend_select(backend, params, next); break;
     case Phase::kSparse:
       if (!schedule_ && !next.pattern) next.pattern = window_pattern(params);
-      check(next.pattern != nullptr, kAttend, ": layer ", layer, " has no pattern in sparse step ", state_.step,
-            ", expected it to attend in step ", state_.select_step, ", which selects");
+      kAttend(next.pattern.has_value(), "layer ", layer, " has no pattern in sparse step ", state_.step,
+              ", expected it to attend in step ", state_.select_step, ", which selects");
       attend_sparse(backend, params, next);
       break;
   }
@@ -106,24 +104,29 @@ void PatternCache::attend(const Backend& backend, int64_t layer, const Attention
 
 // The layer's record if the call may go on, new if the layer has none.
 PatternCache::Layer PatternCache::checked_layer(int64_t layer, const AttentionParams& params) const {
-  check(state_.step >= 0, kAttend, ": no step has begun, expected begin_step(0) before");
-  check(layer >= 0, kAttend, ": layer is ", layer, ", expected >= 0");
+  kAttend(state_.step >= 0, "no step has begun, expected begin_step(0) before");
+  kAttend(layer >= 0, "layer is ", layer, ", expected >= 0");
   check_same("k has length", params.kv_len(), params.q_len(), "q");
-  check(prompt_length_ <= params.q_len(), kAttend, ": q has length ", params.q_len(), ", expected at least ",
-        prompt_length_, " (prompt_length)");
+  kAttend(prompt_length_ <= params.q_len(), "q has length ", params.q_len(), ", expected at least ", prompt_length_,
+          " (prompt_length)");
   if (state_.length >= 0) {
     check_same("q has batch", params.batch(), state_.batch, "before");
     check_same("q has length", params.q_len(), state_.length, "before");
   }
   const auto found = state_.layers.find(layer);
-  if (found == state_.layers.end()) return {params.heads(), params.kv_heads(), params.head_dim(), nullptr, false, -1};
-  const Layer& known = found->second;
+  if (found == state_.layers.end())
+    return {params.heads(), params.kv_heads(), params.head_dim(), std::nullopt, std::nullopt, -1};
+  Layer known = found->second;
   const std::string as = message("layer ", layer, " before");
   check_same("q has heads", params.heads(), known.heads, as);
+  if (known.head_dim == 0) {  // so far it was given a pattern
+    known.kv_heads = params.kv_heads();
+    known.head_dim = params.head_dim();
+  }
   check_same("k has heads", params.kv_heads(), known.kv_heads, as);
   check_same("q has head_dim", params.head_dim(), known.head_dim, as);
-  check(known.attended_step != state_.step, kAttend, ": layer is ", layer, " again in step ", state_.step,
-        ", expected each layer once a step");
+  kAttend(known.attended_step != state_.step, "layer is ", layer, " again in step ", state_.step,
+          ", expected each layer once a step");
   return known;
 }
 
@@ -136,29 +139,30 @@ void PatternCache::attend_select(const Backend& backend, const AttentionParams& 
     pass.v.data = pass.out.data = nullptr;
     pass.lse = nullptr;
   }
-  layer.pattern = attend_and_select(backend, pass, select);
-  layer.sparse = false;
+  layer.pattern = kAttend.named([&] { return backend.attention_and_select(pass, select); });
+  layer.attended.reset();
   if (sparse) attend_sparse(backend, params, layer);
 }
 
 void PatternCache::attend_sparse(const Backend& backend, const AttentionParams& params, Layer& layer) const {
-  layer.sparse = !layer.pattern->denser_than(kDenseAbove);
-  sparsed::attend(backend, params, layer.sparse ? layer.pattern.get() : nullptr);
+  const bool dense = layer.pattern->denser_than(kDenseAbove);
+  kAttend.named([&] { backend.attention(params, dense ? nullptr : &*layer.pattern); });
+  layer.attended = dense ? std::nullopt : layer.pattern;
 }
 
-std::shared_ptr<PlacedPattern> PatternCache::window_pattern(const AttentionParams& params) const {
+BlockPattern PatternCache::window_pattern(const AttentionParams& params) const {
   const WindowConfig& config = std::get<WindowConfig>(config_);
   PatternGeometry geometry;
   geometry.batch = params.batch();
   geometry.heads = params.heads();
-  geometry.block_size = config.block_size;
+  geometry.block = config.block_size;
   geometry.q_len = params.q_len();
   geometry.kv_len = params.kv_len();
   geometry.prompt_length = prompt_length_;
   for (const auto& [index, layer] : state_.layers) {
-    if (layer.pattern && layer.pattern->geometry() == geometry) return layer.pattern;
+    if (layer.pattern && layer.pattern->geometry() == geometry) return *layer.pattern;
   }
-  return std::make_shared<PlacedPattern>(BlockPattern::streaming(geometry, config.window, config.sinks, kAttend));
+  return BlockPattern::streaming(geometry, config.window, config.sinks, kAttend);
 }
 
 bool PatternCache::has_pattern(int64_t layer) const {
@@ -166,13 +170,38 @@ bool PatternCache::has_pattern(int64_t layer) const {
   return found != state_.layers.end() && found->second.pattern;
 }
 
-const std::shared_ptr<PlacedPattern>& PatternCache::placed_pattern(int64_t layer) const {
+const BlockPattern& PatternCache::pattern(int64_t layer) const {
   if (!has_pattern(layer)) {
     const std::vector<int64_t> layers = pattern_layers();
     fail(ErrorKind::kValue, "PatternCache.pattern: layer is ", layer,
          ", expected one that holds a pattern: ", shape_string(layers.data(), layers.size()));
   }
-  return state_.layers.at(layer).pattern;
+  return *state_.layers.at(layer).pattern;
+}
+
+void PatternCache::set_pattern(int64_t layer, const BlockPattern& pattern) {
+  const Checker check("PatternCache.set_pattern");
+  const PatternGeometry& geometry = pattern.geometry();
+  const auto same = [&](const char* name, int64_t found, int64_t expected, const char* as) {
+    check.same(message("pattern has ", name), found, expected, message(" (as ", as, ")"));
+  };
+  check(layer >= 0, "layer is ", layer, ", expected >= 0");
+  check(geometry.batch > 0 && geometry.heads > 0 && geometry.q_len > 0, "pattern has batch ", geometry.batch,
+        ", heads ", geometry.heads, " and q_len ", geometry.q_len, ", expected at least 1 of each");
+  same("kv_len", geometry.kv_len, geometry.q_len, "q_len");
+  check(prompt_length_ <= geometry.kv_len, "pattern has kv_len ", geometry.kv_len, ", expected at least ",
+        prompt_length_, " (prompt_length)");
+  if (state_.length >= 0) {
+    same("batch", geometry.batch, state_.batch, "before");
+    same("q_len", geometry.q_len, state_.length, "before");
+  }
+  const auto found = state_.layers.find(layer);
+  if (found != state_.layers.end()) same("heads", geometry.heads, found->second.heads, "the layer before");
+  Layer& changed = state_.layers[layer];
+  changed.heads = geometry.heads;
+  changed.pattern = pattern;
+  state_.batch = geometry.batch;
+  state_.length = geometry.q_len;
 }
 
 std::vector<int64_t> PatternCache::pattern_layers() const {
@@ -184,12 +213,14 @@ std::vector<int64_t> PatternCache::pattern_layers() const {
 }
 
 size_t PatternCache::nbytes() const {
-  std::set<const PlacedPattern*> patterns;
-  for (const auto& [index, layer] : state_.layers) {
-    if (layer.pattern) patterns.insert(layer.pattern.get());
-  }
+  std::vector<const BlockPattern*> patterns;
   size_t bytes = 0;
-  for (const PlacedPattern* pattern : patterns) bytes += pattern->nbytes();
+  for (const auto& [index, layer] : state_.layers) {
+    const auto same = [&, &pattern = layer.pattern](const BlockPattern* other) { return other->is(*pattern); };
+    if (!layer.pattern || std::any_of(patterns.begin(), patterns.end(), same)) continue;
+    patterns.push_back(&*layer.pattern);
+    bytes += layer.pattern->nbytes();
+  }
   return bytes;
 }
 
@@ -197,18 +228,44 @@ double PatternCache::density(int64_t layer) const {
   const auto found = state_.layers.find(layer);
   const bool attended = found != state_.layers.end() && found->second.attended_step == state_.step;
   check(attended, "PatternCache.density: layer is ", layer, ", expected one that has attended in step ", state_.step);
-  return found->second.sparse ? found->second.pattern->density() : 1.0;
+  return found->second.attended ? found->second.attended->density() : 1.0;
 }
 
-void PatternCache::reset() { state_ = State{}; }
+double PatternCache::density() const {
+  double sum = 0;
+  int64_t count = 0;
+  for (const auto& [index, layer] : state_.layers) {
+    if (layer.attended_step != state_.step || state_.step < 0) continue;
+    sum += density(index);
+    ++count;
+  }
+  check(count > 0, "PatternCache.density: no layer has attended in step ", state_.step, ", expected at least one");
+  return sum / static_cast<double>(count);
+}
 
 void PatternCache::restore(State state) {
-  const int block_size = std::visit([](const auto& config) { return config.block_size; }, config_);
+  const Checker check("PatternCache.restore");
+  constexpr int64_t kMost = std::numeric_limits<int64_t>::max();
+  check.range("step", state.step, -1, steps_ ? *steps_ - 1 : kMost - 1);
+  const auto* config = std::get_if<SparseConfig>(&config_);
+  const int64_t points = config ? static_cast<int64_t>(config->schedule.refresh.size()) + 1 : 0;
+  check.range("due", state.due, 0, points);
+  check.range("served", state.served, 0, points);
+  check.range("select_step", state.select_step, -1, state.step);
+  const bool known = !state.layers.empty();
+  check.range("batch", state.batch, known ? 1 : -1, kMost);
+  check.range("length", state.length, known ? std::max<int64_t>(prompt_length_, 1) : -1, kMaxLength);
   for (const auto& [index, layer] : state.layers) {
-    check(layer.pattern || !layer.sparse, kRestore, ": layer ", index, " is sparse, expected a pattern with it");
-    const PatternGeometry expected{state.batch, layer.heads, block_size, state.length, state.length, prompt_length_};
-    check(!layer.pattern || layer.pattern->geometry() == expected, kRestore, ": layer ", index,
-          " has a pattern of another shape, expected one that fits the cache and the layer");
+    const std::string name = message("layer ", index);
+    check.range("a layer", index, 0, kMost);
+    check.range(name + "'s attended_step", layer.attended_step, -1, state.step);
+    for (const auto& pattern : {layer.pattern, layer.attended}) {
+      if (!pattern) continue;
+      const PatternGeometry& g = pattern->geometry();
+      check(g.batch == state.batch && g.heads == layer.heads && g.q_len == state.length && g.kv_len == state.length,
+            name, " has a pattern of batch ", g.batch, ", heads ", g.heads, ", q_len ", g.q_len, " and kv_len ",
+            g.kv_len, ", expected ", state.batch, ", ", layer.heads, ", ", state.length, " and ", state.length);
+    }
   }
   state_ = std::move(state);
 }

@@ -11,7 +11,6 @@
 #include "core/backend.h"
 #include "core/params.h"
 #include "core/pattern.h"
-#include "core/placed_pattern.h"
 #include "core/schedule.h"
 
 namespace sparsed {
@@ -39,21 +38,6 @@ class PatternCache {
   // A pattern that keeps more than this share of the blocks saves nothing: such a layer attends densely.
   static constexpr double kDenseAbove = 0.97;
 
-  struct Layer {
-    int64_t heads = 0, kv_heads = 0, head_dim = 0;
-    std::shared_ptr<PlacedPattern> pattern;
-    bool sparse = false;  // the latest attend
-    int64_t attended_step = -1;
-  };
-  struct State {
-    int64_t step = -1;
-    Phase phase = Phase::kDense;      // the schedule's
-    int64_t due = 0, served = 0;      // selection points: with this step, before it
-    int64_t select_step = -1;         // the latest
-    int64_t batch = -1, length = -1;  // known from the first attend on
-    std::map<int64_t, Layer> layers;
-  };
-
   PatternCache(SparseConfig config, std::optional<int64_t> steps, int64_t prompt_length);
   PatternCache(WindowConfig config, std::optional<int64_t> steps, int64_t prompt_length);
 
@@ -62,33 +46,50 @@ class PatternCache {
   // The current step's phase. Sequences below min_length are dense from the first attend on.
   Phase phase() const;
   int64_t step() const { return state_.step; }  // -1 before the first
-  // Attention of one layer in the current step. Fills params.out; params.lists is chosen here. Arrays on a device stay
-  // there, the layer's pattern too: nothing comes back to the host from one step to the next.
-  // The backend is named by the caller, so that the core knows no ISA.
+  // Attention of one layer in the current step. Fills params.out. On a device the layer's pattern stays there: nothing
+  // comes back to the host from one step to the next. The caller chooses the backend: the core knows no ISA.
   // A select step's output is that of its dense pass; with refresh_every only the first selection's is, later ones
   // attend sparsely with the pattern that they have just selected.
   void attend(const Backend& backend, int64_t layer, const AttentionParams& params);
   bool has_pattern(int64_t layer) const;
-  const std::shared_ptr<PlacedPattern>& placed_pattern(int64_t layer) const;
-  const BlockPattern& pattern(int64_t layer) const { return placed_pattern(layer)->host(); }
+  const BlockPattern& pattern(int64_t layer) const;
+  // Gives a layer the pattern that its sparse steps use until a step selects another one.
+  void set_pattern(int64_t layer, const BlockPattern& pattern);
   std::vector<int64_t> pattern_layers() const;  // those that hold a pattern, ascending
   size_t nbytes() const;                        // of all patterns; one that layers share counts once
   // Share of blocks computed by `layer` in the current step (1 when dense). Waits where the pattern lies on a device,
   // once for each pattern.
   double density(int64_t layer) const;
+  // Mean over the layers that have attended in the current step.
+  double density() const;
   // Forgets patterns, geometry and step.
-  void reset();
-  // Everything that changes after construction. A cache with the same arguments can continue from it.
+  void reset() { state_ = State{}; }
+
+  struct Layer {
+    int64_t heads = 0, kv_heads = 0, head_dim = 0;  // kv_heads, head_dim: 0 before the first attend
+    std::optional<BlockPattern> pattern;            // that sparse steps use
+    std::optional<BlockPattern> attended;           // that the latest attend used; nullopt: it was dense
+    int64_t attended_step = -1;
+  };
+  // All that changes from call to call: with the arguments of the constructor it makes the same cache again.
+  struct State {
+    int64_t step = -1;
+    int64_t due = 0, served = 0;      // selection points: with this step, before it
+    int64_t select_step = -1;         // the latest
+    int64_t batch = -1, length = -1;  // known from the first attend or set_pattern on
+    std::map<int64_t, Layer> layers;
+  };
   const State& state() const { return state_; }
-  // Throws unless each pattern fits the arguments and its layer.
+  // Throws, and leaves the cache as it was, where the state is not one of such a cache.
   void restore(State state);
 
  private:
+  Phase scheduled_phase() const;
   Phase phase_at(int64_t length) const;
   Layer checked_layer(int64_t layer, const AttentionParams& params) const;
   void attend_select(const Backend& backend, const AttentionParams& params, Layer& layer) const;
   void attend_sparse(const Backend& backend, const AttentionParams& params, Layer& layer) const;
-  std::shared_ptr<PlacedPattern> window_pattern(const AttentionParams& params) const;
+  BlockPattern window_pattern(const AttentionParams& params) const;
 
   std::variant<SparseConfig, WindowConfig> config_;
   std::optional<Schedule> schedule_;  // nullopt: windows

@@ -1,7 +1,8 @@
 // Pattern files. Numbers are little endian:
 //    0  8 bytes  magic
 //    8  u32      version
-//   12  u32      block_size
+//   12  u16      tokens of a key block
+//   14  u16      tokens of a query block; 0: as many
 //   16  5 x i64  batch, heads, q_len, kv_len, prompt_length
 //   56  u64      FNV-1a of all other bytes
 //   64  u64 ...  bit rows
@@ -12,10 +13,12 @@
 #include <random>
 #include <string_view>
 #include <system_error>
+#include <utility>
+#include <vector>
 
-#include "core/error.h"
-#include "core/memory.h"
 #include "core/pattern.h"
+#include "support/available_memory.h"
+#include "support/error.h"
 
 namespace sparsed {
 namespace {
@@ -54,7 +57,9 @@ Bytes encode(const PatternGeometry& geometry, const std::vector<uint64_t>& bits)
   bytes.reserve(size);
   bytes.assign(kMagic.begin(), kMagic.end());
   put(bytes, kVersion, 4);
-  put(bytes, static_cast<uint64_t>(geometry.block_size), 4);
+  const auto [q, kv] = geometry.block;
+  put(bytes, static_cast<uint64_t>(kv), 2);
+  put(bytes, static_cast<uint64_t>(q == kv ? 0 : q), 2);
   for (const int64_t field :
        {geometry.batch, geometry.heads, geometry.q_len, geometry.kv_len, geometry.prompt_length, int64_t{0}}) {
     put(bytes, static_cast<uint64_t>(field), 8);
@@ -66,7 +71,8 @@ Bytes encode(const PatternGeometry& geometry, const std::vector<uint64_t>& bits)
 PatternGeometry decode_geometry(const Bytes& header) {
   const auto field = [&](size_t at) { return static_cast<int64_t>(get(header, at, 8)); };
   PatternGeometry geometry;
-  geometry.block_size = static_cast<int>(get(header, 12, 4));
+  const int kv = static_cast<int>(get(header, 12, 2)), q = static_cast<int>(get(header, 14, 2));
+  geometry.block = {q == 0 ? kv : q, kv};
   geometry.batch = field(16);
   geometry.heads = field(24);
   geometry.q_len = field(32);
@@ -116,7 +122,7 @@ void read(std::ifstream& file, Bytes& bytes, size_t count, const std::string& wh
 
 }  // namespace
 
-uint64_t BlockPattern::hash() const { return checksum(encode(geometry_, bits_)); }
+uint64_t BlockPattern::hash() const { return checksum(encode(geometry(), bits())); }
 
 void BlockPattern::save(const std::string& path) const {
   const std::string function = "BlockPattern.save";
@@ -128,7 +134,7 @@ void BlockPattern::save(const std::string& path) const {
   // In the same folder, so that the rename stays in one file system.
   const fs::path temporary = target.parent_path() / (".sparsed-" + std::to_string(std::random_device{}()) + ".tmp");
 
-  Bytes bytes = encode(geometry_, bits_);
+  Bytes bytes = encode(geometry(), bits());
   Bytes sum;
   put(sum, checksum(bytes), 8);
   std::copy(sum.begin(), sum.end(), bytes.begin() + kChecksumAt);
@@ -171,15 +177,16 @@ BlockPattern BlockPattern::load(const std::string& path) {
   const uint64_t stored = get(bytes, kChecksumAt, 8);
   check(checksum(bytes) == stored, what, " is damaged: its checksum differs, expected ", stored);
 
-  BlockPattern pattern(geometry, what);
-  const int64_t tail_bits = geometry.kv_blocks() % 64;
-  for (size_t i = 0; i < pattern.bits_.size(); ++i) {
-    pattern.bits_[i] = get(bytes, kHeaderBytes + i * 8, 8);
-    const bool last_word = static_cast<int64_t>(i) % pattern.words_ == pattern.words_ - 1;
-    check(!last_word || tail_bits == 0 || pattern.bits_[i] >> tail_bits == 0, what, " selects key blocks from ",
+  PatternBuilder builder(geometry, what);
+  const int64_t tail_bits = geometry.kv_blocks() % 64, words = geometry.row_words();
+  std::vector<uint64_t>& bits = builder.bits();
+  for (size_t i = 0; i < bits.size(); ++i) {
+    bits[i] = get(bytes, kHeaderBytes + i * 8, 8);
+    const bool last_word = static_cast<int64_t>(i) % words == words - 1;
+    check(!last_word || tail_bits == 0 || bits[i] >> tail_bits == 0, what, " selects key blocks from ",
           geometry.kv_blocks(), " on, expected none (kv_len ", geometry.kv_len, ")");
   }
-  return pattern;
+  return std::move(builder).build();
 }
 
 }  // namespace sparsed

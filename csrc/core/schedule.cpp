@@ -4,8 +4,6 @@
 #include <cmath>
 #include <utility>
 
-#include "core/error.h"
-
 namespace sparsed {
 
 const char* phase_name(Phase phase) {
@@ -16,23 +14,22 @@ const char* phase_name(Phase phase) {
   }
 }
 
-void check_steps(std::optional<int64_t> steps, const std::string& function) {
+void check_steps(std::optional<int64_t> steps, const Checker& check) {
   constexpr int64_t kMaxSteps = int64_t{1} << 53;  // exact as a double
-  check(!steps || (*steps >= 1 && *steps <= kMaxSteps), function, ": steps is ", steps.value_or(0), ", expected 1 ... ",
-        kMaxSteps);
+  check(!steps || (*steps >= 1 && *steps <= kMaxSteps), "steps is ", steps.value_or(0), ", expected 1 ... ", kMaxSteps);
 }
 
-Schedule::Schedule(ScheduleConfig config, std::optional<int64_t> steps, const std::string& function)
+Schedule::Schedule(ScheduleConfig config, std::optional<int64_t> steps, const Checker& check)
     : config_(std::move(config)), steps_(steps) {
-  check_steps(steps_, function);
-  check(config_.skip >= 0 && config_.skip <= 1, function, ": skip is ", config_.skip, ", expected 0 ... 1");
-  check(!config_.refresh_every || config_.refresh.empty(), function, ": refresh is both \"every\" and ",
-        config_.refresh.size(), " fractions, expected one of them");
+  check_steps(steps_, check);
+  check(config_.skip >= 0 && config_.skip <= 1, "skip is ", config_.skip, ", expected 0 ... 1");
+  check(!config_.refresh_every || config_.refresh.empty(), "refresh is both \"every\" and ", config_.refresh.size(),
+        " fractions, expected one of them");
   double previous = config_.skip;
   for (size_t i = 0; i < config_.refresh.size(); ++i) {
     const double fraction = config_.refresh[i];
-    check(fraction > previous && fraction <= 1, function, ": refresh[", i, "] is ", fraction, ", expected more than ",
-          previous, (i == 0 ? " (skip)" : " (the one before)"), " and at most 1");
+    check(fraction > previous && fraction <= 1, "refresh[", i, "] is ", fraction, ", expected more than ", previous,
+          (i == 0 ? " (skip)" : " (the one before)"), " and at most 1");
     previous = fraction;
   }
 }
@@ -46,6 +43,19 @@ Phase Schedule::phase(int64_t due, int64_t served) const {
   if (due > served) return Phase::kSelect;
   if (served == 0) return Phase::kDense;
   return config_.refresh_every ? Phase::kSelect : Phase::kSparse;
+}
+
+std::vector<Phase> Schedule::phases(const Checker& check) const {
+  check(steps_.has_value(), "steps is unknown, expected a number");
+  check.memory(static_cast<size_t>(*steps_), "the list of phases");
+  std::vector<Phase> phases(static_cast<size_t>(*steps_));
+  int64_t served = 0;
+  for (size_t step = 0; step < phases.size(); ++step) {
+    const int64_t due = points_due(static_cast<int64_t>(step), 0);
+    phases[step] = phase(due, served);
+    served = std::max(served, due);
+  }
+  return phases;
 }
 
 int64_t Schedule::select_step(double fraction) const {

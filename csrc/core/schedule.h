@@ -3,10 +3,10 @@
 
 #include <cstdint>
 #include <optional>
-#include <string>
 #include <vector>
 
 #include "core/params.h"
+#include "support/checker.h"
 
 namespace sparsed {
 
@@ -21,7 +21,7 @@ struct ScheduleConfig {
 };
 
 // Throws unless steps is unknown or 1 ... 2^53.
-void check_steps(std::optional<int64_t> steps, const std::string& function);
+void check_steps(std::optional<int64_t> steps, const Checker& check);
 
 // Selection points are the skip fraction and each refresh fraction. A point is due in its step when T is known, else
 // in the first step that begins with that share of the generation unmasked. A step selects once, however many points
@@ -29,13 +29,15 @@ void check_steps(std::optional<int64_t> steps, const std::string& function);
 class Schedule {
  public:
   // steps: T, known beforehand; nullopt: the phase follows the share of the generation that is unmasked.
-  Schedule(ScheduleConfig config, std::optional<int64_t> steps, const std::string& function = "Schedule");
+  Schedule(ScheduleConfig config, std::optional<int64_t> steps, const Checker& check = Checker("Schedule"));
 
   std::optional<int64_t> steps() const { return steps_; }
   // Number of selection points that are due by `step` (0-based). `unmasked` (0 ... 1) is read only when T is unknown.
   int64_t points_due(int64_t step, double unmasked) const;
   // Phase of a step with `due` points of which earlier steps have served `served`.
   Phase phase(int64_t due, int64_t served) const;
+  // The phase of every step. T must be known; kMemory where there are too many steps to list.
+  std::vector<Phase> phases(const Checker& check = Checker("Schedule.phases")) const;
   // "paper": max(0, floor(T * fraction) - 1); "reference": int(T * fraction) + 1. T must be known.
   int64_t select_step(double fraction) const;
 

@@ -7,8 +7,8 @@
 #include <functional>
 #include <vector>
 
-#include "core/error.h"
 #include "core/float16.h"
+#include "support/error.h"
 
 namespace sparsed {
 namespace {
@@ -55,8 +55,7 @@ void take_largest(std::vector<uint64_t>& keys, size_t count) {
 }
 
 // Marks what a range takes from its row.
-void mark_top(const float* scores, const uint8_t* live, const SelectRange& range, double rho, int64_t row,
-              BlockPattern& pattern) {
+void mark_top(const float* scores, const uint8_t* live, const SelectRange& range, double rho, uint64_t* row) {
   static thread_local std::vector<uint64_t> keys;
   keys.resize(static_cast<size_t>(range.end - range.begin));
   size_t candidates = 0;
@@ -68,19 +67,18 @@ void mark_top(const float* scores, const uint8_t* live, const SelectRange& range
   const size_t count = static_cast<size_t>(keep_count(static_cast<int64_t>(candidates), rho));
   take_largest(keys, count);
   for (size_t i = 0; i < count; ++i) {
-    if (block_of(keys[i]) < range.marked_end) pattern.set(row, block_of(keys[i]));
+    if (block_of(keys[i]) < range.marked_end) set_block(row, block_of(keys[i]));
   }
 }
 
 }  // namespace
 
-void check_select(const SelectParams& select, int64_t kv_len, const std::string& function) {
-  check(is_block_size(select.block_size), function, ": block_size is ", select.block_size,
-        ", expected 16, 32, 64, 128 or 256");
-  check(select.prompt_length >= 0 && select.prompt_length <= kv_len, function, ": prompt_length is ",
-        select.prompt_length, ", expected 0 ... ", kv_len, " (kv_len)");
-  check(select.rho >= 0 && select.rho <= 1, function, ": rho is ", select.rho, ", expected 0 ... 1");
-  check(select.scale > 0 && std::isfinite(select.scale), function, ": selection_scale is ", select.scale,
+void check_select(const SelectParams& select, int64_t kv_len, const Checker& check) {
+  check_block_size(select.block_size, check);
+  check(select.prompt_length >= 0 && select.prompt_length <= kv_len, "prompt_length is ", select.prompt_length,
+        ", expected 0 ... ", kv_len, " (kv_len)");
+  check(select.rho >= 0 && select.rho <= 1, "rho is ", select.rho, ", expected 0 ... 1");
+  check(select.scale > 0 && std::isfinite(select.scale), "selection_scale is ", select.scale,
         ", expected a finite number > 0");
 }
 
@@ -110,11 +108,11 @@ int64_t most_kept(const SelectParams& select, int64_t kv_len) {
 }
 
 void select_row(const SelectParams& select, int64_t kv_len, const float* scores, const float* generation,
-                const uint8_t* live, int64_t row, BlockPattern& pattern) {
+                const uint8_t* live, uint64_t* row) {
   const SelectRanges ranges = select_ranges(select, kv_len);
   for (int i = 0; i < ranges.count; ++i) {
     const SelectRange& range = ranges.range[i];
-    mark_top(range.generation ? generation : scores, live, range, select.rho, row, pattern);
+    mark_top(range.generation ? generation : scores, live, range, select.rho, row);
   }
 }
 

@@ -3,16 +3,18 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <limits>
+#include <utility>
 #include <vector>
 
 #if defined(__SSE__)
 #include <xmmintrin.h>
 #endif
 
-#include "core/error.h"
-#include "core/memory.h"
 #include "core/selection.h"
 #include "cpu/parallel.h"
+#include "support/available_memory.h"
+#include "support/buffer.h"
 
 namespace sparsed::cpu {
 namespace {
@@ -64,7 +66,7 @@ class PackedKv {
         memory_(kept(),
                 saturating_product(
                     {params.batch(), params.kv_heads(), groups, static_cast<int64_t>(k_group_bytes_ + v_group_bytes_)}),
-                message(params.function, ": packed keys and values").c_str()) {
+                "packed keys and values") {
     const int64_t tasks = ceil_div(groups, kGroupsPerPackTask);
     parallel_for(static_cast<int64_t>(heads_) * tasks, [&](int64_t task) {
       const int64_t first = task % tasks * kGroupsPerPackTask;
@@ -130,7 +132,7 @@ class LiveKeys {
   std::vector<uint32_t> bits_;
 };
 
-// The groups that a list of key blocks covers; two blocks may share a group, a block may span several.
+// The groups that the selected key blocks cover; two blocks may share a group, a block may span several.
 class GroupList {
  public:
   void assign_all(const uint32_t* live, int64_t groups, bool keep_dead) {
@@ -138,18 +140,18 @@ class GroupList {
     for (int64_t g = 0; g < groups; ++g) push(g, ~0u, live, keep_dead);
   }
 
-  void assign_blocks(const int32_t* blocks, int64_t count, int block_size, int group_keys, const uint32_t* live,
+  // row: of a pattern, [words].
+  void assign_blocks(const uint64_t* row, int64_t words, int block_size, int group_keys, const uint32_t* live,
                      int64_t groups) {
     clear();
-    for (int64_t i = 0; i < count; ++i) {
-      const int64_t first = static_cast<int64_t>(blocks[i]) * block_size;
+    for_each_block(row, words, [&](int64_t block) {
+      const int64_t first = block * block_size;
       if (block_size < group_keys) {
-        push(first / group_keys, ((1u << block_size) - 1u) << (first % group_keys), live, false);
-        continue;
+        return push(first / group_keys, ((1u << block_size) - 1u) << (first % group_keys), live, false);
       }
       const int64_t end = std::min(groups, (first + block_size) / group_keys);
       for (int64_t g = first / group_keys; g < end; ++g) push(g, ~0u, live, false);
-    }
+    });
   }
 
   KeyGroups view() const { return {index_.data(), live_.data(), static_cast<int64_t>(index_.size())}; }
@@ -178,8 +180,8 @@ class GroupList {
 struct ItemPlan {
   int64_t per_block, blocks, block_queries, item_queries;
 
-  ItemPlan(const AttentionKernels& kernels, const AttentionParams& params) {
-    block_queries = params.lists ? params.lists->block_size : std::max<int64_t>(params.q_len(), 1);
+  ItemPlan(const AttentionKernels& kernels, const AttentionParams& params, const BlockPattern* pattern) {
+    block_queries = pattern ? pattern->geometry().block.q : std::max<int64_t>(params.q_len(), 1);
     item_queries = std::min<int64_t>(kernels.item_queries, block_queries);
     // Short sequences: smaller items, so that every thread gets several.
     const int64_t rows = params.batch() * params.heads() * params.q_len();
@@ -213,20 +215,34 @@ AttentionItem make_item(const AttentionParams& params, const PackedKv& packed, i
   return item;
 }
 
-void require_scratch(const char* function, size_t bytes_per_thread) {
-  require_memory(bytes_per_thread * static_cast<size_t>(startable_threads()), message(function, ": scratch").c_str());
+void require_scratch(size_t bytes_per_thread) {
+  require_memory(bytes_per_thread * static_cast<size_t>(startable_threads()), "scratch");
+}
+
+// Of rows without a key.
+void fill_empty(const AttentionParams& params) {
+  const size_t row_bytes = static_cast<size_t>(params.head_dim()) * dtype_size(params.out.dtype);
+  for (int64_t b = 0; b < params.batch(); ++b) {
+    for (int64_t h = 0; params.out.data && h < params.heads(); ++h) {
+      for (int64_t i = 0; i < params.q_len(); ++i) std::memset(params.out.row(b, h, i), 0, row_bytes);
+    }
+  }
+  const int64_t rows = params.batch() * params.heads() * params.q_len();
+  if (params.lse) std::fill_n(params.lse, rows, -std::numeric_limits<float>::infinity());
 }
 
 }  // namespace
 
-void attention(const AttentionKernels& kernels, const AttentionParams& params) {
+void attention(const AttentionKernels& kernels, const AttentionParams& params, const BlockPattern* pattern) {
+  if (params.empty()) return fill_empty(params);
+  const uint64_t* bits = pattern ? pattern->bits().data() : nullptr;
   const PackedKv packed(kernels, params);
   const LiveKeys live(params, kernels.group_keys);
-  const ItemPlan plan(kernels, params);
+  const ItemPlan plan(kernels, params, pattern);
   const size_t scratch_bytes = kernels.scratch_bytes(static_cast<int>(params.head_dim()), 0);
-  require_scratch(params.function, scratch_bytes);
+  require_scratch(scratch_bytes);
 
-  std::vector<GroupList> dense(params.lists ? 0 : static_cast<size_t>(params.batch()));
+  std::vector<GroupList> dense(pattern ? 0 : static_cast<size_t>(params.batch()));
   for (size_t b = 0; b < dense.size(); ++b) {
     dense[b].assign_all(live.row(static_cast<int64_t>(b)), packed.groups, false);
   }
@@ -238,12 +254,12 @@ void attention(const AttentionKernels& kernels, const AttentionParams& params) {
         {first + plan.item_queries, params.q_len(), (plan.block(task % plan.per_head()) + 1) * plan.block_queries});
     if (first >= end) return;
     AttentionItem item = make_item(params, packed, b, h, first, end - first);
-    if (params.lists) {
-      const BlockLists& lists = *params.lists;
-      const size_t list = static_cast<size_t>(row * lists.q_blocks + plan.block(task % plan.per_head()));
+    if (pattern) {
+      const PatternGeometry& geometry = pattern->geometry();
+      const int64_t bit_row = row * geometry.q_blocks() + plan.block(task % plan.per_head());
       thread_local GroupList groups;  // keeps its memory from item to item
-      groups.assign_blocks(lists.indices.data() + lists.offsets[list], lists.offsets[list + 1] - lists.offsets[list],
-                           lists.block_size, kernels.group_keys, live.row(b), packed.groups);
+      groups.assign_blocks(bits + bit_row * geometry.row_words(), geometry.row_words(), geometry.block.kv,
+                           kernels.group_keys, live.row(b), packed.groups);
       item.groups = groups.view();
     } else {
       item.groups = dense[static_cast<size_t>(b)].view();
@@ -254,9 +270,8 @@ void attention(const AttentionKernels& kernels, const AttentionParams& params) {
   });
 }
 
-bool can_attend(const AttentionKernels& kernels, const AttentionParams& params) {
-  if (!params.lists || params.lists->block_size >= kernels.group_keys || params.v.dtype != DType::kBFloat16)
-    return true;
+bool can_attend(const AttentionKernels& kernels, const AttentionParams& params, const BlockPattern* pattern) {
+  if (!pattern || pattern->geometry().block.kv >= kernels.group_keys || params.v.dtype != DType::kBFloat16) return true;
   std::atomic<bool> finite{true};
   parallel_for(params.batch() * params.kv_heads(), [&](int64_t head) {
     const int64_t b = head / params.kv_heads(), h = head % params.kv_heads();
@@ -279,9 +294,13 @@ bool can_select(const AttentionKernels& kernels, const AttentionParams& params, 
 
 BlockPattern attention_and_select(const AttentionKernels& kernels, const AttentionParams& params,
                                   const SelectParams& select) {
-  BlockPattern pattern(
+  PatternBuilder pattern(
       {params.batch(), params.heads(), select.block_size, params.q_len(), params.kv_len(), select.prompt_length},
-      params.function);
+      Checker());
+  if (params.empty()) {
+    fill_empty(params);
+    return std::move(pattern).build();
+  }
   const PackedKv packed(kernels, params);
   const LiveKeys live(params, kernels.group_keys);
   const int64_t q_blocks = pattern.geometry().q_blocks(), kv_blocks = pattern.geometry().kv_blocks();
@@ -319,7 +338,7 @@ BlockPattern attention_and_select(const AttentionKernels& kernels, const Attenti
   const int64_t per_head = ceil_div(q_blocks, item_blocks);
   const size_t kernel_bytes = kernels.scratch_bytes(static_cast<int>(params.head_dim()), plan.cells);
   const size_t score_bytes = sizeof(float) * static_cast<size_t>(item_blocks * kv_blocks);
-  require_scratch(params.function, kernel_bytes + 2 * score_bytes);
+  require_scratch(kernel_bytes + 2 * score_bytes);
 
   parallel_for(params.batch() * params.heads() * per_head, [&](int64_t task) {
     const int64_t row = task / per_head, b = row / params.heads(), h = row % params.heads();
@@ -340,10 +359,10 @@ BlockPattern attention_and_select(const AttentionKernels& kernels, const Attenti
     for (int64_t i = 0; i < std::min(item_blocks, q_blocks - first_block); ++i) {
       select_row(select, params.kv_len(), own.scores + i * kv_blocks,
                  own.generation ? own.generation + i * kv_blocks : nullptr, live_blocks.data() + b * kv_blocks,
-                 row * q_blocks + first_block + i, pattern);
+                 pattern.row(row * q_blocks + first_block + i));
     }
   });
-  return pattern;
+  return std::move(pattern).build();
 }
 
 }  // namespace sparsed::cpu

@@ -7,14 +7,15 @@
 
 namespace sparsed::cpu {
 
-void attention(const AttentionKernels& kernels, const AttentionParams& params);
+// pattern == nullptr: dense.
+void attention(const AttentionKernels& kernels, const AttentionParams& params, const BlockPattern* pattern);
 
 BlockPattern attention_and_select(const AttentionKernels& kernels, const AttentionParams& params,
                                   const SelectParams& select);
 
 // Whether no value that the pattern leaves out can reach the output: where a key block is shorter than a group, its
 // neighbour's values are multiplied by probability 0, which a NaN or an infinity survives.
-bool can_attend(const AttentionKernels& kernels, const AttentionParams& params);
+bool can_attend(const AttentionKernels& kernels, const AttentionParams& params, const BlockPattern* pattern);
 
 // Whether the kernels' key groups line up with the place where the generation's own softmax begins.
 bool can_select(const AttentionKernels& kernels, const AttentionParams& params, const SelectParams& select);

@@ -6,26 +6,25 @@
 #include <string>
 #include <vector>
 
-#include "core/error.h"
-#include "core/memory.h"
 #include "cpu/parallel.h"
+#include "support/checker.h"
 
 namespace sparsed::cpu {
 namespace {
 
 std::string shape_of(const RowsView& view) { return message("[", view.rows, ", ", view.cols, "]"); }
 
-void check_dtype(const char* function, const char* argument, const RowsView& view) {
+void check_dtype(const Checker& check, const char* argument, const RowsView& view) {
   if (view.dtype == DType::kFloat16) {
-    fail(ErrorKind::kType, function, ": ", argument, " has dtype float16, expected float32 or bfloat16");
+    check.fail(ErrorKind::kType, argument, " has dtype float16, expected float32 or bfloat16");
   }
 }
 
-void check_shape(const char* function, const char* argument, const RowsView& view, int64_t rows, int64_t cols,
+void check_shape(const Checker& check, const char* argument, const RowsView& view, int64_t rows, int64_t cols,
                  const char* source) {
-  check_dtype(function, argument, view);
-  check(view.rows == rows && view.cols == cols, function, ": ", argument, " has shape ", shape_of(view), ", expected [",
-        rows, ", ", cols, "] (from ", source, ")");
+  check_dtype(check, argument, view);
+  check(view.rows == rows && view.cols == cols, argument, " has shape ", shape_of(view), ", expected [", rows, ", ",
+        cols, "] (from ", source, ")");
 }
 
 // body(row) for all rows, several to a work item so that an item is worth handing out.
@@ -105,11 +104,12 @@ LinearBlock block_at(const LinearGrid& grid, int64_t item, const RowsView& x, co
 
 void linear(const OpsKernels& kernels, const RowsView& x, const PackedWeight& w, const RowsView& residual,
             const RowsView& out) {
-  check_dtype("linear", "x", x);
-  check(x.cols == w.k(), "linear: x has shape ", shape_of(x), ", expected ", w.k(), " columns (from w [", w.n(), ", ",
-        w.k(), "])");
-  check_shape("linear", "out", out, x.rows, w.n(), "x and w");
-  if (residual.data) check_shape("linear", "residual", residual, x.rows, w.n(), "x and w");
+  const Checker check("linear");
+  check_dtype(check, "x", x);
+  check(x.cols == w.k(), "x has shape ", shape_of(x), ", expected ", w.k(), " columns (from w [", w.n(), ", ", w.k(),
+        "])");
+  check_shape(check, "out", out, x.rows, w.n(), "x and w");
+  if (residual.data) check_shape(check, "residual", residual, x.rows, w.n(), "x and w");
   if (x.rows == 0) return;
   const LinearGrid grid = cut(kernels.linear_plan(), x.rows, w);
   parallel_for(grid.row_blocks * grid.panel_blocks, [&](int64_t item) {
@@ -120,16 +120,18 @@ void linear(const OpsKernels& kernels, const RowsView& x, const PackedWeight& w,
 }
 
 void rms_norm(const OpsKernels& kernels, const RowsView& x, const float* weight, float eps, const RowsView& out) {
-  check_dtype("rms_norm", "x", x);
-  check_shape("rms_norm", "out", out, x.rows, x.cols, "x");
+  const Checker check("rms_norm");
+  check_dtype(check, "x", x);
+  check_shape(check, "out", out, x.rows, x.cols, "x");
   for_rows(x,
            [&](int64_t row) { kernels.rms_norm(x.row(row), x.dtype, weight, eps, x.cols, out.row(row), out.dtype); });
 }
 
 void rotary(const OpsKernels& kernels, const RowsView& x, int64_t head_dim, const float* cos, const float* sin) {
-  check_dtype("rotary_", "x", x);
-  check(head_dim > 0 && head_dim % 2 == 0, "rotary_: head_dim is ", head_dim, ", expected an even number above 0");
-  check(x.cols % head_dim == 0, "rotary_: x has shape ", shape_of(x), ", expected a multiple of head_dim ", head_dim,
+  const Checker check("rotary_");
+  check_dtype(check, "x", x);
+  check(head_dim > 0 && head_dim % 2 == 0, "head_dim is ", head_dim, ", expected an even number above 0");
+  check(x.cols % head_dim == 0, "x has shape ", shape_of(x), ", expected a multiple of head_dim ", head_dim,
         " columns");
   for_rows(x, [&](int64_t row) {
     const int64_t angles = row * (head_dim / 2);
@@ -138,11 +140,12 @@ void rotary(const OpsKernels& kernels, const RowsView& x, int64_t head_dim, cons
 }
 
 void silu_gate(const OpsKernels& kernels, const RowsView& gate, const RowsView& up) {
-  check_dtype("silu_gate_", "gate", gate);
-  check_shape("silu_gate_", "up", up, gate.rows, gate.cols, "gate");
+  const Checker check("silu_gate_");
+  check_dtype(check, "gate", gate);
+  check_shape(check, "up", up, gate.rows, gate.cols, "gate");
   if (up.dtype != gate.dtype) {
-    fail(ErrorKind::kType, "silu_gate_: up has dtype ", dtype_name(up.dtype), ", expected ", dtype_name(gate.dtype),
-         " (from gate)");
+    check.fail(ErrorKind::kType, "up has dtype ", dtype_name(up.dtype), ", expected ", dtype_name(gate.dtype),
+               " (from gate)");
   }
   for_rows(gate, [&](int64_t row) { kernels.silu_gate(gate.row(row), up.row(row), gate.dtype, gate.cols); });
 }
@@ -224,15 +227,15 @@ double top_entropy(const Part& row) {
 
 void token_confidence(const OpsKernels& kernels, const RowsView& logits, Confidence kind, int64_t* ids,
                       float* confidence) {
+  const Checker check("token_confidence");
   if (logits.dtype != DType::kFloat32) {
-    fail(ErrorKind::kType, "token_confidence: logits has dtype ", dtype_name(logits.dtype), ", expected float32");
+    check.fail(ErrorKind::kType, "logits has dtype ", dtype_name(logits.dtype), ", expected float32");
   }
-  check(logits.cols > 0, "token_confidence: logits has shape ", shape_of(logits), ", expected at least 1 column");
+  check(logits.cols > 0, "logits has shape ", shape_of(logits), ", expected at least 1 column");
   const int64_t stretches = ceil_div(logits.cols, kStretch);
   const auto row_at = [&](int64_t row) { return reinterpret_cast<const float*>(logits.row(row)); };
 
-  require_memory(saturating_product({logits.rows, stretches, sizeof(Part) + sizeof(float)}),
-                 "token_confidence: what the parts of the rows hold");
+  check.memory(saturating_product({logits.rows, stretches, sizeof(Part) + sizeof(float)}), "the parts of the rows");
   std::vector<Part> parts(static_cast<size_t>(logits.rows * stretches));
   for_stretches(logits, [&](int64_t row, int64_t stretch) {
     parts[row * stretches + stretch] = reduce_stretch(kernels, row_at(row), stretch, logits.cols);

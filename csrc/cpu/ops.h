@@ -1,10 +1,10 @@
 // Drivers of the model operations: checks, threads and scratch around an instruction set's leaf kernels. The entries of
-// ModelOps (core/ops.h), with the kernels first.
+// ModelOps, with the kernels first.
 #pragma once
 
 #include <vector>
 
-#include "core/ops.h"
+#include "cpu/model_ops.h"
 #include "cpu/ops_kernels.h"
 
 namespace sparsed::cpu {

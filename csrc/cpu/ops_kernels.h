@@ -14,7 +14,7 @@ struct LinearBlock {
   const void* x;  // [rows, k]
   int64_t x_stride;
   DType x_dtype;  // float32 or bfloat16, as are the others
-  const void* w;  // packed panels (core/ops.h)
+  const void* w;  // packed panels (packed_weight.h)
   DType w_dtype;
   int64_t k;
   int64_t k_padded;

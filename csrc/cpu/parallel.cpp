@@ -6,9 +6,9 @@
 #include <algorithm>
 #include <atomic>
 
-#include "core/interrupt.h"
-#include "core/memory.h"
 #include "cpu/team.h"
+#include "support/buffer.h"
+#include "support/interrupt.h"
 
 namespace sparsed::cpu {
 namespace {

@@ -9,7 +9,7 @@
 #include <mutex>
 #include <vector>
 
-#include "core/interrupt.h"
+#include "support/interrupt.h"
 
 namespace sparsed::cpu {
 

@@ -1,129 +1,154 @@
-// The registry's entries: host arrays are copied to the device and back, device arrays are used as they are.
-#include <cstring>
+// The CUDA backend: arrays are used where they lie in device memory, and everything is queued on a stream.
+#include <algorithm>
 #include <memory>
-#include <utility>
+#include <string>
 #include <vector>
 
-#include "core/error.h"
-#include "core/memory.h"
+#include "core/selection.h"
 #include "cuda/cuda.h"
-#include "cuda/device_attention.h"
+#include "cuda/pattern.h"
 #include "cuda/runtime.h"
+#include "cuda/selection/params.h"
+#include "cuda/sm90/plan.h"
+#include "cuda/sm90/tensor_map.h"
+#include "support/error.h"
 
 namespace sparsed::cuda {
 namespace {
 
-// One call's arrays in device memory.
-class DeviceCall {
- public:
-  explicit DeviceCall(const AttentionParams& params)
-      : host_(params), params_(params), copies_(device_of(params.q.data) < 0) {
-    if (!copies_) return;
-    const auto stream = static_cast<cudaStream_t>(params.stream);
-    for (TensorView* view : {&params_.q, &params_.k, &params_.v}) {
-      if (view->data) copy_in(*view);
-    }
-    if (params.out.data) {
-      params_.out = contiguous(params.out);
-      params_.out.data = keep(DeviceMemory(nbytes(params_.out), stream));
-    }
-    if (params.lse) params_.lse = static_cast<float*>(keep(DeviceMemory(lse_bytes(), stream)));
-    if (params.key_mask) {
-      const size_t bytes = static_cast<size_t>(params.batch() * params.kv_len());
-      params_.key_mask = static_cast<const uint8_t*>(keep(to_device(params.key_mask, bytes, stream)));
-    }
-    params_.lists = nullptr;
-  }
+constexpr int kThreads = 128;                            // of the kernels that take a row a warp
+constexpr size_t kMostPartialBytes = size_t{512} << 20;  // of the selection's partial sums, all blocks together
 
-  const AttentionParams& params() const { return params_; }
+int64_t warp_blocks(int64_t warps) { return std::min<int64_t>((warps + 3) / 4, 1 << 16); }
 
-  void finish() const {
-    const auto stream = static_cast<cudaStream_t>(host_.stream);
-    if (copies_ && host_.lse) to_host(host_.lse, params_.lse, lse_bytes(), stream);
-    if (copies_ && host_.out.data) {
-      std::vector<std::byte> bytes(nbytes(params_.out));
-      to_host(bytes.data(), params_.out.data, bytes.size(), stream);
-      TensorView staged = params_.out;
-      staged.data = bytes.data();
-      copy_rows(staged, host_.out);
-    }
-  }
+// The kernels of compute capability 9.0a run on 9.0 and on nothing else; a build for other architectures lacks them.
+Plan for_this_device(Plan plan) {
+  if (has_sm90a_kernels() && compute_capability(current_device()) == 90) move_to_sm90(plan);
+  return plan;
+}
 
- private:
-  static TensorView contiguous(TensorView view) {
-    view.stride = contiguous_strides(view.shape);
-    return view;
+DeviceKernel kernel_of(const Plan& plan, DType dtype) {
+  if (plan.kernel == Kernel::kPlain) return kernel_plain(dtype, plan.sums);
+  if (plan.kernel == Kernel::kSm90) {
+    return plan.head_dim == 64 ? kernel_sm90<64>(dtype, plan) : kernel_sm90<128>(dtype, plan);
   }
-  static size_t nbytes(const TensorView& view) {
-    const Shape4& s = view.shape;
-    return static_cast<size_t>(s[0] * s[1] * s[2] * s[3]) * dtype_size(view.dtype);
+  const int warps = plan.threads / 32;
+  switch (plan.head_dim) {
+    case 32: return kernel_sm80<32>(dtype, plan.sums, warps);
+    case 64: return kernel_sm80<64>(dtype, plan.sums, warps);
+    case 96: return kernel_sm80<96>(dtype, plan.sums, warps);
+    case 128: return kernel_sm80<128>(dtype, plan.sums, warps);
+    default: return kernel_sm80<256>(dtype, plan.sums, warps);
   }
-  static void copy_rows(const TensorView& from, const TensorView& to) {
-    const size_t row = static_cast<size_t>(from.shape[3]) * dtype_size(from.dtype);
-    for (int64_t b = 0; b < from.shape[0]; ++b) {
-      for (int64_t h = 0; h < from.shape[1]; ++h) {
-        for (int64_t i = 0; i < from.shape[2]; ++i) std::memcpy(to.row(b, h, i), from.row(b, h, i), row);
-      }
+}
+
+void launch_attention(const Plan& plan, DType dtype, int64_t blocks, cudaStream_t stream) {
+  const DeviceKernel kernel = kernel_of(plan, dtype);
+  if (plan.kernel != Kernel::kSm90) return launch(kernel, blocks, plan.threads, &plan.args, stream);
+  const CopyMaps maps = copy_maps(plan);
+  const Sm90Args args{plan.args, encode_map(maps.q, dtype), encode_map(maps.k, dtype), encode_map(maps.v, dtype)};
+  launch(kernel, blocks, plan.threads, &args, stream);
+}
+
+// `bytes` for each of `blocks`, or of fewer where memory is short: those that are there take work items in turn.
+DeviceMemory partial_memory(size_t bytes, int64_t& blocks, cudaStream_t stream) {
+  for (;; blocks /= 2) {
+    try {
+      return DeviceMemory(bytes * static_cast<size_t>(blocks), stream);
+    } catch (const Error& error) {
+      if (error.kind() != ErrorKind::kMemory || blocks <= 1) throw;
     }
   }
+}
 
-  size_t lse_bytes() const {
-    return static_cast<size_t>(host_.batch() * host_.heads() * host_.q_len()) * sizeof(float);
-  }
-  void copy_in(TensorView& view) {
-    const TensorView given = view;
-    require_memory(nbytes(view), "a copy for the device");
-    std::vector<std::byte> bytes(nbytes(view));
-    view = contiguous(view);
-    view.data = bytes.data();
-    copy_rows(given, view);
-    view.data = keep(to_device(bytes.data(), bytes.size(), static_cast<cudaStream_t>(host_.stream)));
-  }
-  void* keep(DeviceMemory memory) {
-    kept_.push_back(std::move(memory));
-    return kept_.back().data();
-  }
-
-  const AttentionParams& host_;
-  AttentionParams params_;
-  bool copies_;
-  std::vector<DeviceMemory> kept_;
-};
-
-// The arrays' device, or the current one for host arrays.
-int device_for(const AttentionParams& params) {
+// q decides where the work runs.
+int device_of_params(const AttentionParams& params) {
   const int device = device_of(params.q.data);
-  return device < 0 ? current_device() : device;
+  check(device >= 0, "cuda: q is not in the memory of a device");
+  return device;
 }
 
-// Rows of the lists as bits, on the device.
-std::shared_ptr<const DevicePattern> to_pattern(const AttentionParams& params) {
-  if (!params.lists) return nullptr;
-  const BlockLists& lists = *params.lists;
-  BlockPattern pattern({params.batch(), params.heads(), lists.block_size, params.q_len(), params.kv_len(), 0},
-                       "attention");
-  for (int64_t row = 0; row < pattern.rows(); ++row) {
-    for (int64_t i = lists.offsets[static_cast<size_t>(row)]; i < lists.offsets[static_cast<size_t>(row) + 1]; ++i) {
-      pattern.set(row, lists.indices[static_cast<size_t>(i)]);
-    }
+void attention(const AttentionParams& params, const BlockPattern* pattern) {
+  if (params.batch() * params.heads() * params.q_len() == 0) return;
+  const CurrentDevice current(device_of_params(params));
+  const auto stream = static_cast<cudaStream_t>(params.stream);
+  check_can_run(stream);
+  Plan plan = plan_attention(params, pattern ? &pattern->geometry() : nullptr);
+  AttentionArgs& args = plan.args;
+  DeviceMemory counts, indices, order;
+  if (pattern) {
+    const std::shared_ptr<const DeviceBits> bits = bits_on(*pattern, current_device(), stream);
+    counts = DeviceMemory(static_cast<size_t>(bits->rows()) * sizeof(int32_t), stream);
+    indices = DeviceMemory(static_cast<size_t>(bits->rows() * bits->max_blocks()) * sizeof(int32_t), stream);
+    const ListArgs list{bits->data(),  counts.as<int32_t>(), indices.as<int32_t>(), static_cast<int>(bits->rows()),
+                        bits->words(), bits->max_blocks()};
+    bits->use(stream, [&] { launch(kernel_list_blocks(), warp_blocks(bits->rows()), kThreads, &list, stream); });
+    args.counts = list.counts;
+    args.indices = list.indices;
+    args.list_stride = list.stride;
   }
-  return pattern_to_device(pattern, device_for(params), params.stream);
-}
-
-void attention(const AttentionParams& params) {
-  const CurrentDevice current(device_for(params));
-  const std::shared_ptr<const DevicePattern> pattern = to_pattern(params);
-  const DeviceCall call(params);
-  attention_on_device(call.params(), pattern.get());
-  call.finish();
+  plan = for_this_device(plan);
+  const DType dtype = params.q.dtype;
+  if (plan.kernel == Kernel::kSm90 && pattern) {
+    order = DeviceMemory(static_cast<size_t>(plan.blocks) * sizeof(int32_t), stream);
+    args.order = order.as<int32_t>();
+    const OrderArgs items{args.counts,     order.as<int32_t>(), args.batch * args.heads, args.list_rows,
+                          args.list_shift, args.items,          args.item_rows};
+    launch(kernel_order_items(), warp_blocks(plan.blocks), kThreads, &items, stream);
+  }
+  int64_t blocks = plan.blocks;
+  if (plan.kernel == Kernel::kSm90) blocks = std::min(blocks, resident_blocks(kernel_of(plan, dtype), plan.threads));
+  launch_attention(plan, dtype, blocks, stream);
 }
 
 BlockPattern attention_and_select(const AttentionParams& params, const SelectParams& select) {
-  const CurrentDevice current(device_for(params));
-  const DeviceCall call(params);
-  const std::shared_ptr<const DevicePattern> pattern = select_on_device(call.params(), select);
-  call.finish();
-  return pattern->to_host();
+  const PatternGeometry geometry{params.batch(), params.heads(),  select.block_size,
+                                 params.q_len(), params.kv_len(), select.prompt_length};
+  if (params.empty()) {
+    if (params.out.data) attention(params, nullptr);
+    return {geometry, Checker()};
+  }
+  const CurrentDevice current(device_of_params(params));
+  const auto stream = static_cast<cudaStream_t>(params.stream);
+  check_can_run(stream);
+  Plan plan = for_this_device(plan_selection(params, select));
+  const DeviceKernel kernel = kernel_of(plan, params.q.dtype);
+  const int64_t afford = static_cast<int64_t>(kMostPartialBytes / partial_bytes(plan));
+  int64_t blocks = std::min({plan.blocks, resident_blocks(kernel, plan.threads), std::max<int64_t>(afford, 1)});
+  SelectArgs& args = plan.args.select;
+  const DeviceMemory scores(score_bytes(plan), stream);
+  DeviceMemory generation, live;
+  args.scores = scores.as<float>();
+  if (args.generation_apart) {
+    generation = DeviceMemory(score_bytes(plan), stream);
+    args.generation = generation.as<float>();
+  }
+  const DeviceMemory partial = partial_memory(partial_bytes(plan), blocks, stream);
+  args.partial = partial.as<PartialSum>();
+  launch_attention(plan, params.q.dtype, blocks, stream);
+
+  if (params.key_mask) {
+    const int64_t live_count = params.batch() * args.kv_blocks;
+    live = DeviceMemory(static_cast<size_t>(live_count), stream);
+    const LiveArgs live_args{params.key_mask,  live.as<uint8_t>(), plan.args.batch,
+                             plan.args.kv_len, args.kv_blocks,     select.block_size};
+    launch(kernel_live_blocks(), warp_blocks(live_count), kThreads, &live_args, stream);
+  }
+  const int64_t max_blocks = most_kept(select, params.kv_len());
+  const auto bits = std::make_shared<DeviceBits>(geometry, max_blocks, stream);
+  TopArgs top;
+  top.scores = args.scores;
+  top.generation = args.generation;
+  top.live = live.as<uint8_t>();
+  top.bits = bits->data();
+  top.rows = static_cast<int>(bits->rows());
+  top.batch_rows = plan.args.heads * args.q_blocks;
+  top.kv_blocks = args.kv_blocks;
+  top.words = bits->words();
+  top.rho = select.rho;
+  top.ranges = select_ranges(select, params.kv_len());
+  bits->use(stream, [&] { launch(kernel_top_rows(), warp_blocks(bits->rows()), kThreads, &top, stream); });
+  return {geometry, current_device(), bits, static_cast<double>(max_blocks) / static_cast<double>(args.kv_blocks)};
 }
 
 std::vector<std::string> not_supported_reasons() {
@@ -131,18 +156,8 @@ std::vector<std::string> not_supported_reasons() {
   return reasons;
 }
 
-constexpr DeviceOps kDeviceOps{attention_on_device, select_on_device, pattern_to_device};
-
 }  // namespace
 
-Backend backend() {
-  Backend backend{};
-  backend.name = "cuda";
-  backend.not_supported_reasons = not_supported_reasons;
-  backend.attention = attention;
-  backend.attention_and_select = attention_and_select;
-  backend.device = &kDeviceOps;
-  return backend;
-}
+Backend backend() { return {"cuda", not_supported_reasons, attention, attention_and_select}; }
 
 }  // namespace sparsed::cuda

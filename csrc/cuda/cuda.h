@@ -5,7 +5,7 @@
 
 namespace sparsed::cuda {
 
-// Without model operations. Its `device` entries take device memory; the others take host memory too, and copy it.
+// Takes arrays in the memory of CUDA devices.
 Backend backend();
 
 }  // namespace sparsed::cuda

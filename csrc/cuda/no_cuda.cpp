@@ -1,5 +1,5 @@
-#include "core/error.h"
 #include "cuda/cuda.h"
+#include "support/error.h"
 
 namespace sparsed::cuda {
 namespace {
@@ -14,7 +14,7 @@ Backend backend() {
   Backend backend{};
   backend.name = "cuda";
   backend.not_supported_reasons = [] { return std::vector<std::string>{kReason}; };
-  backend.attention = [](const AttentionParams&) { refuse(); };
+  backend.attention = [](const AttentionParams&, const BlockPattern*) { refuse(); };
   backend.attention_and_select = [](const AttentionParams&, const SelectParams&) -> BlockPattern { refuse(); };
   return backend;
 }

@@ -3,10 +3,10 @@
 #include <algorithm>
 #include <bit>
 
-#include "core/error.h"
 #include "core/pattern.h"
 #include "core/selection.h"
 #include "cuda/sm80/config.h"
+#include "support/error.h"
 
 namespace sparsed::cuda {
 namespace {
@@ -34,12 +34,12 @@ int warp_rows(const Plan& plan) {
   return plan.kernel == Kernel::kSm80 ? sm80::warp_rows(plan.head_dim, plan.sums) : 32;
 }
 
-Plan make_plan(const AttentionParams& params, const char* function) {
+Plan make_plan(const AttentionParams& params) {
   constexpr int64_t kMost = int64_t{1} << 29;  // rows and items stay within int
   const int64_t heads = params.batch() * params.heads();
-  check(params.q_len() <= kMost && params.kv_len() <= kMost, function, ": q and k have lengths ", params.q_len(),
-        " and ", params.kv_len(), ", expected at most ", kMost);
-  check(heads * ((params.q_len() + 15) / 16) <= kMost, function, ": q has shape ", shape_string(params.q.shape),
+  check(params.q_len() <= kMost && params.kv_len() <= kMost, "q and k have lengths ", params.q_len(), " and ",
+        params.kv_len(), ", expected at most ", kMost);
+  check(heads * ((params.q_len() + 15) / 16) <= kMost, "q has shape ", shape_string(params.q.shape),
         ", expected at most ", kMost, " blocks of 16 tokens");
   Plan plan;
   AttentionArgs& args = plan.args;
@@ -78,22 +78,22 @@ void set_tiles(Plan& plan, int block_rows, bool whole_blocks) {
 
 }  // namespace
 
-Plan plan_attention(const AttentionParams& params, const BlockRows* lists) {
-  Plan plan = make_plan(params, "attention");
-  if (lists) {
-    plan.args.counts = lists->counts;
-    plan.args.indices = lists->indices;
-    plan.args.list_stride = lists->stride;
-    plan.args.list_shift = std::countr_zero(static_cast<unsigned>(lists->block_size));
-    plan.args.list_rows = static_cast<int>(num_blocks(params.q_len(), lists->block_size));
+Plan plan_attention(const AttentionParams& params, const PatternGeometry* pattern) {
+  Plan plan = make_plan(params);
+  if (pattern) {
+    const auto [q, kv] = pattern->block;
+    check(q == kv, "pattern has query blocks of ", q, " and key blocks of ", kv,
+          " tokens, expected blocks of one size (CUDA)");
+    plan.args.list_shift = std::countr_zero(static_cast<unsigned>(kv));
+    plan.args.list_rows = static_cast<int>(pattern->q_blocks());
   }
   // A tile lies in one query block: its rows share a list.
-  set_tiles(plan, lists ? lists->block_size : sm80::kMaxWarps * warp_rows(plan), false);
+  set_tiles(plan, pattern ? pattern->block.q : sm80::kMaxWarps * warp_rows(plan), false);
   return plan;
 }
 
 Plan plan_selection(const AttentionParams& params, const SelectParams& select) {
-  Plan plan = make_plan(params, "select");
+  Plan plan = make_plan(params);
   SelectArgs& args = plan.args.select;
   args.scale = std::max(select.scale * kLog2e, kMinScale);
   args.generation_apart = select.rule == SelectionRule::kReference && select.isolate;

@@ -6,16 +6,11 @@
 #include "core/params.h"
 #include "cuda/params.h"
 
-namespace sparsed::cuda {
+namespace sparsed {
+struct PatternGeometry;
+}
 
-// Selected key blocks in device memory: row r = (b H + h) q_blocks + i lists counts[r] sorted blocks from
-// indices[r * stride] on.
-struct BlockRows {
-  int block_size = 0;
-  const int32_t* counts = nullptr;   // [B H q_blocks]
-  const int32_t* indices = nullptr;  // [B H q_blocks, stride]
-  int64_t stride = 0;
-};
+namespace sparsed::cuda {
 
 enum class Kernel {
   kPlain,  // any dtype, any alignment
@@ -35,9 +30,10 @@ struct Plan {
   bool output() const { return args.out.data != nullptr; }  // false: a selection alone
 };
 
-// Arguments for device memory behind params' pointers. lists: nullptr is dense. Throws where lengths exceed what the
-// kernels count in.
-Plan plan_attention(const AttentionParams& params, const BlockRows* lists);
+// Arguments for device memory behind params' pointers. pattern: nullptr is dense; with one, args.counts, args.indices
+// and args.list_stride are still to be filled in. Throws where lengths exceed what the kernels count in, or where query
+// blocks and key blocks differ.
+Plan plan_attention(const AttentionParams& params, const PatternGeometry* pattern);
 
 // The same with the selection, whose arrays are still to be filled in: args.select.scores and so on, and
 // args.select.partial for as many blocks as are launched (they take work items in turn).

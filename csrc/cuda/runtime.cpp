@@ -4,7 +4,7 @@
 #include <map>
 #include <mutex>
 
-#include "core/error.h"
+#include "support/error.h"
 
 namespace sparsed::cuda {
 namespace {
@@ -138,12 +138,6 @@ StreamMark::~StreamMark() { cudaEventDestroy(event_); }
 void StreamMark::set(cudaStream_t stream) const { check_cuda(cudaEventRecord(event_, stream), "an event"); }
 
 void StreamMark::wait(cudaStream_t stream) const { check_cuda(cudaStreamWaitEvent(stream, event_, 0), "an event"); }
-
-DeviceMemory to_device(const void* host, size_t bytes, cudaStream_t stream) {
-  DeviceMemory memory(bytes, stream);
-  copy_to_device(memory.data(), host, bytes, stream);
-  return memory;
-}
 
 // Where the device reads pageable memory by itself, the copy's call returns before it has: so this waits.
 void copy_to_device(void* device, const void* host, size_t bytes, cudaStream_t stream) {

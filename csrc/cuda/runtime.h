@@ -79,8 +79,7 @@ class StreamMark {
   cudaEvent_t event_ = nullptr;
 };
 
-// A copy of host memory. These three wait for the stream.
-DeviceMemory to_device(const void* host, size_t bytes, cudaStream_t stream);
+// These two wait for the stream.
 void copy_to_device(void* device, const void* host, size_t bytes, cudaStream_t stream);
 void to_host(void* host, const void* device, size_t bytes, cudaStream_t stream);
 

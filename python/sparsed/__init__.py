@@ -10,7 +10,6 @@ from importlib.metadata import version as _version
 
 from .apps import pictures as _pictures  # noqa: F401  # registers the methods that draw
 from .checks import SparsedWarning
-from .config import SlidingWindow, SparseConfig, StreamingLLM
 from .generation.generate import generate
 from .generation.kv_cache import DelayedCache, DualCache, PrefixCache
 from .generation.prompts import pad_left
@@ -28,7 +27,9 @@ from .kernels.attention import (
     select,
     set_num_threads,
 )
-from .kernels.pattern import BlockPattern, PatternCache
+from .kernels.config import SlidingWindow, SparseConfig, StreamingLLM
+from .kernels.pattern import BlockPattern
+from .kernels.pattern_cache import PatternCache
 from .models.loader import load_model
 from .models.tokenizer import Tokenizer, load_tokenizer
 

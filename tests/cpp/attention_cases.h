@@ -8,12 +8,13 @@
 #include <random>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
-#include "core/error.h"
-#include "core/reference.h"
 #include "core/selection.h"
 #include "random_array.h"
+#include "reference.h"
+#include "support/error.h"
 
 namespace sparsed {
 
@@ -67,10 +68,11 @@ inline double tolerance(DType dtype, double float32_tolerance) {
   return dtype == DType::kFloat32 ? float32_tolerance : dtype == DType::kFloat16 ? 2e-3 : 1.6e-2;
 }
 
-inline void expect_matches_reference(const Call& call, const std::string& what, double float32_tolerance = 2e-6) {
+inline void expect_matches_reference(const Call& call, const BlockPattern* pattern, const std::string& what,
+                                     double float32_tolerance = 2e-6) {
   const AttentionParams& p = call.params;
   std::vector<double> out(call.lse.size() * static_cast<size_t>(p.head_dim())), lse(call.lse.size());
-  reference::attention(p, out.data(), lse.data());
+  reference::attention(p, pattern, out.data(), lse.data());
   double worst = 0, worst_lse = 0;
   for (size_t row = 0; row < lse.size(); ++row) {
     const double got = call.lse[row];
@@ -90,15 +92,15 @@ inline void expect_matches_reference(const Call& call, const std::string& what, 
   EXPECT_LE(worst_lse, 1e-5) << what;
 }
 
-inline BlockPattern random_pattern(const Case& c, int block_size, unsigned percent) {
-  BlockPattern pattern({c.batch, c.kv_heads * c.group, block_size, c.q_len, c.kv_len, 0}, "test");
+inline BlockPattern random_pattern(const Case& c, BlockSize block, unsigned percent) {
+  PatternBuilder pattern({c.batch, c.kv_heads * c.group, block, c.q_len, c.kv_len, 0}, "test");
   std::mt19937 generator(c.seed + 5);
   for (int64_t row = 0; row < pattern.rows(); ++row) {
     for (int64_t block = 0; block < pattern.geometry().kv_blocks(); ++block) {
       if (generator() % 100 < percent) pattern.set(row, block);
     }
   }
-  return pattern;
+  return std::move(pattern).build();
 }
 
 // Row of `scores`: the k largest of the candidates are selected, up to rounding of nearly equal scores.

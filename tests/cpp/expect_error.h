@@ -5,7 +5,7 @@
 
 #include <string>
 
-#include "core/error.h"
+#include "support/error.h"
 
 namespace sparsed {
 

@@ -9,8 +9,8 @@
 #include <utility>
 #include <vector>
 
-#include "core/error.h"
 #include "core/pattern_cache.h"
+#include "support/error.h"
 
 namespace sparsed {
 
@@ -21,8 +21,7 @@ struct Call {
   std::string kind;  // "attention" or "select"
   AttentionParams params;
   SelectParams select;
-  bool sparse = false;
-  BlockLists lists;
+  std::optional<BlockPattern> pattern;
 };
 
 // A backend that computes nothing: it records, selects what the test wants, and fails when told to.
@@ -34,7 +33,7 @@ struct Fake {
 
   Call& record(const char* kind, const AttentionParams& params) {
     if (fail_after-- == 0) fail(ErrorKind::kMemory, "no room");
-    calls.push_back({kind, params, {}, params.lists != nullptr, params.lists ? *params.lists : BlockLists{}});
+    calls.push_back({kind, params, {}, std::nullopt});
     return calls.back();
   }
 };
@@ -42,7 +41,7 @@ inline Fake fake;
 
 // Pattern number n selects the same share of blocks, begun at another one.
 inline BlockPattern numbered_pattern(const AttentionParams& params, const SelectParams& select, int number) {
-  BlockPattern pattern(
+  PatternBuilder pattern(
       {params.batch(), params.heads(), select.block_size, params.q_len(), params.kv_len(), select.prompt_length},
       "fake");
   const int64_t blocks = pattern.geometry().kv_blocks();
@@ -51,13 +50,16 @@ inline BlockPattern numbered_pattern(const AttentionParams& params, const Select
       pattern.set(row, (row + number + i) % blocks);
     }
   }
-  return pattern;
+  return std::move(pattern).build();
 }
 
 inline Backend fake_backend() {
   Backend backend{};
   backend.name = "fake";
-  backend.attention = [](const AttentionParams& params) { fake.record("attention", params); };
+  backend.attention = [](const AttentionParams& params, const BlockPattern* pattern) {
+    Call& call = fake.record("attention", params);
+    if (pattern) call.pattern = *pattern;
+  };
   backend.attention_and_select = [](const AttentionParams& params, const SelectParams& select) {
     fake.record("select", params).select = select;
     return numbered_pattern(params, select, fake.selections++);
@@ -106,7 +108,7 @@ class PatternCacheTest : public testing::Test {
   static std::string calls() {
     std::string text;
     for (const Call& call : fake.calls) {
-      text += call.kind == "select" ? (call.params.out.data ? 'S' : 's') : (call.sparse ? 'a' : 'A');
+      text += call.kind == "select" ? (call.params.out.data ? 'S' : 's') : (call.pattern ? 'a' : 'A');
     }
     return text;
   }

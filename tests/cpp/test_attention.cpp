@@ -4,15 +4,16 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <utility>
 
 #include "attention_cases.h"
-#include "core/error.h"
-#include "core/reference.h"
 #include "core/selection.h"
 #include "cpu/attention.h"
 #include "cpu/parallel.h"
 #include "cpu_targets.h"
 #include "random_array.h"
+#include "reference.h"
+#include "support/error.h"
 
 namespace sparsed {
 namespace {
@@ -34,8 +35,8 @@ TEST_P(CpuAttention, DenseMatchesReference) {
   for (DType dtype : dtypes()) {
     for (const Case& c : random_cases(16)) {
       Call call(c, dtype);
-      cpu::attention(kernels(), call.params);
-      expect_matches_reference(call, message(dtype_name(dtype), " seed ", c.seed));
+      cpu::attention(kernels(), call.params, nullptr);
+      expect_matches_reference(call, nullptr, message(dtype_name(dtype), " seed ", c.seed));
     }
   }
 }
@@ -46,12 +47,35 @@ TEST_P(CpuAttention, SparseMatchesReference) {
       for (const Case& c : random_cases(6)) {
         Call call(c, dtype);
         const BlockPattern pattern = random_pattern(c, block_size, 35);
-        const BlockLists lists = pattern.expand();
-        call.params.lists = &lists;
-        cpu::attention(kernels(), call.params);
-        expect_matches_reference(call, message(dtype_name(dtype), " seed ", c.seed, " block ", block_size));
+        cpu::attention(kernels(), call.params, &pattern);
+        expect_matches_reference(call, &pattern, message(dtype_name(dtype), " seed ", c.seed, " block ", block_size));
       }
     }
+  }
+}
+
+TEST_P(CpuAttention, QueryBlocksAndKeyBlocksMayDiffer) {
+  for (DType dtype : dtypes()) {
+    for (const BlockSize block : {BlockSize{16, 128}, {256, 32}, {64, 16}, {32, 256}}) {
+      for (const Case& c : random_cases(4)) {
+        Call call(c, dtype);
+        const BlockPattern pattern = random_pattern(c, block, 35);
+        cpu::attention(kernels(), call.params, &pattern);
+        expect_matches_reference(call, &pattern,
+                                 message(dtype_name(dtype), " seed ", c.seed, " blocks ", block.q, " x ", block.kv));
+      }
+    }
+  }
+}
+
+TEST_P(CpuAttention, NoKeysGiveZero) {
+  for (DType dtype : dtypes()) {
+    Call call({2, 1, 2, 5, 0, 16, false, true, 24}, dtype);
+    cpu::attention(kernels(), call.params, nullptr);
+    expect_matches_reference(call, nullptr, dtype_name(dtype));
+    const BlockPattern pattern({2, 2, 16, 5, 0, 0}, "test");
+    cpu::attention(kernels(), call.params, &pattern);
+    expect_matches_reference(call, nullptr, dtype_name(dtype));
   }
 }
 
@@ -59,9 +83,8 @@ TEST_P(CpuAttention, EmptyRowsGiveZero) {
   const Case c{1, 1, 2, 70, 130, 64, false, false, 11};
   for (DType dtype : dtypes()) {
     Call call(c, dtype);
-    const BlockLists lists = random_pattern(c, 32, 0).expand();
-    call.params.lists = &lists;
-    cpu::attention(kernels(), call.params);
+    const BlockPattern pattern = random_pattern(c, 32, 0);
+    cpu::attention(kernels(), call.params, &pattern);
     for (float lse : call.lse) EXPECT_EQ(lse, -INFINITY);
     for (int64_t i = 0; i < 2 * 70 * 64; ++i) EXPECT_EQ(load_float(call.out.view.data, dtype, i), 0.f);
   }
@@ -71,10 +94,9 @@ TEST_P(CpuAttention, FullPatternHasTheBitsOfDense) {
   const Case c{1, 1, 2, 300, 300, 64, true, false, 12};
   for (DType dtype : dtypes()) {
     Call dense(c, dtype), sparse(c, dtype);
-    const BlockLists lists = random_pattern(c, 64, 100).expand();
-    sparse.params.lists = &lists;
-    cpu::attention(kernels(), dense.params);
-    cpu::attention(kernels(), sparse.params);
+    const BlockPattern pattern = random_pattern(c, 64, 100);
+    cpu::attention(kernels(), dense.params, nullptr);
+    cpu::attention(kernels(), sparse.params, &pattern);
     EXPECT_EQ(dense.out.storage, sparse.out.storage);
     EXPECT_EQ(dense.lse, sparse.lse);
   }
@@ -85,9 +107,9 @@ TEST_P(CpuAttention, LargeScoresDoNotOverflow) {
   for (DType dtype : dtypes()) {
     Call call(c, dtype);
     call.params.scale = 40.f;  // scores of several hundred
-    cpu::attention(kernels(), call.params);
+    cpu::attention(kernels(), call.params, nullptr);
     std::vector<double> out(40 * 32), lse(40);
-    reference::attention(call.params, out.data(), lse.data());
+    reference::attention(call.params, nullptr, out.data(), lse.data());
     for (size_t i = 0; i < out.size(); ++i) {
       EXPECT_NEAR(out[i], load_float(call.out.view.data, dtype, static_cast<int64_t>(i)), 4e-2);
     }
@@ -101,7 +123,7 @@ TEST_P(CpuAttention, HugeScoresStillChooseTheirKey) {
     for (float scale : {1e7f, 3e8f, 1e12f, 1e30f}) {
       Call call(c, dtype);
       call.params.scale = scale;
-      cpu::attention(kernels(), call.params);
+      cpu::attention(kernels(), call.params, nullptr);
       for (int64_t i = 0; i < 64; ++i) {
         EXPECT_TRUE(std::isfinite(call.lse[static_cast<size_t>(i)])) << scale;
         double best = -std::numeric_limits<double>::infinity(), second = best;
@@ -128,18 +150,17 @@ TEST_P(CpuAttention, HugeScoresStillChooseTheirKey) {
   }
 }
 
-TEST_P(CpuAttention, ValuesThatArePatternLeavesOutAreKnown) {
+TEST_P(CpuAttention, ValuesThatThePatternLeavesOutAreKnown) {
   const Case c{1, 1, 1, 64, 64, 32, false, false, 18};
   Call call(c, DType::kBFloat16);
-  BlockPattern pattern({1, 1, 16, 64, 64, 0}, "test");
-  for (int64_t row = 0; row < 4; ++row) pattern.set(row, 0);
-  const BlockLists lists = pattern.expand();
-  call.params.lists = &lists;
-  EXPECT_TRUE(cpu::can_attend(kernels(), call.params));
+  PatternBuilder builder({1, 1, 16, 64, 64, 0}, "test");
+  for (int64_t row = 0; row < 4; ++row) builder.set(row, 0);
+  const BlockPattern pattern = std::move(builder).build();
+  EXPECT_TRUE(cpu::can_attend(kernels(), call.params, &pattern));
   store_float(call.v.view.row(0, 0, 20), DType::kBFloat16, 3, std::numeric_limits<float>::infinity());
-  EXPECT_EQ(cpu::can_attend(kernels(), call.params), kernels().group_keys <= 16);
-  if (!cpu::can_attend(kernels(), call.params)) return;
-  cpu::attention(kernels(), call.params);
+  EXPECT_EQ(cpu::can_attend(kernels(), call.params, &pattern), kernels().group_keys <= 16);
+  if (!cpu::can_attend(kernels(), call.params, &pattern)) return;
+  cpu::attention(kernels(), call.params, &pattern);
   for (int64_t i = 0; i < 64; ++i) EXPECT_TRUE(std::isfinite(call.out.at(0, 0, i, 3)));
 }
 
@@ -147,7 +168,7 @@ TEST_P(CpuAttention, NanReachesOnlyTheRowsThatSeeIt) {
   const Case c{1, 1, 1, 64, 128, 32, false, false, 14};
   Call call(c, DType::kBFloat16);
   store_float(call.q.view.row(0, 0, 5), DType::kBFloat16, 3, std::numeric_limits<float>::quiet_NaN());
-  cpu::attention(kernels(), call.params);
+  cpu::attention(kernels(), call.params, nullptr);
   for (int64_t i = 0; i < 64; ++i) {
     for (int64_t d = 0; d < 32; ++d) EXPECT_EQ(std::isnan(call.out.at(0, 0, i, d)), i == 5) << i;
   }
@@ -157,7 +178,7 @@ TEST_P(CpuAttention, FusedSelectionMatchesReference) {
   for_each_selection(dtypes(), [&](Call& call, const SelectParams& select, const std::string& what) {
     if (!cpu::can_select(kernels(), call.params, select)) return;
     const BlockPattern pattern = cpu::attention_and_select(kernels(), call.params, select);
-    expect_matches_reference(call, what);
+    expect_matches_reference(call, nullptr, what);
     expect_selects(call.params, select, pattern, what, score_error());
     EXPECT_EQ(cpu::attention_and_select(kernels(), selection_alone(call.params), select), pattern) << what;
   });
@@ -193,15 +214,15 @@ TEST_P(CpuAttention, MaximumMayMoveAtAnyKey) {
       };
       const std::string what = message(dtype_name(dtype), " ", course.name);
       const Call dense = call_of(40);
-      cpu::attention(kernels(), dense.params);
-      expect_matches_reference(dense, what, 1e-3);
+      cpu::attention(kernels(), dense.params, nullptr);
+      expect_matches_reference(dense, nullptr, what, 1e-3);
       for (int block_size : {16, 64, 256}) {
         const Call call = call_of(600);
         const SelectParams select{500, block_size, 0.3, SelectionRule::kPaper, true, 1.f};
         if (!cpu::can_select(kernels(), call.params, select)) continue;
         const std::string where = message(what, " block ", block_size);
         const BlockPattern pattern = cpu::attention_and_select(kernels(), call.params, select);
-        expect_matches_reference(call, where, 1e-3);
+        expect_matches_reference(call, nullptr, where, 1e-3);
         expect_selects(call.params, select, pattern, where, score_error());
       }
     }
@@ -220,8 +241,8 @@ TEST_P(CpuAttention, OneHugeScoreLeavesOtherRowsAlone) {
     store_float(call.k.view.row(0, 0, j), DType::kBFloat16, 1, j == 400 ? 3e6f : 0.f);
   }
   call.params.scale = 1.f;
-  cpu::attention(kernels(), call.params);
-  expect_matches_reference(call, "bfloat16", 1e-3);
+  cpu::attention(kernels(), call.params, nullptr);
+  expect_matches_reference(call, nullptr, "bfloat16", 1e-3);
 }
 
 // NaN among the scores of a later step of a chunk reaches every row that sees it.
@@ -229,7 +250,7 @@ TEST_P(CpuAttention, NanInALaterKeyIsSeen) {
   for (int64_t key : {0, 70, 130, 599}) {
     Call call({1, 1, 1, 40, 600, 32, false, false, 20}, DType::kBFloat16);
     store_float(call.k.view.row(0, 0, key), DType::kBFloat16, 3, std::numeric_limits<float>::quiet_NaN());
-    cpu::attention(kernels(), call.params);
+    cpu::attention(kernels(), call.params, nullptr);
     for (int64_t i = 0; i < 40; ++i) EXPECT_TRUE(std::isnan(call.out.at(0, 0, i, 5))) << key;
   }
 }

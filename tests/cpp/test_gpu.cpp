@@ -1,7 +1,11 @@
 // The CUDA backend on a GPU; skipped where there is none. Label: gpu.
+#include <cuda_runtime_api.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <string>
+#include <utility>
+#include <vector>
 
 #include "attention_cases.h"
 #include "cuda/cuda.h"
@@ -30,12 +34,54 @@ std::vector<Case> gpu_cases() {
   return cases;
 }
 
+// The arrays of a call in device memory.
+class OnGpu {
+ public:
+  explicit OnGpu(Call& call) : params(call.params), call_(call) {
+    for (auto [view, array] :
+         {std::pair{&params.q, &call.q}, {&params.k, &call.k}, {&params.v, &call.v}, {&params.out, &call.out}}) {
+      view->data = copy(array->storage.data(), array->storage.size() * sizeof(float));
+    }
+    params.lse = static_cast<float*>(copy(call.lse.data(), call.lse.size() * sizeof(float)));
+    if (params.key_mask) params.key_mask = static_cast<const uint8_t*>(copy(call.mask.data(), call.mask.size()));
+  }
+  ~OnGpu() {
+    for (void* data : memory_) EXPECT_EQ(cudaFree(data), cudaSuccess);
+  }
+  OnGpu(const OnGpu&) = delete;
+  OnGpu& operator=(const OnGpu&) = delete;
+
+  // Brings out and lse back to the call.
+  void fetch() {
+    Call& call = call_;
+    const size_t bytes = call.out.storage.size() * sizeof(float), lse_bytes = call.lse.size() * sizeof(float);
+    EXPECT_EQ(cudaMemcpy(call.out.storage.data(), params.out.data, bytes, cudaMemcpyDeviceToHost), cudaSuccess);
+    EXPECT_EQ(cudaMemcpy(call.lse.data(), params.lse, lse_bytes, cudaMemcpyDeviceToHost), cudaSuccess);
+  }
+
+  AttentionParams params;
+
+ private:
+  void* copy(const void* data, size_t bytes) {
+    void* device = nullptr;
+    EXPECT_EQ(cudaMalloc(&device, bytes + 1), cudaSuccess);
+    EXPECT_EQ(cudaMemcpy(device, data, bytes, cudaMemcpyHostToDevice), cudaSuccess);
+    memory_.push_back(device);
+    return device;
+  }
+
+  Call& call_;
+  std::vector<void*> memory_;
+};
+
 TEST_F(Gpu, DenseMatchesReference) {
   for (DType dtype : kDTypes) {
     for (const Case& c : gpu_cases()) {
       Call call(c, dtype);
-      backend_.attention(call.params);
-      expect_matches_reference(call, message(dtype_name(dtype), " seed ", c.seed), kFloat32Tolerance);
+      OnGpu arrays(call);
+      backend_.attention(arrays.params, nullptr);
+      arrays.fetch();
+      expect_matches_reference(call, nullptr, message(dtype_name(dtype), " seed ", c.seed), kFloat32Tolerance);
     }
   }
 }
@@ -45,10 +91,11 @@ TEST_F(Gpu, SparseMatchesReference) {
     for (int block_size : {16, 32, 64, 128, 256}) {
       for (const Case& c : gpu_cases()) {
         Call call(c, dtype);
-        const BlockLists lists = random_pattern(c, block_size, 35).expand();
-        call.params.lists = &lists;
-        backend_.attention(call.params);
-        expect_matches_reference(call, message(dtype_name(dtype), " seed ", c.seed, " block ", block_size),
+        OnGpu arrays(call);
+        const BlockPattern pattern = random_pattern(c, block_size, 35);
+        backend_.attention(arrays.params, &pattern);
+        arrays.fetch();
+        expect_matches_reference(call, &pattern, message(dtype_name(dtype), " seed ", c.seed, " block ", block_size),
                                  kFloat32Tolerance);
       }
     }
@@ -57,10 +104,12 @@ TEST_F(Gpu, SparseMatchesReference) {
 
 TEST_F(Gpu, SelectionMatchesReference) {
   for_each_selection(kDTypes, [&](Call& call, const SelectParams& select, const std::string& what) {
-    const BlockPattern pattern = backend_.attention_and_select(call.params, select);
-    expect_matches_reference(call, what, kFloat32Tolerance);
+    OnGpu arrays(call);
+    const BlockPattern pattern = backend_.attention_and_select(arrays.params, select);
+    arrays.fetch();
+    expect_matches_reference(call, nullptr, what, kFloat32Tolerance);
     expect_selects(call.params, select, pattern, what);
-    EXPECT_EQ(backend_.attention_and_select(selection_alone(call.params), select), pattern) << what;
+    EXPECT_EQ(backend_.attention_and_select(selection_alone(arrays.params), select), pattern) << what;
   });
 }
 
@@ -68,10 +117,14 @@ TEST_F(Gpu, SameBitsEveryTime) {
   const Case c{2, 1, 3, 1500, 1500, 128, true, false, 16};
   const SelectParams select{1000, 32, 0.3, SelectionRule::kPaper, true, 0.125f};
   Call first(c, DType::kBFloat16);
-  const BlockPattern pattern = backend_.attention_and_select(first.params, select);
+  OnGpu first_arrays(first);
+  const BlockPattern pattern = backend_.attention_and_select(first_arrays.params, select);
+  first_arrays.fetch();
   for (int i = 0; i < 5; ++i) {
     Call again(c, DType::kBFloat16);
-    EXPECT_EQ(backend_.attention_and_select(again.params, select), pattern);
+    OnGpu arrays(again);
+    EXPECT_EQ(backend_.attention_and_select(arrays.params, select), pattern);
+    arrays.fetch();
     EXPECT_EQ(again.out.storage, first.out.storage);
   }
 }

@@ -6,8 +6,9 @@
 #include <fstream>
 #include <string>
 
-#include "core/error.h"
-#include "core/memory.h"
+#include "support/available_memory.h"
+#include "support/buffer.h"
+#include "support/error.h"
 
 namespace sparsed {
 namespace {
@@ -120,7 +121,9 @@ TEST(LentMemory, KeepsTheLargestAndLendsItOnce) {
   const size_t large = size_t{5} << 20;
   { std::memset(LentMemory(kept, large, "a loan").get(), 3, large); }
   EXPECT_EQ(kept.capacity, large);
-  if (available_memory()) EXPECT_THROW(LentMemory(kept, size_t{1} << 60, "a loan"), Error);
+  if (available_memory()) {
+    EXPECT_THROW(LentMemory(kept, size_t{1} << 60, "a loan"), Error);
+  }
   { std::memset(LentMemory(kept, large, "a loan").get(), 4, large); }
 }
 

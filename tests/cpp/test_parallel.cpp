@@ -11,8 +11,8 @@
 #include <thread>
 #include <vector>
 
-#include "core/interrupt.h"
 #include "cpu/parallel.h"
+#include "support/interrupt.h"
 
 namespace sparsed::cpu {
 namespace {

@@ -2,9 +2,11 @@
 
 #include <cstring>
 #include <limits>
+#include <memory>
 #include <random>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "core/pattern.h"
@@ -28,6 +30,12 @@ std::vector<uint8_t> mask_of(const BlockPattern& pattern) {
   std::vector<uint8_t> mask(static_cast<size_t>(pattern.rows() * pattern.geometry().kv_blocks()), 7);
   pattern.to_mask(mask.data());
   return mask;
+}
+
+std::vector<int64_t> blocks_of(const BlockPattern& pattern, int64_t row) {
+  std::vector<int64_t> blocks;
+  for_each_block(pattern.row(row), pattern.geometry().row_words(), [&](int64_t block) { blocks.push_back(block); });
+  return blocks;
 }
 
 BlockPattern random_pattern(const PatternGeometry& geometry, double density, unsigned seed) {
@@ -69,6 +77,8 @@ INSTANTIATE_TEST_SUITE_P(
                     WrongGeometry{{1, 1, 48, 8, 8, 0}, "block_size is 48"},
                     WrongGeometry{{1, 1, 512, 8, 8, 0}, "block_size is 512"},
                     WrongGeometry{{1, 1, -16, 8, 8, 0}, "block_size is -16"},
+                    WrongGeometry{{1, 1, {48, 16}, 8, 8, 0}, "q_block_size is 48, expected 16, 32, 64, 128 or 256"},
+                    WrongGeometry{{1, 1, {16, 48}, 8, 8, 0}, "kv_block_size is 48, expected 16, 32, 64, 128 or 256"},
                     WrongGeometry{{-1, 1, 16, 8, 8, 0}, "batch is -1, expected 0 ... 2147483647"},
                     WrongGeometry{{1, -1, 16, 8, 8, 0}, "heads is -1, expected 0 ... 2147483647"},
                     WrongGeometry{{kHuge, 1, 16, 8, 8, 0}, "batch is 9223372036854775807"},
@@ -117,9 +127,8 @@ TEST(BlockPatternTest, SixtyFourThousandTokensTakeAMebibyteALayer) {
 TEST(BlockPatternTest, StartsEmpty) {
   for (const BlockPattern& pattern : {BlockPattern(), BlockPattern({2, 3, 16, 33, 70, 5}, "test")}) {
     EXPECT_EQ(pattern.density(), 0.);
-    const BlockLists lists = pattern.expand();
-    EXPECT_EQ(lists.offsets, std::vector<int64_t>(static_cast<size_t>(pattern.rows() + 1), 0));
-    EXPECT_TRUE(lists.indices.empty());
+    EXPECT_EQ(pattern.num_selected(), 0);
+    EXPECT_EQ(pattern.bits(), std::vector<uint64_t>(pattern.nbytes() / 8, 0));
   }
   EXPECT_EQ(BlockPattern().rows(), 0);
   EXPECT_EQ(BlockPattern().nbytes(), 0u);
@@ -127,12 +136,13 @@ TEST(BlockPatternTest, StartsEmpty) {
 }
 
 TEST(BlockPatternTest, SetsSingleBits) {
-  BlockPattern pattern({1, 2, 16, 32, 130 * 16, 0}, "test");
-  for (const int64_t block : {0, 63, 64, 127, 128, 129}) pattern.set(2, block);
-  EXPECT_EQ(pattern.expand().indices, (std::vector<int32_t>{0, 63, 64, 127, 128, 129}));
-  EXPECT_EQ(pattern.expand().offsets, (std::vector<int64_t>{0, 0, 0, 6, 6}));
-  EXPECT_EQ(pattern.expand().block_size, 16);
-  EXPECT_EQ(pattern.expand().q_blocks, 2);
+  PatternBuilder builder({1, 2, 16, 32, 130 * 16, 0}, "test");
+  for (const int64_t block : {0, 63, 64, 127, 128, 129}) builder.set(2, block);
+  const BlockPattern pattern = std::move(builder).build();
+  for (int64_t row = 0; row < 4; ++row) {
+    EXPECT_EQ(blocks_of(pattern, row),
+              row == 2 ? (std::vector<int64_t>{0, 63, 64, 127, 128, 129}) : std::vector<int64_t>{});
+  }
   EXPECT_TRUE(pattern.test(2, 127));
   EXPECT_FALSE(pattern.test(2, 126));
   EXPECT_FALSE(pattern.test(1, 127));
@@ -154,21 +164,20 @@ TEST_P(RandomPatternTest, MaskRoundTrips) {
   EXPECT_EQ(pattern.geometry(), geometry());
 }
 
-TEST_P(RandomPatternTest, ExpandsToSortedLists) {
+TEST_P(RandomPatternTest, RowsListTheirBlocksInOrder) {
   const std::vector<uint8_t> mask = random_mask(geometry(), share(), 2);
-  const BlockLists lists = BlockPattern::from_mask(geometry(), mask.data()).expand();
-  BlockLists expected{32, 4, {0}, {}};
+  const BlockPattern pattern = BlockPattern::from_mask(geometry(), mask.data());
   const size_t blocks = static_cast<size_t>(geometry().kv_blocks());
+  int64_t total = 0;
   for (size_t row = 0; row < mask.size() / blocks; ++row) {
+    std::vector<int64_t> expected;
     for (size_t block = 0; block < blocks; ++block) {
-      if (mask[row * blocks + block]) expected.indices.push_back(static_cast<int32_t>(block));
+      if (mask[row * blocks + block]) expected.push_back(static_cast<int64_t>(block));
     }
-    expected.offsets.push_back(static_cast<int64_t>(expected.indices.size()));
+    EXPECT_EQ(blocks_of(pattern, static_cast<int64_t>(row)), expected);
+    total += static_cast<int64_t>(expected.size());
   }
-  EXPECT_EQ(lists.block_size, expected.block_size);
-  EXPECT_EQ(lists.q_blocks, expected.q_blocks);
-  EXPECT_EQ(lists.offsets, expected.offsets);
-  EXPECT_EQ(lists.indices, expected.indices);
+  EXPECT_EQ(pattern.num_selected(), total);
 }
 
 TEST_P(RandomPatternTest, MeasuresDensityAndJaccard) {
@@ -193,14 +202,17 @@ TEST_P(RandomPatternTest, MeasuresDensityAndJaccard) {
 }
 
 TEST_P(RandomPatternTest, ComparesAndHashesByContent) {
-  const BlockPattern pattern = random_pattern(geometry(), share(), 5);
-  BlockPattern copy = random_pattern(geometry(), share(), 5);
-  EXPECT_EQ(copy, pattern);
-  EXPECT_EQ(copy.hash(), pattern.hash());
-  if (pattern.test(3, 0)) return;
-  copy.set(3, 0);
-  EXPECT_NE(copy, pattern);
-  EXPECT_NE(copy.hash(), pattern.hash());
+  std::vector<uint8_t> mask = random_mask(geometry(), share(), 5);
+  const BlockPattern pattern = BlockPattern::from_mask(geometry(), mask.data());
+  const BlockPattern same = BlockPattern::from_mask(geometry(), mask.data()), handle = pattern;
+  EXPECT_EQ(same, pattern);
+  EXPECT_EQ(same.hash(), pattern.hash());
+  EXPECT_FALSE(same.is(pattern));
+  EXPECT_TRUE(handle.is(pattern));
+  mask[3] = !mask[3];
+  const BlockPattern other = BlockPattern::from_mask(geometry(), mask.data());
+  EXPECT_NE(other, pattern);
+  EXPECT_NE(other.hash(), pattern.hash());
 }
 
 INSTANTIATE_TEST_SUITE_P(Cases, RandomPatternTest,
@@ -210,12 +222,13 @@ INSTANTIATE_TEST_SUITE_P(Cases, RandomPatternTest,
 TEST(BlockPatternTest, GeometryIsContent) {
   const PatternGeometry base{1, 2, 16, 32, 48, 10};
   const BlockPattern pattern(base, "test");
-  std::vector<PatternGeometry> others(5, base);
+  std::vector<PatternGeometry> others(6, base);
   others[0] = {2, 1, 16, 32, 48, 10};
   others[1].q_len = 31;
   others[2].kv_len = 47;
   others[3].prompt_length = 11;
-  others[4].block_size = 32;
+  others[4].block = 32;
+  others[5].block = {32, 16};
   for (const PatternGeometry& other : others) {
     EXPECT_NE(BlockPattern(other, "test"), pattern);
     EXPECT_NE(BlockPattern(other, "test").hash(), pattern.hash());
@@ -236,7 +249,11 @@ TEST(BlockPatternTest, JaccardWantsTheSameBlocks) {
   EXPECT_ERROR(pattern.jaccard(with(&PatternGeometry::batch, 2)), kValue,
                "BlockPattern.jaccard: other has batch 2, expected 1");
   EXPECT_ERROR(pattern.jaccard(with(&PatternGeometry::heads, 3)), kValue, "other has heads 3, expected 2");
-  EXPECT_ERROR(pattern.jaccard(with(&PatternGeometry::block_size, 32)), kValue, "other has block_size 32, expected 16");
+  EXPECT_ERROR(pattern.jaccard(with(&PatternGeometry::block, 32)), kValue, "other has block_size 32, expected 16");
+  EXPECT_ERROR(pattern.jaccard(with(&PatternGeometry::block, BlockSize{32, 16})), kValue,
+               "other has q_block_size 32, expected 16");
+  EXPECT_ERROR(pattern.jaccard(with(&PatternGeometry::block, BlockSize{16, 32})), kValue,
+               "other has kv_block_size 32, expected 16");
   EXPECT_ERROR(pattern.jaccard(with(&PatternGeometry::q_len, 31)), kValue, "other has q_len 31, expected 32");
   EXPECT_ERROR(pattern.jaccard(with(&PatternGeometry::kv_len, 64)), kValue, "other has kv_len 64, expected 48");
 }
@@ -251,18 +268,62 @@ TEST_P(FullPatternTest, SelectsEveryBlock) {
   EXPECT_EQ(pattern.density(), GetParam() == 0 ? 0. : 1.);
 }
 
+// Copies on a device: made once, and read back once where the host has no bits.
+struct CountedCopy final : PatternCopy {
+  std::vector<uint64_t> bits;
+  mutable int reads = 0;
+
+  explicit CountedCopy(std::vector<uint64_t> given) : bits(std::move(given)) {}
+  std::vector<uint64_t> read() const override {
+    ++reads;
+    return bits;
+  }
+};
+
+TEST(BlockPatternTest, GoesToEachDeviceOnce) {
+  const BlockPattern pattern = random_pattern({1, 2, 16, 40, 90, 33}, .5, 6);
+  int uploads = 0;
+  const auto upload = [&](const std::vector<uint64_t>& bits) {
+    ++uploads;
+    return std::make_shared<CountedCopy>(bits);
+  };
+  const auto first = pattern.on(0, upload);
+  EXPECT_EQ(pattern.on(0, upload), first);
+  const BlockPattern handle = pattern;
+  EXPECT_EQ(handle.on(0, upload), first);
+  EXPECT_EQ(uploads, 1);
+  EXPECT_NE(pattern.on(1, upload), first);
+  EXPECT_EQ(uploads, 2);
+  EXPECT_EQ(first->read(), pattern.bits());
+}
+
+TEST(BlockPatternTest, ComesFromItsDeviceOnce) {
+  const PatternGeometry geometry{1, 2, 16, 40, 90, 33};
+  const BlockPattern expected = random_pattern(geometry, .5, 7);
+  const auto copy = std::make_shared<CountedCopy>(expected.bits());
+  const BlockPattern pattern(geometry, 3, copy, .6);
+  EXPECT_EQ(pattern.on(3, nullptr), copy);
+  EXPECT_FALSE(pattern.denser_than(.7));  // the most that it may keep tells
+  EXPECT_EQ(pattern.nbytes(), expected.nbytes());
+  EXPECT_EQ(copy->reads, 0);
+  EXPECT_EQ(pattern, expected);
+  EXPECT_EQ(pattern.density(), expected.density());
+  EXPECT_EQ(pattern.denser_than(.2), expected.density() > .2);
+  EXPECT_EQ(copy->reads, 1);
+}
+
 INSTANTIATE_TEST_SUITE_P(KvLengths, FullPatternTest, testing::Values(0, 1, 16, 17, 63 * 16, 64 * 16, 65 * 16, 2111));
 
 struct Window {
   int64_t q_len, kv_len, window, sinks;
-  int block_size = 16;
+  BlockSize block = 16;
 };
 
 // Token by token: key j is seen by query i if it lies in its window or among the sinks.
 bool touches(const Window& c, int64_t q_block, int64_t kv_block) {
-  const int64_t b = c.block_size;
-  for (int64_t i = q_block * b; i < std::min((q_block + 1) * b, c.q_len); ++i) {
-    for (int64_t j = kv_block * b; j < std::min((kv_block + 1) * b, c.kv_len); ++j) {
+  const int64_t q = c.block.q, kv = c.block.kv;
+  for (int64_t i = q_block * q; i < std::min((q_block + 1) * q, c.q_len); ++i) {
+    for (int64_t j = kv_block * kv; j < std::min((kv_block + 1) * kv, c.kv_len); ++j) {
       const int64_t first = i - c.window / 2;
       if (j < c.sinks || (j >= first && j < first + c.window)) return true;
     }
@@ -274,7 +335,7 @@ class StreamingTest : public testing::TestWithParam<Window> {};
 
 TEST_P(StreamingTest, CoversEveryBlockThatAQueryTouches) {
   const Window& c = GetParam();
-  const PatternGeometry geometry{2, 2, c.block_size, c.q_len, c.kv_len, 0};
+  const PatternGeometry geometry{2, 2, c.block, c.q_len, c.kv_len, 0};
   const BlockPattern pattern = BlockPattern::streaming(geometry, c.window, c.sinks);
   for (int64_t row = 0; row < pattern.rows(); ++row) {
     for (int64_t block = 0; block < geometry.kv_blocks(); ++block) {
@@ -289,8 +350,9 @@ INSTANTIATE_TEST_SUITE_P(Cases, StreamingTest,
                                          Window{100, 100, 34, 17}, Window{96, 96, 32, 0}, Window{100, 100, 199, 0},
                                          Window{100, 100, 200, 0}, Window{100, 100, 400, 50}, Window{100, 30, 8, 0},
                                          Window{100, 30, 8, 3}, Window{30, 100, 8, 90}, Window{1, 1, 1, 1},
-                                         Window{300, 300, 64, 20, 32}, Window{1100, 1100, 40, 0}, Window{0, 50, 4, 4},
-                                         Window{50, 0, 4, 4}, Window{1040, 1040, 1000, 1030}),
+                                         Window{300, 300, 64, 20, 32}, Window{300, 300, 64, 20, {16, 64}},
+                                         Window{300, 250, 70, 20, {128, 32}}, Window{1100, 1100, 40, 0},
+                                         Window{0, 50, 4, 4}, Window{50, 0, 4, 4}, Window{1040, 1040, 1000, 1030}),
                          [](const auto& test) { return "case" + std::to_string(test.index); });
 
 TEST(StreamingErrorTest, TakesAnyWidth) {

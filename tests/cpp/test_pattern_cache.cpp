@@ -8,9 +8,10 @@
 #include <vector>
 
 #include "core/pattern_cache.h"
-#include "core/reference.h"
+#include "expect_error.h"
 #include "fake_backend.h"
 #include "random_array.h"
+#include "reference.h"
 
 namespace sparsed {
 namespace {
@@ -95,10 +96,8 @@ TEST_F(PatternCacheTest, EachLayerKeepsItsOwnPattern) {
   EXPECT_EQ(cache.pattern(1), second);
   EXPECT_EQ(cache.nbytes(), first.nbytes() + second.nbytes());
   step(cache, 1, {}, 2);
-  EXPECT_EQ(fake.calls.at(0).lists.indices, first.expand().indices);
-  EXPECT_EQ(fake.calls.at(0).lists.offsets, first.expand().offsets);
-  EXPECT_EQ(fake.calls.at(1).lists.indices, second.expand().indices);
-  EXPECT_EQ(fake.calls.at(1).lists.block_size, 16);
+  EXPECT_EQ(fake.calls.at(0).pattern, first);
+  EXPECT_EQ(fake.calls.at(1).pattern, second);
 }
 
 TEST_F(PatternCacheTest, PassesTheCallOn) {
@@ -107,11 +106,9 @@ TEST_F(PatternCacheTest, PassesTheCallOn) {
   PatternCache cache(config, 2, kPrompt);
   const std::vector<uint8_t> first_mask(kLength, 1), second_mask(kLength, 1);
   AttentionParams params = params_of();
-  const BlockLists theirs;
-  params.lists = &theirs;  // chosen by the cache alone
   params.key_mask = first_mask.data();
   step(cache, 0, {}, 1, params);
-  EXPECT_FALSE(fake.calls.at(0).sparse);
+  EXPECT_FALSE(fake.calls.at(0).pattern);
   EXPECT_EQ(fake.calls.at(0).params.key_mask, first_mask.data());
   params.key_mask = second_mask.data();
   step(cache, 1, {}, 1, params);
@@ -121,7 +118,7 @@ TEST_F(PatternCacheTest, PassesTheCallOn) {
   EXPECT_EQ(passed.v.data, params.v.data);
   EXPECT_EQ(passed.out.data, params.out.data);
   EXPECT_EQ(passed.lse, params.lse);
-  EXPECT_FALSE(fake.calls.at(0).lists.indices.empty());
+  EXPECT_EQ(fake.calls.at(0).pattern, cache.pattern(0));
 }
 
 TEST_F(PatternCacheTest, LayersMayDifferInHeads) {
@@ -232,7 +229,7 @@ TEST_F(PatternCacheTest, RefreshEveryAttendsWithThePatternJustSelected) {
     EXPECT_EQ(selection.params.lse, nullptr);
     EXPECT_EQ(fake.calls.at(1).params.out.data, params_of().out.data);
     EXPECT_EQ(fake.calls.at(1).params.lse, params_of().lse);
-    EXPECT_EQ(fake.calls.at(1).lists.indices, cache.pattern(0).expand().indices);
+    EXPECT_EQ(fake.calls.at(1).pattern, cache.pattern(0));
     EXPECT_EQ(cache.density(0), .5);
   }
 }
@@ -287,7 +284,7 @@ TEST_F(PatternCacheTest, WindowsAreSparseInEveryStep) {
     EXPECT_EQ(step(cache, number, {}, 2, params_of(1, 4, 2, 160)), "sparse aa");
     const BlockPattern expected = BlockPattern::streaming({1, 4, 16, 160, 160, kPrompt}, 20, 4);
     EXPECT_EQ(cache.pattern(1), expected);
-    EXPECT_EQ(fake.calls.at(1).lists.indices, expected.expand().indices);
+    EXPECT_EQ(fake.calls.at(1).pattern, expected);
     EXPECT_DOUBLE_EQ(cache.density(0), expected.density());
   }
 }
@@ -304,8 +301,8 @@ TEST_F(PatternCacheTest, LayersShareOneWindow) {
   cache.attend(backend_, 0, params_of(1, 4, 2, 160));
   cache.attend(backend_, 1, params_of(1, 6, 2, 160));
   cache.attend(backend_, 2, params_of(1, 4, 4, 160));
-  EXPECT_EQ(&cache.pattern(0), &cache.pattern(2));
-  EXPECT_NE(&cache.pattern(0), &cache.pattern(1));
+  EXPECT_TRUE(cache.pattern(0).is(cache.pattern(2)));
+  EXPECT_FALSE(cache.pattern(0).is(cache.pattern(1)));
   EXPECT_EQ(cache.nbytes(), cache.pattern(0).nbytes() + cache.pattern(1).nbytes());
 }
 
@@ -313,6 +310,80 @@ TEST_F(PatternCacheTest, WideWindowsAttendDensely) {
   PatternCache cache(WindowConfig{1000, 0, 16}, 3, 0);
   EXPECT_EQ(step(cache, 0), "sparse A");
   EXPECT_EQ(cache.density(0), 1.);
+}
+
+TEST_F(PatternCacheTest, DensityIsTheMeanOverTheLayersOfTheStep) {
+  SparseConfig config = sparse_config();
+  config.schedule.skip = 0;
+  PatternCache cache(config, 3, kPrompt);
+  cache.begin_step(0, {});
+  EXPECT_ERROR(cache.density(), kValue, "PatternCache.density: no layer has attended in step 0, expected at least one");
+  for (const double share : {.25, .75}) {
+    fake.share = share;
+    cache.attend(backend_, share == .25 ? 0 : 1, params_of());
+  }
+  EXPECT_EQ(cache.density(), 1.);
+  cache.begin_step(1, {});
+  cache.attend(backend_, 1, params_of());
+  EXPECT_EQ(cache.density(), .75);
+  cache.attend(backend_, 0, params_of());
+  EXPECT_EQ(cache.density(), .5);
+}
+
+TEST_F(PatternCacheTest, APatternMayBeGiven) {
+  const BlockPattern given = BlockPattern::streaming({1, 4, 16, kLength, kLength, kPrompt}, 20, 4);
+  SparseConfig config = sparse_config();
+  config.schedule.skip = 0;
+  PatternCache cache(config, 4, kPrompt);
+  step(cache, 0, {}, 2);
+  step(cache, 1, {}, 2);
+  cache.set_pattern(1, given);
+  EXPECT_EQ(cache.density(1), .5);  // of what the step has computed
+  EXPECT_TRUE(cache.pattern(1).is(given));
+  EXPECT_EQ(step(cache, 2, {}, 2), "sparse aa");
+  EXPECT_NE(fake.calls.at(0).pattern, given);
+  EXPECT_EQ(fake.calls.at(1).pattern, given);
+  EXPECT_EQ(cache.density(1), given.density());
+}
+
+TEST_F(PatternCacheTest, AGivenPatternStandsInForASelection) {
+  const BlockPattern given = BlockPattern::streaming({1, 4, 16, kLength, kLength, kPrompt}, 20, 4);
+  SparseConfig config = sparse_config();
+  PatternCache cache(config, 6, kPrompt);
+  for (int64_t number = 0; number < 3; ++number) cache.begin_step(number, {});  // the selection has passed
+  cache.set_pattern(5, given);
+  cache.begin_step(3, {});
+  EXPECT_ERROR(cache.attend(backend_, 5, params_of(1, 6)), kValue, "q has heads 6, expected 4 (as layer 5 before)");
+  cache.attend(backend_, 5, params_of());
+  EXPECT_EQ(fake.calls.at(0).pattern, given);
+  cache.begin_step(4, {});
+  EXPECT_ERROR(cache.attend(backend_, 5, params_of(1, 4, 1)), kValue, "k has heads 1, expected 2 (as layer 5 before)");
+
+  PatternCache windows(WindowConfig{1000, 0, 16}, 2, kPrompt);
+  windows.set_pattern(0, given);
+  EXPECT_EQ(step(windows, 0), "sparse a");
+}
+
+TEST_F(PatternCacheTest, RestoredCachesGoOnAlike) {
+  SparseConfig config = sparse_config();
+  config.schedule.skip = .2;
+  config.schedule.refresh = {.5};
+  for (const bool known : {true, false}) {
+    const std::optional<int64_t> steps = known ? std::optional<int64_t>(10) : std::nullopt;
+    PatternCache cache(config, steps, kPrompt);
+    for (int64_t number = 0; number < 10; ++number) {
+      step(cache, number, .1 * static_cast<double>(number), 2);
+      PatternCache other(config, steps, kPrompt);
+      other.restore(cache.state());
+      EXPECT_EQ(other.step(), number);
+      EXPECT_EQ(other.phase(), cache.phase());
+      EXPECT_EQ(other.density(), cache.density());
+      EXPECT_EQ(other.nbytes(), cache.nbytes());
+      EXPECT_ERROR(other.attend(backend_, 0, params_of()), kValue, "expected each layer once a step");
+      cache = other;
+    }
+    EXPECT_EQ(fake.selections, known ? 4 : 8);
+  }
 }
 
 TEST_F(PatternCacheTest, ResetBeginsAnew) {
@@ -329,20 +400,20 @@ TEST_F(PatternCacheTest, ResetBeginsAnew) {
   EXPECT_EQ(cache.pattern(0).geometry().batch, 2);
 }
 
-std::vector<double> oracle_out(const AttentionParams& params) {
+std::vector<double> oracle_out(const AttentionParams& params, const BlockPattern* pattern) {
   std::vector<double> out(static_cast<size_t>(params.batch() * params.heads() * params.q_len() * params.head_dim()));
-  reference::attention(params, out.data(), nullptr);
+  reference::attention(params, pattern, out.data(), nullptr);
   return out;
 }
 
 Backend oracle_backend() {
   Backend backend{};
-  backend.attention = [](const AttentionParams& params) {
-    const std::vector<double> out = oracle_out(params);
+  backend.attention = [](const AttentionParams& params, const BlockPattern* pattern) {
+    const std::vector<double> out = oracle_out(params, pattern);
     for (size_t i = 0; i < out.size(); ++i) static_cast<float*>(params.out.data)[i] = static_cast<float>(out[i]);
   };
   backend.attention_and_select = [](const AttentionParams& params, const SelectParams& select) {
-    if (params.out.data) oracle_backend().attention(params);
+    if (params.out.data) oracle_backend().attention(params, nullptr);
     return reference::select(params, select);
   };
   return backend;
@@ -364,7 +435,6 @@ TEST(PatternCacheOracleTest, BatchRowsKeepTheirOwnPatterns) {
     params.q = q.view, params.k = k.view, params.v = v.view;
     cache.begin_step(number, {});
     cache.attend(oracle_backend(), 0, params);
-    AttentionParams expected = params;
     if (number == 0) {
       SelectParams select;
       select.prompt_length = kPrompt;
@@ -372,9 +442,7 @@ TEST(PatternCacheOracleTest, BatchRowsKeepTheirOwnPatterns) {
       select.rho = .3;
       selected = reference::select(params, select);
     }
-    const BlockLists lists = selected.expand();
-    if (number == 1) expected.lists = &lists;
-    const std::vector<double> wanted = oracle_out(expected);
+    const std::vector<double> wanted = oracle_out(params, number == 1 ? &selected : nullptr);
     for (size_t i = 0; i < out.size(); ++i) ASSERT_EQ(out[i], static_cast<float>(wanted[i])) << number << ' ' << i;
   }
   EXPECT_EQ(cache.pattern(0), selected);

@@ -171,5 +171,51 @@ TEST_F(PatternCacheTest, NamesWrongConfigurations) {
   EXPECT_ERROR(PatternCache(WindowConfig{4, 0, 16}, 8, -1), kValue, "PatternCache: prompt_length is -1");
 }
 
+TEST_F(PatternCacheTest, GivenPatternsMustFit) {
+  SparseConfig config = sparse_config();
+  config.schedule.skip = 0;
+  PatternCache cache(config, 3, kPrompt);
+  step(cache, 0);
+  const auto set = [&](int64_t layer, const PatternGeometry& geometry) {
+    cache.set_pattern(layer, BlockPattern(geometry, "test"));
+  };
+  const std::string function = "PatternCache.set_pattern: ";
+  EXPECT_ERROR(set(-1, {1, 4, 16, 64, 64, 0}), kValue, function + "layer is -1, expected >= 0");
+  EXPECT_ERROR(set(0, {1, 5, 16, 64, 64, 0}), kValue,
+               function + "pattern has heads 5, expected 4 (as the layer before)");
+  EXPECT_ERROR(set(0, {2, 4, 16, 64, 64, 0}), kValue, function + "pattern has batch 2, expected 1 (as before)");
+  EXPECT_ERROR(set(0, {1, 4, 16, 80, 80, 0}), kValue, function + "pattern has q_len 80, expected 64 (as before)");
+  EXPECT_ERROR(set(0, {1, 4, 16, 64, 80, 0}), kValue, function + "pattern has kv_len 80, expected 64 (as q_len)");
+  EXPECT_ERROR(set(0, {0, 4, 16, 64, 64, 0}), kValue, function + "pattern has batch 0, heads 4 and q_len 64");
+  EXPECT_ERROR(PatternCache(config, 3, 65).set_pattern(0, BlockPattern({1, 4, 16, 64, 64, 0}, "test")), kValue,
+               function + "pattern has kv_len 64, expected at least 65 (prompt_length)");
+}
+
+TEST_F(PatternCacheTest, OnlyFittingStatesAreRestored) {
+  PatternCache cache(sparse_config(), 6, kPrompt);
+  for (int64_t number = 0; number < 4; ++number) step(cache, number);
+  const PatternCache::State good = cache.state();
+  const auto restore = [&](const auto& change) {
+    PatternCache::State state = good;
+    change(state);
+    cache.restore(state);
+  };
+  const std::string function = "PatternCache.restore: ";
+  EXPECT_ERROR(restore([](auto& s) { s.step = 6; }), kValue, function + "step is 6, expected -1 ... 5");
+  EXPECT_ERROR(restore([](auto& s) { s.due = 2; }), kValue, function + "due is 2, expected 0 ... 1");
+  EXPECT_ERROR(restore([](auto& s) { s.served = -1; }), kValue, function + "served is -1, expected 0 ... 1");
+  EXPECT_ERROR(restore([](auto& s) { s.select_step = 4; }), kValue, function + "select_step is 4, expected -1 ... 3");
+  EXPECT_ERROR(restore([](auto& s) { s.batch = 0; }), kValue, function + "batch is 0, expected 1 ...");
+  EXPECT_ERROR(restore([](auto& s) { s.length = kPrompt - 1; }), kValue, function + "length is 39, expected 40 ...");
+  EXPECT_ERROR(restore([](auto& s) { s.layers[0].attended_step = 4; }), kValue,
+               function + "layer 0's attended_step is 4, expected -1 ... 3");
+  EXPECT_ERROR(
+      restore([](auto& s) { s.layers[0].heads = 3; }), kValue,
+      function + "layer 0 has a pattern of batch 1, heads 4, q_len 64 and kv_len 64, expected 1, 3, 64 and 64");
+  EXPECT_EQ(cache.step(), 3);
+  restore([](auto&) {});
+  EXPECT_EQ(step(cache, 4), "sparse a");
+}
+
 }  // namespace
 }  // namespace sparsed

@@ -3,12 +3,13 @@
 #include <cmath>
 #include <limits>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "core/float16.h"
-#include "core/reference.h"
 #include "expect_error.h"
 #include "random_array.h"
+#include "reference.h"
 
 namespace sparsed {
 namespace {
@@ -20,11 +21,11 @@ struct Result {
   std::vector<double> out, lse;
 };
 
-Result attend(const AttentionParams& params) {
+Result attend(const AttentionParams& params, const BlockPattern* pattern = nullptr) {
   const size_t rows = static_cast<size_t>(params.batch() * params.heads() * params.q_len());
   Result result{std::vector<double>(rows * static_cast<size_t>(params.head_dim()), 99.),
                 std::vector<double>(rows, 99.)};
-  reference::attention(params, result.out.data(), result.lse.data());
+  reference::attention(params, pattern, result.out.data(), result.lse.data());
   return result;
 }
 
@@ -59,16 +60,14 @@ struct Weighted {
   }
 };
 
-BlockLists lists_of(const std::vector<std::vector<int32_t>>& rows, int block_size, int64_t q_blocks) {
-  BlockLists lists;
-  lists.block_size = block_size;
-  lists.q_blocks = q_blocks;
-  lists.offsets = {0};
-  for (const auto& row : rows) {
-    lists.indices.insert(lists.indices.end(), row.begin(), row.end());
-    lists.offsets.push_back(static_cast<int64_t>(lists.indices.size()));
+// Block size 16; the selected blocks of each query block.
+BlockPattern pattern_of(const std::vector<std::vector<int64_t>>& rows, int64_t q_len, int64_t kv_len,
+                        int64_t heads = 1) {
+  PatternBuilder builder({1, heads, 16, q_len, kv_len, 0}, "test");
+  for (size_t row = 0; row < rows.size(); ++row) {
+    for (const int64_t block : rows[row]) builder.set(static_cast<int64_t>(row), block);
   }
-  return lists;
+  return std::move(builder).build();
 }
 
 TEST(ReferenceAttentionTest, WeighsValuesByHand) {
@@ -89,7 +88,7 @@ TEST(ReferenceAttentionTest, ScaleMultipliesTheScores) {
 TEST(ReferenceAttentionTest, LseMayBeLeftOut) {
   const Weighted c(1, {1, 3});
   std::vector<double> out(kDim);
-  reference::attention(c.params, out.data(), nullptr);
+  reference::attention(c.params, nullptr, out.data(), nullptr);
   EXPECT_EQ(out, attend(c.params).out);
 }
 
@@ -111,9 +110,8 @@ TEST(ReferenceAttentionTest, RowsWithoutAKeyAreZeroAndMinusInfinity) {
   EXPECT_EQ(result.lse, std::vector<double>(2, -kInf));
 
   c.params.key_mask = nullptr;
-  const BlockLists none = lists_of({{}}, 16, 1);
-  c.params.lists = &none;
-  result = attend(c.params);
+  const BlockPattern none = pattern_of({}, 2, 2);
+  result = attend(c.params, &none);
   EXPECT_EQ(result.out, std::vector<double>(2 * kDim, 0.));
   EXPECT_EQ(result.lse, std::vector<double>(2, -kInf));
 }
@@ -125,29 +123,27 @@ TEST(ReferenceAttentionTest, NoKeysAtAll) {
   EXPECT_EQ(result.lse, std::vector<double>(3, -kInf));
 }
 
-TEST(ReferenceAttentionTest, ListsChooseBlocksByQueryBlock) {
+TEST(ReferenceAttentionTest, PatternChoosesBlocksByQueryBlock) {
   // 40 keys of weights 1, 2, 4 by block of 16 (the last has 8); 20 queries in two blocks.
   std::vector<double> weights(40, 1.);
   for (size_t j = 16; j < 32; ++j) weights[j] = 2.;
   for (size_t j = 32; j < 40; ++j) weights[j] = 4.;
   Weighted c(20, weights);
-  const BlockLists lists = lists_of({{0, 2}, {1}}, 16, 2);
-  c.params.lists = &lists;
-  const Result result = attend(c.params);
+  const BlockPattern pattern = pattern_of({{0, 2}, {1}}, 20, 40);
+  const Result result = attend(c.params, &pattern);
   for (size_t i = 0; i < 20; ++i) EXPECT_NEAR(result.lse[i], std::log(i < 16 ? 48. : 32.), 1e-6) << i;
   EXPECT_NEAR(result.out[0], (75. * 16 + 355. * 32) / 48, 1e-4);  // mean values 75 and 355
   EXPECT_NEAR(result.out[16 * kDim], 235., 1e-4);
 }
 
-TEST(ReferenceAttentionTest, FullListsAreDense) {
+TEST(ReferenceAttentionTest, FullPatternIsDense) {
   const RandomArray q({2, 4, 40, kDim}, DType::kFloat32, 1), k({2, 2, 50, kDim}, DType::kFloat32, 2),
       v({2, 2, 50, kDim}, DType::kFloat32, 3);
   AttentionParams params;
   params.q = q.view, params.k = k.view, params.v = v.view;
   const Result dense = attend(params);
-  const BlockLists lists = BlockPattern::full({2, 4, 16, 40, 50, 0}).expand();
-  params.lists = &lists;
-  const Result sparse = attend(params);
+  const BlockPattern pattern = BlockPattern::full({2, 4, 16, 40, 50, 0});
+  const Result sparse = attend(params, &pattern);
   EXPECT_EQ(sparse.out, dense.out);
   EXPECT_EQ(sparse.lse, dense.lse);
 }
@@ -159,12 +155,10 @@ TEST(ReferenceAttentionTest, TwoHalvesMergeToTheWholeByTheirLse) {
   params.q = q.view, params.k = k.view, params.v = v.view;
   params.scale = .25f;
   const Result whole = attend(params);
-  const BlockLists left = lists_of({{0, 3}, {1}, {0}, {}}, 16, 2);
-  const BlockLists right = lists_of({{1, 2}, {0, 2, 3}, {1, 2, 3}, {0, 1, 2, 3}}, 16, 2);
-  params.lists = &left;
-  const Result a = attend(params);
-  params.lists = &right;
-  const Result b = attend(params);
+  const BlockPattern left = pattern_of({{0, 3}, {1}, {0}, {}}, 20, 64, 2);
+  const BlockPattern right = pattern_of({{1, 2}, {0, 2, 3}, {1, 2, 3}, {0, 1, 2, 3}}, 20, 64, 2);
+  const Result a = attend(params, &left);
+  const Result b = attend(params, &right);
   for (size_t row = 0; row < whole.lse.size(); ++row) {
     const double part = std::exp(a.lse[row] - whole.lse[row]), rest = std::exp(b.lse[row] - whole.lse[row]);
     EXPECT_NEAR(part + rest, 1., 1e-12);
@@ -241,9 +235,8 @@ TEST(ReferenceAttentionTest, NanReachesOnlyTheRowsThatSeeIt) {
   store_float(k.view.row(0, 0, 21), DType::kFloat32, 0, std::numeric_limits<float>::quiet_NaN());
   AttentionParams params;
   params.q = q.view, params.k = k.view, params.v = v.view;
-  const BlockLists lists = lists_of({{0}, {0, 1}}, 16, 2);
-  params.lists = &lists;
-  const Result result = attend(params);
+  const BlockPattern pattern = pattern_of({{0}, {0, 1}}, 32, 32);
+  const Result result = attend(params, &pattern);
   for (size_t i = 0; i < result.out.size(); ++i) EXPECT_EQ(std::isnan(result.out[i]), i >= 16 * kDim) << i;
 }
 

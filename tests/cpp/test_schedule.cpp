@@ -152,5 +152,23 @@ TEST(ScheduleTest, NamesWhatIsWrong) {
   EXPECT_ERROR(Schedule(config(.2), std::nullopt).select_step(.2), kValue, "Schedule.select_step: steps is unknown");
 }
 
+TEST(ScheduleTest, ListsThePhasesOfAllSteps) {
+  const auto phases = [](const ScheduleConfig& config, int64_t steps) {
+    std::string text;
+    for (const Phase phase : Schedule(config, steps).phases())
+      text += phase_name(phase)[phase == Phase::kSelect ? 2 : 0];
+    return text;
+  };
+  EXPECT_EQ(phases({.5, SelectionRule::kPaper, {}, false}, 6), "ddlsss");
+  EXPECT_EQ(phases({.5, SelectionRule::kReference, {}, false}, 6), "ddddls");
+  EXPECT_EQ(phases({.2, SelectionRule::kPaper, {.6}, false}, 10), "dlssslssss");
+  EXPECT_EQ(phases({.5, SelectionRule::kPaper, {}, true}, 6), "ddllll");
+  EXPECT_EQ(phases({1, SelectionRule::kReference, {}, false}, 2), "dd");
+  EXPECT_ERROR(Schedule({}, std::nullopt).phases(), kValue, "Schedule.phases: steps is unknown, expected a number");
+#ifdef __linux__
+  EXPECT_ERROR(Schedule({}, int64_t{1} << 50).phases(), kMemory, "Schedule.phases: the list of phases needs ");
+#endif
+}
+
 }  // namespace
 }  // namespace sparsed

@@ -6,11 +6,12 @@
 #include <string>
 #include <thread>
 #include <tuple>
+#include <utility>
 #include <vector>
 
-#include "core/reference.h"
 #include "core/selection.h"
 #include "expect_error.h"
+#include "reference.h"
 
 namespace sparsed {
 namespace {
@@ -29,18 +30,18 @@ SelectParams params(double rho, int64_t prompt_length, SelectionRule rule = Sele
   return select;
 }
 
-BlockPattern empty_pattern(int64_t blocks, int64_t rows = 1) { return {{1, rows, 16, 16, blocks * 16, 0}, "test"}; }
+PatternBuilder empty_pattern(int64_t blocks, int64_t rows = 1) { return {{1, rows, 16, 16, blocks * 16, 0}, "test"}; }
 
 // The kept blocks of one row as a string such as "1.1".
 std::string kept(const SelectParams& select, const std::vector<float>& scores,
                  const std::vector<float>& generation = {}, std::vector<uint8_t> live = {}) {
   const int64_t blocks = static_cast<int64_t>(scores.size());
   if (live.empty()) live.assign(scores.size(), 1);
-  BlockPattern pattern = empty_pattern(blocks);
-  select_row(select, blocks * 16, scores.data(), generation.empty() ? nullptr : generation.data(), live.data(), 0,
-             pattern);
+  PatternBuilder pattern = empty_pattern(blocks);
+  select_row(select, blocks * 16, scores.data(), generation.empty() ? nullptr : generation.data(), live.data(),
+             pattern.row(0));
   std::string text;
-  for (int64_t block = 0; block < blocks; ++block) text += pattern.test(0, block) ? '1' : '.';
+  for (int64_t block = 0; block < blocks; ++block) text += has_block(pattern.row(0), block) ? '1' : '.';
   return text;
 }
 
@@ -165,11 +166,11 @@ TEST(SelectRowTest, DeadBlocksAreNeitherKeptNorCounted) {
 }
 
 TEST(SelectRowTest, TouchesItsRowAlone) {
-  BlockPattern pattern = empty_pattern(3, 3);
+  PatternBuilder pattern = empty_pattern(3, 3);
   const std::vector<float> scores{1, 2, 3};
   const std::vector<uint8_t> live(3, 1);
-  select_row(params(1, 0), 48, scores.data(), nullptr, live.data(), 1, pattern);
-  EXPECT_EQ(pattern.expand().offsets, (std::vector<int64_t>{0, 0, 3, 3}));
+  select_row(params(1, 0), 48, scores.data(), nullptr, live.data(), pattern.row(1));
+  EXPECT_EQ(pattern.bits(), (std::vector<uint64_t>{0, 7, 0}));
 }
 
 // What the scores of a row look like.
@@ -226,8 +227,9 @@ TEST_P(SelectRowRandomTest, EqualsTheOracle) {
     const double rho = static_cast<double>(generator() % 101) / 100;
     const SelectParams select = params(rho, prompt, rule, isolate, block_size);
     const Row row = random_row(kind, static_cast<size_t>(blocks), generator);
-    BlockPattern pattern = empty_pattern(blocks);
-    select_row(select, kv_len, row.scores.data(), row.generation.data(), row.live.data(), 0, pattern);
+    PatternBuilder builder = empty_pattern(blocks);
+    select_row(select, kv_len, row.scores.data(), row.generation.data(), row.live.data(), builder.row(0));
+    const BlockPattern pattern = std::move(builder).build();
     std::vector<uint8_t> found(static_cast<size_t>(blocks));
     pattern.to_mask(found.data());
     ASSERT_EQ(found, oracle(select, kv_len, row)) << blocks << " blocks, prompt " << prompt << ", rho " << rho;
@@ -247,18 +249,18 @@ TEST(SelectRowTest, RowsMayBeSelectedByManyThreads) {
   std::vector<Row> rows;
   for (int64_t i = 0; i < kRows; ++i) rows.push_back(random_row(Scores::kNormal, kBlocks, generator));
   const SelectParams select = params(.3, 1000, SelectionRule::kReference);
-  const auto select_rows = [&](BlockPattern& pattern, int64_t first, int64_t step) {
+  const auto select_rows = [&](PatternBuilder& pattern, int64_t first, int64_t step) {
     for (int64_t i = first; i < kRows; i += step) {
       const Row& row = rows[static_cast<size_t>(i)];
-      select_row(select, kBlocks * 16, row.scores.data(), row.generation.data(), row.live.data(), i, pattern);
+      select_row(select, kBlocks * 16, row.scores.data(), row.generation.data(), row.live.data(), pattern.row(i));
     }
   };
-  BlockPattern alone = empty_pattern(kBlocks, kRows), shared = empty_pattern(kBlocks, kRows);
+  PatternBuilder alone = empty_pattern(kBlocks, kRows), shared = empty_pattern(kBlocks, kRows);
   select_rows(alone, 0, 1);
   std::vector<std::thread> threads;
   for (int64_t t = 0; t < 4; ++t) threads.emplace_back([&, t] { select_rows(shared, t, 4); });
   for (std::thread& thread : threads) thread.join();
-  EXPECT_EQ(shared, alone);
+  EXPECT_EQ(shared.bits(), alone.bits());
 }
 
 }  // namespace

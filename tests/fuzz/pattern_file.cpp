@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "core/error.h"
+#include "support/error.h"
 #include "core/pattern.h"
 
 namespace {

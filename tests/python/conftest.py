@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import ml_dtypes
@@ -12,8 +12,9 @@ import pytest
 from numpy.typing import NDArray
 
 import sparsed
+from sparsed.kernels import _core
 
-BACKENDS = [backend.name for backend in sparsed.backends() if backend.available]
+BACKENDS = [backend.name for backend in sparsed.backends() if backend.available and backend.name != "cuda"]
 DTYPES: dict[str, Any] = {
     "float32": np.dtype(np.float32),
     "float16": np.dtype(np.float16),
@@ -27,14 +28,17 @@ def python_sigint() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# The GPU's own mark: `pytest -m gpu` runs what needs one.
-BACKEND_PARAMS = [pytest.param(name, marks=pytest.mark.gpu) if name == "cuda" else name for name in BACKENDS]
+@pytest.fixture
+def set_backend() -> Iterator[Callable[[str | None], None]]:
+    """Chooses a backend for arrays in host memory; None: by SPARSED_ISA. The end of the test takes it back."""
+    yield _core.set_backend
+    _core.set_backend(None)
 
 
-@pytest.fixture(params=BACKEND_PARAMS)
-def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Each backend that can run here, forced."""
-    monkeypatch.setenv("SPARSED_ISA", request.param)
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest, set_backend: Callable[[str | None], None]) -> str:
+    """Each backend for arrays in host memory that can run here, chosen."""
+    set_backend(request.param)
     assert sparsed.active_backend() == request.param
     return str(request.param)
 

@@ -15,6 +15,7 @@ import pytest
 
 import sparsed
 from conftest import random_qkv
+from sparsed.kernels import _core
 
 CPU_LIBRARIES = ("torch", "jax.numpy")
 
@@ -163,36 +164,53 @@ def test_the_output_is_the_only_allocation(by_token: bool) -> None:
     if by_token:
         q = q.transpose(1, 2).contiguous().transpose(1, 2)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        sparsed.attention(q, k, v)
-    assert sum(abs(event.self_cpu_memory_usage) for event in profile.events()) == 0
+        out = sparsed.attention(q, k, v)
+    allocated = [event.self_cpu_memory_usage for event in profile.events() if event.self_cpu_memory_usage > 0]
+    assert allocated == [out.nbytes]
+    assert out.data_ptr() % 64 == 0
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]
-        out = sparsed.attention(q, k, v)
+        sparsed.attention(q, k, v)
         peak = tracemalloc.get_traced_memory()[1]
+        arrays = [tensor.numpy() for tensor in (q, k, v)]
+        middle = tracemalloc.get_traced_memory()[0]
+        tracemalloc.reset_peak()
+        sparsed.attention(*arrays)
+        highest = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert out.nbytes <= peak - before < out.nbytes + 16 * 1024
-    assert out.data_ptr() % 64 == 0
+    assert peak - before < 16 * 1024
+    assert out.nbytes <= highest - middle < out.nbytes + 16 * 1024
 
 
-def test_results_share_their_memory() -> None:
+def test_buffers_share_their_memory() -> None:
     torch = pytest.importorskip("torch")
-    core = sparsed.attention.__globals__["_core"]
     q = torch.randn(1, 2, 32, 16)
-    buffer = core.attention(q, q, q, None, None, None, False)
+    buffer = _core.host_buffer("attention", "out", q)
+    _core.attention(q, q, q, buffer, None, None, None, None, None)
     first, second = torch.from_dlpack(buffer), torch.from_dlpack(buffer)
     assert first.data_ptr() == second.data_ptr()
+    assert first.data_ptr() % 64 == 0
     assert buffer.__dlpack_device__() == (1, 0)
     del buffer, second
     assert torch.equal(first, sparsed.attention(q, q, q))
 
 
+def test_buffers_are_like_q() -> None:
+    q = np.ones((2, 3, 5, 16), np.float32)
+    by_token = np.ascontiguousarray(q.swapaxes(1, 2)).swapaxes(1, 2)
+    for given in (q, by_token):
+        assert np.from_dlpack(_core.host_buffer("f", "out", given)).strides == given.strides
+    lse = np.from_dlpack(_core.host_buffer("f", "lse", q))
+    assert (lse.shape, lse.dtype) == (q.shape[:3], np.float32)
+
+
 def test_jax_shares_the_memory_too() -> None:
     jax = pytest.importorskip("jax")
-    core = sparsed.attention.__globals__["_core"]
     q = jax.numpy.ones((1, 2, 32, 16))
-    buffer = core.attention(q, q, q, None, None, None, False)
+    buffer = _core.host_buffer("attention", "out", q)
+    _core.attention(q, q, q, buffer, None, None, None, None, None)
     first, second = jax.numpy.from_dlpack(buffer), jax.numpy.from_dlpack(buffer)
     assert first.unsafe_buffer_pointer() == second.unsafe_buffer_pointer()
 
@@ -298,7 +316,7 @@ class OnADevice(Exporter):
 def test_devices_without_kernels_are_refused() -> None:
     q, k, v = random_qkv(5, 1, 2, 2, 32, 32, 16)
     reasons = sparsed.backends()[-1].reasons
-    why = "this build has no CUDA kernels" if reasons == ["built without CUDA"] else ", ".join(reasons)
+    why = ", ".join(reasons)
     if reasons:
         there = [OnADevice(array, (2, 1)) for array in (q, k, v)]
         cache = sparsed.PatternCache(sparsed.SparseConfig(), steps=2, prompt_length=16)
@@ -344,3 +362,156 @@ def test_importing_sparsed_imports_no_other_library() -> None:
     code = "import sys, sparsed; print([name for name in ('torch', 'transformers', 'jax') if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert result.stdout.strip() == "[]"
+
+
+# --- out= -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+@pytest.mark.parametrize("kind", ["plain", "by token", "wide", "backwards"])
+def test_results_are_written_where_asked(library: str, kind: str, dtype: Any) -> None:
+    q, k, v = (
+        array if library == "numpy" else convert(library, array) for array in random_qkv(6, 2, 4, 2, 70, 70, 32, dtype)
+    )
+    expected, lse = sparsed.attention(q, k, v, return_lse=True)
+    if library == "numpy":
+        make: Any = {
+            "plain": lambda: np.empty_like(q),
+            "by token": lambda: np.empty((2, 70, 4, 32), dtype).swapaxes(1, 2),
+            "wide": lambda: np.zeros((2, 4, 70, 50), dtype)[..., 9:41],
+            "backwards": lambda: np.empty_like(q)[:, ::-1, ::-1],
+        }
+    else:
+        if kind == "backwards":
+            pytest.skip("torch has no negative strides")
+        make = {
+            "plain": lambda: q.new_empty(q.shape),
+            "by token": lambda: q.new_empty(2, 70, 4, 32).swapaxes(1, 2),
+            "wide": lambda: q.new_zeros(2, 4, 70, 50)[..., 9:41],
+        }
+    out = make[kind]()
+    assert sparsed.attention(q, k, v, out=out) is out
+    np.testing.assert_array_equal(to_numpy(out), to_numpy(expected))
+    again = make[kind]()
+    result = sparsed.attention(q, k, v, return_lse=True, out=again)
+    assert result[0] is again
+    np.testing.assert_array_equal(to_numpy(result[1]), to_numpy(lse))
+    options: Any = {"prompt_length": 40, "block_size": 16}
+    selected, pattern = sparsed.attention_and_select(q, k, v, **options)
+    there = make[kind]()
+    found, other = sparsed.attention_and_select(q, k, v, out=there, **options)
+    assert found is there and other == pattern
+    np.testing.assert_array_equal(to_numpy(there), to_numpy(selected))
+    sparse = make[kind]()
+    sparsed.attention(q, k, v, pattern, out=sparse)
+    np.testing.assert_array_equal(to_numpy(sparse), to_numpy(sparsed.attention(q, k, v, pattern)))
+
+
+def test_nothing_is_written_beside_out() -> None:
+    q, k, v = random_qkv(7, 2, 4, 2, 70, 70, 32)
+    wide = np.full((2, 4, 70, 50), 7, np.float32)
+    sparsed.attention(q, k, v, out=wide[..., 9:41])
+    assert (wide[..., :9] == 7).all() and (wide[..., 41:] == 7).all()
+    np.testing.assert_array_equal(wide[..., 9:41], sparsed.attention(q, k, v))
+
+
+def test_rows_without_keys_are_written_too() -> None:
+    q, k = np.ones((2, 3, 5, 16), np.float32), np.ones((2, 3, 0, 16), np.float32)
+    wide = np.full((2, 3, 5, 20), 7, np.float32)
+    sparsed.attention(q, k, k, out=wide[..., :16])
+    assert not wide[..., :16].any() and (wide[..., 16:] == 7).all()
+
+
+def out_errors() -> list[Any]:
+    q = np.ones((1, 2, 32, 16), np.float32)
+    read_only = np.empty_like(q)
+    read_only.flags.writeable = False
+    packed = np.ones((1, 4, 32, 16), np.float32)
+    return [
+        ({"out": [1.0]}, TypeError, "attention: out is a list, expected a numpy array or an array that has __dlpack__"),
+        ({"out": np.empty((1, 2, 31, 16), np.float32)}, ValueError, "out has length 31, expected 32 (from q [1, 2, 32"),
+        ({"out": np.empty((1, 3, 32, 16), np.float32)}, ValueError, "out has heads 3, expected 2 (from q [1, 2, 32, 1"),
+        ({"out": np.empty((2, 2, 32, 16), np.float32)}, ValueError, "out has batch 2, expected 1 (from q [1, 2, 32, 1"),
+        ({"out": np.empty((1, 2, 32, 24), np.float32)}, ValueError, "out has head_dim 24, expected 16 (from q [1, 2,"),
+        ({"out": np.empty((2, 32, 16), np.float32)}, ValueError, "out has shape [2, 32, 16], expected 4 axes [batch"),
+        (
+            {"out": np.empty(q.shape, np.float16)},
+            TypeError,
+            "attention: out has dtype float16, expected float32 (from q",
+        ),
+        (
+            {"out": np.empty(q.shape, np.float64)},
+            TypeError,
+            "attention: out has dtype float64, expected float32, float16",
+        ),
+        ({"out": np.empty((1, 2, 32, 32), np.float32)[..., ::2]}, ValueError, "out has a last axis with a stride of 8"),
+        ({"out": read_only}, ValueError, "attention: out is read-only, expected a writable array"),
+        (
+            {"out": np.lib.stride_tricks.as_strided(np.empty(999, np.float32), q.shape, (0, 0, 64, 4))},
+            ValueError,
+            "attention: out has elements that share memory, expected none that do",
+        ),
+        (
+            {"out": np.lib.stride_tricks.as_strided(np.empty(999, np.float32), q.shape, (0, 64, 64, 4))},
+            ValueError,
+            "attention: out has elements that share memory, expected none that do",
+        ),
+        ({"q": packed[:, :2], "out": packed[:, :2]}, ValueError, "out lies in the memory of q, expected another array"),
+        ({"k": packed[:, :2], "out": packed[:, 1:3]}, ValueError, "out lies in the memory of k, expected another arr"),
+        ({"v": packed[:, 2:], "out": packed[:, 1:3]}, ValueError, "out lies in the memory of v, expected another arr"),
+    ]
+
+
+@pytest.mark.parametrize("number", range(15))
+def test_out_errors(number: int) -> None:
+    changes, error, message = out_errors()[number]
+    q, k, v = random_qkv(8, 1, 2, 2, 32, 32, 16)
+    with pytest.raises(error, match=re.escape(message)):
+        sparsed.attention(**{"q": q, "k": k, "v": v, **changes})
+    with pytest.raises(error, match=re.escape(message.replace("attention: ", "attention_and_select: "))):
+        sparsed.attention_and_select(**{"q": q, "k": k, "v": v, **changes}, prompt_length=8)
+
+
+def test_out_beside_the_inputs_in_one_buffer() -> None:
+    packed = np.ones((4, 1, 2, 32, 16), np.float32)
+    packed[:3] = random_qkv(9, 1, 2, 2, 32, 32, 16)
+    sparsed.attention(*packed[:3], out=packed[3])
+    np.testing.assert_array_equal(packed[3], sparsed.attention(*packed[:3]))
+
+
+def test_out_of_torch() -> None:
+    torch = pytest.importorskip("torch")
+    q = torch.randn(1, 2, 32, 16)
+    out = torch.empty_like(q)
+    version = out._version
+    sparsed.attention(q, q, q, out=out)
+    assert out._version > version
+    with pytest.raises(ValueError, match="attention: out requires grad, expected a tensor without"):
+        sparsed.attention(q, q, q, out=torch.empty_like(q, requires_grad=True))
+    with pytest.raises(TypeError, match=r"attention: out is a numpy.ndarray, expected an array of torch \(from q"):
+        sparsed.attention(q, q, q, out=out.numpy())
+    with pytest.raises(ValueError, match="attention: out has the negative bit, expected a tensor without"):
+        sparsed.attention(q, q, q, out=torch._neg_view(out))
+    with torch.inference_mode():
+        there = torch.empty_like(q)
+        assert sparsed.attention(q, q, q, out=there) is there
+        assert torch.equal(there, out)
+
+
+def test_arrays_that_cannot_change_are_no_out() -> None:
+    jax = pytest.importorskip("jax")
+    q = jax.numpy.ones((1, 2, 32, 16))
+    with pytest.raises(
+        TypeError, match=r"attention: out is a jax.*, expected None \(arrays of jax cannot be written to"
+    ):
+        sparsed.attention(q, q, q, out=jax.numpy.zeros_like(q))
+
+
+def test_an_exporter_that_is_read_only_is_no_out() -> None:
+    if np.lib.NumpyVersion(np.__version__) < "2.1.0":
+        pytest.skip("numpy does not export read-only arrays")
+    read_only = np.zeros((1, 2, 32, 16), np.float32)
+    read_only.flags.writeable = False
+    q = np.ones_like(read_only)
+    with pytest.raises(ValueError, match="attention: out is read-only, expected a writable array"):
+        _core.attention(q, q, q, Exporter(read_only), None, None, None, None, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import ml_dtypes
@@ -192,23 +193,35 @@ def test_empty_arrays(shape: tuple[int, ...], dtype: Any) -> None:
     np.testing.assert_array_equal(sparsed.attention(q, k, v, pattern), out)
 
 
-def test_backends_can_be_forced_and_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_backends_can_be_forced_and_seen(
+    monkeypatch: pytest.MonkeyPatch, set_backend: Callable[[str | None], None]
+) -> None:
     backends = sparsed.backends()
     assert [b.name for b in backends][-2:] == ["scalar", "cuda"]
     for name, available, reasons in backends:
         assert available == (reasons == [])
         monkeypatch.setenv("SPARSED_ISA", name)
-        if available:
+        set_backend(None)
+        if available and name != "cuda":
             assert sparsed.active_backend() == name
         else:
             with pytest.raises(ValueError, match=f'SPARSED_ISA is "{name}", expected'):
                 sparsed.active_backend()
     monkeypatch.setenv("SPARSED_ISA", "sse9")
+    set_backend(None)
     q = np.zeros((1, 1, 4, 16), np.float32)
-    with pytest.raises(ValueError, match='SPARSED_ISA is "sse9", expected one that can run here of: .*scalar'):
-        sparsed.attention(q, q, q)
+    for _ in range(2):
+        with pytest.raises(ValueError, match='SPARSED_ISA is "sse9", expected one that can run here of: .*scalar'):
+            sparsed.attention(q, q, q)
     monkeypatch.setenv("SPARSED_ISA", "")
     assert sparsed.active_backend() == next(b.name for b in backends if b.available)
+    monkeypatch.setenv("SPARSED_ISA", "sse9")
+    assert sparsed.active_backend() == next(b.name for b in backends if b.available)  # the choice stays
+    set_backend("scalar")
+    assert sparsed.active_backend() == "scalar"
+    with pytest.raises(ValueError, match='set_backend: name is "cuda", expected one that can run here of: .*scalar$'):
+        set_backend("cuda")
+    assert sparsed.active_backend() == "scalar"
 
 
 @pytest.mark.parametrize(

@@ -186,8 +186,9 @@ def test_info_says_what_is_not_installed(capsys, monkeypatch) -> None:
     assert re.search(r"^torch +not installed$", run(capsys, "info")[1], re.MULTILINE)
 
 
-def test_info_says_what_is_wrong_with_the_forced_backend(capsys, monkeypatch) -> None:
+def test_info_says_what_is_wrong_with_the_forced_backend(capsys, monkeypatch, set_backend) -> None:
     monkeypatch.setenv("SPARSED_ISA", "avx1024")
+    set_backend(None)
     status, out, _ = run(capsys, "info")
     assert status == 0 and "avx1024" in out
 

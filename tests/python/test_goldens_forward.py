@@ -12,13 +12,6 @@ import sparsed
 
 DATA = Path(__file__).parents[1] / "data"
 CASES = ("llada_b32", "llada_b128", "dream_b32", "dream_margin", "dream_tail")
-BACKENDS = [backend.name for backend in sparsed.backends() if backend.available]
-
-
-@pytest.fixture(params=BACKENDS)
-def isa(request, monkeypatch):
-    monkeypatch.setenv("SPARSED_ISA", request.param)
-    return request.param
 
 
 @pytest.fixture(params=CASES)
@@ -37,7 +30,7 @@ def pattern_attend(patterns, block_size, length):
     return lambda layer, q, k, v, key_mask=None: sparsed.attention(q, k, v, layers[layer], key_mask=key_mask)
 
 
-def test_dense_logits(isa, golden):
+def test_dense_logits(backend, golden):
     folder, _, arrays = golden
     model = sparsed.load_model(folder)
     positions = np.arange(arrays["prompt"].shape[1] - 1, arrays["dense_x"].shape[1])
@@ -46,7 +39,7 @@ def test_dense_logits(isa, golden):
         np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-3, err_msg=f"step {step}")
 
 
-def test_sparse_logits(isa, golden):
+def test_sparse_logits(backend, golden):
     folder, meta, arrays = golden
     model = sparsed.load_model(folder)
     length = arrays["sparse_x"].shape[1]
@@ -58,7 +51,7 @@ def test_sparse_logits(isa, golden):
         np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-3, err_msg=f"step {step}")
 
 
-def test_bfloat16_is_close(isa, golden):
+def test_bfloat16_is_close(backend, golden):
     folder, _, arrays = golden
     positions = np.arange(arrays["prompt"].shape[1] - 1, arrays["dense_x"].shape[1])
     logits = sparsed.load_model(folder, dtype="bfloat16").forward(arrays["dense_x"][:1], positions=positions)[0]

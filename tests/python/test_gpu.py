@@ -1,12 +1,13 @@
 """Arrays in the memory of a GPU: the tests of attention, selection and cache over CUDA tensors, and what they add.
 
 Marked `gpu`, skipped where there is none. `on_gpu` sends the arrays of tests that are imported here
-to the GPU; none of it may depend on SPARSED_ISA.
+to the GPU; none of it may depend on the backend for arrays in host memory.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -38,9 +39,11 @@ SELECTION: dict[str, Any] = {"prompt_length": 120, "block_size": 32, "rho": 0.3}
 
 
 @pytest.fixture(autouse=True)
-def on_gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+def on_gpu(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, set_backend: Callable[[str | None], None]
+) -> Any:
     torch = require_gpu()
-    monkeypatch.setenv("SPARSED_ISA", "scalar")
+    set_backend("scalar")
     if request.function.__module__ == __name__:
         return torch
     for name in ("attention", "attention_and_select", "select"):

@@ -64,18 +64,20 @@ def test_mask_may_be_a_view() -> None:
     np.testing.assert_array_equal(pattern.to_mask(), mask)
 
 
-def test_rows_and_lists() -> None:
+def test_rows_and_bsr() -> None:
     pattern = random_pattern()
     mask = pattern.to_mask()
-    offsets, indices = pattern.lists()
-    assert (offsets.dtype, indices.dtype) == (np.int64, np.int32)
+    indptr, indices = pattern.to_bsr()
+    assert (indptr.dtype, indices.dtype) == (np.int64, np.int32)
     for r, (b, h, i) in enumerate(np.ndindex(mask.shape[:3])):
         expected = np.flatnonzero(mask[b, h, i])
         row = pattern.row(b, h, i)
         assert row.dtype == np.int32
         np.testing.assert_array_equal(row, expected)
-        np.testing.assert_array_equal(indices[offsets[r] : offsets[r + 1]], expected)
-    assert offsets[-1] == indices.size == mask.sum()
+        np.testing.assert_array_equal(indices[indptr[r] : indptr[r + 1]], expected)
+    assert indptr[-1] == indices.size == mask.sum()
+    empty = BlockPattern.full(2, 3, block_size=16, q_len=0, kv_len=40)
+    assert [array.tolist() for array in empty.to_bsr()] == [[0], []]
 
 
 @pytest.mark.parametrize(("q_len", "kv_len"), SIZES)
@@ -154,7 +156,17 @@ def test_copies_and_pickles() -> None:
         assert copied is not pattern
 
 
-@pytest.mark.parametrize("kind", [BlockPattern, _core.PackedWeight, _core.PatternCache, _core.HostBuffer])
+def test_a_pattern_comes_from_somewhere_and_never_changes() -> None:
+    with pytest.raises(TypeError, match="has no constructor"):
+        BlockPattern()
+    pattern = BlockPattern.full(block_size=32, q_len=64, kv_len=64)
+    with pytest.raises(AttributeError, match="density cannot be set"):
+        pattern.density = 1.0  # type: ignore[misc]
+    with pytest.raises(AttributeError, match="a pattern never changes"):
+        del pattern._compiled
+
+
+@pytest.mark.parametrize("kind", [_core.BlockPattern, _core.PackedWeight, _core.PatternCache, _core.HostBuffer])
 def test_no_object_without_content(kind: type[Any]) -> None:
     class Derived(kind):  # type: ignore[misc]
         pass

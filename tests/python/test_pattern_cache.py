@@ -48,7 +48,60 @@ def phases(config: Any, steps: int) -> list[str]:
 )
 def test_phases(config: Any, expected: str) -> None:
     names = {"d": "dense", "S": "select", "s": "sparse"}
-    assert phases(config, 10) == [names[letter] for letter in expected]
+    wanted = [names[letter] for letter in expected]
+    assert phases(config, 10) == wanted
+    if isinstance(config, SparseConfig):
+        assert config.phases(10) == wanted
+
+
+@pytest.mark.parametrize(
+    ("steps", "error", "message"),
+    [
+        (0, ValueError, "SparseConfig.phases: steps is 0, expected 1 ... "),
+        (None, TypeError, "SparseConfig.phases: steps is a NoneType, expected an int"),
+        (1.5, TypeError, "SparseConfig.phases: steps is a float, expected an int"),
+        (2**50, MemoryError, ".phases: the list of phases needs"),
+    ],
+)
+def test_phases_need_a_number_of_steps(steps: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        SparseConfig().phases(steps)
+
+
+def test_density_is_the_mean_over_the_layers() -> None:
+    cache = PatternCache(SPARSE, steps=10, prompt_length=PROMPT)
+    cache.begin_step(0)
+    with pytest.raises(ValueError, match=r"PatternCache.density: no layer has attended in step 0, expected at least"):
+        cache.density()
+    cache.reset()
+    for t in range(5):
+        cache.begin_step(t)
+        for layer in range(3):
+            cache.attend(layer, *inputs(layer))
+        assert cache.density() == pytest.approx(np.mean([cache.density(layer) for layer in range(3)]))
+    assert 0 < cache.density() < 0.5
+
+
+def test_a_pattern_may_be_given() -> None:
+    q, k, v = inputs(0)
+    batch, heads, length = q.shape[:3]
+    window = BlockPattern.streaming(batch, heads, window=32, sinks=16, block_size=16, q_len=length, kv_len=length)
+    cache = PatternCache(SPARSE, steps=10, prompt_length=PROMPT)
+    for t in range(5):
+        cache.begin_step(t)
+        cache.attend(0, q, k, v)
+    cache.set_pattern(0, window)
+    assert cache.pattern(0) == window
+    cache.begin_step(5)
+    np.testing.assert_array_equal(cache.attend(0, q, k, v), sparsed.attention(q, k, v, window))
+    assert cache.density(0) == window.density
+    with pytest.raises(TypeError, match=r"PatternCache.set_pattern: pattern is a str, expected a BlockPattern"):
+        cache.set_pattern(0, "window")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"PatternCache.set_pattern: layer is a NoneType, expected an int"):
+        cache.set_pattern(None, window)  # type: ignore[arg-type]
+    other = BlockPattern.full(batch, heads + 1, block_size=16, q_len=length, kv_len=length)
+    with pytest.raises(ValueError, match=r"set_pattern: pattern has heads \d, expected \d \(as the layer before\)"):
+        cache.set_pattern(0, other)
 
 
 def test_each_phase_computes_what_it_says(backend: str) -> None:

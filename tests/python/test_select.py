@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -120,13 +121,13 @@ def test_ties_go_to_the_lower_block(backend: str) -> None:
 
 
 @pytest.mark.parametrize("selection", RULES)
-def test_every_backend_selects_the_same(monkeypatch: pytest.MonkeyPatch, selection: Any) -> None:
+def test_every_backend_selects_the_same(set_backend: Callable[[str | None], None], selection: Any) -> None:
     q, k, _ = random_qkv(32, 2, 4, 2, 300, 300, 64)
     options: Any = {"prompt_length": 200, "block_size": 32, "selection": selection}
     assert (reference.select(q, k, rho=0.3, **options).margin > 1e-5).all()  # no row that rounding may decide
     patterns = []
     for name in BACKENDS:
-        monkeypatch.setenv("SPARSED_ISA", name)
+        set_backend(name)
         patterns.append(sparsed.select(q, k, **options))
     assert all(pattern == patterns[0] for pattern in patterns)
 
@@ -242,3 +243,24 @@ def test_a_pattern_that_cannot_fit_is_refused_before() -> None:
     q = np.broadcast_to(np.zeros(16, np.float32), (1, 1, 1 << 33, 16))
     with pytest.raises(MemoryError, match="select.* needs .* GiB, available are"):
         sparsed.select(q, q, prompt_length=0, block_size=16)
+
+
+@pytest.mark.parametrize("selection", RULES)
+def test_one_top_k_over_all_blocks(selection: Any, backend: str) -> None:
+    q, k, v = random_qkv(40, 1, 4, 2, 300, 300, 64)
+    options: Any = {"prompt_length": 200, "block_size": 32, "selection": selection, "isolate": False}
+    pattern = sparsed.select(q, k, **options)
+    assert pattern == sparsed.attention_and_select(q, k, v, **options)[1]
+    assert pattern != sparsed.select(q, k, **options | {"isolate": True})
+    assert (pattern.to_mask().sum(-1) == int(10 * 0.3) + 1).all()
+    cache = sparsed.PatternCache(
+        sparsed.SparseConfig(skip=0, block_size=32, selection="paper", isolate=False, min_length=0),
+        steps=2,
+        prompt_length=200,
+    )
+    cache.begin_step(0)
+    cache.attend(0, q, k, v)
+    assert cache.pattern(0) == sparsed.select(q, k, **options | {"selection": "paper"})
+    for function in (sparsed.select, lambda q, k, **options: sparsed.attention_and_select(q, k, v, **options)):
+        with pytest.raises(TypeError, match="select: isolate is a int, expected True or False"):
+            function(q, k, **options | {"isolate": 1})

@@ -5,9 +5,9 @@
 
 #include <bit>
 
-#include "core/error.h"
 #include "cuda/runtime.h"
 #include "cuda/sm90/config.h"
+#include "support/error.h"
 
 namespace sparsed::cuda {
 namespace {

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 from .. import __version__
 from ..checks import SparsedWarning
-from ..config import BLOCK_SIZES
 from ..kernels.attention import set_num_threads
+from ..kernels.config import BLOCK_SIZES
 from ..models.files import demo_model_folder
 from .demo import DemoOptions, run_demo
 from .environment import available_memory, machine_info

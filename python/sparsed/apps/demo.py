@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ..checks import Checker
-from ..config import SlidingWindow, Sparse, SparseConfig
 from ..generation.generate import generate
 from ..generation.stats import GenerationStats, format_table
 from ..kernels.attention import active_backend, get_num_threads
+from ..kernels.config import SlidingWindow, Sparse, SparseConfig
 from ..models.files import demo_model_folder
 from ..models.loader import load_model
 from ..models.tokenizer import Tokenizer, load_tokenizer

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..config import BLOCK_SIZES, SlidingWindow, Sparse, SparseConfig, StreamingLLM
 from ..generation.generate import generate
 from ..generation.kv_cache import DelayedCache, DualCache, KVCachePolicy, PrefixCache
 from ..generation.sampling import SAMPLERS, DreamSampler, LLaDASampler, Sampler
+from ..kernels.config import BLOCK_SIZES, SlidingWindow, Sparse, SparseConfig, StreamingLLM
 from ..models.files import demo_model_folder, find_folder, read_text
 from ..models.tokenizer import Tokenizer, load_tokenizer
 from .cli_options import add_engine_options, load_chosen

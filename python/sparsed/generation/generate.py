@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..checks import Checker
-from ..config import Sparse
 from ..kernels import ops
+from ..kernels.config import Sparse
 from ..progress import progress_bar
 from .interrupt import SigintLatch
 from .kv_cache import KVCachePolicy

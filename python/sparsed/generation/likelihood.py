@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..checks import Checker, token_row
-from ..config import Sparse
-from ..kernels.pattern import PatternCache
+from ..kernels.config import Sparse
+from ..kernels.pattern_cache import PatternCache
 from .generate import generate
 from .notes import ever_sparse, log_notes, notes_before
 from .predict import predict

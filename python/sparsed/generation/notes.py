@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..checks import SparsedWarning
-from ..config import SlidingWindow, Sparse, SparseConfig, StreamingLLM
-from ..kernels.pattern import BlockPattern, PatternCache
+from ..kernels.config import SlidingWindow, Sparse, SparseConfig, StreamingLLM
+from ..kernels.pattern import BlockPattern
+from ..kernels.pattern_cache import PatternCache
 from .kv_cache import KVCachePolicy
 from .stats import GenerationStats
 

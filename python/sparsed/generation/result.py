@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..content import ComparedByContent
 from ..kernels.drawing import draw
-from ..kernels.pattern import PatternCache
+from ..kernels.pattern_cache import PatternCache
 from .sampling import FloatArray, IntArray
 from .stats import GenerationStats
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..config import Sparse
-from ..kernels.pattern import PatternCache
+from ..kernels.config import Sparse
+from ..kernels.pattern_cache import PatternCache
 from .kv_cache import KVCachePolicy, KVCacheSchedule
 from .predict import predict
 from .sampling import Candidates, Choice, FloatArray, IntArray, Plan, Sampler

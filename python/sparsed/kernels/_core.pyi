@@ -7,7 +7,7 @@ import numpy
 import numpy.typing
 import typing
 import typing_extensions
-__all__: list[str] = ['BlockPattern', 'HostBuffer', 'PackedWeight', 'PatternCache', 'active_backend', 'attention', 'attention_and_select', 'backends', 'linear', 'num_threads', 'pack_weight', 'pack_weights', 'require_memory', 'rms_norm', 'rotary_', 'select', 'set_num_threads', 'silu_gate_', 'token_confidence']
+__all__: list[str] = ['BlockPattern', 'HostBuffer', 'PackedWeight', 'PatternCache', 'active_backend', 'attention', 'attention_and_select', 'backends', 'host_buffer', 'linear', 'num_threads', 'pack_weight', 'pack_weights', 'phases', 'require_memory', 'rms_norm', 'rotary_', 'select', 'set_backend', 'set_num_threads', 'silu_gate_', 'token_confidence']
 class HostBuffer:
     """
     A result that another library's ``from_dlpack`` takes without a copy.
@@ -66,49 +66,9 @@ class BlockPattern:
         ...
     def __repr__(self) -> str:
         ...
-    def _repr_html_(self) -> str:
-        ...
     def jaccard(self, other: typing.Any) -> numpy.typing.NDArray[numpy.float64]:
         """
         ``|A and B| / |A or B|`` per head, float64 (B, H); 1 where both are empty.
-        """
-    def lists(self) -> tuple[numpy.typing.NDArray[numpy.int64], numpy.typing.NDArray[numpy.int32]]:
-        """
-        (offsets int64, indices int32): row r = (batch * heads + head) * q_blocks + q_block holds
-        ``indices[offsets[r]:offsets[r + 1]]``, sorted.
-        """
-    def plot(self, head: int = 0, *, batch: int = 0, ax: typing.Any = None) -> typing.Any:
-        """
-        Draws one head: query blocks downwards, key blocks to the right, the end of the prompt as a line.
-        
-        Needs matplotlib.
-        
-        Args:
-            head: The query head.
-            batch: The batch row.
-            ax: The matplotlib Axes to draw into; None: new ones.
-        
-        Returns:
-            The Axes.
-        
-        Raises:
-            ImportError: matplotlib is missing.
-            TypeError, ValueError: There is no such head or row.
-        """
-    def plot_grid(self, heads: typing.Sequence[int] | None = None, *, batch: int = 0) -> typing.Any:
-        """
-        Draws the heads side by side; `PatternCache.plot_grid` draws layers too. Needs matplotlib.
-        
-        Args:
-            heads: None: all.
-            batch: The batch row.
-        
-        Returns:
-            A matplotlib Figure.
-        
-        Raises:
-            ImportError: matplotlib is missing.
-            TypeError, ValueError: A head or row that does not exist.
         """
     def row(self, batch: typing.Any, head: typing.Any, q_block: typing.Any) -> numpy.typing.NDArray[numpy.int32]:
         """
@@ -117,6 +77,11 @@ class BlockPattern:
     def save(self, path: typing.Any) -> None:
         """
         Writes a versioned file.
+        """
+    def to_bsr(self) -> tuple[numpy.typing.NDArray[numpy.int64], numpy.typing.NDArray[numpy.int32]]:
+        """
+        (indptr int64, indices int32): row r = (batch * heads + head) * q_blocks + q_block selects the key blocks
+        ``indices[indptr[r]:indptr[r + 1]]``, ascending.
         """
     def to_mask(self) -> numpy.typing.NDArray[numpy.bool]:
         """
@@ -176,7 +141,7 @@ class PatternCache:
     @staticmethod
     def window(*, steps: typing.Any, prompt_length: typing.Any, window: typing.SupportsInt | typing.SupportsIndex, sinks: typing.SupportsInt | typing.SupportsIndex, block_size: typing.SupportsInt | typing.SupportsIndex) -> PatternCache:
         ...
-    def attend(self, layer: typing.Any, q: typing.Any, k: typing.Any, v: typing.Any, key_mask: typing.Any, scale: typing.Any, memory: typing.Any = None) -> typing.Any:
+    def attend(self, layer: typing.Any, q: typing.Any, k: typing.Any, v: typing.Any, out: typing.Any, key_mask: typing.Any, scale: typing.Any, stream: typing.Any) -> None:
         ...
     def begin_step(self, step: typing.Any, unmasked: typing.Any) -> None:
         ...
@@ -186,14 +151,12 @@ class PatternCache:
         ...
     def reset(self) -> None:
         ...
-    def restore(self, state: tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex, collections.abc.Mapping[typing.SupportsInt | typing.SupportsIndex, tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex, BlockPattern, bool, typing.SupportsInt | typing.SupportsIndex]]]) -> None:
-        """
-        Continues from a tuple that ``state`` of a cache with the same arguments returned.
-        """
-    def state(self) -> tuple[int, int, int, int, int, int, int, dict[int, tuple[int, int, int, BlockPattern, bool, int]]]:
-        """
-        The step and the layers as a tuple; see ``restore``.
-        """
+    def restore(self, state: tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex, collections.abc.Sequence[tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex, typing.Any, typing.Any, typing.SupportsInt | typing.SupportsIndex]]]) -> None:
+        ...
+    def set_pattern(self, layer: typing.Any, pattern: typing.Any) -> None:
+        ...
+    def state(self) -> tuple[int, int, int, int, int, int, list[tuple[int, int, int, int, typing.Any, typing.Any, int]]]:
+        ...
     @property
     def layers(self) -> list[int]:
         ...
@@ -231,13 +194,21 @@ class PackedWeight:
         ...
 def active_backend() -> str:
     ...
-def attention(q: typing.Any, k: typing.Any, v: typing.Any, pattern: typing.Any, scale: typing.Any, key_mask: typing.Any, return_lse: typing.Any, memory: typing.Any = None) -> typing.Any:
-    ...
-def attention_and_select(q: typing.Any, k: typing.Any, v: typing.Any, prompt_length: typing.Any, block_size: typing.Any, rho: typing.Any, selection: typing.Any, scale: typing.Any, selection_scale: typing.Any, key_mask: typing.Any, memory: typing.Any = None) -> tuple[typing.Any, BlockPattern]:
-    ...
+def attention(q: typing.Any, k: typing.Any, v: typing.Any, out: typing.Any, lse: typing.Any, pattern: typing.Any, scale: typing.Any, key_mask: typing.Any, stream: typing.Any) -> None:
+    """
+    Writes out, and lse unless it is None.
+    """
+def attention_and_select(q: typing.Any, k: typing.Any, v: typing.Any, out: typing.Any, prompt_length: typing.Any, block_size: typing.Any, rho: typing.Any, selection: typing.Any, scale: typing.Any, selection_scale: typing.Any, isolate: typing.Any, key_mask: typing.Any, stream: typing.Any) -> BlockPattern:
+    """
+    Writes out.
+    """
 def backends() -> list[tuple[str, bool, list[str]]]:
     """
     (name, available, reasons) of each backend, best first.
+    """
+def host_buffer(function: str, argument: str, q: typing.Any) -> HostBuffer:
+    """
+    For a call's out (like q, heads or tokens outermost in memory as in q) or lse.
     """
 def linear(x: typing.Any, w: typing.Any, residual: typing.Any, out_dtype: typing.Any) -> numpy.ndarray:
     ...
@@ -247,14 +218,20 @@ def pack_weight(weight: typing.Any, bias: typing.Any, dtype: typing.Any) -> Pack
     ...
 def pack_weights(weights: typing.Any, biases: typing.Any, dtype: typing.Any) -> PackedWeight:
     ...
+def phases(*, steps: typing.Any, skip: typing.SupportsFloat | typing.SupportsIndex, selection: typing.Any, refresh: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex], refresh_every: bool) -> list[str]:
+    ...
 def require_memory(bytes: typing.SupportsInt | typing.SupportsIndex, what: str) -> None:
     ...
 def rms_norm(x: typing.Any, weight: typing.Any, eps: typing.Any) -> numpy.ndarray:
     ...
 def rotary_(x: typing.Any, head_dim: typing.Any, cos: typing.Any, sin: typing.Any) -> None:
     ...
-def select(q: typing.Any, k: typing.Any, prompt_length: typing.Any, block_size: typing.Any, rho: typing.Any, selection: typing.Any, scale: typing.Any, selection_scale: typing.Any, key_mask: typing.Any, memory: typing.Any = None) -> BlockPattern:
+def select(q: typing.Any, k: typing.Any, prompt_length: typing.Any, block_size: typing.Any, rho: typing.Any, selection: typing.Any, scale: typing.Any, selection_scale: typing.Any, isolate: typing.Any, key_mask: typing.Any, stream: typing.Any) -> BlockPattern:
     ...
+def set_backend(name: str | None) -> None:
+    """
+    The backend for arrays in host memory; None: the one that SPARSED_ISA names, or the best.
+    """
 def set_num_threads(n: typing.Any) -> None:
     ...
 def silu_gate_(gate: typing.Any, up: typing.Any) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Literal, NamedTuple, TypeVar, overload
 
+import numpy as np
+
 from . import _core
-from .arrays import arguments
-from .pattern import BlockPattern
+from .arrays import Call
+from .pattern import BlockPattern, compiled
 
 __all__ = [
     "Backend",
@@ -40,6 +42,7 @@ def attention(
     scale: float | None = ...,
     key_mask: Any = ...,
     return_lse: Literal[False] = ...,
+    out: Array | None = ...,
 ) -> Array: ...
 @overload
 def attention(
@@ -51,6 +54,7 @@ def attention(
     scale: float | None = ...,
     key_mask: Any = ...,
     return_lse: Literal[True],
+    out: Array | None = ...,
 ) -> tuple[Array, Array]: ...
 @overload
 def attention(
@@ -62,6 +66,7 @@ def attention(
     scale: float | None = ...,
     key_mask: Any = ...,
     return_lse: bool,
+    out: Array | None = ...,
 ) -> Array | tuple[Array, Array]: ...
 def attention(
     q: Array,
@@ -72,6 +77,7 @@ def attention(
     scale: float | None = None,
     key_mask: Any = None,
     return_lse: bool = False,
+    out: Array | None = None,
 ) -> Array | tuple[Array, Array]:
     """Computes softmax(scale * q k^T) v over all keys or over the blocks of a pattern.
 
@@ -92,10 +98,12 @@ def attention(
         scale: Finite and above 0; None: 1 / sqrt(D).
         key_mask: (B, S) bool of any library, True for a real key; None: all are.
         return_lse: Also return the log-sum-exp of each row.
+        out: An array to write the result into, of q's library, device, shape and dtype, with a contiguous last axis.
+            It may not lie in the memory of q, k or v. Libraries whose arrays cannot change (JAX) have none.
 
     Returns:
-        out (B, H, L, D) in q's dtype, heads or tokens outermost in memory as in q, or (out, lse) with lse (B, H, L)
-        float32. A row without a key to attend to has out 0 and lse -inf.
+        out (B, H, L, D), or (out, lse) with lse (B, H, L) float32. Without the argument ``out`` it is a new array in
+        q's dtype, heads or tokens outermost in memory as in q. A row without a key to attend to has out 0 and lse -inf.
 
     Raises:
         TypeError: An argument of another type, dtype or library.
@@ -107,13 +115,26 @@ def attention(
         >>> attention(q, k, v).shape
         (1, 4, 1000, 64)
     """
-    library, (q, k, v, key_mask) = arguments("attention", key_mask, q=q, k=k, v=v)
-    with library.current():
-        result = _core.attention(q, k, v, pattern, scale, key_mask, return_lse, library.memory)
-    if not return_lse:
-        out: Array = library.wrap(result)
-        return out
-    return library.wrap(result[0]), library.wrap(result[1])
+    if not isinstance(return_lse, (bool, np.bool_)):
+        raise TypeError(f"attention: return_lse is a {type(return_lse).__name__}, expected True or False")
+    call = Call("attention", key_mask, q=q, k=k, v=v, out=out)
+    with call.current():
+        result = call.output()
+        lse = call.lse() if return_lse else None
+        target = None if lse is None else lse.target
+        _core.attention(
+            call["q"],
+            call["k"],
+            call["v"],
+            result.target,
+            target,
+            compiled(pattern),
+            scale,
+            call.key_mask,
+            call.stream(),
+        )
+    array: Array = call.finish(result)
+    return array if lse is None else (array, lse.array())
 
 
 def attention_and_select(
@@ -127,7 +148,9 @@ def attention_and_select(
     selection: Literal["paper", "reference"] = "paper",
     scale: float | None = None,
     selection_scale: float | None = None,
+    isolate: bool = True,
     key_mask: Any = None,
+    out: Array | None = None,
 ) -> tuple[Array, BlockPattern]:
     """Computes dense attention and, in the same pass, the blocks to keep for later steps.
 
@@ -144,7 +167,9 @@ def attention_and_select(
             ``"reference"``: what the authors' code does.
         scale: Of the attention; None: 1 / sqrt(D).
         selection_scale: Of the scores in the selection; None: ``scale``.
+        isolate: Select among prompt and generation blocks apart; False: one top-k over all blocks.
         key_mask: (B, L), True for a real key. Masked keys carry no mass.
+        out: An array to write the output into, as in ``attention``.
 
     Returns:
         (out, pattern): out (B, H, L, D) in q's dtype.
@@ -162,12 +187,25 @@ def attention_and_select(
 
     Source: arXiv 2509.24014, section 4.
     """
-    library, (q, k, v, key_mask) = arguments("attention_and_select", key_mask, q=q, k=k, v=v)
-    with library.current():
-        out, pattern = _core.attention_and_select(
-            q, k, v, prompt_length, block_size, rho, selection, scale, selection_scale, key_mask, library.memory
+    call = Call("attention_and_select", key_mask, q=q, k=k, v=v, out=out)
+    with call.current():
+        result = call.output()
+        pattern = _core.attention_and_select(
+            call["q"],
+            call["k"],
+            call["v"],
+            result.target,
+            prompt_length,
+            block_size,
+            rho,
+            selection,
+            scale,
+            selection_scale,
+            isolate,
+            call.key_mask,
+            call.stream(),
         )
-    return library.wrap(out), pattern
+    return call.finish(result), BlockPattern._of(pattern)
 
 
 def select(
@@ -180,23 +218,35 @@ def select(
     selection: Literal["paper", "reference"] = "paper",
     scale: float | None = None,
     selection_scale: float | None = None,
+    isolate: bool = True,
     key_mask: Any = None,
 ) -> BlockPattern:
     """Selects the blocks to keep, without the attention output: the pattern of ``attention_and_select``.
 
     Arguments and errors as there.
     """
-    library, (q, k, key_mask) = arguments("select", key_mask, q=q, k=k)
-    with library.current():
-        return _core.select(
-            q, k, prompt_length, block_size, rho, selection, scale, selection_scale, key_mask, library.memory
+    call = Call("select", key_mask, q=q, k=k)
+    with call.current():
+        pattern = _core.select(
+            call["q"],
+            call["k"],
+            prompt_length,
+            block_size,
+            rho,
+            selection,
+            scale,
+            selection_scale,
+            isolate,
+            call.key_mask,
+            call.stream(),
         )
+    return BlockPattern._of(pattern)
 
 
 def backends() -> list[Backend]:
     """Returns every backend of this build, best first; the first available one is used unless SPARSED_ISA names one.
 
-    `cuda` stands last: arrays on a GPU always use it, arrays in host memory are copied there only by that name.
+    `cuda` stands last: it serves arrays on a GPU, and only those.
     """
     return [Backend(*row) for row in _core.backends()]
 

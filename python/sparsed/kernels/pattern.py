@@ -1,166 +1,318 @@
-"""Block patterns, and the cache that carries them from step to step."""
+"""Block patterns: which key blocks each query block of each head attends to."""
 
 from __future__ import annotations
 
 import copyreg
+import os
 from collections.abc import Sequence
-from typing import Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..config import SlidingWindow, Sparse, SparseConfig, StreamingLLM
 from . import _core
-from ._core import BlockPattern
-from .arrays import arguments
 from .drawing import draw
 
-__all__ = ["BlockPattern", "PatternCache"]
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
-Array = TypeVar("Array")
+__all__ = ["BlockPattern", "compiled"]
 
 
-class PatternCache:
-    """The state machine dense -> select -> sparse over denoising steps, one pattern per layer.
+class BlockPattern:
+    """Which key blocks each (batch, query head, query block) attends to.
 
-    One cache serves one generation: ``begin_step`` enters a step, ``attend`` computes a layer's attention in it. A
-    batch of classifier-free guidance keeps a pattern for each of its rows.
+    B batch, H query heads. Queries and keys are cut into blocks of ``block_size`` tokens; the last may be shorter. A
+    pattern never changes. Patterns are compared and hashed by content, and can be copied and pickled. A pattern that
+    lies on a GPU comes to the host when it is read.
 
-    Args:
-        config: ``SparseConfig``, or a baseline: ``SlidingWindow``, ``StreamingLLM``.
-        steps: Number of steps T; None: unknown beforehand, then ``begin_step`` needs ``unmasked``.
+    There is no constructor: ``attention_and_select`` and ``select`` return patterns, and ``from_mask``, ``full``,
+    ``sliding_window``, ``streaming`` and ``load`` make them.
+
+    Attributes:
+        batch: B.
+        heads: H.
+        q_blocks: Blocks of queries.
+        kv_blocks: Blocks of keys.
+        block_size: Tokens of a block.
+        q_len: Queries.
+        kv_len: Keys.
         prompt_length: Tokens before the generation.
-
-    Raises:
-        TypeError, ValueError: An argument of another type or outside its range.
+        density: Share of the (query block, key block) pairs that are selected.
+        head_density: The same for each head, float64 (B, H).
+        nbytes: Bytes of the stored bits.
 
     Example:
-        >>> q = k = v = np.ones((1, 4, 1000, 64), np.float32)
-        >>> cache = PatternCache(SparseConfig(skip=0.5, min_length=0), steps=4, prompt_length=900)
-        >>> for step in range(4):
-        ...     cache.begin_step(step)
-        ...     for layer in range(2):
-        ...         out = cache.attend(layer, q, k, v)
-        ...     print(cache.phase, cache.density(0))
-        dense 1.0
-        select 1.0
-        sparse 0.5
-        sparse 0.5
+        >>> pattern = BlockPattern.sliding_window(window=64, block_size=32, q_len=256, kv_len=256)
+        >>> pattern.row(0, 0, 3)
+        array([2, 3, 4], dtype=int32)
     """
 
-    def __init__(self, config: Sparse, *, steps: int | None, prompt_length: int) -> None:
-        self.config = config
-        self._steps = steps
-        self._prompt_length = prompt_length
-        self._state = _new_state(config, steps, prompt_length)
+    __slots__ = ("__weakref__", "_compiled")
 
-    def begin_step(self, t: int, unmasked: float | None = None) -> None:
-        """Enters step t; steps come in order from 0.
+    _compiled: _core.BlockPattern
+
+    def __new__(cls) -> BlockPattern:
+        """Refuses to make a pattern from nothing."""
+        raise TypeError(
+            "BlockPattern: it has no constructor, expected from_mask, full, sliding_window, streaming or load"
+        )
+
+    @classmethod
+    def _of(cls, compiled: _core.BlockPattern) -> BlockPattern:
+        pattern = object.__new__(cls)
+        object.__setattr__(pattern, "_compiled", compiled)
+        return pattern
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"BlockPattern: {name} cannot be set, a pattern never changes")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"BlockPattern: {name} cannot be deleted, a pattern never changes")
+
+    @staticmethod
+    def from_mask(mask: ArrayLike, *, block_size: int, q_len: int, kv_len: int, prompt_length: int = 0) -> BlockPattern:
+        """Makes a pattern from a mask.
 
         Args:
-            t: The step.
-            unmasked: Share of the generation, 0 ... 1, that is unmasked as the step begins; needed when ``steps``
-                is None.
+            mask: (B, H, q_blocks, kv_blocks) bool, True where the key block is selected.
+            block_size: 16, 32, 64, 128 or 256.
+            q_len: Queries.
+            kv_len: Keys.
+            prompt_length: Tokens before the generation.
 
         Raises:
-            ValueError: A step out of order or beyond ``steps``, or a missing ``unmasked``.
+            TypeError, ValueError: An argument of another type, or sizes that do not fit.
         """
-        self._state.begin_step(t, unmasked)
+        return BlockPattern._of(
+            _core.BlockPattern.from_mask(
+                mask, block_size=block_size, q_len=q_len, kv_len=kv_len, prompt_length=prompt_length
+            )
+        )
 
-    @property
-    def phase(self) -> Literal["dense", "select", "sparse"]:
-        """What the current step does."""
-        return cast('Literal["dense", "select", "sparse"]', self._state.phase)
+    @staticmethod
+    def full(
+        batch: int = 1, heads: int = 1, *, block_size: int, q_len: int, kv_len: int, prompt_length: int = 0
+    ) -> BlockPattern:
+        """Makes a pattern that selects every block.
 
-    @property
-    def needs_forward(self) -> bool:
-        """Whether the current step must call the model because it selects the pattern that later steps use.
-
-        With ``refresh="every"`` only the first selection counts: each later step selects for itself.
+        Raises:
+            TypeError, ValueError: An argument of another type or outside its range.
         """
-        reselects = isinstance(self.config, SparseConfig) and self.config.refresh == "every" and bool(self.layers)
-        return self.phase == "select" and not reselects
+        return BlockPattern._of(
+            _core.BlockPattern.full(
+                batch, heads, block_size=block_size, q_len=q_len, kv_len=kv_len, prompt_length=prompt_length
+            )
+        )
 
-    @property
-    def step(self) -> int:
-        """The current step; -1 before the first."""
-        return self._state.step
-
-    def attend(
-        self,
-        layer: int,
-        q: Array,
-        k: Array,
-        v: Array,
-        key_mask: Any = None,
+    @staticmethod
+    def sliding_window(
+        batch: int = 1,
+        heads: int = 1,
         *,
-        scale: float | None = None,
-    ) -> Array:
-        """Computes one layer's attention in the current step: dense, with selection, or sparse.
-
-        Arrays of any library, as in ``sparsed.attention``. A layer whose arrays lie on a CUDA device keeps its pattern
-        there from step to step.
+        window: int,
+        block_size: int,
+        q_len: int,
+        kv_len: int,
+        prompt_length: int = 0,
+    ) -> BlockPattern:
+        """Makes a pattern that selects every block that a window touches.
 
         Args:
-            layer: The layer, from 0.
-            q: Queries (B, H, L, D).
-            k: Keys (B, H_kv, L, D).
-            v: Values (B, H_kv, L, D).
-            key_mask: (B, L), True for a real key.
-            scale: Finite and above 0; None: 1 / sqrt(D).
+            batch: B.
+            heads: H.
+            window: Keys of the window, which is centred on each query of the block.
+            block_size: 16, 32, 64, 128 or 256.
+            q_len: Queries.
+            kv_len: Keys.
+            prompt_length: Tokens before the generation.
+
+        Raises:
+            TypeError, ValueError: An argument of another type or outside its range.
+        """
+        return BlockPattern._of(
+            _core.BlockPattern.sliding_window(
+                batch,
+                heads,
+                window=window,
+                block_size=block_size,
+                q_len=q_len,
+                kv_len=kv_len,
+                prompt_length=prompt_length,
+            )
+        )
+
+    @staticmethod
+    def streaming(
+        batch: int = 1,
+        heads: int = 1,
+        *,
+        window: int,
+        sinks: int,
+        block_size: int,
+        q_len: int,
+        kv_len: int,
+        prompt_length: int = 0,
+    ) -> BlockPattern:
+        """Makes a sliding window that also selects the blocks of the first keys (StreamingLLM, arXiv 2309.17453).
+
+        Args:
+            batch: B.
+            heads: H.
+            window: Keys of the window, which is centred on each query of the block.
+            sinks: Number of first keys.
+            block_size: 16, 32, 64, 128 or 256.
+            q_len: Queries.
+            kv_len: Keys.
+            prompt_length: Tokens before the generation.
+
+        Raises:
+            TypeError, ValueError: An argument of another type or outside its range.
+        """
+        return BlockPattern._of(
+            _core.BlockPattern.streaming(
+                batch,
+                heads,
+                window=window,
+                sinks=sinks,
+                block_size=block_size,
+                q_len=q_len,
+                kv_len=kv_len,
+                prompt_length=prompt_length,
+            )
+        )
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> BlockPattern:
+        """Reads a pattern that ``save`` wrote.
+
+        Raises:
+            OSError: The file cannot be read.
+            ValueError: It is truncated, damaged or another kind of file.
+        """
+        return BlockPattern._of(_core.BlockPattern.load(path))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the pattern to a file of a versioned format.
+
+        Raises:
+            OSError: The file cannot be written.
+        """
+        self._compiled.save(path)
+
+    @property
+    def batch(self) -> int:  # noqa: D102  # the class describes its attributes
+        return self._compiled.batch
+
+    @property
+    def heads(self) -> int:  # noqa: D102
+        return self._compiled.heads
+
+    @property
+    def q_blocks(self) -> int:  # noqa: D102
+        return self._compiled.q_blocks
+
+    @property
+    def kv_blocks(self) -> int:  # noqa: D102
+        return self._compiled.kv_blocks
+
+    @property
+    def block_size(self) -> int:  # noqa: D102
+        return self._compiled.block_size
+
+    @property
+    def q_len(self) -> int:  # noqa: D102
+        return self._compiled.q_len
+
+    @property
+    def kv_len(self) -> int:  # noqa: D102
+        return self._compiled.kv_len
+
+    @property
+    def prompt_length(self) -> int:  # noqa: D102
+        return self._compiled.prompt_length
+
+    @property
+    def density(self) -> float:  # noqa: D102
+        return self._compiled.density
+
+    @property
+    def head_density(self) -> NDArray[np.float64]:  # noqa: D102
+        return self._compiled.head_density
+
+    @property
+    def nbytes(self) -> int:  # noqa: D102
+        return self._compiled.nbytes
+
+    def to_mask(self) -> NDArray[np.bool_]:
+        """Returns a new bool array (B, H, q_blocks, kv_blocks), True where the key block is selected."""
+        return self._compiled.to_mask()
+
+    def row(self, batch: int, head: int, q_block: int) -> NDArray[np.int32]:
+        """Returns the key blocks of one query block, int32, ascending.
+
+        Raises:
+            TypeError, ValueError: An index of another type or out of range.
+        """
+        return self._compiled.row(batch, head, q_block)
+
+    def to_bsr(self) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        """Returns the pattern in block-sparse-row form, as SciPy, torch and FlashInfer name it.
 
         Returns:
-            out (B, H, L, D) in q's dtype.
+            ``indptr``, int64 (B * H * q_blocks + 1,), and ``indices``, int32. Row r = (batch * H + head) * q_blocks +
+            q_block selects the key blocks ``indices[indptr[r]:indptr[r + 1]]``, ascending.
 
         Raises:
-            TypeError, ValueError: As ``sparsed.attention``; also no step begun, a layer that never selected, a
-                changed shape.
-            MemoryError: The output or the workspace cannot fit into memory.
+            MemoryError: The arrays cannot fit into memory.
         """
-        library, (q, k, v, key_mask) = arguments("PatternCache.attend", key_mask, q=q, k=k, v=v)
-        with library.current():
-            out: Array = library.wrap(self._state.attend(layer, q, k, v, key_mask, scale, library.memory))
-        return out
+        return self._compiled.to_bsr()
 
-    def pattern(self, layer: int) -> BlockPattern:
-        """Returns the pattern that ``layer`` has selected; one that lies on a device comes to the host when it is read.
+    def jaccard(self, other: BlockPattern) -> NDArray[np.float64]:
+        """Returns the Jaccard similarity ``|A and B| / |A or B|`` of each head, float64 (B, H); 1 if both are empty.
 
         Raises:
-            ValueError: The layer has none.
+            TypeError, ValueError: ``other`` is not a BlockPattern, or has another shape.
         """
-        return self._state.pattern(layer)
+        return self._compiled.jaccard(compiled(other))
 
-    def density(self, layer: int | None = None) -> float:
-        """Returns the share of the blocks that ``layer`` computed in the current step: 1 where it was dense.
+    def __eq__(self, other: object) -> bool:
+        return self._compiled == other._compiled if isinstance(other, BlockPattern) else NotImplemented
 
-        Of a pattern that lies on a device it is counted when it is first asked for.
-        """
-        if layer is None:
-            layers = self.layers
-            return sum(self._state.density(one) for one in layers) / len(layers) if layers else 1.0
-        return self._state.density(layer)
+    def __hash__(self) -> int:
+        return hash(self._compiled)
 
-    @property
-    def layers(self) -> list[int]:
-        """The layers that hold a pattern, ascending."""
-        return self._state.layers
+    def __repr__(self) -> str:
+        return repr(self._compiled)
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all stored patterns."""
-        return self._state.nbytes
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For copies and pickles."""
+        geometry = {name: getattr(self, name) for name in ("block_size", "q_len", "kv_len", "prompt_length")}
+        return _restore, (np.packbits(self.to_mask(), axis=-1), geometry)
 
-    def reset(self) -> None:
-        """Forgets patterns, shapes and the step: the cache is as new."""
-        self._state.reset()
+    def plot(self, head: int = 0, *, batch: int = 0, ax: Any = None) -> Any:
+        """Draws one head: query blocks downwards, key blocks to the right, the end of the prompt as a line.
 
-    def plot_grid(
-        self, layers: Sequence[int] | None = None, heads: Sequence[int] | None = None, *, batch: int = 0
-    ) -> Any:
-        """Draws the patterns of layers (rows) and heads (columns). Needs matplotlib.
+        Needs matplotlib.
 
         Args:
-            layers: None: all that hold a pattern.
+            head: The query head.
+            batch: The batch row.
+            ax: The matplotlib Axes to draw into; None: new ones.
+
+        Returns:
+            The Axes.
+
+        Raises:
+            ImportError: matplotlib is missing.
+            TypeError, ValueError: There is no such head or row.
+        """
+        return draw("BlockPattern.plot", self, head, batch, ax)
+
+    def plot_grid(self, heads: Sequence[int] | None = None, *, batch: int = 0) -> Any:
+        """Draws the heads side by side; ``PatternCache.plot_grid`` draws layers too. Needs matplotlib.
+
+        Args:
             heads: None: all.
             batch: The batch row.
 
@@ -169,63 +321,18 @@ class PatternCache:
 
         Raises:
             ImportError: matplotlib is missing.
-            ValueError: A layer without a pattern, or a head or row that does not exist.
+            TypeError, ValueError: A head or row that does not exist.
         """
-        return draw("PatternCache.plot_grid", self, layers, heads, batch=batch)
+        return draw("BlockPattern.plot_grid", self, heads, batch)
 
     def _repr_html_(self) -> str:
-        html: str = draw("PatternCache.html", self)
+        html: str = draw("BlockPattern.html", self)
         return html
 
-    def __eq__(self, other: object) -> bool:
-        """Whether both have the same arguments, are in the same step and hold the same patterns."""
-        if not isinstance(other, PatternCache):
-            return NotImplemented
-        return self._content() == other._content()
 
-    __hash__ = None  # type: ignore[assignment]  # a cache changes from step to step
-
-    def _content(self) -> tuple[Any, ...]:
-        return self.config, self._steps, self._prompt_length, self._state.state()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """For copies and pickles; patterns on a device come to the host when they are pickled or compared."""
-        return {**vars(self), "_state": self._state.state()}
-
-    def __setstate__(self, saved: dict[str, Any]) -> None:
-        vars(self).update(saved)
-        self._state = _new_state(self.config, self._steps, self._prompt_length)
-        self._state.restore(saved["_state"])
-
-
-def _new_state(config: Sparse, steps: int | None, prompt_length: int) -> _core.PatternCache:
-    """The compiled state machine before its first step."""
-    if isinstance(config, SparseConfig):
-        every = config.refresh == "every"
-        return _core.PatternCache.sparse(
-            steps=steps,
-            prompt_length=prompt_length,
-            skip=config.skip,
-            rho=config.rho,
-            block_size=config.block_size,
-            selection=config.selection,
-            selection_scale=config.selection_scale,
-            isolate=config.isolate,
-            refresh=[] if every else list(cast("tuple[float, ...]", config.refresh)),
-            refresh_every=every,
-            min_length=config.min_length,
-        )
-    if isinstance(config, (SlidingWindow, StreamingLLM)):
-        return _core.PatternCache.window(
-            steps=steps,
-            prompt_length=prompt_length,
-            window=config.window,
-            sinks=config.sinks if isinstance(config, StreamingLLM) else 0,
-            block_size=config.block_size,
-        )
-    raise TypeError(
-        f"PatternCache: config is a {type(config).__name__}, expected a SparseConfig, SlidingWindow or StreamingLLM"
-    )
+def compiled(pattern: Any) -> Any:
+    """The compiled object behind a BlockPattern. Anything else goes through: the compiled module refuses it by name."""
+    return pattern._compiled if isinstance(pattern, BlockPattern) else pattern
 
 
 def _restore(bits: NDArray[np.uint8], geometry: dict[str, int]) -> BlockPattern:
@@ -233,10 +340,9 @@ def _restore(bits: NDArray[np.uint8], geometry: dict[str, int]) -> BlockPattern:
     return BlockPattern.from_mask(np.unpackbits(bits, axis=-1, count=blocks).astype(np.bool_), **geometry)
 
 
-def _reduce(pattern: BlockPattern) -> tuple[Any, ...]:
-    """For copies and pickles: the compiled class cannot be constructed without arguments."""
-    geometry = {name: getattr(pattern, name) for name in ("block_size", "q_len", "kv_len", "prompt_length")}
-    return _restore, (np.packbits(pattern.to_mask(), axis=-1), geometry)
+def _reduce(pattern: _core.BlockPattern) -> tuple[Any, ...]:
+    """For the states of caches, which hold compiled patterns."""
+    return compiled, (BlockPattern._of(pattern),)
 
 
-copyreg.pickle(BlockPattern, _reduce)
+copyreg.pickle(_core.BlockPattern, _reduce)

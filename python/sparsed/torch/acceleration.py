@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from sparsed import PatternCache
 
-from ..config import Sparse
+from ..kernels.config import Sparse
 from .ops import attend, cache_handle
 from .structure import AttentionLayer, find_layers
 

@@ -22,21 +22,30 @@ using emulator::Report;
 // A pattern as the kernels take it.
 struct Lists {
   std::vector<int32_t> counts, indices;
-  BlockRows rows;
+  PatternGeometry geometry;
 
-  explicit Lists(const BlockPattern& pattern) {
-    const BlockLists lists = pattern.expand();
-    const size_t stride = static_cast<size_t>(pattern.geometry().kv_blocks());
-    indices.assign(counts.size() * stride, -1);
-    for (size_t row = 0; row + 1 < lists.offsets.size(); ++row) {
-      counts.push_back(static_cast<int32_t>(lists.offsets[row + 1] - lists.offsets[row]));
-      const auto first = lists.indices.begin() + lists.offsets[row];
-      indices.insert(indices.end(), first, first + counts.back());
+  explicit Lists(const BlockPattern& pattern) : geometry(pattern.geometry()) {
+    const size_t stride = static_cast<size_t>(geometry.kv_blocks());
+    for (int64_t row = 0; row < pattern.rows(); ++row) {
+      const size_t before = indices.size();
+      for_each_block(pattern.row(row), geometry.row_words(),
+                     [&](int64_t block) { indices.push_back(static_cast<int32_t>(block)); });
+      counts.push_back(static_cast<int32_t>(indices.size() - before));
       indices.resize(counts.size() * stride, -1);
     }
-    rows = {lists.block_size, counts.data(), indices.data(), static_cast<int64_t>(stride)};
   }
 };
+
+// lists == nullptr: dense.
+inline Plan plan_of(const Call& call, const Lists* lists) {
+  Plan plan = plan_attention(call.params, lists ? &lists->geometry : nullptr);
+  if (lists) {
+    plan.args.counts = lists->counts.data();
+    plan.args.indices = lists->indices.data();
+    plan.args.list_stride = lists->geometry.kv_blocks();
+  }
+  return plan;
+}
 
 inline Region region_of(const RandomArray& array, bool writable) {
   return {array.storage.data(), array.storage.size() * sizeof(float), writable};
@@ -104,7 +113,7 @@ inline void expect_scores(const std::vector<float>& found, const std::vector<dou
 // A selecting pass: its output, and the scores of each softmax that the rule asks for.
 inline void expect_selection(const Call& call, const SelectParams& select, const Selected& selected,
                              const std::string& what) {
-  expect_matches_reference(call, what);
+  expect_matches_reference(call, nullptr, what);
   const int64_t kv_len = call.params.kv_len(), blocks = num_blocks(kv_len, select.block_size);
   const auto expected = [&](int64_t first_key) {
     return reference::block_scores(call.params, select.block_size, select.scale, first_key);

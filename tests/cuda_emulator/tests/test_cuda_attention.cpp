@@ -76,7 +76,7 @@ struct Sm80Family {
   static constexpr int kDenseBlocks[] = {16, 32, 64, 128, 256};
 
   static Report attention(Call& call, const Lists* lists, const How& how) {
-    const Plan plan = plan_attention(call.params, lists ? &lists->rows : nullptr);
+    const Plan plan = plan_of(call, lists);
     Launch launch = launch_of(plan, call, how);
     launch.blocks = static_cast<int>(plan.blocks);
     if (lists) {
@@ -124,7 +124,7 @@ TEST(CudaAttention, RandomCasesMatchReference) {
     const How how{++number % 2 ? Landing::kEarly : Landing::kLate, c.seed};
     Call dense(c, DType::kBFloat16), sparse(c, DType::kBFloat16);
     Sm80Family::attention(dense, nullptr, how);
-    expect_matches_reference(dense, message("dense, seed ", c.seed));
+    expect_matches_reference(dense, nullptr, message("dense, seed ", c.seed));
     const int block_size = 16 << number % 5;
     expect_sparse_matches_reference<Sm80Family>(sparse, random_pattern(c, block_size, 35), how,
                                                 message("block ", block_size, ", seed ", c.seed));

@@ -1,13 +1,12 @@
 // The CUDA backend's own sources over a runtime on the host: memory, launches, copies, the order of the kernels.
-#include <cuda_runtime_api.h>
 #include <gtest/gtest.h>
 
-#include <cmath>
-#include <cstring>
+#include <string>
 #include <vector>
 
-#include "attention_cases.h"
 #include "cuda/cuda.h"
+#include "device_arrays.h"
+#include "expect_error.h"
 #include "fake_runtime/runtime.h"
 
 namespace sparsed {
@@ -34,16 +33,15 @@ class CudaBackend : public testing::TestWithParam<int> {
   const Backend backend_ = cuda::backend();
 };
 
-TEST_P(CudaBackend, HostArraysGoThereAndBack) {
+TEST_P(CudaBackend, AttentionMatchesReference) {
   for (DType dtype : kDTypes) {
     for (const Case& c : small_cases()) {
-      Call dense(c, dtype), sparse(c, dtype);
-      backend_.attention(dense.params);
-      expect_matches_reference(dense, message(dtype_name(dtype), " dense, seed ", c.seed));
-      const BlockLists lists = random_pattern(c, 16 << c.seed % 5, 40).expand();
-      sparse.params.lists = &lists;
-      backend_.attention(sparse.params);
-      expect_matches_reference(sparse, message(dtype_name(dtype), " sparse, seed ", c.seed));
+      DeviceArrays arrays(c, dtype);
+      backend_.attention(arrays.params, nullptr);
+      arrays.expect_right(nullptr, message(dtype_name(dtype), " dense, seed ", c.seed));
+      const BlockPattern pattern = random_pattern(c, 16 << c.seed % 5, 40);
+      backend_.attention(arrays.params, &pattern);
+      arrays.expect_right(&pattern, message(dtype_name(dtype), " sparse, seed ", c.seed));
     }
   }
 }
@@ -54,65 +52,43 @@ TEST_P(CudaBackend, SelectionMatchesReference) {
     for (Case c : small_cases()) {
       for (SelectionRule rule : {SelectionRule::kPaper, SelectionRule::kReference}) {
         c.q_len = c.kv_len;
-        Call call(c, dtype);
-        SelectParams select{c.kv_len * 2 / 3, 16 << ++number % 5, 0.3, rule, number % 3 != 0, call.params.scale};
+        DeviceArrays arrays(c, dtype);
+        SelectParams select{c.kv_len * 2 / 3, 16 << ++number % 5, 0.3, rule, number % 3 != 0, arrays.params.scale};
         if (number % 4 == 1) select.scale = 0.5f;
         const std::string what = message(dtype_name(dtype), " seed ", c.seed, " block ", select.block_size);
-        const BlockPattern pattern = backend_.attention_and_select(call.params, select);
-        expect_matches_reference(call, what);
-        expect_selects(call.params, select, pattern, what);
-
-        AttentionParams alone = call.params;
-        alone.v.data = alone.out.data = nullptr;
-        alone.lse = nullptr;
-        EXPECT_EQ(backend_.attention_and_select(alone, select), pattern) << what;
+        const BlockPattern pattern = backend_.attention_and_select(arrays.params, select);
+        arrays.expect_right(nullptr, what);
+        expect_selects(arrays.host.params, select, pattern, what);
+        EXPECT_EQ(backend_.attention_and_select(selection_alone(arrays.params), select), pattern) << what;
       }
     }
   }
 }
 
-// Arrays that lie on the device: nothing is waited for, and a pattern serves the next call without the host.
-TEST_P(CudaBackend, DeviceArraysStayThere) {
+// Nothing is waited for, and a pattern serves the next call without the host.
+TEST_P(CudaBackend, PatternsStayOnTheDevice) {
   const Case c{1, 1, 2, 200, 200, 64, true, false, 6};
-  Call host(c, DType::kBFloat16);
-  AttentionParams params = host.params;
-  std::vector<void*> memory;
-  const auto to_device = [&](const void* data, size_t bytes) {
-    void* device = nullptr;
-    EXPECT_EQ(cudaMallocAsync(&device, bytes, nullptr), cudaSuccess);
-    std::memcpy(device, data, bytes);
-    memory.push_back(device);
-    return device;
-  };
-  for (auto [view, array] :
-       {std::pair{&params.q, &host.q}, {&params.k, &host.k}, {&params.v, &host.v}, {&params.out, &host.out}}) {
-    view->data = to_device(array->storage.data(), array->storage.size() * sizeof(float));
-  }
-  params.lse = static_cast<float*>(to_device(host.lse.data(), host.lse.size() * sizeof(float)));
-  params.key_mask = static_cast<const uint8_t*>(to_device(host.mask.data(), host.mask.size()));
-
-  const SelectParams select{140, 32, 0.3, SelectionRule::kPaper, true, params.scale};
+  DeviceArrays arrays(c, DType::kBFloat16);
+  const SelectParams select{140, 32, 0.3, SelectionRule::kPaper, true, arrays.params.scale};
   const int64_t waits = fake_runtime::waits();
-  auto pattern = backend_.device->attention_and_select(params, select);
-  const size_t bytes = host.out.storage.size() * sizeof(float);
-  std::memcpy(host.out.storage.data(), params.out.data, bytes);
-  std::memcpy(host.lse.data(), params.lse, host.lse.size() * sizeof(float));
-  expect_matches_reference(host, "select");
-
-  backend_.device->attention(params, pattern.get());
+  const BlockPattern pattern = backend_.attention_and_select(arrays.params, select);
+  arrays.expect_right(nullptr, "select");
+  backend_.attention(arrays.params, &pattern);
   EXPECT_EQ(fake_runtime::waits(), waits);
-  std::memcpy(host.out.storage.data(), params.out.data, bytes);
-  std::memcpy(host.lse.data(), params.lse, host.lse.size() * sizeof(float));
-  const BlockPattern found = pattern->to_host();
-  const BlockLists lists = found.expand();
-  host.params.lists = &lists;
-  expect_matches_reference(host, "sparse");
+  arrays.expect_right(&pattern, "sparse");
+}
 
-  auto again = backend_.device->to_device(found, 0, nullptr);
-  EXPECT_EQ(again->to_host(), found);
-  pattern.reset();
-  again.reset();
-  for (void* device : memory) EXPECT_EQ(cudaFreeAsync(device, nullptr), cudaSuccess);
+TEST_P(CudaBackend, HostArraysAreRefused) {
+  Call call(small_cases().front(), DType::kBFloat16);
+  EXPECT_ERROR(backend_.attention(call.params, nullptr), kValue, "cuda: q is not in the memory of a device");
+}
+
+TEST_P(CudaBackend, RectangularBlocksAreRefused) {
+  const Case c = small_cases().front();
+  DeviceArrays arrays(c, DType::kBFloat16);
+  const BlockPattern pattern = random_pattern(c, BlockSize{64, 32}, 40);
+  EXPECT_ERROR(backend_.attention(arrays.params, &pattern), kValue,
+               "pattern has query blocks of 64 and key blocks of 32 tokens, expected blocks of one size");
 }
 
 INSTANTIATE_TEST_SUITE_P(Capabilities, CudaBackend, testing::Values(86, 90));

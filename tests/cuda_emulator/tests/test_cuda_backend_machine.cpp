@@ -2,15 +2,14 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <memory>
 
-#include "core/error.h"
 #include "cuda/cuda.h"
 #include "cuda/runtime.h"
 #include "cuda/sm90/plan.h"
 #include "device_arrays.h"
 #include "expect_error.h"
 #include "fake_runtime/runtime.h"
+#include "support/error.h"
 
 namespace sparsed {
 namespace {
@@ -25,9 +24,9 @@ class CudaMachine : public testing::Test {
     EXPECT_EQ(fake_runtime::live_allocations(), 0u);
   }
 
-  std::shared_ptr<const DevicePattern> select(const DeviceArrays& arrays) const {
-    return backend_.device->attention_and_select(arrays.params,
-                                                 {100, 32, 0.3, SelectionRule::kPaper, true, arrays.params.scale});
+  BlockPattern select(const DeviceArrays& arrays) const {
+    return backend_.attention_and_select(arrays.params,
+                                         {100, 32, 0.3, SelectionRule::kPaper, true, arrays.params.scale});
   }
 
   const Backend backend_ = cuda::backend();
@@ -39,7 +38,7 @@ TEST_F(CudaMachine, KernelsOfBuildAndDevice) {
       fake_runtime::machine().capabilities = {capability};
       fake_runtime::machine().sm90a_compiled = compiled;
       DeviceArrays arrays(kSmall, DType::kBFloat16);
-      backend_.device->attention(arrays.params, nullptr);
+      backend_.attention(arrays.params, nullptr);
       EXPECT_EQ(fake_runtime::last_threads(), compiled && capability == 90 ? 384 : 128) << capability;
       arrays.expect_right(nullptr, "dense");
     }
@@ -50,7 +49,7 @@ TEST_F(CudaMachine, HeadsThatShareMemoryKeepTheFastKernel) {
   fake_runtime::machine().capabilities = {90};
   DeviceArrays arrays({1, 2, 2, 130, 130, 64, true, false, 23}, DType::kBFloat16);
   for (AttentionParams* params : {&arrays.params, &arrays.host.params}) params->k.stride[1] = params->v.stride[1] = 0;
-  backend_.device->attention(arrays.params, nullptr);
+  backend_.attention(arrays.params, nullptr);
   EXPECT_EQ(fake_runtime::last_threads(), 384);
   arrays.expect_right(nullptr, "shared");
 }
@@ -69,16 +68,15 @@ TEST_F(CudaMachine, ArraysOnAnOldDeviceAreRefused) {
   fake_runtime::machine().capabilities = {75, 86};
   {
     DeviceArrays arrays(kSmall, DType::kBFloat16);
-    EXPECT_ERROR(backend_.device->attention(arrays.params, nullptr), kValue, kText);
+    EXPECT_ERROR(backend_.attention(arrays.params, nullptr), kValue, kText);
     EXPECT_ERROR(select(arrays), kValue, kText);
-    EXPECT_ERROR(backend_.device->to_device(random_pattern(kSmall, 32, 40), 0, nullptr), kValue, kText);
-    Call host(kSmall, DType::kBFloat16);
-    EXPECT_ERROR(backend_.attention(host.params), kValue, kText);
+    const BlockPattern pattern = random_pattern(kSmall, 32, 40);
+    EXPECT_ERROR(backend_.attention(arrays.params, &pattern), kValue, kText);
   }
   cudaSetDevice(1);
   DeviceArrays arrays(kSmall, DType::kBFloat16);
   cudaSetDevice(0);
-  backend_.device->attention(arrays.params, nullptr);
+  backend_.attention(arrays.params, nullptr);
   arrays.expect_right(nullptr, "on the other device");
   EXPECT_EQ(cuda::current_device(), 0);
 }
@@ -86,11 +84,11 @@ TEST_F(CudaMachine, ArraysOnAnOldDeviceAreRefused) {
 TEST_F(CudaMachine, StreamsUnderCaptureAreRefused) {
   constexpr const char* kText = "cuda: the stream is being captured into a graph, expected it is not";
   DeviceArrays arrays(kSmall, DType::kBFloat16);
-  const auto pattern = select(arrays);
+  const BlockPattern pattern = select(arrays);
   fake_runtime::machine().capturing = true;
   const int64_t launches = fake_runtime::launches();
-  EXPECT_ERROR(backend_.device->attention(arrays.params, nullptr), kValue, kText);
-  EXPECT_ERROR(backend_.device->attention(arrays.params, pattern.get()), kValue, kText);
+  EXPECT_ERROR(backend_.attention(arrays.params, nullptr), kValue, kText);
+  EXPECT_ERROR(backend_.attention(arrays.params, &pattern), kValue, kText);
   EXPECT_ERROR(select(arrays), kValue, kText);
   EXPECT_EQ(fake_runtime::launches(), launches);
 }
@@ -120,13 +118,13 @@ TEST_F(CudaMachine, SelectionDoesWithLessMemory) {
     fake_runtime::machine() = {};
     fake_runtime::machine().capabilities = {capability};
     DeviceArrays arrays({1, 1, 2, 300, 300, 64, true, false, 22}, DType::kBFloat16);
-    const BlockPattern expected = select(arrays)->to_host();
+    const BlockPattern expected = select(arrays);
     const SelectParams params{100, 32, 0.3, SelectionRule::kPaper, true, arrays.params.scale};
     cuda::Plan plan = cuda::plan_selection(arrays.params, params);
     ASSERT_EQ(capability == 90 && cuda::move_to_sm90(plan), capability == 90);
     ASSERT_GT(plan.blocks, 2);
     fake_runtime::machine().free_memory = 2 * cuda::partial_bytes(plan) - 1;
-    EXPECT_EQ(select(arrays)->to_host(), expected);
+    EXPECT_EQ(select(arrays), expected);
     arrays.expect_right(nullptr, "one block");
     fake_runtime::machine().free_memory = cuda::partial_bytes(plan) - 1;
     EXPECT_ERROR(select(arrays), kMemory, "torch.cuda.empty_cache()");

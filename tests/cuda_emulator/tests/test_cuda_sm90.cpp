@@ -63,7 +63,7 @@ struct Sm90Family {
   static constexpr int kDenseBlocks[] = {128, 256};  // smaller ones leave a tile's keys in another order
 
   static Report attention(Call& call, const Lists* lists, const How& how) {
-    Plan plan = plan_attention(call.params, lists ? &lists->rows : nullptr);
+    Plan plan = plan_of(call, lists);
     EXPECT_TRUE(move_to_sm90(plan));
     std::vector<int32_t> order(static_cast<size_t>(plan.blocks), -1);
     Launch launch = launch_of(plan, call, how);
@@ -103,7 +103,7 @@ TEST(CudaSm90Attention, LongestListsComeFirst) {
     const Case shape{1, 1, 2, 40 * block_size - 5, 600, 64, false, false, 24};
     Call call(shape, DType::kBFloat16);
     const Lists lists(random_pattern(shape, block_size, 50));
-    Plan plan = plan_attention(call.params, &lists.rows);
+    Plan plan = plan_of(call, &lists);
     ASSERT_TRUE(move_to_sm90(plan));
     std::vector<int32_t> order(static_cast<size_t>(plan.blocks), -1);
     order_longest_first(plan, lists, order);

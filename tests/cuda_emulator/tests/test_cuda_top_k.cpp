@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include "core/selection.h"
@@ -67,11 +68,12 @@ TEST(CudaTopK, PatternsAreThoseOfTheCpu) {
             live_blocks({mask.data(), live.data(), kBatch, static_cast<int>(kv_len), static_cast<int>(blocks), 16});
           });
 
-          BlockPattern expected({kBatch, kHeads, 16, q_blocks * 16, kv_len, select.prompt_length}, "test");
+          PatternBuilder builder({kBatch, kHeads, 16, q_blocks * 16, kv_len, select.prompt_length}, "test");
           for (int64_t row = 0; row < rows; ++row) {
             select_row(select, kv_len, scores.data() + row * blocks, generation.data() + row * blocks,
-                       live.data() + row / (kHeads * q_blocks) * blocks, row, expected);
+                       live.data() + row / (kHeads * q_blocks) * blocks, builder.row(row));
           }
+          const BlockPattern expected = std::move(builder).build();
 
           const int words = static_cast<int>((blocks + 63) / 64 * 2);
           std::vector<uint32_t> bits = undefined_words(static_cast<size_t>(rows * words));
@@ -96,16 +98,13 @@ TEST(CudaTopK, PatternsAreThoseOfTheCpu) {
             list_blocks({bits.data(), counts.data(), indices.data(), static_cast<int>(rows), words, blocks});
           });
 
-          const BlockLists lists = expected.expand();
           for (int64_t row = 0; row < rows; ++row) {
             std::vector<int32_t> found, wanted;
             for (int32_t i = 0; i < counts[static_cast<size_t>(row)]; ++i) {
               found.push_back(indices[static_cast<size_t>(row * blocks + i)]);
             }
-            for (int64_t i = lists.offsets[static_cast<size_t>(row)]; i < lists.offsets[static_cast<size_t>(row) + 1];
-                 ++i) {
-              wanted.push_back(lists.indices[static_cast<size_t>(i)]);
-            }
+            for_each_block(expected.row(row), expected.geometry().row_words(),
+                           [&](int64_t block) { wanted.push_back(static_cast<int32_t>(block)); });
             ASSERT_EQ(found, wanted) << "row " << row << " of " << blocks << " blocks, seed " << seed;
           }
           for (int64_t row = 0; row < rows; ++row) {

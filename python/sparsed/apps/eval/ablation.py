@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from ...config import SparseConfig
+from ...kernels.config import SparseConfig
 from .methods import Method
 
 RHOS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7)

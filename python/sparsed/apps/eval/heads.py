@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from tqdm import tqdm
 
-from ...config import SparseConfig
 from ...content import ComparedByContent
 from ...generation.generate import generate
 from ...generation.stats import format_table, markdown_table
 from ...kernels.attention import attention
-from ...kernels.pattern import PatternCache
+from ...kernels.config import SparseConfig
+from ...kernels.pattern_cache import PatternCache
 from ...models import Model
 from .ablation import RHOS
 from .earlier import keep_earlier

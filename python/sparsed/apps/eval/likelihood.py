@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ...checks import Checker, token_row
-from ...config import Sparse
 from ...content import ComparedByContent
 from ...generation.likelihood import mean_log_probabilities, schedule
+from ...kernels.config import Sparse
 from ...models import Model
 
 

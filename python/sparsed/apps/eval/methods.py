@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ...checks import Checker
-from ...config import SlidingWindow, Sparse, SparseConfig, StreamingLLM
 from ...generation.kv_cache import DelayedCache, DualCache, KVCachePolicy, PrefixCache
 from ...generation.sampling import DreamSampler, LLaDASampler, Sampler
+from ...kernels.config import SlidingWindow, Sparse, SparseConfig, StreamingLLM
 from ...models import ModelConfig
 
 Preset = Literal["paper", "demo"]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...checks import Checker
-from ...config import BLOCK_SIZES, SparseConfig
+from ...kernels.config import BLOCK_SIZES, SparseConfig
 from ...models import Model
 from ...models.files import demo_model_folder, find_folder
 from ...models.tokenizer import Tokenizer, load_tokenizer

@@ -19,10 +19,10 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 from ...checks import Checker
-from ...config import Sparse
 from ...generation.generate import generate
 from ...generation.likelihood import is_greedy, log_likelihood
 from ...generation.prompts import pad_left
+from ...kernels.config import Sparse
 from ...models.loader import load_model
 from ...models.tokenizer import load_tokenizer
 from . import chat

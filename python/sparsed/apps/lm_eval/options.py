@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ...checks import Checker
-from ...config import SlidingWindow, Sparse, SparseConfig, StreamingLLM
 from ...generation.sampling import SAMPLERS, Sampler
+from ...kernels.config import SlidingWindow, Sparse, SparseConfig, StreamingLLM
 from ...models.files import read_json
 from ...models.tokenizer import Tokenizer
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ...kernels.pattern import BlockPattern, PatternCache
+from ...kernels.pattern import BlockPattern
+from ...kernels.pattern_cache import PatternCache
 
 if TYPE_CHECKING:
     from ...generation.result import GenerationResult

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...generation.stats import LEGEND, GenerationStats
-from ...kernels.pattern import BlockPattern, PatternCache
+from ...kernels.pattern import BlockPattern
+from ...kernels.pattern_cache import PatternCache
 from .grid import cells_of, head_masks, runs
 from .palette import PHASE_COLOURS, PROMPT_COLOUR, confidence_shade
 

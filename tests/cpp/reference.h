@@ -9,7 +9,8 @@
 namespace sparsed::reference {
 
 // out [B, H, L, D] and lse [B, H, L] (may be nullptr) in float64, contiguous. Rows without a live key: 0 and -inf.
-void attention(const AttentionParams& params, double* out, double* lse);
+// pattern == nullptr: dense.
+void attention(const AttentionParams& params, const BlockPattern* pattern, double* out, double* lse);
 
 // Block scores in float64: probability mass of each key block summed over the query block's rows,
 // [B, H, q_blocks, kv_blocks]; keys from `first_key` on take part in the softmax.

@@ -1,4 +1,4 @@
-// Model operations beside attention, as plain parameters. Rows are tokens; M rows, N outputs, K inputs.
+// Weight matrices in the order that the CPU kernels read. M rows, N outputs, K inputs.
 #pragma once
 
 #include <cstddef>
@@ -6,10 +6,10 @@
 #include <utility>
 #include <vector>
 
-#include "core/memory.h"
 #include "core/tensor.h"
+#include "support/buffer.h"
 
-namespace sparsed {
+namespace sparsed::cpu {
 
 // Rows of a weight matrix to be packed: [rows, K] of any dtype, and their bias. Addresses need no alignment: a
 // safetensors file gives none.
@@ -53,39 +53,4 @@ class PackedWeight {
   std::vector<float> bias_;
 };
 
-// A matrix of rows, each contiguous; float32 or bfloat16.
-struct RowsView {
-  void* data = nullptr;
-  DType dtype = DType::kFloat32;
-  int64_t rows = 0, cols = 0, stride = 0;  // stride in elements
-
-  char* row(int64_t i) const { return static_cast<char*>(data) + i * stride * static_cast<int64_t>(dtype_size(dtype)); }
-};
-
-// How sure a row of logits is of its largest one.
-enum class Confidence {
-  kProbability,      // its softmax probability
-  kMargin,           // the difference of the two largest probabilities
-  kNegativeEntropy,  // sum p log(p + 1e-10) over the vocabulary
-};
-
-// Every row's result is the same bit for bit whatever the other rows and the number of threads are.
-struct ModelOps {
-  // The rows of all parts, one after the other, rounded to `dtype` (float32 or bfloat16).
-  PackedWeight (*pack_weight)(const std::vector<WeightRows>& parts, int64_t k, DType dtype);
-  // out[m, n] = sum_k x[m, k] * w[n, k] + bias[n] (+ residual[m, n] when residual.data), summed in float32 and rounded
-  // once.
-  void (*linear)(const RowsView& x, const PackedWeight& w, const RowsView& residual, const RowsView& out);
-  // out = x / sqrt(mean(x^2) + eps) * weight, in float32. weight: [cols].
-  void (*rms_norm)(const RowsView& x, const float* weight, float eps, const RowsView& out);
-  // Half rotation in place, heads of head_dim side by side: (a, b) -> (a cos - b sin, b cos + a sin) for the pairs
-  // (j, j + D/2). cos, sin: [rows, D/2] float32.
-  void (*rotary)(const RowsView& x, int64_t head_dim, const float* cos, const float* sin);
-  // gate = silu(gate) * up, in place.
-  void (*silu_gate)(const RowsView& gate, const RowsView& up);
-  // Per row of float32 logits: the first arg-max and its confidence. NaN counts as -inf; a row with nothing above
-  // -inf gives id 0 and NaN.
-  void (*token_confidence)(const RowsView& logits, Confidence kind, int64_t* ids, float* confidence);
-};
-
-}  // namespace sparsed
+}  // namespace sparsed::cpu

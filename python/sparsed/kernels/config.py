@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
-from .checks import Checker
+from ..checks import Checker
+from . import _core
 
 __all__ = ["BLOCK_SIZES", "SlidingWindow", "Sparse", "SparseConfig", "StreamingLLM"]
 
@@ -77,6 +78,28 @@ class SparseConfig:
             if self.selection_scale == 0:
                 raise ValueError("SparseConfig: selection_scale is 0.0, expected a finite number above 0")
         object.__setattr__(self, "refresh", self._checked_refresh())
+
+    def phases(self, steps: int) -> list[Literal["dense", "select", "sparse"]]:
+        """Returns what each of ``steps`` denoising steps does in a sequence of at least ``min_length`` tokens.
+
+        Args:
+            steps: Number of steps T, 1 or more.
+
+        Raises:
+            TypeError, ValueError: ``steps`` is not an int, or below 1.
+            MemoryError: There are too many steps to list.
+
+        Example:
+            >>> SparseConfig(skip=0.5).phases(6)
+            ['dense', 'dense', 'select', 'sparse', 'sparse', 'sparse']
+        """
+        return cast('list[Literal["dense", "select", "sparse"]]', _core.phases(steps=steps, **self._schedule()))
+
+    def _schedule(self) -> dict[str, Any]:
+        """The arguments from which the compiled schedule is made."""
+        every = self.refresh == "every"
+        refresh = [] if every else list(cast("tuple[float, ...]", self.refresh))
+        return {"skip": self.skip, "selection": self.selection, "refresh": refresh, "refresh_every": every}
 
     def _checked_refresh(self) -> tuple[float, ...] | Literal["every"]:
         if isinstance(self.refresh, str):

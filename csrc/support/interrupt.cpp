@@ -1,4 +1,4 @@
-#include "core/interrupt.h"
+#include "support/interrupt.h"
 
 #include <atomic>
 

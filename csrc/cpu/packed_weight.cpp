@@ -1,8 +1,9 @@
-#include "core/error.h"
-#include "core/memory.h"
-#include "core/ops.h"
+#include "cpu/packed_weight.h"
 
-namespace sparsed {
+#include "support/available_memory.h"
+#include "support/error.h"
+
+namespace sparsed::cpu {
 
 PackedWeight::PackedWeight(int64_t n, int64_t k, DType dtype) : dtype_(dtype), n_(n), k_(k) {
   check(dtype != DType::kFloat16, "pack_weight: dtype is float16, expected float32 or bfloat16");
@@ -12,4 +13,4 @@ PackedWeight::PackedWeight(int64_t n, int64_t k, DType dtype) : dtype_(dtype), n
   data_ = allocate_aligned(bytes);
 }
 
-}  // namespace sparsed
+}  // namespace sparsed::cpu

@@ -1,13 +1,14 @@
-#include "core/reference.h"
+#include "reference.h"
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
 #include <numeric>
+#include <utility>
 
-#include "core/error.h"
 #include "core/float16.h"
 #include "core/selection.h"
+#include "support/error.h"
 
 namespace sparsed::reference {
 namespace {
@@ -33,19 +34,18 @@ bool is_live(const AttentionParams& params, int64_t b, int64_t j) {
   return !params.key_mask || params.key_mask[b * params.kv_len() + j];
 }
 
-// Which keys query i sees: [S], 1 = it is live, and in a listed block where there are lists.
-std::vector<uint8_t> visible_keys(const AttentionParams& params, int64_t b, int64_t h, int64_t i) {
-  std::vector<uint8_t> visible(static_cast<size_t>(params.kv_len()), params.lists ? 0 : 1);
-  if (const BlockLists* lists = params.lists) {
-    const auto row = static_cast<size_t>((b * params.heads() + h) * lists->q_blocks + i / lists->block_size);
-    for (int64_t at = lists->offsets[row]; at < lists->offsets[row + 1]; ++at) {
-      const int64_t first = int64_t{lists->indices[static_cast<size_t>(at)]} * lists->block_size;
-      const int64_t end = std::min(first + lists->block_size, params.kv_len());
-      for (int64_t j = first; j < end; ++j) visible[static_cast<size_t>(j)] = 1;
-    }
-  }
+// Which keys query i sees: [S], 1 = it is live, and in a selected block where there is a pattern.
+std::vector<uint8_t> visible_keys(const AttentionParams& params, const BlockPattern* pattern, int64_t b, int64_t h,
+                                  int64_t i) {
+  std::vector<uint8_t> visible(static_cast<size_t>(params.kv_len()));
   for (int64_t j = 0; j < params.kv_len(); ++j) {
-    if (!is_live(params, b, j)) visible[static_cast<size_t>(j)] = 0;
+    bool selected = true;
+    if (pattern) {
+      const PatternGeometry& geometry = pattern->geometry();
+      const int64_t row = (b * params.heads() + h) * geometry.q_blocks() + i / geometry.block.q;
+      selected = pattern->test(row, j / geometry.block.kv);
+    }
+    visible[static_cast<size_t>(j)] = selected && is_live(params, b, j);
   }
   return visible;
 }
@@ -104,7 +104,7 @@ std::vector<int64_t> top_blocks(const double* scores, const uint8_t* live, int64
 
 }  // namespace
 
-void attention(const AttentionParams& params, double* out, double* lse) {
+void attention(const AttentionParams& params, const BlockPattern* pattern, double* out, double* lse) {
   const int64_t head_dim = params.head_dim();
   std::fill_n(out, params.batch() * params.heads() * params.q_len() * head_dim, 0.0);
   for (int64_t b = 0; b < params.batch(); ++b) {
@@ -112,7 +112,7 @@ void attention(const AttentionParams& params, double* out, double* lse) {
       const Rows q(params.q, b, h), k(params.k, b, kv_head(params, h)), v(params.v, b, kv_head(params, h));
       for (int64_t i = 0; i < params.q_len(); ++i) {
         const int64_t row = (b * params.heads() + h) * params.q_len() + i;
-        const std::vector<uint8_t> visible = visible_keys(params, b, h, i);
+        const std::vector<uint8_t> visible = visible_keys(params, pattern, b, h, i);
         const SoftmaxRow softmax = softmax_row(q.row(i), k, params.scale, visible);
         if (lse) lse[row] = softmax.lse;
         for (size_t j = 0; j < visible.size(); ++j) {
@@ -176,7 +176,7 @@ BlockPattern select(const AttentionParams& params, const SelectParams& select) {
   check(params.q_len() == params.kv_len(), "select: k has length ", params.kv_len(), ", expected ", params.q_len(),
         " (as q)");
   check_select(select, params.kv_len(), "select");
-  BlockPattern pattern(
+  PatternBuilder pattern(
       {params.batch(), params.heads(), select.block_size, params.q_len(), params.kv_len(), select.prompt_length},
       "select");
   const int64_t b = select.block_size, blocks = pattern.geometry().kv_blocks();
@@ -197,7 +197,7 @@ BlockPattern select(const AttentionParams& params, const SelectParams& select) {
       if (kept[static_cast<size_t>(block)]) pattern.set(row, block);
     }
   }
-  return pattern;
+  return std::move(pattern).build();
 }
 
 }  // namespace sparsed::reference

@@ -1,25 +1,17 @@
-#include "core/memory.h"
-
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
+#include "support/available_memory.h"
 
 #include <algorithm>
 #include <cstdio>
 #include <fstream>
 #include <limits>
-#include <new>
 #include <sstream>
-#include <utility>
 
-#include "core/error.h"
+#include "support/error.h"
 
 namespace sparsed {
 namespace {
 
 constexpr size_t kSmall = size_t{16} << 20;
-constexpr size_t kHugePage = size_t{2} << 20;
-constexpr size_t kLarge = 2 * kHugePage;  // from here on memory lies in huge pages
 
 // The number in a file that holds one; nullopt: no such file, or "max".
 std::optional<uint64_t> read_number(const std::string& path) {
@@ -69,7 +61,7 @@ std::optional<std::string> group_path(const std::string& root, bool version2) {
     const size_t first = line.find(':');
     const size_t second = first == std::string::npos ? first : line.find(':', first + 1);
     if (second == std::string::npos) continue;
-    const std::string controllers = "," + line.substr(first + 1, second - first - 1) + ",";
+    const std::string controllers = message(",", line.substr(first + 1, second - first - 1), ",");
     if (version2 ? controllers == ",," : controllers.find(",memory,") != std::string::npos) {
       return line.substr(second + 1);
     }
@@ -132,42 +124,6 @@ size_t saturating_product(std::span<const int64_t> factors) {
     product *= static_cast<size_t>(factor);
   }
   return beyond ? kMost : product;
-}
-
-// In small pages, faults are much of the time of filling fresh memory, and kernels that stream it wait for page tables.
-AlignedBytes allocate_aligned(size_t bytes) {
-  const bool large = bytes >= kLarge;
-  const size_t alignment = large ? kHugePage : 64;
-  const size_t size = (std::max(bytes, size_t{1}) + alignment - 1) / alignment * alignment;
-  AlignedBytes data(static_cast<std::byte*>(std::aligned_alloc(alignment, size)));
-  if (!data) throw std::bad_alloc();
-#if defined(__linux__)
-  if (large) madvise(data.get(), size, MADV_HUGEPAGE);
-#endif
-  return data;
-}
-
-void KeptMemory::reserve(size_t bytes) {
-  if (bytes <= capacity) return;
-  clear();  // both at a time might not fit
-  data = allocate_aligned(bytes);
-  capacity = bytes;
-}
-
-LentMemory::LentMemory(KeptMemory& kept, size_t bytes, const char* what)
-    : kept_(kept), own_(std::exchange(kept, KeptMemory{})) {
-  if (bytes <= own_.capacity) return;
-  own_.clear();
-  require_memory(bytes, what);
-  own_.reserve(bytes);
-}
-
-LentMemory::~LentMemory() {
-  if (own_.capacity < kept_.capacity) return;
-#if defined(__linux__)
-  if (own_.capacity >= kLarge) madvise(own_.data.get(), own_.capacity / kHugePage * kHugePage, MADV_FREE);
-#endif
-  kept_ = std::move(own_);
 }
 
 }  // namespace sparsed

@@ -1,0 +1,34 @@
+// What attention, selection and the pattern cache are called with.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <vector>
+
+#include "bindings/scalars.h"
+#include "core/backend.h"
+#include "core/params.h"
+
+namespace sparsed::python {
+
+struct AttentionArguments {
+  AttentionParams params;         // borrows the arrays' memory
+  const Backend* backend;         // of the memory that the arrays lie in
+  std::vector<py::object> alive;  // what params points into
+};
+
+// The arrays of one call, as Python hands them over; None where a function has no such argument.
+struct AttentionArrays {
+  py::object q, k, v;
+  py::object out;  // written to
+  py::object lse;  // written to, or None
+  py::object key_mask;
+  py::object scale;   // None: 1 / sqrt(D)
+  py::object stream;  // of the CUDA device on which q lies, as DLPack counts streams; None: host memory
+};
+
+// Arrays that fit together. selects: without v and out, for the selection only.
+AttentionArguments attention_arguments(const Arguments& check, const AttentionArrays& arrays, bool selects);
+
+}  // namespace sparsed::python
