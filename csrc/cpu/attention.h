@@ -13,9 +13,11 @@ void attention(const AttentionKernels& kernels, const AttentionParams& params, c
 BlockPattern attention_and_select(const AttentionKernels& kernels, const AttentionParams& params,
                                   const SelectParams& select);
 
-// Whether no value that the pattern leaves out can reach the output: where a key block is shorter than a group, its
+// Whether a value that the pattern leaves out could reach the output: where a key block is shorter than a group, its
 // neighbour's values are multiplied by probability 0, which a NaN or an infinity survives.
-bool can_attend(const AttentionKernels& kernels, const AttentionParams& params, const BlockPattern* pattern);
+bool needs_finite_values(const AttentionKernels& kernels, const AttentionParams& params, const BlockPattern* pattern);
+// Reads all of params.v, bfloat16.
+bool values_are_finite(const AttentionParams& params);
 
 // Whether the kernels' key groups line up with the place where the generation's own softmax begins.
 bool can_select(const AttentionKernels& kernels, const AttentionParams& params, const SelectParams& select);

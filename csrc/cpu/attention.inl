@@ -127,11 +127,11 @@ void attend_chunk(const AttentionItem& item, const Scratch& scratch, const Chunk
 
 inline Sums sums_of(const SelectItem* select, int64_t group) {
   if (!select) return Sums::kNone;
-  if (select->own_scale) return Sums::kTwice;
+  if (select->second_scale) return Sums::kTwice;
   return select->generation_apart && group >= select->generation_group ? Sums::kChunkMax : Sums::kShared;
 }
 
-// The item's chunks of groups, in order; a chunk does not cross into the generation when that has a softmax of its own.
+// The item's chunks of groups, in order; a chunk does not cross into the generation when that has a separate softmax.
 // visit(first group, groups, first cell, chunk number).
 template <class Visit>
 void for_each_chunk(const AttentionItem& item, const Visit& visit) {

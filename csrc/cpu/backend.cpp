@@ -23,7 +23,7 @@ struct Entries {
 
   static void attention(const AttentionParams& params, const BlockPattern* pattern) {
     const IsaKernels& preferred = kernels(params.q.dtype);
-    const bool fits = can_attend(preferred.attention, params, pattern);
+    const bool fits = !needs_finite_values(preferred.attention, params, pattern) || values_are_finite(params);
     cpu::attention((fits ? preferred : kOther()).attention, params, pattern);
   }
   static BlockPattern attention_and_select(const AttentionParams& params, const SelectParams& select) {

@@ -61,13 +61,13 @@ bool softmax(const Chunk& chunk, const float* s, State& state, Tile::Prob* p) {
   bool changed = false, huge = false;
   for (int v = 0; v < NV; ++v) {
     const Vec before = Vec::load(state.max + v * kL);
-    const Vec own = max(highest[v] * scale, lowest);
-    const Vec after = max(own, before);
+    const Vec chunk_max = max(highest[v] * scale, lowest);
+    const Vec after = max(chunk_max, before);
     changed = any_greater(after, before) || changed;
     after.store(state.max + v * kL);
     exp2(before - after).store(state.alpha + v * kL);
-    base[v] = kSums == Sums::kChunkMax ? own : after;
-    factor[v] = exp2(own - after);
+    base[v] = kSums == Sums::kChunkMax ? chunk_max : after;
+    factor[v] = exp2(chunk_max - after);
     select_base[v] = max(highest[v] * select_scale, lowest);
     total[v] = Vec::zero();
     const Vec largest = kSums == Sums::kTwice ? max(magnitude(base[v]), magnitude(select_base[v])) : magnitude(base[v]);

@@ -100,8 +100,8 @@ bool raise_max(const Chunk& chunk, int first, int keys, const float* s, bool fre
       if (Pairs::any_nan(score)) return false;
       highest = max(score, highest);
     }
-    const Vec own = highest * Vec::set(chunk.scale), top = own + Vec::set(kHeadroom);
-    if (any_greater(magnitude(own), Vec::set(kFarScore))) return false;
+    const Vec largest = highest * Vec::set(chunk.scale), top = largest + Vec::set(kHeadroom);
+    if (any_greater(magnitude(largest), Vec::set(kFarScore))) return false;
     if (fresh) {
       top.store(state.max + v * kL);
       continue;

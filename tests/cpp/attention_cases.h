@@ -131,7 +131,7 @@ inline void expect_selects(const AttentionParams& params, const SelectParams& se
   const int64_t blocks = num_blocks(params.kv_len(), select.block_size);
   const int64_t generation = first_generation_block(params.kv_len(), select.prompt_length, select.block_size);
   const std::vector<double> all = reference::block_scores(params, select.block_size, select.scale, 0);
-  const std::vector<double> own =
+  const std::vector<double> generation_scores =
       reference::block_scores(params, select.block_size, select.scale, generation * select.block_size);
   for (int64_t row = 0; row < pattern.rows(); ++row) {
     const int64_t b = row / (params.heads() * blocks);
@@ -152,7 +152,7 @@ inline void expect_selects(const AttentionParams& params, const SelectParams& se
     }
     const std::string where = message(what, " row ", row);
     const double* scores = all.data() + row * blocks;
-    const double* own_scores = own.data() + row * blocks;
+    const double* generation_row = generation_scores.data() + row * blocks;
     if (!select.isolate) {
       expect_top_k(scores, live, select.rho, selected, blocks, slack, where);
     } else if (select.rule == SelectionRule::kPaper) {
@@ -160,7 +160,7 @@ inline void expect_selects(const AttentionParams& params, const SelectParams& se
       expect_top_k(scores, gen, select.rho, selected, blocks, slack, where + " generation");
     } else {
       expect_top_k(scores, live, select.rho, selected, generation, slack, where + " prompt");
-      expect_top_k(own_scores, gen, select.rho, selected, blocks, slack, where + " generation");
+      expect_top_k(generation_row, gen, select.rho, selected, blocks, slack, where + " generation");
     }
   }
 }

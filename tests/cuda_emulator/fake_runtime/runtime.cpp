@@ -46,13 +46,13 @@ CUresult encode_tiled(CUtensorMap* map, CUtensorMapDataType, cuuint32_t rank, vo
                       CUtensorMapSwizzle swizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill) {
   if (rank != 4 || box[2] != 1 || box[3] != 1 || swizzle != CU_TENSOR_MAP_SWIZZLE_128B) return CUDA_ERROR_INVALID_VALUE;
   if (!std::all_of(step, step + 4, [](cuuint32_t s) { return s == 1; })) return CUDA_ERROR_INVALID_VALUE;
-  emulator::TensorMap own;
-  own.data = static_cast<const std::byte*>(data);
-  std::copy_n(size, 4, own.size.begin());
-  std::copy_n(stride, 3, own.stride.begin());
-  std::copy_n(box, 2, own.box.begin());
-  static_assert(sizeof(own) <= sizeof(*map));
-  std::memcpy(map, &own, sizeof(own));
+  emulator::TensorMap encoded;
+  encoded.data = static_cast<const std::byte*>(data);
+  std::copy_n(size, 4, encoded.size.begin());
+  std::copy_n(stride, 3, encoded.stride.begin());
+  std::copy_n(box, 2, encoded.box.begin());
+  static_assert(sizeof(encoded) <= sizeof(*map));
+  std::memcpy(map, &encoded, sizeof(encoded));
   return CUDA_SUCCESS;
 }
 
@@ -139,8 +139,8 @@ cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t pool, cudaMemPoolAttr attribut
   return cudaSuccess;
 }
 cudaError_t cudaMallocFromPoolAsync(void** data, size_t size, cudaMemPool_t pool, cudaStream_t) {
-  const auto* own = reinterpret_cast<const sparsed::fake_runtime::Pool*>(pool);
-  return sparsed::fake_runtime::allocate(data, size, own->device, own->kept);
+  const auto* fake_pool = reinterpret_cast<const sparsed::fake_runtime::Pool*>(pool);
+  return sparsed::fake_runtime::allocate(data, size, fake_pool->device, fake_pool->kept);
 }
 cudaError_t cudaFreeAsync(void* data, cudaStream_t) {
   return state().memory.erase(reinterpret_cast<uintptr_t>(data)) ? cudaSuccess : cudaErrorInvalidValue;

@@ -107,7 +107,7 @@ TYPED_TEST_P(CudaKernels, SelectionAloneHasTheSameScores) {
   unsigned number = 0;
   for (const int64_t head_dim : {64, 128}) {
     for (SelectionRule rule : {SelectionRule::kPaper, SelectionRule::kReference}) {
-      for (const bool own_scale : {false, true}) {
+      for (const bool other_scale : {false, true}) {
         const int64_t length = number % 3 ? 200 : 700;  // 700: more tiles than a ring holds
         const Case shape{1, 1, 2, length, length, head_dim, number / 3 % 2 == 0, false, 21};
         Call with(shape, DType::kBFloat16), without(shape, DType::kBFloat16);
@@ -116,7 +116,7 @@ TYPED_TEST_P(CudaKernels, SelectionAloneHasTheSameScores) {
         select.block_size = 16 << number % 5;
         select.rule = rule;
         select.prompt_length = length / 3;
-        select.scale = own_scale ? .3f : with.params.scale;
+        select.scale = other_scale ? .3f : with.params.scale;
         const Selected expected = TypeParam::attention_and_scores(with, select, how_of(number));
         const Selected found = TypeParam::attention_and_scores(without, select, how_of(number + 1));
         EXPECT_TRUE(same_bits(found.scores, expected.scores)) << number;
