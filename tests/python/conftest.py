@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import ml_dtypes
@@ -12,8 +12,17 @@ import pytest
 from numpy.typing import NDArray
 
 import sparsed
+from device_arrays import send_to_device
+from goldens import CASES, Golden, golden_case
+from reference import num_blocks
 
-BACKENDS = [backend.name for backend in sparsed.backends() if backend.available]
+AVAILABLE = [backend.name for backend in sparsed.backends() if backend.available]
+# For arrays in host memory.
+BACKENDS = [name for name in AVAILABLE if name != "cuda"]
+# Where arrays can lie: in host memory for each of these backends, and on a GPU (`pytest -m gpu`). torch warns of its
+# features there.
+ON_GPU = pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.filterwarnings("ignore")])
+PLACES = [*BACKENDS, ON_GPU] if "cuda" in AVAILABLE else BACKENDS
 DTYPES: dict[str, Any] = {
     "float32": np.dtype(np.float32),
     "float16": np.dtype(np.float16),
@@ -27,15 +36,27 @@ def python_sigint() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# The GPU's own mark: `pytest -m gpu` runs what needs one.
-BACKEND_PARAMS = [pytest.param(name, marks=pytest.mark.gpu) if name == "cuda" else name for name in BACKENDS]
+@pytest.fixture
+def set_backend(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Chooses a backend for arrays in host memory. The end of the test takes it back."""
+    return lambda name: monkeypatch.setenv("SPARSED_ISA", name)
 
 
-@pytest.fixture(params=BACKEND_PARAMS)
-def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Each backend that can run here, forced."""
-    monkeypatch.setenv("SPARSED_ISA", request.param)
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest, set_backend: Callable[[str], None]) -> str:
+    """Each backend for arrays in host memory that can run here, chosen."""
+    set_backend(request.param)
     assert sparsed.active_backend() == request.param
+    return str(request.param)
+
+
+@pytest.fixture(params=PLACES)
+def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, set_backend: Callable[[str], None]) -> str:
+    """Where the arrays of a test lie: its calls run on each backend of the host, and on a GPU with arrays there."""
+    if request.param == "cuda":
+        send_to_device(monkeypatch)
+    else:
+        set_backend(request.param)
     return str(request.param)
 
 
@@ -43,6 +64,12 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 def dtype(request: pytest.FixtureRequest) -> np.dtype[Any]:
     result: np.dtype[Any] = DTYPES[request.param]
     return result
+
+
+@pytest.fixture(scope="session", params=CASES)
+def golden(request: pytest.FixtureRequest) -> Golden:
+    """Each of the golden cases."""
+    return golden_case(request.param)
 
 
 @pytest.fixture
@@ -63,3 +90,9 @@ def random_qkv(
         for h, n in ((heads, q_len), (kv_heads, kv_len), (kv_heads, kv_len))
     )
     return q, k, v
+
+
+def random_mask(seed: int, batch: int, heads: int, q_len: int, kv_len: int, block_size: int) -> NDArray[np.bool_]:
+    """(B, H, q_blocks, kv_blocks): half of the blocks."""
+    shape = (batch, heads, num_blocks(q_len, block_size), num_blocks(kv_len, block_size))
+    return np.random.default_rng(seed).random(shape) < 0.5

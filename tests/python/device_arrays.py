@@ -65,3 +65,11 @@ def through_device(function: Callable[..., Any]) -> Callable[..., Any]:
         return to_numpy(function(*there[0], **there[1]))
 
     return call
+
+
+def send_to_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here to the end of the test, the calls with numpy arrays compute on the GPU."""
+    require_gpu()
+    for name in ("attention", "attention_and_select", "select"):
+        monkeypatch.setattr(sparsed, name, through_device(getattr(sparsed, name)))
+    monkeypatch.setattr(sparsed.PatternCache, "attend", through_device(sparsed.PatternCache.attend))

@@ -9,7 +9,6 @@ import shlex
 import subprocess
 import sys
 from importlib.metadata import version
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +18,6 @@ from sparsed.apps import cli, demo, environment
 from sparsed.apps.demo import DemoOptions, build_prompts, run_demo
 from sparsed.models.files import demo_model_folder
 
-DATA = Path(__file__).parents[1] / "data"
 MODEL = str(demo_model_folder())
 TEXT = "the grass is green . the magic number for zileba is 107 . question : what are the magic numbers for zileba ?"
 

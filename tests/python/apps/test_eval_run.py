@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 import sparsed
+from paths import DATA
 from sparsed import LLaDASampler, SlidingWindow, SparseConfig
 from sparsed.apps import cli
 from sparsed.apps.demo import demo_model_folder
@@ -20,8 +20,6 @@ from sparsed.apps.eval.heads import markdown as markdown_of_heads
 from sparsed.apps.eval.held_out import _rows as held_out_rows
 from sparsed.apps.eval.methods import default_sampler, method_name, slug
 from sparsed.apps.eval.report import markdown as markdown_of_report
-
-DATA = Path(__file__).parents[1] / "data"
 
 
 def run(capsys, *arguments: str) -> tuple[int, str, str]:

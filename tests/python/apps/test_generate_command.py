@@ -21,10 +21,10 @@ from pathlib import Path
 import pytest
 
 import sparsed
+from paths import DATA
 from sparsed.apps import cli, generate_command
 from sparsed.models.files import demo_model_folder
 
-DATA = Path(__file__).parents[1] / "data"
 MODEL = str(demo_model_folder())
 TEXT = "the grass is green . the magic number for zileba is 107 . question : what are the magic numbers for zileba ?"
 SHORT = ("--gen-length", "8", "--steps", "8")

@@ -313,7 +313,7 @@ def test_screenshots(page: Browser, files, tmp_path, width, scheme, name) -> Non
 
 def test_text_has_contrast(page: Browser, files) -> None:
     """At least 4.5 : 1 for all text that is shown, as WCAG AA asks."""
-    script = (Path(__file__).parent / "contrast.js").read_text(encoding="utf-8")
+    script = Path(__file__).with_name("contrast.js").read_text(encoding="utf-8")
     for scheme in ("light", "dark"):
         page.prefer(scheme)
         for key in ("End", "ArrowLeft", "Home"):

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 import sparsed
-from test_goldens_generate import CASES, DATA, case_of, sparse_of
+from goldens import Golden, golden_case
+from paths import DATA
+from tolerances import check_golden_logits
 
 torch = pytest.importorskip("torch")
 
@@ -23,9 +25,9 @@ from sparsed.torch import accelerate  # noqa: E402
 TINY = sparsed.SparseConfig(skip=0.0, rho=0.3, block_size=16, min_length=0)
 
 
-@pytest.fixture(scope="module", params=CASES)
-def case(request: pytest.FixtureRequest) -> tuple[str, nn.Module]:
-    return request.param, torch_models.load(DATA / request.param)
+@pytest.fixture(scope="module")
+def model(golden: Golden) -> nn.Module:
+    return torch_models.load(golden.folder)
 
 
 @pytest.fixture(scope="module")
@@ -38,18 +40,15 @@ def dream() -> nn.Module:
     return torch_models.load(DATA / "dream_b32")
 
 
-def golden_steps(name: str, kind: str) -> list[tuple[Any, np.ndarray]]:
-    """ids (1, l) and the golden logits of each step."""
-    arrays = case_of(name)[2]
-    return [
-        (torch.from_numpy(ids[None].astype(np.int64)), logits)
-        for ids, logits in zip(arrays[f"{kind}_x"], arrays[f"{kind}_logits"], strict=True)
-    ]
+def check_steps(golden: Golden, kind: str, model: nn.Module, last: int = 0) -> None:
+    """The golden logits of each step, or of the last ones, by `model`."""
+    for step, (ids, expected) in enumerate(golden.steps(kind)[-last:]):
+        logits = model(torch.from_numpy(ids))[0, golden.positions[0] :].numpy()
+        check_golden_logits(logits, expected, step)
 
 
-def settings(name: str) -> dict[str, Any]:
-    meta, _, arrays = case_of(name)
-    return {"steps": meta["steps"], "prompt_length": arrays["prompt"].shape[1]}
+def settings(golden: Golden) -> dict[str, Any]:
+    return {"steps": golden.meta["steps"], "prompt_length": golden.prompt_length}
 
 
 def random_ids(*shape: int) -> Any:
@@ -57,34 +56,23 @@ def random_ids(*shape: int) -> Any:
 
 
 @torch.no_grad()
-def test_sparse_logits(case: tuple[str, nn.Module]) -> None:
-    name, model = case
-    begin = settings(name)["prompt_length"] - 1
-    config = case_of(name)[1]
-    with accelerate(model, sparse_of(name), **settings(name)) as acceleration:
-        assert len(acceleration.layers) == config.get("n_layers", config.get("num_hidden_layers"))
+def test_sparse_logits(golden: Golden, model: nn.Module) -> None:
+    with accelerate(model, golden.sparse(), **settings(golden)) as acceleration:
+        assert len(acceleration.layers) == golden.num_layers
         for _ in range(2):  # the second generation counts from 0 again
-            for step, (ids, expected) in enumerate(golden_steps(name, "sparse")):
-                logits = model(ids)[0, begin:].numpy()
-                np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-3, err_msg=f"step {step}")
-                assert acceleration.cache.step == step
-            patterns = case_of(name)[2]["pattern"]
-            for layer, expected in enumerate(patterns):
-                np.testing.assert_array_equal(acceleration.cache.pattern(layer).to_mask()[0], expected)
+            check_steps(golden, "sparse", model)
+            assert acceleration.cache.step == golden.meta["steps"] - 1
+            golden.check_patterns(acceleration.cache)
     assert not any("forward" in module.__dict__ for module in model.modules())
 
 
 @torch.no_grad()
-def test_short_sequences_and_undone_models_are_dense(case: tuple[str, nn.Module]) -> None:
-    name, model = case
-    begin = settings(name)["prompt_length"] - 1
-    acceleration = accelerate(model, sparsed.SparseConfig(min_length=100_000), **settings(name))
-    for ids, expected in golden_steps(name, "dense")[-2:]:
-        np.testing.assert_allclose(model(ids)[0, begin:].numpy(), expected, rtol=0, atol=1e-3)
+def test_short_sequences_and_undone_models_are_dense(golden: Golden, model: nn.Module) -> None:
+    acceleration = accelerate(model, sparsed.SparseConfig(min_length=100_000), **settings(golden))
+    check_steps(golden, "dense", model, last=2)
     assert acceleration.cache.phase == "dense"
     acceleration.undo()
-    for ids, expected in golden_steps(name, "dense")[-2:]:
-        np.testing.assert_allclose(model(ids)[0, begin:].numpy(), expected, rtol=0, atol=1e-3)
+    check_steps(golden, "dense", model, last=2)
     assert acceleration.cache.step == 1
     acceleration.undo()
 
@@ -294,12 +282,11 @@ def renamed(model: nn.Module, names: dict[str, str]) -> nn.Module:
 )
 def test_models_that_rename_things(names: dict[str, str], llada: nn.Module) -> None:
     model = renamed(llada, names)
-    with accelerate(model, sparse_of("llada_b32"), **settings("llada_b32")) as acceleration:
+    golden = golden_case("llada_b32")
+    with accelerate(model, golden.sparse(), **settings(golden)) as acceleration:
         assert acceleration.layers[0].projections == tuple(names.values())[:4]
         assert acceleration.layers[0].rotary.endswith(names["rotary_emb"])
-        for ids, expected in golden_steps("llada_b32", "sparse"):
-            logits = model(ids)[0, settings("llada_b32")["prompt_length"] - 1 :].numpy()
-            np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-3)
+        check_steps(golden, "sparse", model)
 
 
 @pytest.mark.parametrize("name", ["llada_b32", "dream_b32"])

@@ -12,9 +12,10 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import sparsed  # noqa: E402
+from goldens import Golden  # noqa: E402
+from paths import DATA  # noqa: E402
 from sparsed.apps.demo import demo_model_folder  # noqa: E402
 from sparsed.torch import engine  # noqa: E402
-from test_goldens_generate import CASES, DATA, assert_golden, case_of  # noqa: E402
 from tiny_checkpoint import (  # noqa: E402
     BFLOAT16,
     PUBLISHED,
@@ -23,6 +24,7 @@ from tiny_checkpoint import (  # noqa: E402
     tiny_config,
     write_checkpoint,
 )
+from tolerances import TINY_LOGITS, check_golden_logits  # noqa: E402
 
 
 def random_ids(batch=2, length=21, seed=1):
@@ -41,7 +43,7 @@ def test_published_configs(tmp_path, name, stored):
     expected = reference_logits(values, tensors, random_ids())
     logits = sparsed.load_model(folder, engine="torch").forward(random_ids())
     assert logits.dtype == np.float32
-    np.testing.assert_allclose(logits, expected, atol=2e-4)
+    np.testing.assert_allclose(logits, expected, atol=TINY_LOGITS)
     error = sparsed.load_model(folder, "bfloat16", engine="torch").forward(random_ids()) - expected
     assert np.sqrt(np.mean(error**2)) < 0.03 * np.sqrt(np.mean(expected**2))
 
@@ -113,19 +115,14 @@ def test_loading_reads_no_tensor_twice_and_ties(tmp_path):
 # --- goldens ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_golden_logits(name):
-    arrays = case_of(name)[2]
-    model = sparsed.load_model(DATA / name, engine="torch")
-    positions = np.arange(arrays["prompt"].shape[1] - 1, arrays["dense_x"].shape[1])
-    for ids, expected in zip(arrays["dense_x"][::3], arrays["dense_logits"][::3], strict=True):
-        logits = model.forward(ids[None], positions=positions)[0]
-        np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-3)
+def test_golden_logits(golden: Golden) -> None:
+    model = sparsed.load_model(golden.folder, engine="torch")
+    for ids, expected in golden.steps("dense")[::3]:
+        check_golden_logits(model.forward(ids, positions=golden.positions)[0], expected)
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_golden_generations(name):
-    assert_golden(name, sparsed.load_model(DATA / name, engine="torch"))
+def test_golden_generations(golden: Golden) -> None:
+    golden.check_generations(sparsed.load_model(golden.folder, engine="torch"))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,15 +12,16 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import sparsed  # noqa: E402
+from goldens import golden_case  # noqa: E402
+from paths import DATA, ROOT  # noqa: E402
 from sparsed.apps.demo import demo_model_folder  # noqa: E402
 from sparsed.models import ConfigReader, find_architecture  # noqa: E402
 from sparsed.torch import parallel  # noqa: E402
 from sparsed.torch.engine import Network, NetworkLayer  # noqa: E402
 from sparsed.torch.parallel import HeadShare, resolve_device_map  # noqa: E402
-from test_goldens_generate import DATA, case_of  # noqa: E402
 from tiny_checkpoint import PUBLISHED, tiny_config, write_checkpoint  # noqa: E402
 
-WORKER = Path(__file__).with_name("tensor_parallel_worker.py")
+WORKER = ROOT / "tests" / "python" / "tensor_parallel_worker.py"
 
 
 def config_of(values):
@@ -43,7 +43,7 @@ def test_two_processes_give_the_tokens_of_one(tmp_path, name):
             worker.kill()
     assert [worker.returncode for worker in workers] == [0, 0], "\n".join(errors)
     parts = [np.load(tmp_path / f"{rank}.npz") for rank in range(2)]
-    goldens = case_of(name)[2]
+    goldens = golden_case(name).arrays
     for part in parts:
         np.testing.assert_array_equal(part["dense"], goldens["dense_tokens"])
         np.testing.assert_array_equal(part["sparse"], goldens["sparse_tokens"])

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import sparsed
-from test_goldens_generate import DATA
+from paths import DATA
 
 torch = pytest.importorskip("torch")
 

@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import signal
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 import sparsed
 from fake_model import MASK, VOCABULARY, FakeModel, prompt_of
-from sparsed import DreamSampler, LLaDASampler, SlidingWindow, SparseConfig, StreamingLLM, generate
+from paths import DATA
+from sparsed import DreamSampler, LLaDASampler, SlidingWindow, SparseConfig, StreamingLLM, generate, pad_left
 from sparsed.models import loader
 from sparsed.progress import progress_bar
 
-DATA = Path(__file__).parents[1] / "data"
 SPARSE = SparseConfig(block_size=16, rho=0.3, skip=0.3, min_length=0)
-
-
-def padded(rows: list[np.ndarray], filler: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of any lengths as (B, p), padded at the left, and their mask."""
-    p = max(map(len, rows))
-    ids = np.array([[filler] * (p - len(row)) + list(row) for row in rows])
-    return ids, np.array([[False] * (p - len(row)) + [True] * len(row) for row in rows])
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +44,7 @@ def dream():
 def test_a_row_in_a_padded_batch_equals_the_row_alone(request, family, sampler, sparse) -> None:
     model = request.getfixturevalue(family)
     rows = [prompt_of(length, seed, 190) for seed, length in enumerate((70, 33, 70, 1, 33))]
-    ids, mask = padded(rows)
+    ids, mask = pad_left(rows)
     options = {"gen_length": 16, "steps": 8, "sparse": sparse, "sampler": sampler, "history": True}
     batch = generate(model, ids, prompt_mask=mask, **options)
     np.testing.assert_array_equal(batch.tokens[:, :70], ids)
@@ -72,7 +64,8 @@ def test_a_row_in_a_padded_batch_equals_the_row_alone(request, family, sampler, 
 
 def test_rows_of_equal_padding_run_together() -> None:
     model = FakeModel()
-    ids, mask = padded([prompt_of(5), prompt_of(9), prompt_of(5)], filler=-1)  # padding need not be in the vocabulary
+    ids, mask = pad_left([prompt_of(5), prompt_of(9), prompt_of(5)])
+    ids[~mask] = -1  # padding need not be in the vocabulary
     result = generate(model, ids, prompt_mask=mask, gen_length=4, steps=4)
     assert [(group.batch_indices.tolist(), group.padding) for group in result.groups] == [([1], 0), ([0, 2], 4)]
     assert [step.forwards for step in result.stats] == [2, 2, 2, 2]
@@ -89,16 +82,16 @@ def test_prompt_tokens_never_change_not_even_masks() -> None:
 
 
 def test_pad_left() -> None:
-    ids, mask = sparsed.pad_left([[5, 6], np.array([7, 8, 9]), []])
+    ids, mask = pad_left([[5, 6], np.array([7, 8, 9]), []])
     np.testing.assert_array_equal(ids, [[0, 5, 6], [7, 8, 9], [0, 0, 0]])
     np.testing.assert_array_equal(mask, [[False, True, True], [True, True, True], [False, False, False]])
     with pytest.raises(ValueError, match=r"pad_left: rows has a row of shape \[1, 2\], expected \[n\]"):
-        sparsed.pad_left([[[5, 6]]])
+        pad_left([[[5, 6]]])
     with pytest.raises(ValueError, match="pad_left: rows has none"):
-        sparsed.pad_left([])
+        pad_left([])
     for rows in ("text", ["a", "text"], {"input_ids": [[1]]}, None):
         with pytest.raises(TypeError, match=r"pad_left: rows(\[0\])? is a \w+, expected integers"):
-            sparsed.pad_left(rows)
+            pad_left(rows)
 
 
 # --- random draws ----------------------------------------------------------------------------------------------------
@@ -232,7 +225,7 @@ def test_statistics(llada) -> None:
 
 
 def test_rows_in_different_phases_are_mixed(llada) -> None:
-    ids, mask = padded([prompt_of(100, 0, 190), prompt_of(20, 1, 190)])
+    ids, mask = pad_left([prompt_of(100, 0, 190), prompt_of(20, 1, 190)])
     sparse = SparseConfig(block_size=16, rho=0.1, skip=0.0, min_length=80)
     result = generate(llada, ids, prompt_mask=mask, gen_length=8, steps=4, sparse=sparse)
     assert [step.phase for step in result.stats] == ["mixed"] * 4  # the short row stays dense
@@ -263,7 +256,7 @@ def test_a_threshold_selects_as_soon_as_the_share_is_reached(gen_length: int) ->
 
 
 def test_groups_that_did_not_call_the_model_have_no_density() -> None:
-    ids, mask = padded([prompt_of(30), prompt_of(20, 1)])
+    ids, mask = pad_left([prompt_of(30), prompt_of(20, 1)])
     sampler = DreamSampler(alg="origin")
     result = generate(FakeModel(shift=True), ids, prompt_mask=mask, gen_length=8, steps=24, sampler=sampler, seed=0)
     assert {step.density for step in result.stats} == {0.0, 1.0}
@@ -272,7 +265,7 @@ def test_groups_that_did_not_call_the_model_have_no_density() -> None:
 
 def test_on_step_sees_each_step() -> None:
     seen: list[sparsed.StepInfo] = []
-    ids, mask = padded([prompt_of(5), prompt_of(9)])
+    ids, mask = pad_left([prompt_of(5), prompt_of(9)])
     result = generate(
         FakeModel(), ids, prompt_mask=mask, gen_length=8, steps=4, on_step=seen.append, history=True, sparse=SPARSE
     )

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 import sparsed
+from paths import DATA
 from sparsed import DelayedCache, DreamSampler, DualCache, LLaDASampler, PrefixCache, SparseConfig, generate
 from sparsed.generation.kv_cache import KVCachePolicy
 from sparsed.models import KeyValues
 
-DATA = Path(__file__).parents[1] / "data"
 CACHES = [PrefixCache(), DualCache(), DualCache(refresh=2), DelayedCache(refresh=4)]
 SAMPLERS: dict[str, Any] = {"llada": LLaDASampler, "dream": DreamSampler}
 

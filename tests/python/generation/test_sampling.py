@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 
+from goldens import Golden
 from sparsed import DreamSampler, LLaDASampler
 from sparsed.generation.samplers import dream
 from sparsed.generation.samplers import logits as logit_math
 from sparsed.generation.sampling import Candidates, Plan
 
-DATA = Path(__file__).parents[1] / "data"
-CASES = ("llada_b32", "llada_b128", "dream_b32", "dream_margin", "dream_tail")
 MASK = 0  # of the plans made up here
 ALGORITHMS = ("entropy", "maskgit_plus", "topk_margin")
 
@@ -49,20 +45,13 @@ def counts_of(sampler, plan: Plan) -> list[int]:
 
 
 @pytest.mark.parametrize("attention", ["dense", "sparse"])
-@pytest.mark.parametrize("case", CASES)
-def test_golden_steps(case: str, attention: str) -> None:
-    meta = json.loads((DATA / case / "meta.json").read_text())
-    config = json.loads((DATA / case / "config.json").read_text())
-    with np.load(DATA / case / "goldens.npz") as goldens:
-        before = goldens[f"{attention}_x"].astype(np.int64)
-        after = np.concatenate([before[1:], goldens[f"{attention}_tokens"]])
-        logits = goldens[f"{attention}_logits"]
-    if meta["kind"] == "llada":
-        sampler, shift = LLaDASampler(block_length=meta["block_length"], remasking=meta["remasking"]), 0
-    else:
-        options = {name: meta[name] for name in ("alg", "temperature", "top_p", "top_k", "alg_temp", "eps")}
-        sampler, shift = DreamSampler(**options), 1
-    plan = Plan(meta["gen_length"], meta["steps"], config["mask_token_id"])
+def test_golden_steps(golden: Golden, attention: str) -> None:
+    before = golden.arrays[f"{attention}_x"].astype(np.int64)
+    after = np.concatenate([before[1:], golden.arrays[f"{attention}_tokens"]])
+    logits = golden.arrays[f"{attention}_logits"]
+    sampler = golden.options()["sampler"]
+    shift = int(isinstance(sampler, DreamSampler))
+    plan = Plan(golden.meta["gen_length"], golden.meta["steps"], golden.config["mask_token_id"])
     sampler.check(plan)
     assert sampler.num_steps(plan) == len(before)
     for step in range(plan.steps):

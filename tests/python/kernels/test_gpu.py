@@ -1,7 +1,6 @@
-"""Arrays in the memory of a GPU: the tests of attention, selection and cache over CUDA tensors, and what they add.
+"""What arrays in the memory of a GPU add to the tests of attention, selection and cache, which run there as a `place`.
 
-Marked `gpu`, skipped where there is none. `on_gpu` sends the arrays of tests that are imported here
-to the GPU; none of it may depend on SPARSED_ISA.
+Marked `gpu`, and skipped where there is none.
 """
 
 from __future__ import annotations
@@ -14,23 +13,10 @@ import pytest
 
 import sparsed
 from conftest import random_qkv
-from device_arrays import require_gpu, through_device, to_device, to_numpy
+from device_arrays import require_gpu, to_device, to_numpy
+from goldens import Golden
 from sparsed import PatternCache, SparseConfig
-from test_attention import (  # noqa: F401
-    test_all_blocks_are_dense,
-    test_batch_rows_are_independent,
-    test_broadcast_heads_share_memory,
-    test_dense_matches_float64,
-    test_empty_arrays,
-    test_large_scores_do_not_overflow,
-    test_masked_keys_do_not_matter,
-    test_no_key_gives_zero_and_minus_infinity,
-    test_random_shapes_patterns_and_masks,
-    test_views_give_the_bits_of_copies,
-)
-from test_goldens_generate import CASES, DATA, assert_golden, case_of, sparse_of
-from test_pattern_cache import test_each_phase_computes_what_it_says  # noqa: F401
-from test_select import test_pattern_follows_the_rule  # noqa: F401
+from tolerances import GOLDEN_LOGITS
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore")]  # torch warns of its own prototypes
 
@@ -38,21 +24,9 @@ SELECTION: dict[str, Any] = {"prompt_length": 120, "block_size": 32, "rho": 0.3}
 
 
 @pytest.fixture(autouse=True)
-def on_gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
-    torch = require_gpu()
-    monkeypatch.setenv("SPARSED_ISA", "scalar")
-    if request.function.__module__ == __name__:
-        return torch
-    for name in ("attention", "attention_and_select", "select"):
-        monkeypatch.setattr(sparsed, name, through_device(getattr(sparsed, name)))
-    monkeypatch.setattr(PatternCache, "attend", through_device(PatternCache.attend))
-    return torch
-
-
-@pytest.fixture
-def backend() -> str:
-    """Of the imported tests: the arrays decide."""
-    return "cuda"
+def on_gpu() -> Any:
+    """torch."""
+    return require_gpu()
 
 
 def device_qkv(seed: int, *shape: int, dtype: Any = np.float32) -> tuple[list[Any], list[Any]]:
@@ -206,31 +180,23 @@ def test_operators(on_gpu: Any) -> None:
     torch.testing.assert_close(compiled(q, k, v), st.attention(q, k, v) + 1)
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_accelerate(name: str, on_gpu: Any) -> None:
+def test_accelerate(golden: Golden, on_gpu: Any) -> None:
     import torch_models
     from sparsed.torch import accelerate
 
     torch = on_gpu
-    meta, _, arrays = case_of(name)
-    prompt_length = arrays["prompt"].shape[1]
-    model = torch_models.load(DATA / name).to("cuda")
-    steps = zip(arrays["sparse_x"], arrays["sparse_logits"], strict=True)
-    with (
-        torch.no_grad(),
-        accelerate(model, sparse_of(name), steps=meta["steps"], prompt_length=prompt_length) as acceleration,
-    ):
-        for ids, expected in steps:
+    model = torch_models.load(golden.folder).to("cuda")
+    settings = {"steps": golden.meta["steps"], "prompt_length": golden.prompt_length}
+    with torch.no_grad(), accelerate(model, golden.sparse(), **settings) as acceleration:
+        for ids, expected in golden.steps("sparse"):
             with torch.device("cuda"):  # the rotary tables of these models
-                logits = model(torch.from_numpy(ids[None].astype(np.int64)).to("cuda"))[0, prompt_length - 1 :]
+                logits = model(torch.from_numpy(ids).to("cuda"))[0, golden.positions[0] :]
             assert logits.is_cuda
-            np.testing.assert_allclose(logits.cpu().numpy(), expected, rtol=0, atol=2e-3)
-        for layer, expected in enumerate(arrays["pattern"]):
-            np.testing.assert_array_equal(acceleration.cache.pattern(layer).to_mask()[0], expected)
+            np.testing.assert_allclose(logits.cpu().numpy(), expected, rtol=0, atol=2 * GOLDEN_LOGITS)
+        golden.check_patterns(acceleration.cache)
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_engine_goldens(name: str) -> None:
-    result = assert_golden(name, sparsed.load_model(DATA / name, engine="torch", device="cuda"))
+def test_engine_goldens(golden: Golden) -> None:
+    result = golden.check_generations(sparsed.load_model(golden.folder, engine="torch", device="cuda"))
     densities = [step.density for step in result.stats if step.phase == "sparse"]
     assert densities and all(0 < density <= 1 for density in densities)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "fuzz" / "hostile_calls.py"
+from paths import ROOT
+
+SCRIPT = ROOT / "tests" / "fuzz" / "hostile_calls.py"
 
 
 @pytest.mark.filterwarnings("ignore")

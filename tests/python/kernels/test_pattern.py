@@ -15,17 +15,13 @@ import pytest
 from numpy.typing import NDArray
 
 import sparsed
+from conftest import random_mask
 from reference import num_blocks
 from sparsed import BlockPattern
 from sparsed.kernels import _core
 
 Mask = NDArray[np.bool_]
 SIZES = [(1, 1), (100, 100), (64, 300), (1000, 130), (129, 5000)]
-
-
-def random_mask(seed: int, batch: int, heads: int, q_len: int, kv_len: int, block_size: int) -> Mask:
-    rng = np.random.default_rng(seed)
-    return rng.random((batch, heads, num_blocks(q_len, block_size), num_blocks(kv_len, block_size))) < 0.3
 
 
 def random_pattern(seed: int = 0, q_len: int = 200, kv_len: int = 300, block_size: int = 16) -> BlockPattern:

@@ -12,16 +12,9 @@ from numpy.typing import NDArray
 import reference
 import sparsed
 from conftest import BACKENDS, random_qkv
+from tolerances import check_out, check_pattern
 
 RULES = ["paper", "reference"]
-# A row whose k-th and next block differ by less relative mass may be decided by rounding.
-CLOSE = {"float32": 1e-4, "float16": 1e-4, "bfloat16": 5e-3}
-
-
-def check_pattern(pattern: sparsed.BlockPattern, expected: reference.Selection, dtype: Any) -> None:
-    clear = expected.margin > CLOSE[dtype.name]
-    assert clear.mean() > 0.5
-    np.testing.assert_array_equal(pattern.to_mask()[clear], expected.mask[clear])
 
 
 @pytest.mark.parametrize("selection", RULES)
@@ -39,7 +32,7 @@ def check_pattern(pattern: sparsed.BlockPattern, expected: reference.Selection, 
     ],
 )
 def test_pattern_follows_the_rule(
-    backend: str,
+    place: str,
     dtype: Any,
     selection: Any,
     shape: tuple[int, ...],
@@ -61,13 +54,11 @@ def test_pattern_follows_the_rule(
     check_pattern(pattern, expected, dtype)
     assert sparsed.select(q, k, **options) == pattern
     assert (pattern.block_size, pattern.prompt_length, pattern.q_len) == (block_size, prompt_length, length)
-    dense = reference.attention(q, k, v)[0]
-    tolerance = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 3e-2}[q.dtype.name]
-    np.testing.assert_allclose(out.astype(np.float64), dense, atol=tolerance)
+    check_out(out, reference.attention(q, k, v)[0], q, k, v)
 
 
 @pytest.mark.parametrize("selection", RULES)
-def test_masked_keys_carry_no_mass(backend: str, selection: Any) -> None:
+def test_masked_keys_carry_no_mass(place: str, selection: Any) -> None:
     q, k, v = random_qkv(21, 2, 2, 2, 300, 300, 32)
     key_mask = np.ones((2, 300), bool)
     key_mask[0, :70] = False  # two whole blocks and a part
@@ -78,11 +69,11 @@ def test_masked_keys_carry_no_mass(backend: str, selection: Any) -> None:
     mask = pattern.to_mask()
     assert not mask[0, ..., :2].any()
     assert not mask[1, ..., 8:].any()
-    np.testing.assert_allclose(out, reference.attention(q, k, v, key_mask=key_mask)[0], atol=1e-5)
+    check_out(out, reference.attention(q, k, v, key_mask=key_mask)[0], q, k, v)
     assert sparsed.select(q, k, **options) == pattern
 
 
-def test_no_live_key_selects_nothing(backend: str) -> None:
+def test_no_live_key_selects_nothing(place: str) -> None:
     q, k, v = random_qkv(22, 1, 2, 2, 100, 100, 32)
     out, pattern = sparsed.attention_and_select(q, k, v, prompt_length=50, key_mask=np.zeros((1, 100), bool))
     assert pattern.density == 0
@@ -90,19 +81,19 @@ def test_no_live_key_selects_nothing(backend: str) -> None:
 
 
 @pytest.mark.parametrize("selection", RULES)
-def test_scales_of_attention_and_selection_are_apart(backend: str, selection: Any) -> None:
+def test_scales_of_attention_and_selection_are_apart(place: str, selection: Any) -> None:
     q, k, v = random_qkv(23, 1, 3, 3, 256, 256, 64)
     options: Any = {"prompt_length": 160, "block_size": 32, "selection": selection, "rho": 0.3}
     out, pattern = sparsed.attention_and_select(q, k, v, scale=0.05, selection_scale=0.5, **options)
     check_pattern(pattern, reference.select(q, k, scale=0.5, **options), q.dtype)
-    np.testing.assert_allclose(out, reference.attention(q, k, v, scale=0.05)[0], atol=1e-5)
+    check_out(out, reference.attention(q, k, v, scale=0.05)[0], q, k, v)
     assert pattern == sparsed.select(q, k, selection_scale=0.5, **options)
     assert sparsed.select(q, k, scale=0.5, **options) == pattern
 
 
 @pytest.mark.parametrize("selection", RULES)
 @pytest.mark.parametrize("rho", [0.0, 1.0, 1, np.float32(0.25)])
-def test_rho_decides_the_count(backend: str, selection: Any, rho: Any) -> None:
+def test_rho_decides_the_count(place: str, selection: Any, rho: Any) -> None:
     q, k, _ = random_qkv(24, 1, 2, 2, 512, 512, 32)
     options: Any = {"prompt_length": 256, "block_size": 32, "rho": rho, "selection": selection}
     pattern = sparsed.select(q, k, **options)
@@ -112,7 +103,7 @@ def test_rho_decides_the_count(backend: str, selection: Any, rho: Any) -> None:
         assert (pattern.to_mask().sum(-1) == expected).all()
 
 
-def test_ties_go_to_the_lower_block(backend: str) -> None:
+def test_ties_go_to_the_lower_block(place: str) -> None:
     q = np.ones((1, 1, 256, 32), np.float32)
     k = np.ones((1, 1, 256, 32), np.float32)
     pattern = sparsed.select(q, k, prompt_length=128, block_size=32, rho=0.3)
@@ -131,20 +122,16 @@ def test_every_backend_selects_the_same(monkeypatch: pytest.MonkeyPatch, selecti
     assert all(pattern == patterns[0] for pattern in patterns)
 
 
-def test_pattern_does_not_depend_on_threads_or_layout(backend: str, dtype: Any, threads: None) -> None:
+def test_views_give_the_pattern_of_copies(place: str, dtype: Any) -> None:
     q, k, _ = random_qkv(26, 2, 4, 2, 300, 300, 64, dtype)
     options: Any = {"prompt_length": 200, "block_size": 32}
-    expected = sparsed.select(q, k, **options)
-    for n in (1, 3):
-        sparsed.set_num_threads(n)
-        assert sparsed.select(q, k, **options) == expected
     tokens_first = [np.ascontiguousarray(x.swapaxes(1, 2)).swapaxes(1, 2) for x in (q, k)]
-    assert sparsed.select(*tokens_first, **options) == expected
+    assert sparsed.select(*tokens_first, **options) == sparsed.select(q, k, **options)
 
 
 @pytest.mark.parametrize("length", [1, 16, 60, 64, 256])
 @pytest.mark.parametrize("prompt_share", [0, 1])
-def test_a_sequence_of_one_part(backend: str, length: int, prompt_share: int) -> None:
+def test_a_sequence_of_one_part(place: str, length: int, prompt_share: int) -> None:
     q, k, v = random_qkv(29, 2, 4, 2, length, length, 32)
     q *= 3
     key_mask = np.ones((2, length), bool)
@@ -169,7 +156,7 @@ def test_a_sequence_of_one_part(backend: str, length: int, prompt_share: int) ->
 
 
 @pytest.mark.parametrize("rho", [0.0, 0.3])
-def test_without_generation_the_last_block_competes(backend: str, rho: float) -> None:
+def test_without_generation_the_last_block_competes(place: str, rho: float) -> None:
     q = np.ones((1, 1, 128, 32), np.float32)
     k = np.concatenate([np.ones((1, 1, 96, 32)), -np.ones((1, 1, 32, 32))], axis=2).astype(np.float32)
     for selection, last in (("paper", False), ("reference", True)):  # the authors' code takes it for generated
@@ -178,7 +165,7 @@ def test_without_generation_the_last_block_competes(backend: str, rho: float) ->
 
 
 @pytest.mark.parametrize("shape", [(1, 2, 0), (0, 2, 40), (1, 0, 40)])
-def test_empty_arrays_select_nothing(shape: tuple[int, int, int]) -> None:
+def test_empty_arrays_select_nothing(place: str, shape: tuple[int, int, int]) -> None:
     batch, heads, length = shape
     q, k, v = random_qkv(27, batch, heads, heads, length, length, 16)
     out, pattern = sparsed.attention_and_select(q, k, v, prompt_length=0, block_size=16)
@@ -188,7 +175,7 @@ def test_empty_arrays_select_nothing(shape: tuple[int, int, int]) -> None:
     assert sparsed.select(q, k, prompt_length=0, block_size=16) == pattern
 
 
-def test_nan_inputs_end(backend: str) -> None:
+def test_nan_inputs_end(place: str) -> None:
     q, k, v = random_qkv(28, 1, 1, 1, 100, 100, 16)
     q[0, 0, 3], k[0, 0, 50] = np.nan, np.nan
     out, pattern = sparsed.attention_and_select(q, k, v, prompt_length=50, block_size=16)

@@ -2,65 +2,42 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
-import pytest
 
 import sparsed
-
-DATA = Path(__file__).parents[1] / "data"
-CASES = ("llada_b32", "llada_b128", "dream_b32", "dream_margin", "dream_tail")
-BACKENDS = [backend.name for backend in sparsed.backends() if backend.available]
+from goldens import Golden
+from tolerances import check_golden_logits
 
 
-@pytest.fixture(params=BACKENDS)
-def isa(request, monkeypatch):
-    monkeypatch.setenv("SPARSED_ISA", request.param)
-    return request.param
-
-
-@pytest.fixture(params=CASES)
-def golden(request):
-    folder = DATA / request.param
-    with np.load(folder / "goldens.npz") as arrays:
-        return folder, json.loads((folder / "meta.json").read_text()), dict(arrays)
-
-
-def pattern_attend(patterns, block_size, length):
+def pattern_attend(golden: Golden) -> Callable[..., Any]:
     """Attention on the golden blocks."""
+    length = golden.arrays["sparse_x"].shape[1]
     layers = [
-        sparsed.BlockPattern.from_mask(mask[None], block_size=block_size, q_len=length, kv_len=length)
-        for mask in patterns
+        sparsed.BlockPattern.from_mask(mask[None], block_size=golden.meta["block_size"], q_len=length, kv_len=length)
+        for mask in golden.arrays["pattern"]
     ]
     return lambda layer, q, k, v, key_mask=None: sparsed.attention(q, k, v, layers[layer], key_mask=key_mask)
 
 
-def test_dense_logits(isa, golden):
-    folder, _, arrays = golden
-    model = sparsed.load_model(folder)
-    positions = np.arange(arrays["prompt"].shape[1] - 1, arrays["dense_x"].shape[1])
-    for step, (ids, expected) in enumerate(zip(arrays["dense_x"], arrays["dense_logits"], strict=True)):
-        logits = model.forward(ids[None], positions=positions)[0]
-        np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-3, err_msg=f"step {step}")
+def test_dense_logits(golden: Golden, backend: str) -> None:
+    model = sparsed.load_model(golden.folder)
+    for step, (ids, expected) in enumerate(golden.steps("dense")):
+        check_golden_logits(model.forward(ids, positions=golden.positions)[0], expected, step)
 
 
-def test_sparse_logits(isa, golden):
-    folder, meta, arrays = golden
-    model = sparsed.load_model(folder)
-    length = arrays["sparse_x"].shape[1]
-    positions = np.arange(arrays["prompt"].shape[1] - 1, length)
-    sparse = pattern_attend(arrays["pattern"], meta["block_size"], length)
-    select_step = int(meta["steps"] * meta["skip"]) + 1
-    for step, (ids, expected) in enumerate(zip(arrays["sparse_x"], arrays["sparse_logits"], strict=True)):
-        logits = model.forward(ids[None], attend=sparse if step > select_step else None, positions=positions)[0]
-        np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-3, err_msg=f"step {step}")
+def test_sparse_logits(golden: Golden, backend: str) -> None:
+    model = sparsed.load_model(golden.folder)
+    sparse = pattern_attend(golden)
+    for step, (ids, expected) in enumerate(golden.steps("sparse")):
+        attend = sparse if step > golden.select_step else None
+        check_golden_logits(model.forward(ids, attend=attend, positions=golden.positions)[0], expected, step)
 
 
-def test_bfloat16_is_close(isa, golden):
-    folder, _, arrays = golden
-    positions = np.arange(arrays["prompt"].shape[1] - 1, arrays["dense_x"].shape[1])
-    logits = sparsed.load_model(folder, dtype="bfloat16").forward(arrays["dense_x"][:1], positions=positions)[0]
-    expected = arrays["dense_logits"][0]
+def test_bfloat16_is_close(golden: Golden, backend: str) -> None:
+    model = sparsed.load_model(golden.folder, dtype="bfloat16")
+    ids, expected = golden.steps("dense")[0]
+    logits = model.forward(ids, positions=golden.positions)[0]
     assert np.sqrt(np.mean((logits - expected) ** 2)) < 0.05 * np.sqrt(np.mean(expected**2))

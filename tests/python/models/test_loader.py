@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 import sparsed
+from paths import DATA
 from tiny_checkpoint import BFLOAT16, PUBLISHED, random_tensors, tiny_config, write_checkpoint
 
-DATA = Path(__file__).parents[1] / "data"
 IDS = np.arange(12)[None]
 
 

@@ -10,6 +10,7 @@ import pytest
 import sparsed
 from sparsed.models import ConfigReader, ModelConfig, find_architecture, tensor_shapes
 from tiny_checkpoint import BFLOAT16, PUBLISHED, random_tensors, reference_logits, tiny_config, write_checkpoint
+from tolerances import TINY_LOGITS
 
 
 def make(tmp_path, name, dtype="float32", stored=np.float32, **changes):
@@ -29,7 +30,7 @@ def test_published_configs_run_in_float32(tmp_path, name, stored):
     ids = random_ids()
     logits = model.forward(ids)
     assert logits.dtype == np.float32
-    np.testing.assert_allclose(logits, reference_logits(values, tensors, ids), atol=2e-4)
+    np.testing.assert_allclose(logits, reference_logits(values, tensors, ids), atol=TINY_LOGITS)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -57,7 +58,7 @@ def test_published_configs_run_in_bfloat16(tmp_path, name, stored):
 def test_variants_that_the_published_code_defines(tmp_path, name, changes):
     model, values, tensors = make(tmp_path, name, **changes)
     ids = random_ids() % 90
-    np.testing.assert_allclose(model.forward(ids), reference_logits(values, tensors, ids), atol=2e-4)
+    np.testing.assert_allclose(model.forward(ids), reference_logits(values, tensors, ids), atol=TINY_LOGITS)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -142,7 +143,7 @@ def test_position_ids_turn_the_rotary_embedding(tmp_path):
     ids = random_ids()
     positions = np.stack([np.arange(21) * 3, np.arange(21)[::-1]])
     np.testing.assert_allclose(
-        model.forward(ids, position_ids=positions), reference_logits(values, tensors, ids, positions), atol=2e-4
+        model.forward(ids, position_ids=positions), reference_logits(values, tensors, ids, positions), atol=TINY_LOGITS
     )
     shared = model.forward(ids, position_ids=positions[0])
     assert np.array_equal(shared, model.forward(ids, position_ids=np.stack([positions[0]] * 2)))
@@ -158,7 +159,7 @@ def test_key_mask(tmp_path, name, counts):
     if counts:
         positions[0] = np.maximum(np.arange(21) - 6, 0)
     expected = reference_logits(values, tensors, ids, positions, mask)
-    np.testing.assert_allclose(model.forward(ids, key_mask=mask)[mask], expected[mask], atol=2e-4)
+    np.testing.assert_allclose(model.forward(ids, key_mask=mask)[mask], expected[mask], atol=TINY_LOGITS)
 
 
 @pytest.mark.parametrize("name", ["llada_8b", "dream_7b"])

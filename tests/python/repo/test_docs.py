@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import sparsed
+from paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 DRAWINGS = ROOT / "docs" / "drawings"
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 import sparsed
+from paths import ROOT
 from sparsed.apps.demo import demo_model_folder
 
-ROOT = Path(__file__).parents[2]
 QUESTION = "the sun is yellow . the magic number for zileba is {} . question : what are the magic numbers for zileba ?"
 
 # A small Ray of its own on this machine, then the example.

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 import sparsed
+from paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 CSRC = ROOT / "csrc"
 PACKAGE = ROOT / "python" / "sparsed"
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 import sparsed
+from paths import DATA, ROOT
 from sparsed.apps import cli
 
-ROOT = Path(__file__).parents[2]
 SECTION = re.compile(r"^## (.+?)\n(.*?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SCRIPTS = [
@@ -41,7 +41,7 @@ def torch_checkpoints(monkeypatch: pytest.MonkeyPatch, transformers: Any) -> lis
 
     def dream(name: str, **kwargs: Any) -> Any:
         names.append(name)
-        model = torch_models.load(ROOT / "tests" / "data" / "dream_b32")
+        model = torch_models.load(DATA / "dream_b32")
 
         def diffusion_generate(ids: Any, max_new_tokens: int, steps: int, alg: str) -> Any:
             ids = torch.cat([ids, torch.full((1, max_new_tokens), 197)], dim=1)

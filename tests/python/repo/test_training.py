@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import sparsed  # noqa: E402
 from sparsed.apps.eval import SmallStyle, TaskSet  # noqa: E402
