@@ -226,6 +226,7 @@ def test_demo_counts_whole_answers() -> None:
     assert result.right == 2
 
 
+@pytest.mark.slow
 def test_demo_runs_and_reports(capsys) -> None:
     options = DemoOptions(length=256, prompts=2, needles=3, questions=1)
     report = run_demo(options, progress=True)

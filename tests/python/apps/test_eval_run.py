@@ -116,6 +116,7 @@ def test_ablate(capsys, tmp_path) -> None:
         assert any(line.startswith(name) for line in out.splitlines())
 
 
+@pytest.mark.slow
 def test_heads(capsys, tmp_path) -> None:
     options = ["--lengths", "300", "--tasks", "niah_single_1", "vt", "--samples", "1", "--out", str(tmp_path)]
     status, out, _err = run(capsys, "heads", *options)

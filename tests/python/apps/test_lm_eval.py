@@ -104,6 +104,7 @@ def run_harness(tmp_path, tasks, names, model_args, *more):
     return json.loads(results.read_text())["results"]
 
 
+@pytest.mark.slow
 def test_every_output_type(tmp_path, tasks):
     sparse = "sparse=true,min_length=0,block_size=16,rho=0.9,skip=0.5"
     model_args = f"pretrained={MODEL},mc_num=8,is_check_greedy=false,steps=8,{sparse}"
@@ -114,6 +115,7 @@ def test_every_output_type(tmp_path, tasks):
     assert results["local_texts"]["word_perplexity,none"] > 1
 
 
+@pytest.mark.slow
 def test_flags_of_the_harness(tmp_path, tasks):
     """What every model of lm-eval is given: the demo model's template has no role of the system."""
     folder = tmp_path / "model"

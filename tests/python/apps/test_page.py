@@ -18,6 +18,8 @@ import sparsed
 from browser import Browser, find_browser
 from generations import HOSTILE, demo_generation, hostile_generation
 
+pytestmark = pytest.mark.slow
+
 WIDTHS = (1280, 390)
 NOW = "Number(document.getElementById('slider').value)"
 OPEN = "document.querySelectorAll('.token.open').length"

@@ -156,6 +156,7 @@ print(status("VmHWM") - before, model.nbytes)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [["engine=native"], ["engine=torch"], ["engine=torch", "dtype=bfloat16"]], ids=str)
 def test_loading_holds_the_model_and_one_shard(tmp_path, options):
     sizes = dict(d_model=512, n_heads=8, n_layers=8, mlp_hidden_size=1536, n_kv_heads=8)

@@ -89,6 +89,7 @@ def test_accelerate(name: str, padded: bool) -> None:
         torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_compile_has_no_graph_break() -> None:
     torch.compiler.reset()

@@ -55,6 +55,7 @@ class Stateless:
         return sparsed.attention(q, k, v, key_mask=key_mask, scale=scale)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by_token", [False, True])
 def test_opcheck(by_token: bool) -> None:
     q, k, v = tensors(by_token)
@@ -87,6 +88,7 @@ class Model(torch.nn.Module):
         return out.transpose(1, 2).flatten(2) + x
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
 def test_compile_has_no_graph_break(backend: str) -> None:

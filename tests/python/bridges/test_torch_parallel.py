@@ -32,6 +32,7 @@ def config_of(values):
 
 
 # dream_b32 has 4 heads that share 2 key/value heads, dream_margin 4 that share 1: both processes hold that one.
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llada_b32", "dream_b32", "dream_margin"])
 def test_two_processes_give_the_tokens_of_one(tmp_path, name):
     commands = [[sys.executable, str(WORKER), str(rank), "2", str(tmp_path), name] for rank in range(2)]

@@ -13,6 +13,8 @@ import pytest
 pytest.importorskip("ipykernel")
 manager = pytest.importorskip("jupyter_client.manager")
 
+pytestmark = pytest.mark.slow
+
 SECONDS = 120
 SETUP = """
 import pathlib, sys, time

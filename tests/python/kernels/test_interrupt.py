@@ -83,6 +83,7 @@ def test_the_cache_is_as_before() -> None:
     assert other.pattern(0).heads == 1
 
 
+@pytest.mark.slow
 def test_a_handler_that_goes_on_does_not_stop_the_call() -> None:
     caught = []
     signal.signal(signal.SIGALRM, lambda number, frame: caught.append(number))

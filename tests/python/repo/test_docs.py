@@ -31,6 +31,7 @@ def test_every_drawing_is_shown() -> None:
 PAGES = [page for page in sorted((ROOT / "docs").glob("*.md")) if "```{doctest}" in page.read_text()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_sessions_of_the_pages_with_the_messages_of_their_errors(page: Path) -> None:
     session = "\n".join(re.findall(r"^```\{doctest\}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL))

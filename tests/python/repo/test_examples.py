@@ -31,6 +31,7 @@ def environment(**variables):
     return os.environ | {"PYTHONPATH": path} | variables
 
 
+@pytest.mark.slow
 def test_tensor_parallel():
     pytest.importorskip("torch")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -43,6 +44,7 @@ def test_tensor_parallel():
     assert run.stdout == "zileba is 567 ;\n"
 
 
+@pytest.mark.slow
 def test_ray_data(tmp_path):
     pytest.importorskip("ray.data")
     answers = {QUESTION.format(number): f"zileba is {number} ;" for number in ("107", "567", "987")}

@@ -129,6 +129,29 @@ def test_imports_go_one_way(path: Path) -> None:
             assert ROOMS.index(imported) <= ROOMS.index(room), f"{relative} imports {module}"
 
 
+TESTS = ROOT / "tests" / "python"
+TEST_FILES = sorted(TESTS.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", TEST_FILES, ids=lambda path: str(path.relative_to(TESTS)))
+def test_no_test_imports_a_test(path: Path) -> None:
+    """Tests share what stands in helper modules and in fixtures, so that each file can be read and run apart."""
+    tests = {file.stem for file in TEST_FILES if file.name.startswith("test_")}
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module or "", *(alias.name for alias in node.names)]
+        assert not {part for name in names for part in name.split(".")} & tests, f"{path} imports {names}"
+
+
+def test_names_of_test_files_are_unique() -> None:
+    """pytest imports them by their names."""
+    names = [path.name for path in TEST_FILES]
+    assert len(set(names)) == len(names)
+
+
 def test_drawing_is_imported_when_it_is_asked_for() -> None:
     script = "import sparsed, sys; print([name for name in sys.modules if 'matplotlib' in name or 'pictures.' in name])"
     done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)

@@ -83,6 +83,7 @@ def test_the_sections_are_there() -> None:
     assert expected <= {title for title, _ in SCRIPTS}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("number", range(len(SCRIPTS)), ids=[title for title, _ in SCRIPTS])
 def test_script(
@@ -102,6 +103,7 @@ def test_script(
     assert "print(found)" not in script or "DreamAttention" in printed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", LINES, ids=" ".join)
 def test_line(line: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("LLaDA-8B-Instruct", "MODEL_DIR"):

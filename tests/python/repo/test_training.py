@@ -87,6 +87,7 @@ def test_selected_patterns_are_those_of_the_library() -> None:
 # --- training --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_training_resumes_to_the_bit_and_exports(tmp_path) -> None:
     whole = train.Trainer(tmp_path / "whole", OPTIONS)
     whole.train()
