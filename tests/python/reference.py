@@ -45,9 +45,9 @@ def scores(q: Array, k: Array, scale: float) -> Array:
     return scale * (q.astype(np.float64) @ keys.swapaxes(2, 3))
 
 
-def softmax(s: Array, visible: Array) -> tuple[Array, Array]:
+def softmax(s: Array, visible: Array | bool = True) -> tuple[Array, Array]:
     """Probabilities and log-sum-exp over the visible keys: 0 and -inf in rows without one."""
-    s = np.where(visible, s, -np.inf)
+    s = np.where(visible, s.astype(np.float64), -np.inf)
     peak = np.maximum(s.max(-1, keepdims=True, initial=-np.inf), -1e300)
     weights = np.exp(s - peak)
     total = weights.sum(-1, keepdims=True)

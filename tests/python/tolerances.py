@@ -18,8 +18,10 @@ OUT_FLOOR = {"float32": 2e-6, "float16": 1e-3, "bfloat16": 8e-3}
 LSE = {"float32": 1e-5, "float16": 1e-5, "bfloat16": 4e-3}
 # A row whose k-th and next block differ by less relative mass may be decided by rounding.
 CLOSE_BLOCKS = {"float32": 1e-4, "float16": 1e-4, "bfloat16": 5e-3}
-# Two float32 results that sum in another order.
+# Two float32 results of attention that sum in another order.
 ORDER = 2e-5
+# float32 results of a whole model by two engines.
+ENGINES = 1e-4
 # float32 logits of a tiny model against its float64 reference.
 TINY_LOGITS = 2e-4
 # float32 logits of the golden cases: the published code computed them in float32 too, in another order.

@@ -105,7 +105,7 @@ def run_harness(tmp_path, tasks, names, model_args, *more):
 
 
 @pytest.mark.slow
-def test_every_output_type(tmp_path, tasks):
+def test_every_output_type(tmp_path, tasks) -> None:
     sparse = "sparse=true,min_length=0,block_size=16,rho=0.9,skip=0.5"
     model_args = f"pretrained={MODEL},mc_num=8,is_check_greedy=false,steps=8,{sparse}"
     names = "local_generate,local_choice,local_texts"
@@ -116,7 +116,7 @@ def test_every_output_type(tmp_path, tasks):
 
 
 @pytest.mark.slow
-def test_flags_of_the_harness(tmp_path, tasks):
+def test_flags_of_the_harness(tmp_path, tasks) -> None:
     """What every model of lm-eval is given: the demo model's template has no role of the system."""
     folder = tmp_path / "model"
     folder.mkdir()
@@ -135,7 +135,7 @@ def test_flags_of_the_harness(tmp_path, tasks):
     assert results["local_choice"]["acc,none"] == 1
 
 
-def test_no_lm_eval(tmp_path):
+def test_no_lm_eval(tmp_path) -> None:
     """Where it is not installed, the command says how to get it."""
     (tmp_path / "lm_eval.py").write_text("raise ModuleNotFoundError(\"No module named 'lm_eval'\", name='lm_eval')")
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
@@ -157,7 +157,7 @@ def ask():
 
 
 @pytest.mark.parametrize("options", [{}, {"sparse": sparsed.SparseConfig(block_size=16, rho=0.9, min_length=0)}])
-def test_batches_give_what_each_text_gets_alone(options):
+def test_batches_give_what_each_text_gets_alone(options) -> None:
     texts = {}
     for batch_size in (1, 3):
         lm = SparsedLM(MODEL, batch_size=batch_size, **options)
@@ -166,7 +166,7 @@ def test_batches_give_what_each_text_gets_alone(options):
     assert texts[1] == texts[3] == [f"{name} is {number} ;" for name, number in FACTS.items()]
 
 
-def test_generation_options(monkeypatch, caplog):
+def test_generation_options(monkeypatch, caplog) -> None:
     calls = []
 
     def note(model, prompts, **options):
@@ -197,14 +197,14 @@ def test_generation_options(monkeypatch, caplog):
     assert made["sampler"] == sparsed.LLaDASampler()
 
 
-def test_stop_strings():
+def test_stop_strings() -> None:
     request = requests_of("generate_until", (ask()[0], {"until": [" 701", " 107"], "max_gen_toks": 8}))
     assert SparsedLM(MODEL).generate_until(request, disable_tqdm=True) == ["zileba is"]
     assert SparsedLM(MODEL, escape_until=True).generate_until(request, disable_tqdm=True) == ["zileba is 107 ;"]
 
 
 @pytest.mark.parametrize("until", [["<|end|>"], ["is", "<|end|>"], ["<|end|>", "sun<|"], [" sun", ""]], ids=str)
-def test_special_tokens_stop_a_text(tmp_path, until):
+def test_special_tokens_stop_a_text(tmp_path, until) -> None:
     """Decoded texts do not show them."""
     lm = SparsedLM(write_folder(tmp_path))
     ids = np.array(lm.tok_encode("the sun<|end|> is yellow"))
@@ -221,18 +221,18 @@ def test_special_tokens_stop_a_text(tmp_path, until):
         ({"steps": 4}, ValueError, "generate_until: steps given, expected only gen_kwargs among .*--model_args"),
     ],
 )
-def test_refused_gen_kwargs(joined, gen_kwargs, error, message):
+def test_refused_gen_kwargs(joined, gen_kwargs, error, message) -> None:
     with pytest.raises(error, match=message):
         SparsedLM(joined).generate_until(requests_of("generate_until", ("ac", gen_kwargs)), disable_tqdm=True)
 
 
-def test_a_value_of_none_is_an_absent_one(joined):
+def test_a_value_of_none_is_an_absent_one(joined) -> None:
     lm = SparsedLM(joined, max_length=512)
     none = dict.fromkeys(("until", "max_gen_toks", "temperature", "do_sample", "top_p"))
     assert lm._job(0, "ac", none) == lm._job(0, "ac", {})
 
 
-def test_dream_generates(dream):
+def test_dream_generates(dream) -> None:
     lm = SparsedLM(dream, batch_size=2, alg="maskgit_plus", temperature=0.1, top_p=0.9)
     assert isinstance(lm.sampler, sparsed.DreamSampler)
     requests = requests_of("generate_until", *[(text, {"max_gen_toks": 4}) for text in ("", "the sun", "the sky is")])
@@ -240,7 +240,7 @@ def test_dream_generates(dream):
     assert once == again and len(once) == 3
 
 
-def test_a_task_decides_what_the_sampler_has(dream):
+def test_a_task_decides_what_the_sampler_has(dream) -> None:
     lm = SparsedLM(dream, top_k=7)
     job = lm._job(0, "the sun", {"max_gen_toks": 4, "temperature": 0.2, "top_p": 0.95, "top_k": 5})
     assert dict(job.sampling) == {"temperature": 0.2, "top_p": 0.95}  # the model's own top_k stays
@@ -250,7 +250,7 @@ def test_a_task_decides_what_the_sampler_has(dream):
 
 
 @pytest.mark.parametrize("engine", ["native", "torch"])
-def test_loglikelihood(engine, monkeypatch):
+def test_loglikelihood(engine, monkeypatch) -> None:
     if engine == "torch":
         torch = pytest.importorskip("torch")
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -284,7 +284,7 @@ def test_loglikelihood(engine, monkeypatch):
         ("", "<bos>c", ["<bos>"], ["c"]),
     ],
 )
-def test_tokens_that_span_the_join(joined, context, continuation, before, behind):
+def test_tokens_that_span_the_join(joined, context, continuation, before, behind) -> None:
     lm = SparsedLM(joined, mc_num=2)
     ((value, greedy),) = lm.loglikelihood(requests_of("loglikelihood", (context, continuation)), disable_tqdm=True)
     prefix, target = ([lm.tokenizer.token_id(token) for token in tokens] for tokens in (before, behind))
@@ -293,13 +293,13 @@ def test_tokens_that_span_the_join(joined, context, continuation, before, behind
 
 
 @pytest.mark.parametrize(("context", "continuation"), [("a", ""), ("", ""), ("", "<bos>")])
-def test_a_continuation_without_tokens(joined, context, continuation):
+def test_a_continuation_without_tokens(joined, context, continuation) -> None:
     request = requests_of("loglikelihood", ("a", "b"), (context, continuation))
     with pytest.raises(ValueError, match=f"loglikelihood: the continuation '{continuation}' of '{context}' has no tok"):
         SparsedLM(joined, mc_num=2).loglikelihood(request, disable_tqdm=True)
 
 
-def test_dream_likelihoods_are_shifted(dream):
+def test_dream_likelihoods_are_shifted(dream) -> None:
     lm = SparsedLM(dream, mc_num=2, add_bos_token=True)
     ((value, greedy),) = lm.loglikelihood(requests_of("loglikelihood", ("the", " sun")), disable_tqdm=True)
     model = sparsed.load_model(dream)
@@ -309,7 +309,7 @@ def test_dream_likelihoods_are_shifted(dream):
     assert greedy == (int(np.argmax(logits)) == sun[0])
 
 
-def test_rolling_windows_follow_each_other(dream):
+def test_rolling_windows_follow_each_other(dream) -> None:
     """64 tokens at most: a longer text is split, each part behind as much context as there is room for."""
     lm = SparsedLM(dream, mc_num=4, batch_size=4)
     text = "the sun is yellow . " * 20
@@ -321,7 +321,7 @@ def test_rolling_windows_follow_each_other(dream):
     assert len(ids) == 100 and value == pytest.approx(expected, rel=1e-5)
 
 
-def test_long_contexts_lose_their_beginning(dream, caplog):
+def test_long_contexts_lose_their_beginning(dream, caplog) -> None:
     lm = SparsedLM(dream, mc_num=2, is_check_greedy=False)
     context = "the sky is blue . " * 20
     ((value, _),) = lm.loglikelihood(requests_of("loglikelihood", (context, " sun")), disable_tqdm=True)

@@ -61,14 +61,14 @@ def requests_of(kind, *arguments):
 
 
 @given(text=TEXTS, marks=st.sampled_from([None, True, False]), truncate=st.sampled_from([None, 3]))
-def test_tokens_of_a_text(pair, text, marks, truncate):
+def test_tokens_of_a_text(pair, text, marks, truncate) -> None:
     hf, lm = pair
     assert lm.tok_encode(text, marks, truncate) == hf.tok_encode(text, marks, truncate)
 
 
 @pytest.mark.parametrize("kind", ["bytes", "bytes_bos"])
 @pytest.mark.parametrize("add_bos_token", [True, False])
-def test_add_bos_token(tmp_path, kind, add_bos_token):
+def test_add_bos_token(tmp_path, kind, add_bos_token) -> None:
     hf, lm = make_pair(write_folder(tmp_path, kind), add_bos_token=add_bos_token)
     for text in ("", "the sun", "<bos>the sun", " <bos>the sun", "<bos><bos>", "<eos>"):
         for marks in (None, True, False):
@@ -85,7 +85,7 @@ def hf_split(hf, context, continuation):
 
 
 @given(context=TEXTS, continuation=TEXTS)
-def test_contexts_and_continuations_are_split_alike(pair, context, continuation):
+def test_contexts_and_continuations_are_split_alike(pair, context, continuation) -> None:
     hf, lm = pair
     try:
         before, behind = hf_split(hf, context, continuation)
@@ -106,7 +106,7 @@ def test_contexts_and_continuations_are_split_alike(pair, context, continuation)
 
 
 @pytest.mark.parametrize(("context", "continuation"), [("", ""), ("the sun", ""), ("", "<bos>")])
-def test_a_continuation_without_tokens_is_refused_by_both(folder, context, continuation):
+def test_a_continuation_without_tokens_is_refused_by_both(folder, context, continuation) -> None:
     hf, lm = make_pair(folder)
     request = requests_of("loglikelihood", (context, continuation))
     with pytest.raises((AssertionError, IndexError)):
@@ -116,7 +116,7 @@ def test_a_continuation_without_tokens_is_refused_by_both(folder, context, conti
 
 
 @pytest.mark.parametrize("length", [0, 5, LENGTH, 3 * LENGTH])
-def test_rolling_texts_have_the_same_tokens(pair, length):
+def test_rolling_texts_have_the_same_tokens(pair, length) -> None:
     hf, lm = pair
     text = "<|end|>" * length
     scored = {}
@@ -133,7 +133,7 @@ def test_rolling_texts_have_the_same_tokens(pair, length):
 
 
 @pytest.mark.parametrize("prefix_token_id", [None, 5])
-def test_special_tokens_of_the_model(pair, folder, prefix_token_id):
+def test_special_tokens_of_the_model(pair, folder, prefix_token_id) -> None:
     hf, lm = pair if prefix_token_id is None else make_pair(folder, prefix_token_id=prefix_token_id)
     assert (lm.prefix_token_id, lm.eot_token_id) == (hf.prefix_token_id, hf.eot_token_id)
     assert lm.max_length == hf.max_length == LENGTH
@@ -151,7 +151,7 @@ CONTENTS = ["", " ", "\n", "Answer:", "Answer: ", "  Answer", "def f():\n    ", 
 
 @pytest.mark.parametrize("template", [TEMPLATE, STRICT, SILENT], ids=["open", "strict", "silent"])
 @pytest.mark.parametrize("add_generation_prompt", [True, False])
-def test_conversations(tmp_path, template, add_generation_prompt):
+def test_conversations(tmp_path, template, add_generation_prompt) -> None:
     hf, lm = make_pair(write_folder(tmp_path, template=template))
     for system in ([], [{"role": "system", "content": "be brief"}]):
         for content in CONTENTS:
@@ -166,7 +166,7 @@ def test_conversations(tmp_path, template, add_generation_prompt):
                     assert lm.apply_chat_template(chat, add_generation_prompt) == expected, chat
 
 
-def test_a_conversation_of_the_system_only(tmp_path):
+def test_a_conversation_of_the_system_only(tmp_path) -> None:
     hf, lm = make_pair(write_folder(tmp_path, template=STRICT))
     for model in (hf, lm):
         with pytest.raises(ValueError, match="empty"):
@@ -182,13 +182,13 @@ def test_a_conversation_of_the_system_only(tmp_path):
         {"chat_template_args": {"bos_token": "BOS"}},
     ],
 )
-def test_variables_of_the_template(folder, options):
+def test_variables_of_the_template(folder, options) -> None:
     hf, lm = make_pair(folder, **options)
     chat = [{"role": "user", "content": "q"}]
     assert lm.apply_chat_template(chat) == hf.apply_chat_template(chat)
 
 
-def test_thinking_has_no_likelihood(folder):
+def test_thinking_has_no_likelihood(folder) -> None:
     options = {"enable_thinking": True, "think_end_token": "</think>"}
     for model in make_pair(folder, **options):
         with pytest.raises(ValueError, match="enable_thinking"):
@@ -226,7 +226,7 @@ STOPS = ["\n\n", "\n", "<|end|>", "<eos>", "<|end|>\n", "sun", "un is", " ", "is
     written=st.lists(st.sampled_from(PIECES), max_size=6).map("".join),
     until=st.lists(st.sampled_from(STOPS), max_size=3),
 )
-def test_texts_end_alike(pair, written, until):
+def test_texts_end_alike(pair, written, until) -> None:
     hf, lm = pair
     ids = hf.tokenizer.encode(written, add_special_tokens=False)
     expected = hf_text(hf, ids, {"until": list(until), "max_gen_toks": 32})
@@ -234,7 +234,7 @@ def test_texts_end_alike(pair, written, until):
 
 
 @pytest.mark.parametrize("until", ["\n", ["\n"], [], None, ...], ids=str)
-def test_forms_of_until(folder, until):
+def test_forms_of_until(folder, until) -> None:
     hf, lm = make_pair(folder)
     ids = hf.tokenizer.encode("the sun\nis yellow<eos> a", add_special_tokens=False)
     gen_kwargs = {"max_gen_toks": 32} | ({} if until is ... else {"until": until})
@@ -247,7 +247,7 @@ def test_forms_of_until(folder, until):
 
 @pytest.mark.parametrize("think_end", ["</think>", "<|end|>", 4, "4"], ids=repr)
 @pytest.mark.parametrize("written", ["a b</think> c", "a\n\nb</think>\n\nc", "a<|end|> b<|end|> c", "no end", ""])
-def test_the_answer_begins_after_the_thinking(folder, think_end, written):
+def test_the_answer_begins_after_the_thinking(folder, think_end, written) -> None:
     hf, lm = make_pair(folder, think_end_token=think_end)
     if think_end == "<|end|>":  # hf finds a special token by its id only: its decoded text does not have it
         hf.think_end_token = 4
@@ -255,14 +255,14 @@ def test_the_answer_begins_after_the_thinking(folder, think_end, written):
     assert lm._answers.text(np.array(ids, np.int64), []) == hf_text(hf, ids, {"until": [], "max_gen_toks": 32})
 
 
-def test_stop_strings_do_not_end_the_thinking(folder):
+def test_stop_strings_do_not_end_the_thinking(folder) -> None:
     lm = SparsedLM(folder, think_end_token="</think>")
     ids = np.array(lm.tok_encode("a\n\nb<|end|></think>c d\n\ne"))
     assert lm._answers.text(ids, ["\n\n", "<|end|>"]) == "c d"
 
 
 @pytest.mark.parametrize("size", [3, LENGTH - 8, LENGTH, 2 * LENGTH])
-def test_contexts_are_truncated_alike(pair, size, monkeypatch):
+def test_contexts_are_truncated_alike(pair, size, monkeypatch) -> None:
     hf, lm = pair
     context = "<|end|> " * size
     handed = []
@@ -287,7 +287,7 @@ def test_contexts_are_truncated_alike(pair, size, monkeypatch):
     ],
     ids=str,
 )
-def test_numbers_of_new_tokens(folder, gen_kwargs):
+def test_numbers_of_new_tokens(folder, gen_kwargs) -> None:
     hf, lm = make_pair(folder, max_length=512)
     lengths = []
     hf._model_generate = lambda context, max_length, **_: lengths.append(max_length - context.shape[1]) or context
@@ -297,7 +297,7 @@ def test_numbers_of_new_tokens(folder, gen_kwargs):
 
 @pytest.mark.parametrize("do_sample", [True, False, ...])
 @pytest.mark.parametrize("temperature", [0.0, 0.5, ...])
-def test_the_same_tasks_sample(folder, do_sample, temperature):
+def test_the_same_tasks_sample(folder, do_sample, temperature) -> None:
     hf, lm = make_pair(folder)
     given = {"do_sample": do_sample, "temperature": temperature, "max_gen_toks": 4}
     gen_kwargs = {name: value for name, value in given.items() if value is not ...}
@@ -314,7 +314,7 @@ def test_the_same_tasks_sample(folder, do_sample, temperature):
         assert dict(job.sampling) == {"temperature": options["temperature"]}
 
 
-def test_names_that_nobody_knows_are_refused(folder, caplog):
+def test_names_that_nobody_knows_are_refused(folder, caplog) -> None:
     hf, lm = make_pair(folder)
     caplog.clear()
     gen_kwargs = {"max_gen_toks": 4, "block_length": 4}

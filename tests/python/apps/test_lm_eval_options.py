@@ -68,7 +68,7 @@ def requests_of(kind, *arguments):
     ],
     ids=lambda value: str(value)[:40] if isinstance(value, dict) else "",
 )
-def test_refused_values(options, message):
+def test_refused_values(options, message) -> None:
     with pytest.raises(ValueError, match=message):
         SparsedLM(MODEL, **options)
 
@@ -86,12 +86,12 @@ def test_refused_values(options, message):
         ({"sparse": 1}, "SparsedLM: sparse is 1, expected True, False, a name"),
     ],
 )
-def test_refused_types(options, message):
+def test_refused_types(options, message) -> None:
     with pytest.raises(TypeError, match=message):
         SparsedLM(MODEL, **options)
 
 
-def test_arguments_of_the_hf_backend_that_ask_for_nothing_special():
+def test_arguments_of_the_hf_backend_that_ask_for_nothing_special() -> None:
     asked = "trust_remote_code=True,backend=causal,revision=main,truncation=False,logits_cache=False,parallelize=False"
     asked += ",use_fast_tokenizer=True,softmax_dtype=float32,peft=None,dtype=auto,add_bos_token=False"
     flags = {"batch_size": "2", "max_batch_size": None, "device": "cpu"}
@@ -100,13 +100,13 @@ def test_arguments_of_the_hf_backend_that_ask_for_nothing_special():
 
 
 @pytest.mark.parametrize(("device", "warns"), [("cuda:0", True), ("cpu", False), (None, False)])
-def test_the_native_engine_says_that_it_uses_no_device(folder, device, warns, caplog):
+def test_the_native_engine_says_that_it_uses_no_device(folder, device, warns, caplog) -> None:
     SparsedLM(folder, device=device)
     assert ("but engine=native runs on the CPU" in caplog.text) == warns
 
 
 @pytest.mark.parametrize(("named", "expected"), [("bfloat16", "bfloat16"), ("float32", "float32"), (..., "float32")])
-def test_dtype_auto_is_that_of_the_checkpoint(tmp_path, folder, named, expected):
+def test_dtype_auto_is_that_of_the_checkpoint(tmp_path, folder, named, expected) -> None:
     tokens = {"mask_token_id": 3, "eos_token_id": 2, "pad_token_id": 0, "bos_token_id": 1}
     write_checkpoint(tmp_path, tiny_config("dream_7b", torch_dtype=named, **tokens))
     for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -114,14 +114,14 @@ def test_dtype_auto_is_that_of_the_checkpoint(tmp_path, folder, named, expected)
     assert SparsedLM(tmp_path, dtype="auto").model.dtype == expected
 
 
-def test_subfolder_and_tokenizer(tmp_path, folder):
+def test_subfolder_and_tokenizer(tmp_path, folder) -> None:
     write_folder(tmp_path / "words", "words")
     lm = SparsedLM(tmp_path, subfolder="words")
     assert lm.tokenizer.vocab_size == sparsed.load_tokenizer(tmp_path / "words").vocab_size
     assert SparsedLM(MODEL, tokenizer=folder).tok_encode("naïve") == SparsedLM(folder).tok_encode("naïve")
 
 
-def test_a_bos_token_that_is_not_there(tmp_path, caplog):
+def test_a_bos_token_that_is_not_there(tmp_path, caplog) -> None:
     write_folder(tmp_path)
     settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
     del settings["bos_token"], settings["eos_token"]
@@ -136,7 +136,7 @@ def test_a_bos_token_that_is_not_there(tmp_path, caplog):
 
 
 @pytest.mark.parametrize(("numpy_seed", "same"), [(1, True), (2, False)])
-def test_a_seed_of_none_follows_numpy(folder, numpy_seed, same):
+def test_a_seed_of_none_follows_numpy(folder, numpy_seed, same) -> None:
     request = requests_of("loglikelihood", ("the sun", " is yellow. naïve"))
     values = []
     for seed in (1, numpy_seed):
@@ -156,7 +156,7 @@ def test_a_seed_of_none_follows_numpy(folder, numpy_seed, same):
         (["--model_args", "pretrained=model"], False),
     ],
 )
-def test_the_seed_of_the_harness_is_another_one(arguments, warns, monkeypatch, caplog):
+def test_the_seed_of_the_harness_is_another_one(arguments, warns, monkeypatch, caplog) -> None:
     given = []
     monkeypatch.setattr("lm_eval.__main__.cli_evaluate", lambda: given.append(sys.argv))
     assert main(arguments) == 0 and given == [["lm-eval", *arguments]]
@@ -193,19 +193,19 @@ class OutOfMemoryError(RuntimeError):
         (4, None, [4, 4, 4, 4, 4]),
     ],
 )
-def test_rows_that_fit_into_memory(given, maximum, tried, error):
+def test_rows_that_fit_into_memory(given, maximum, tried, error) -> None:
     work = Scarce(5, error)
     done = [item for _, result in BatchSize(given, maximum).run(range(20), work) for item in result]
     assert done == list(range(20)) and work.tried == tried
 
 
 @pytest.mark.parametrize(("given", "error"), [(8, MemoryError), ("auto", RuntimeError), ("auto", ValueError)])
-def test_other_errors_end_a_run(given, error):
+def test_other_errors_end_a_run(given, error) -> None:
     with pytest.raises(error, match="too much"):
         list(BatchSize(given).run(range(20), Scarce(0, error)))
 
 
-def test_not_even_one_row_fits():
+def test_not_even_one_row_fits() -> None:
     work = Scarce(0)
     with pytest.raises(MemoryError):
         list(BatchSize("auto").run(range(3), work))
@@ -213,11 +213,11 @@ def test_not_even_one_row_fits():
 
 
 @pytest.mark.parametrize(("number", "at_most", "expected"), [(128, 64, 64), (30, 16, 15), (7, 6, 1), (4, 64, 4)])
-def test_largest_divisor(number, at_most, expected):
+def test_largest_divisor(number, at_most, expected) -> None:
     assert largest_divisor(number, at_most) == expected
 
 
-def test_auto_gives_what_a_number_gives(folder, monkeypatch):
+def test_auto_gives_what_a_number_gives(folder, monkeypatch) -> None:
     texts = [(text, {"max_gen_toks": 4}) for text in ("the sun", "a b", "def f(x):", "", "naïve")]
     expected = SparsedLM(folder, batch_size=1).generate_until(requests_of("generate_until", *texts), disable_tqdm=True)
     sizes = []
@@ -235,7 +235,7 @@ def test_auto_gives_what_a_number_gives(folder, monkeypatch):
     assert sizes == [4, 2, 2, 1]
 
 
-def test_auto_draws_a_divisor_of_the_masks(folder, monkeypatch):
+def test_auto_draws_a_divisor_of_the_masks(folder, monkeypatch) -> None:
     sizes = []
 
     def scarce(model, prefix, target, *, batch_size, **options):
@@ -256,7 +256,7 @@ def test_auto_draws_a_divisor_of_the_masks(folder, monkeypatch):
 # --- chat templates and caches ---------------------------------------------------------------------------------------
 
 
-def test_the_demo_conversation():
+def test_the_demo_conversation() -> None:
     lm = SparsedLM(MODEL)
     turns = [{"role": "user", "content": "the sun"}, {"role": "assistant", "content": " is "}]
     assert lm.apply_chat_template(turns[:1]) == "<bos> user : the sun assistant :"
@@ -265,13 +265,13 @@ def test_the_demo_conversation():
 
 
 @pytest.mark.parametrize("last", ["Answer:", "Answer: ", "def f():\n    ", "\n", "", "<|end|>"])
-def test_a_message_to_be_continued_keeps_its_spaces(folder, last):
+def test_a_message_to_be_continued_keeps_its_spaces(folder, last) -> None:
     messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": last}]
     text = SparsedLM(folder).apply_chat_template(messages, add_generation_prompt=False)
     assert text == "<bos><|user|>q<|end|><|assistant|>" + last
 
 
-def test_a_template_without_a_role_of_the_system(tmp_path, caplog):
+def test_a_template_without_a_role_of_the_system(tmp_path, caplog) -> None:
     refuse = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no such role') }}{% endif %}"
     lm = SparsedLM(write_folder(tmp_path, template=refuse + "[{{ m.content }}]{% endfor %}"))
     user = {"role": "user", "content": "q"}
@@ -283,7 +283,7 @@ def test_a_template_without_a_role_of_the_system(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("where", ["list", "folder"])
-def test_a_name_selects_a_chat_template(tmp_path, where):
+def test_a_name_selects_a_chat_template(tmp_path, where) -> None:
     write_folder(tmp_path)
     templates = {"default": "D {{ messages[0].content }}", "rag": "R {{ messages[0].content }}"}
     settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
@@ -305,13 +305,13 @@ def test_a_name_selects_a_chat_template(tmp_path, where):
         lm.chat_template("chat")
 
 
-def test_a_name_for_the_only_chat_template_is_a_warning(folder, caplog):
+def test_a_name_for_the_only_chat_template_is_a_warning(folder, caplog) -> None:
     lm = SparsedLM(folder)
     assert lm.chat_template("rag") == lm.tokenizer.chat_template
     assert "Chat template name provided" in caplog.text
 
 
-def test_cached_requests_belong_to_a_template(tmp_path):
+def test_cached_requests_belong_to_a_template(tmp_path) -> None:
     write_folder(tmp_path)
     name = SparsedLM(tmp_path).tokenizer_name
     assert "/" not in name and SparsedLM(tmp_path).tokenizer_name == name
@@ -321,7 +321,7 @@ def test_cached_requests_belong_to_a_template(tmp_path):
     assert SparsedLM(tmp_path).tokenizer_name != name
 
 
-def test_answers_are_cached(tmp_path, folder, monkeypatch):
+def test_answers_are_cached(tmp_path, folder, monkeypatch) -> None:
     pytest.importorskip("sqlitedict")
     texts = requests_of("generate_until", ("the sun", {"until": ["\n"], "max_gen_toks": 4}), ("a", {"max_gen_toks": 4}))
     pairs = requests_of("loglikelihood", ("the sun", " is"), ("", "sun"))

@@ -12,7 +12,7 @@ import pytest
 import sparsed
 from goldens import Golden, golden_case
 from paths import DATA
-from tolerances import check_golden_logits
+from tolerances import ENGINES, GOLDEN_LOGITS, check_golden_logits
 
 torch = pytest.importorskip("torch")
 
@@ -87,7 +87,7 @@ def test_as_our_own_model(name: str) -> None:
         for step in range(3):
             cache.begin_step(step)
             expected = own.forward(ids.numpy(), attend=cache.attend)
-            np.testing.assert_allclose(model(ids).numpy(), expected, rtol=0, atol=1e-3)
+            np.testing.assert_allclose(model(ids).numpy(), expected, rtol=0, atol=GOLDEN_LOGITS)
 
 
 @torch.no_grad()
@@ -112,7 +112,7 @@ def test_padding_masks(kind: str, llada: nn.Module, dream: nn.Module) -> None:
                 ids.numpy(), attend=cache.attend, key_mask=live.numpy(), position_ids=positions.numpy()
             )
             logits = model(ids, *arguments).numpy()
-            np.testing.assert_allclose(logits[live.numpy()], expected[live.numpy()], rtol=0, atol=1e-3)
+            np.testing.assert_allclose(logits[live.numpy()], expected[live.numpy()], rtol=0, atol=GOLDEN_LOGITS)
 
 
 @torch.no_grad()
@@ -125,7 +125,7 @@ def test_guidance_doubles_the_batch(llada: nn.Module) -> None:
         both = [llada(pair) for _ in range(2)][1]
         assert acceleration.cache.pattern(0).batch == 2
         alone = [torch.cat([llada(row[None]) for _ in range(2)][1:]) for row in pair]
-    torch.testing.assert_close(both, torch.cat(alone), rtol=0, atol=1e-4)
+    torch.testing.assert_close(both, torch.cat(alone), rtol=0, atol=ENGINES)
 
 
 @torch.no_grad()
@@ -145,7 +145,7 @@ def test_heads_that_the_model_repeats_are_shared_again(
         monkeypatch.setattr(torch.Tensor, "repeat_interleave", lambda x, n, dim: torch.cat([x] * n, dim))
     plain = dream(ids)
     with accelerate(dream, sparsed.SparseConfig(min_length=100), steps=1, prompt_length=20):
-        torch.testing.assert_close(dream(ids), plain, rtol=0, atol=1e-4)
+        torch.testing.assert_close(dream(ids), plain, rtol=0, atol=ENGINES)
     assert kv_heads == [2 if repeated else 4] * 3
 
 
@@ -315,6 +315,6 @@ def test_compiled_models(first: str) -> None:
         compiled(ids)
     with accelerate(model, TINY, steps=3, prompt_length=100) as acceleration:
         for logits in expected * 2:
-            torch.testing.assert_close(compiled(ids), logits, rtol=0, atol=1e-4)
+            torch.testing.assert_close(compiled(ids), logits, rtol=0, atol=ENGINES)
         assert acceleration.cache.phase == "sparse"
-    torch.testing.assert_close(compiled(ids), plain, rtol=0, atol=1e-4)
+    torch.testing.assert_close(compiled(ids), plain, rtol=0, atol=ENGINES)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import sparsed
+from tolerances import ENGINES, ORDER
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -72,7 +73,9 @@ def run(model: Any, mask: Any) -> Any:
 @MASKS
 @pytest.mark.parametrize("name", CHANGES)
 def test_as_sdpa(name: str, mask: Any) -> None:
-    torch.testing.assert_close(run(build(name, "sparsed"), mask), run(build(name, "sdpa"), mask), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        run(build(name, "sparsed"), mask), run(build(name, "sdpa"), mask), rtol=ENGINES, atol=ENGINES
+    )
 
 
 @torch.no_grad()
@@ -84,18 +87,18 @@ def test_accelerate(name: str, mask: Any) -> None:
         model = build(name, attention)
         with accelerate(model, EVERYTHING, steps=2, prompt_length=PROMPT):
             for _ in range(2):
-                torch.testing.assert_close(run(model, mask), expected, rtol=1e-4, atol=1e-4)
+                torch.testing.assert_close(run(model, mask), expected, rtol=ENGINES, atol=ENGINES)
         with accelerate(model, TINY, steps=3, prompt_length=PROMPT) as acceleration:
             results.append([run(model, mask) for _ in range(3)])
             cache = acceleration.cache
             assert (cache.step, cache.phase) == (2, "sparse")
             assert cache.layers == list(range(NUM_WHOLE.get(name, SIZES["num_hidden_layers"])))
             assert all(cache.density(layer) < 0.6 for layer in cache.layers)
-        torch.testing.assert_close(results[-1][0], expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(results[-1][0], expected, rtol=ENGINES, atol=ENGINES)
         assert not torch.allclose(results[-1][-1], expected, rtol=1e-2, atol=1e-2)
-        torch.testing.assert_close(run(model, mask), expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(run(model, mask), expected, rtol=ENGINES, atol=ENGINES)
     for first, second in zip(*results, strict=True):
-        torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(first, second, rtol=ENGINES, atol=ENGINES)
 
 
 @torch.no_grad()
@@ -113,7 +116,7 @@ def test_sparse_steps_see_the_blocks_of_their_pattern(name: str, mask: Any, monk
         return sdpa(q, k, v, attn_mask=seen if attn_mask is None else seen & attn_mask, **kwargs)
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", masked)
-    torch.testing.assert_close(run(model, mask), sparse, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(run(model, mask), sparse, rtol=ENGINES, atol=ENGINES)
     assert not blocks
 
 
@@ -198,7 +201,7 @@ def test_sliding_windows() -> None:
     out, _ = hf.sparsed_attention(Layer(), q, q, q, near, sliding_window=5)
     torch.testing.assert_close(out.transpose(1, 2), F.scaled_dot_product_attention(q, q, q, attn_mask=near))
     out, _ = hf.sparsed_attention(Layer(), q, q, q, None, sliding_window=40)  # all are near
-    torch.testing.assert_close(out.transpose(1, 2), F.scaled_dot_product_attention(q, q, q), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(out.transpose(1, 2), F.scaled_dot_product_attention(q, q, q), rtol=ORDER, atol=ORDER)
     with pytest.raises(ValueError, match="Layer has sliding_window 5 for 40 keys and no attention_mask, expected"):
         hf.sparsed_attention(Layer(), q, q, q, None, sliding_window=5)
     for mask, message in ((None, "Layer is causal"), (near.tril(), "hides different keys from different queries")):
@@ -229,4 +232,4 @@ def test_cross_attention_is_dense() -> None:
     q, k = torch.randn(1, 4, 40, 16), torch.randn(1, 2, 70, 16)
     out, _ = hf.sparsed_attention(Layer(), q, k, k, None)
     expected = F.scaled_dot_product_attention(q, k, k, enable_gqa=True)
-    torch.testing.assert_close(out.transpose(1, 2), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(out.transpose(1, 2), expected, rtol=ORDER, atol=ORDER)

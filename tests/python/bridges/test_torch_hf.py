@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import sparsed
+from tolerances import ENGINES
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -66,7 +67,7 @@ def test_as_sdpa(name: str, padded: bool) -> None:
     assert model.config._attn_implementation == "sparsed"
     logits = model(**arguments).logits
     real = slice(21, None) if padded else slice(None)
-    torch.testing.assert_close(logits[:, real], expected[:, real], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(logits[:, real], expected[:, real], rtol=ENGINES, atol=ENGINES)
 
 
 @torch.no_grad()
@@ -86,7 +87,7 @@ def test_accelerate(name: str, padded: bool) -> None:
         dense = model(**arguments).logits
         assert not torch.equal(dense, results[-1][-1])
     for first, second in zip(*results, strict=True):
-        torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(first, second, rtol=ENGINES, atol=ENGINES)
 
 
 @pytest.mark.slow
@@ -96,7 +97,7 @@ def test_compile_has_no_graph_break() -> None:
     arguments = inputs("Qwen2", True)
     model = build("Qwen2", "sparsed")
     compiled = torch.compile(model, fullgraph=True, backend="eager")
-    torch.testing.assert_close(compiled(**arguments).logits, model(**arguments).logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(compiled(**arguments).logits, model(**arguments).logits, rtol=ENGINES, atol=ENGINES)
 
 
 @torch.no_grad()
@@ -153,4 +154,4 @@ def test_a_mask_that_is_written_to_between_forward_passes(attention: str) -> Non
             mask.numpy()[1, ..., :hidden] = False  # no version counter of torch sees this
             logits = model(arguments["input_ids"], attention_mask=mask, use_cache=False).logits
             expected = build("Qwen2", "sdpa")(arguments["input_ids"], attention_mask=mask, use_cache=False).logits
-            torch.testing.assert_close(logits[1, 60:], expected[1, 60:], rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(logits[1, 60:], expected[1, 60:], rtol=ENGINES, atol=ENGINES)

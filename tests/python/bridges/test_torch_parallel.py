@@ -34,7 +34,7 @@ def config_of(values):
 # dream_b32 has 4 heads that share 2 key/value heads, dream_margin 4 that share 1: both processes hold that one.
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["llada_b32", "dream_b32", "dream_margin"])
-def test_two_processes_give_the_tokens_of_one(tmp_path, name):
+def test_two_processes_give_the_tokens_of_one(tmp_path, name) -> None:
     commands = [[sys.executable, str(WORKER), str(rank), "2", str(tmp_path), name] for rank in range(2)]
     workers = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
     try:
@@ -65,7 +65,7 @@ def shares_of(config, size, monkeypatch):
 
 
 @pytest.mark.parametrize("size", [1, 2, 4, 28])
-def test_heads_keep_their_key_value_heads(monkeypatch, size):
+def test_heads_keep_their_key_value_heads(monkeypatch, size) -> None:
     """As in Dream-7B: 28 heads, 4 key/value heads."""
     config = dataclasses.replace(config_of(PUBLISHED["dream_7b"]), intermediate_size=28 * 16)
     heads, columns = [], []
@@ -81,7 +81,7 @@ def test_heads_keep_their_key_value_heads(monkeypatch, size):
     ("size", "message"),
     [(3, "num_heads is 28"), (7, "num_kv_heads is 4"), (8, "num_heads is 28"), (28, "intermediate_size is 18944")],
 )
-def test_uneven_shares_are_refused(monkeypatch, size, message):
+def test_uneven_shares_are_refused(monkeypatch, size, message) -> None:
     config = config_of(PUBLISHED["dream_7b"])
     if size == 7:
         config = dataclasses.replace(config, intermediate_size=7)
@@ -89,7 +89,7 @@ def test_uneven_shares_are_refused(monkeypatch, size, message):
         list(shares_of(config, size, monkeypatch))
 
 
-def test_a_process_outside_the_group_is_refused(monkeypatch):
+def test_a_process_outside_the_group_is_refused(monkeypatch) -> None:
     monkeypatch.setattr(parallel.dist, "get_world_size", lambda group: -1)
     monkeypatch.setattr(parallel.dist, "get_rank", lambda group: -1)
     with pytest.raises(ValueError, match="group does not contain this process"):
@@ -101,7 +101,7 @@ def test_a_process_outside_the_group_is_refused(monkeypatch):
 
 @pytest.mark.parametrize("name", ["llada_8b", "illada_8b"])
 @pytest.mark.parametrize("device_map", ["auto", "sequential", {"": "cpu"}, "by module"])
-def test_device_maps(tmp_path, name, device_map):
+def test_device_maps(tmp_path, name, device_map) -> None:
     pytest.importorskip("accelerate")
     if device_map == "by module":
         device_map = dict.fromkeys(("embedding", "layers.0", "layers.1", "final_norm", "head"), "cpu")
@@ -114,7 +114,7 @@ def test_device_maps(tmp_path, name, device_map):
     assert all(hasattr(layer, "_hf_hook") for layer in model.network.layers) or len(set(device_map)) == 1
 
 
-def test_whole_layers_are_split_over_devices():
+def test_whole_layers_are_split_over_devices() -> None:
     """Two devices of limited memory; nothing is allocated."""
     accelerate = pytest.importorskip("accelerate")
     config = config_of(tiny_config("llada_8b", n_layers=6))
@@ -136,20 +136,20 @@ def test_whole_layers_are_split_over_devices():
         ({"": "cpu", "layers.1": "disk"}, "load_model: device_map puts weights on the disk"),
     ],
 )
-def test_refused_device_maps(tmp_path, device_map, message):
+def test_refused_device_maps(tmp_path, device_map, message) -> None:
     pytest.importorskip("accelerate")
     folder = write_checkpoint(tmp_path, tiny_config("llada_8b"))
     with pytest.raises(ValueError, match=message):
         sparsed.load_model(folder, engine="torch", device_map=device_map)
 
 
-def test_accelerate_is_asked_for(tmp_path, monkeypatch):
+def test_accelerate_is_asked_for(tmp_path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "accelerate", None)
     folder = write_checkpoint(tmp_path, tiny_config("llada_8b"))
     with pytest.raises(ImportError, match="device_map needs accelerate"):
         sparsed.load_model(folder, engine="torch", device_map="auto")
 
 
-def test_a_device_map_of_another_type():
+def test_a_device_map_of_another_type() -> None:
     with pytest.raises(TypeError, match="load_model: device_map is 3, expected a strategy such as 'auto' or a dict"):
         sparsed.load_model(demo_model_folder(), engine="torch", device_map=3)

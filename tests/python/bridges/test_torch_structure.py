@@ -9,6 +9,7 @@ import pytest
 
 import sparsed
 from paths import DATA
+from tolerances import ORDER
 
 torch = pytest.importorskip("torch")
 
@@ -52,7 +53,7 @@ def test_fused_projections() -> None:
     with accelerate(model, everything, steps=2, prompt_length=40) as acceleration:
         assert "att_proj, attn_out" in str(acceleration)
         for _ in range(2):
-            torch.testing.assert_close(model(x), plain, rtol=0, atol=1e-5)
+            torch.testing.assert_close(model(x), plain, rtol=0, atol=ORDER)
         assert acceleration.cache.pattern(1).heads == 4
 
 

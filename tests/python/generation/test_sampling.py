@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+import reference
 from goldens import Golden
 from sparsed import DreamSampler, LLaDASampler
 from sparsed.generation.samplers import dream
@@ -23,9 +24,8 @@ def logits_for(n: int, vocabulary: int, seed: int = 0, spread: float = 3.0) -> n
     return (spread * rng(seed).standard_normal((n, vocabulary))).astype(np.float32)
 
 
-def softmax64(logits: np.ndarray) -> np.ndarray:
-    weights = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    return weights / weights.sum(axis=1, keepdims=True)
+def probabilities(logits: np.ndarray) -> np.ndarray:
+    return reference.softmax(logits)[0]
 
 
 def counts_of(sampler, plan: Plan) -> list[int]:
@@ -143,7 +143,7 @@ def test_equal_confidences_go_to_the_lower_position() -> None:
 
 def test_choice_is_ascending_and_holds_the_most_confident() -> None:
     logits = logits_for(40, 30)
-    probability = softmax64(logits).max(axis=1)
+    probability = probabilities(logits).max(axis=1)
     choice = LLaDASampler().choose(Plan(40, 4, MASK), Candidates(np.arange(40), 10), logits, rng())
     np.testing.assert_array_equal(choice.index, np.sort(np.argsort(-probability)[:10]))
     np.testing.assert_array_equal(choice.tokens, logits.argmax(axis=1)[choice.index])
@@ -156,7 +156,7 @@ def naive_filter(logits: np.ndarray, top_p: float | None, top_k: int | None) -> 
     for row in logits.astype(np.float64):
         if top_p is not None and top_p < 1:
             kept, mass = [], 0.0
-            probability = softmax64(row[None])[0]
+            probability = probabilities(row[None])[0]
             for token in np.argsort(-row, kind="stable"):
                 if mass > top_p:
                     break
@@ -178,7 +178,7 @@ def test_dream_confidence(alg: str, top_p: float | None, top_k: int | None, temp
     logits = logits_for(12, 60)
     sampler = DreamSampler(alg=alg, top_p=top_p, top_k=top_k, temperature=temperature)
     tokens, confidence = sampler.score(Plan(12, 4, MASK), logits, rng())
-    probability = softmax64(naive_filter(logits / (temperature or 1), top_p, top_k))
+    probability = probabilities(naive_filter(logits / (temperature or 1), top_p, top_k))
     assert (probability[np.arange(12), tokens] > 0).all()
     if temperature == 0:
         np.testing.assert_array_equal(tokens, logits.argmax(axis=1))
@@ -205,7 +205,7 @@ def test_filters_keep_ties_with_the_last_token_kept() -> None:
 def test_top_p_over_a_large_vocabulary(spread: float) -> None:
     logits = logits_for(3, 3000, spread=spread)
     kept = logit_math.filtered(logits, None, 0.9) == logits
-    probability = softmax64(logits)
+    probability = probabilities(logits)
     for row in range(3):
         mass = probability[row][kept[row]].sum()
         assert mass > 0.9 - 1e-5
@@ -222,10 +222,10 @@ def test_temperature_draws_from_the_softmax(sampler) -> None:
     n = 20000
     logits = np.tile(logits_for(1, 6, spread=1.0), (n, 1))
     tokens, confidence = sampler.score(Plan(n, 4, MASK), logits, rng(1))
-    np.testing.assert_allclose(np.bincount(tokens, minlength=6) / n, softmax64(logits[:1] / 0.8)[0], atol=0.015)
+    np.testing.assert_allclose(np.bincount(tokens, minlength=6) / n, probabilities(logits[:1] / 0.8)[0], atol=0.015)
     # LLaDA's confidence is without noise and temperature, Dream's is under the tempered softmax.
-    reference = softmax64(logits if isinstance(sampler, LLaDASampler) else logits / 0.8)
-    np.testing.assert_allclose(confidence, reference[np.arange(n), tokens], rtol=1e-4)
+    expected = probabilities(logits if isinstance(sampler, LLaDASampler) else logits / 0.8)
+    np.testing.assert_allclose(confidence, expected[np.arange(n), tokens], rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -251,7 +251,7 @@ def test_alg_temp_draws_positions_by_their_confidence() -> None:
     sampler, generator = DreamSampler(alg="maskgit_plus", alg_temp=0.5), rng(4)
     confidence = np.array([0.9, 0.5, 0.1], np.float32)
     first = [int(sampler.pick(confidence, 1, generator)[0]) for _ in range(20000)]
-    np.testing.assert_allclose(np.bincount(first) / 20000, softmax64(confidence[None] / 0.5)[0], atol=0.015)
+    np.testing.assert_allclose(np.bincount(first) / 20000, probabilities(confidence[None] / 0.5)[0], atol=0.015)
     for _ in range(50):
         assert len(set(sampler.pick(confidence, 3, generator).tolist())) == 3
 

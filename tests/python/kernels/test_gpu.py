@@ -16,7 +16,7 @@ from conftest import random_qkv
 from device_arrays import require_gpu, to_device, to_numpy
 from goldens import Golden
 from sparsed import PatternCache, SparseConfig
-from tolerances import GOLDEN_LOGITS
+from tolerances import GOLDEN_LOGITS, ORDER
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore")]  # torch warns of its own prototypes
 
@@ -101,8 +101,8 @@ def test_streams(on_gpu: Any) -> None:
         with torch.cuda.stream(second):
             other = sparsed.attention(*tensors, pattern)
         torch.cuda.synchronize()
-        np.testing.assert_allclose(to_numpy(out), expected, atol=1e-5)
-        np.testing.assert_allclose(to_numpy(other), sparse, atol=1e-5)
+        np.testing.assert_allclose(to_numpy(out), expected, atol=ORDER)
+        np.testing.assert_allclose(to_numpy(other), sparse, atol=ORDER)
 
 
 def test_mixed_devices_are_refused(on_gpu: Any) -> None:
@@ -145,7 +145,7 @@ def test_cupy(on_gpu: Any) -> None:
         out, other = sparsed.attention_and_select(*(cupy.asarray(array) for array in arrays), **SELECTION)
     assert isinstance(out, cupy.ndarray)
     assert other == pattern
-    np.testing.assert_allclose(cupy.asnumpy(out), expected, atol=1e-5)
+    np.testing.assert_allclose(cupy.asnumpy(out), expected, atol=ORDER)
 
 
 def test_jax_is_refused(on_gpu: Any) -> None:

@@ -110,7 +110,7 @@ def outcome(tokenizer, messages, **options):
 
 @pytest.mark.parametrize("messages", [TALK, TALK[1:2], CALLS], ids=["talk", "one", "calls"])
 @pytest.mark.parametrize("template", TEMPLATES)
-def test_the_text_is_that_of_transformers(pair, template, messages):
+def test_the_text_is_that_of_transformers(pair, template, messages) -> None:
     ours, theirs = pair
     for options in (
         {"add_generation_prompt": True},
@@ -123,7 +123,7 @@ def test_the_text_is_that_of_transformers(pair, template, messages):
 
 
 @pytest.mark.parametrize("template", REFUSED)
-def test_what_transformers_refuses_is_refused(pair, template):
+def test_what_transformers_refuses_is_refused(pair, template) -> None:
     ours, theirs = pair
     with pytest.raises(ValueError, match=r"^apply_chat_template: the chat template failed: "):
         ours.apply_chat_template(TALK, chat_template=template)
@@ -145,7 +145,7 @@ def test_what_transformers_refuses_is_refused(pair, template):
         ({"tool_calls": []}, True),
     ],
 )
-def test_a_last_message_stays_open_as_in_transformers(pair, template, last, field):
+def test_a_last_message_stays_open_as_in_transformers(pair, template, last, field) -> None:
     ours, theirs = pair
     messages = [TALK[1], {"role": "assistant"} | last]
     options = {"chat_template": template, "add_generation_prompt": False, "continue_final_message": field}
@@ -172,7 +172,7 @@ FOLDERS = (
 
 
 @pytest.mark.parametrize(("templates", "config"), FOLDERS)
-def test_the_folder_s_template_is_the_one_that_transformers_takes(tmp_path, templates, config):
+def test_the_folder_s_template_is_the_one_that_transformers_takes(tmp_path, templates, config) -> None:
     ours, theirs = both(write_folder(tmp_path, templates, **config))
     for options in ({}, {"tools": TOOLS}, {"tools": []}, {"chat_template": "rag"}, {"chat_template": "{{ 1 }}"}):
         expected = outcome(theirs, TALK, tokenize=False, **options)
@@ -184,7 +184,7 @@ def test_the_folder_s_template_is_the_one_that_transformers_takes(tmp_path, temp
 # On its own ---------------------------------------------------------------------------------------------------------
 
 
-def test_names_without_a_default_are_listed(tmp_path):
+def test_names_without_a_default_are_listed(tmp_path) -> None:
     templates = [{"name": "tool_use", "template": "t {{ messages[0].content }}"}, {"name": "rag", "template": "r"}]
     tokenizer = sparsed.load_tokenizer(write_folder(tmp_path, chat_template=templates, cls_token="<|im_start|>"))
     assert tokenizer.chat_template == {"tool_use": "t {{ messages[0].content }}", "rag": "r"}
@@ -196,7 +196,7 @@ def test_names_without_a_default_are_listed(tmp_path):
         tokenizer.apply_chat_template(TALK, chat_template="toll_use")
 
 
-def test_a_processor_s_template_comes_last(tmp_path):
+def test_a_processor_s_template_comes_last(tmp_path) -> None:
     folder = write_folder(tmp_path, {"chat_template.json": json.dumps({"chat_template": "p"})})
     assert sparsed.load_tokenizer(folder).apply_chat_template(TALK) == "p"
     folder = write_folder(tmp_path, chat_template="c")
@@ -210,14 +210,14 @@ def test_a_processor_s_template_comes_last(tmp_path):
         ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],  # Llama 3's
     ],
 )
-def test_no_family_lends_its_template_to_another(tmp_path, tokens):
+def test_no_family_lends_its_template_to_another(tmp_path, tokens) -> None:
     tokenizer = sparsed.load_tokenizer(write_folder(tmp_path, additional_special_tokens=tokens))
     assert tokenizer.chat_template is None
     with pytest.raises(ValueError, match="has no chat_template, expected one in its folder"):
         tokenizer.chat("Hi")
 
 
-def test_a_published_template_without_tools_refuses_them(tmp_path):
+def test_a_published_template_without_tools_refuses_them(tmp_path) -> None:
     tokens = ["<|beginoftext|>", "<|im_start|>", "<|im_end|>", "<|mask|>"]
     tokenizer = sparsed.load_tokenizer(write_folder(tmp_path, additional_special_tokens=tokens))
     assert tokenizer.apply_chat_template(TALK[3:]).endswith("user\nSo<|im_end|>\n<|im_start|>assistant\n")
@@ -229,7 +229,7 @@ def test_a_published_template_without_tools_refuses_them(tmp_path):
     "template", [3, [3], [{"name": "a"}], [{"template": "a"}], [{"name": [], "template": "a"}], {"default": 3}]
 )
 @pytest.mark.parametrize("file", ["tokenizer_config.json", "chat_template.json"])
-def test_malformed_templates(tmp_path, template, file):
+def test_malformed_templates(tmp_path, template, file) -> None:
     folder = write_folder(tmp_path)
     (folder / file).write_text(json.dumps({"chat_template": template}))
     with pytest.raises(ValueError, match=rf"^load_tokenizer: chat_template is .*, expected .* \(in {file}\)"):
@@ -246,13 +246,13 @@ def test_malformed_templates(tmp_path, template, file):
         ({"continue_final_message": True}, ValueError, "continue_final_message and add_generation_prompt are both set"),
     ],
 )
-def test_arguments_that_are_wrong(tmp_path, options, error, message):
+def test_arguments_that_are_wrong(tmp_path, options, error, message) -> None:
     tokenizer = sparsed.load_tokenizer(write_folder(tmp_path, chat_template="{{ messages[0].content }}"))
     with pytest.raises(error, match=f"^apply_chat_template: {message}"):
         tokenizer.apply_chat_template(TALK, **options)
 
 
-def test_messages_are_left_as_they_are_and_numbers_are_plain(tmp_path):
+def test_messages_are_left_as_they_are_and_numbers_are_plain(tmp_path) -> None:
     template = "{{ messages[-1].content }}{{ n | tojson }}"
     tokenizer = sparsed.load_tokenizer(write_folder(tmp_path, chat_template=template))
     messages = [{"role": "user", "content": "Hi"}]

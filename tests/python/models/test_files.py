@@ -28,7 +28,7 @@ def mark(path):
     path.write_bytes(codecs.BOM_UTF8 + path.read_bytes())
 
 
-def test_a_mark_is_not_part_of_the_text(tmp_path):
+def test_a_mark_is_not_part_of_the_text(tmp_path) -> None:
     path = tmp_path / "prompt.txt"
     path.write_bytes(TEXT.encode("utf-8-sig"))
     assert read_text(path) == TEXT
@@ -38,14 +38,14 @@ def test_a_mark_is_not_part_of_the_text(tmp_path):
     assert decode_text(inner.encode(), "it") == inner
 
 
-def test_ends_of_lines(tmp_path):
+def test_ends_of_lines(tmp_path) -> None:
     path = tmp_path / "prompt.txt"
     path.write_bytes(b"a\r\nb\rc\n\r\n")
     assert read_text(path) == "a\nb\nc\n\n" == path.read_text()
 
 
 @pytest.mark.parametrize(("codec", "name"), OTHERS)
-def test_other_encodings_are_named(tmp_path, codec, name):
+def test_other_encodings_are_named(tmp_path, codec, name) -> None:
     path = tmp_path / "prompt.txt"
     path.write_bytes('{"a": "Hello"}'.encode(codec))
     for read in (read_text, read_json):
@@ -53,13 +53,13 @@ def test_other_encodings_are_named(tmp_path, codec, name):
             read(path)
 
 
-def test_latin_1_is_no_utf8(tmp_path):
+def test_latin_1_is_no_utf8(tmp_path) -> None:
     (tmp_path / "prompt.txt").write_bytes("café".encode("latin-1"))
     with pytest.raises(ValueError, match=r"prompt\.txt is not UTF-8: "):
         read_text(tmp_path / "prompt.txt")
 
 
-def test_marks_in_all_files_of_a_model(tmp_path):
+def test_marks_in_all_files_of_a_model(tmp_path) -> None:
     plain = sparsed.load_model(write_checkpoint(tmp_path / "plain", tiny_config("dream_7b"), shards=2))
     folder = write_checkpoint(tmp_path / "marked", tiny_config("dream_7b"), shards=2)
     (folder / "generation_config.json").write_text('{"eos_token_id": [3, 4]}')
@@ -70,7 +70,7 @@ def test_marks_in_all_files_of_a_model(tmp_path):
     assert np.array_equal(model.forward([[1, 2, 3]]), plain.forward([[1, 2, 3]]))
 
 
-def test_marks_in_all_files_of_a_tokenizer(tmp_path):
+def test_marks_in_all_files_of_a_tokenizer(tmp_path) -> None:
     files = {
         "vocab.json": '{"a": 0, "b": 1, "ab": 2}',
         "merges.txt": "a b\n",
@@ -90,7 +90,7 @@ def test_marks_in_all_files_of_a_tokenizer(tmp_path):
     assert set(tokenizer.end_token_ids) >= {1, 2}
 
 
-def test_a_mark_in_tokenizer_json(tmp_path):
+def test_a_mark_in_tokenizer_json(tmp_path) -> None:
     tokenizers = pytest.importorskip("tokenizers")
     vocab = {"a": 0, "b": 1}
     tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, unk_token="a")).save(str(tmp_path / "tokenizer.json"))
@@ -98,7 +98,7 @@ def test_a_mark_in_tokenizer_json(tmp_path):
     assert sparsed.load_tokenizer(tmp_path).encode("b") == [1]
 
 
-def test_marks_in_samples(tmp_path):
+def test_marks_in_samples(tmp_path) -> None:
     row = {"index": 4, "input": "Question", "outputs": ["answer"], "gen_length": 8}
     path = tmp_path / "validation.jsonl"
     path.write_bytes(2 * (codecs.BOM_UTF8 + json.dumps(row).encode() + b"\r\n"))
@@ -122,7 +122,7 @@ def test_marks_in_samples(tmp_path):
     ],
     ids=["utf-16", "pointer", "deep", "damaged"],
 )
-def test_question_files_that_are_no_json(tmp_path, read, content, expected):
+def test_question_files_that_are_no_json(tmp_path, read, content, expected) -> None:
     path = tmp_path / "questions.json"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=rf"^{path} {expected}"):

@@ -41,7 +41,7 @@ def with_header(path: Path, header: Any, data: bytes = b"") -> Path:
 @pytest.mark.parametrize(
     "name", ["config.json", "generation_config.json", "model.safetensors.index.json", "tokenizer_config.json"]
 )
-def test_json_of_a_billion_entries_is_refused_unread(tmp_path, name):
+def test_json_of_a_billion_entries_is_refused_unread(tmp_path, name) -> None:
     if "index" in name:
         write_checkpoint(tmp_path, tiny_config("llada_8b"), shards=2)
     else:
@@ -53,14 +53,14 @@ def test_json_of_a_billion_entries_is_refused_unread(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "vocab.json"])
-def test_tokenizers_of_a_billion_entries_are_refused_unread(tmp_path, name):
+def test_tokenizers_of_a_billion_entries_are_refused_unread(tmp_path, name) -> None:
     sparse_file(tmp_path / name, b'{"a":0,', 2_000_000_001)
     (tmp_path / "merges.txt").touch()
     with pytest.raises(ValueError, match=rf"{name} has 2000000001 bytes, expected at most 100000000$"):
         sparsed.load_tokenizer(tmp_path)
 
 
-def test_a_header_of_gigabytes_is_refused_unread(tmp_path):
+def test_a_header_of_gigabytes_is_refused_unread(tmp_path) -> None:
     length = 2_000_000_000
     path = sparse_file(tmp_path / "a.safetensors", length.to_bytes(8, "little") + b"{", length + 8)
     with pytest.raises(ValueError, match="its header has 2000000000 bytes, expected at most 10000000"):
@@ -72,7 +72,7 @@ def test_a_header_of_gigabytes_is_refused_unread(tmp_path):
 
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("layers", [10**9, 10**18, 10**4000])
-def test_a_config_of_too_many_layers(tmp_path, name, layers):
+def test_a_config_of_too_many_layers(tmp_path, name, layers) -> None:
     write_checkpoint(tmp_path, tiny_config(name))
     (tmp_path / "config.json").write_text(json.dumps(tiny_config(name, **{LAYERS[name]: layers})))
     with pytest.raises(ValueError, match=rf"^load_model: {LAYERS[name]} is .*, expected an integer from 1 to 10000"):
@@ -89,14 +89,14 @@ def test_a_config_of_too_many_layers(tmp_path, name, layers):
         {"rms_norm_eps": 10**400},
     ],
 )
-def test_config_numbers_beyond_any_model(tmp_path, changes):
+def test_config_numbers_beyond_any_model(tmp_path, changes) -> None:
     write_checkpoint(tmp_path, tiny_config("llada_8b"))
     (tmp_path / "config.json").write_text(json.dumps(tiny_config("llada_8b", **changes)))
     with pytest.raises(ValueError, match=rf"^load_model: {next(iter(changes))} is "):
         sparsed.load_model(tmp_path)
 
 
-def test_sizes_that_the_tensors_do_not_have_are_refused_before_allocation(tmp_path):
+def test_sizes_that_the_tensors_do_not_have_are_refused_before_allocation(tmp_path) -> None:
     values = tiny_config("llada_8b")
     write_checkpoint(tmp_path, values)
     (tmp_path / "config.json").write_text(json.dumps(values | {"mlp_hidden_size": 2**30}))
@@ -115,13 +115,13 @@ def test_sizes_that_the_tensors_do_not_have_are_refused_before_allocation(tmp_pa
         ([2**61], "tensor a has 0 bytes, expected 9223372036854775808"),
     ],
 )
-def test_shapes_whose_product_overflows(tmp_path, shape, message):
+def test_shapes_whose_product_overflows(tmp_path, shape, message) -> None:
     header = {"a": {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}}
     with pytest.raises(ValueError, match=message):
         SafetensorsFile(with_header(tmp_path / "a.safetensors", header))
 
 
-def test_an_empty_tensor_of_large_sizes_is_read(tmp_path):
+def test_an_empty_tensor_of_large_sizes_is_read(tmp_path) -> None:
     header = {"a": {"dtype": "BF16", "shape": [2**30, 0, 2**30], "data_offsets": [0, 0]}}
     assert SafetensorsFile(with_header(tmp_path / "a.safetensors", header)).array("a").shape == (2**30, 0, 2**30)
 
@@ -140,7 +140,7 @@ HOSTILE_JSON = [
 
 @pytest.mark.parametrize(("text", "message"), HOSTILE_JSON)
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json", "tokenizer_config.json"])
-def test_hostile_json(tmp_path, name, text, message):
+def test_hostile_json(tmp_path, name, text, message) -> None:
     write_checkpoint(tmp_path, tiny_config("llada_8b"), shards=2)
     (tmp_path / name).write_text(text)
     load = sparsed.load_tokenizer if "tokenizer" in name else sparsed.load_model
@@ -149,12 +149,12 @@ def test_hostile_json(tmp_path, name, text, message):
 
 
 @pytest.mark.parametrize(("text", "message"), HOSTILE_JSON)
-def test_hostile_headers(tmp_path, text, message):
+def test_hostile_headers(tmp_path, text, message) -> None:
     with pytest.raises(ValueError, match=rf"the header of .*a\.safetensors ({message})"):
         SafetensorsFile(with_header(tmp_path / "a.safetensors", text.encode()))
 
 
-def test_surrogate_pairs_are_text(tmp_path):
+def test_surrogate_pairs_are_text(tmp_path) -> None:
     header = b'{"__metadata__":{"smile":"\\ud83d\\ude00"}}'
     assert SafetensorsFile(with_header(tmp_path / "a.safetensors", header)).tensors == {}
 
@@ -165,7 +165,7 @@ def test_surrogate_pairs_are_text(tmp_path):
 @pytest.mark.parametrize(
     "shard", ["../a.safetensors", "/etc/a.safetensors", "b/../../a.safetensors", "a\0.safetensors"]
 )
-def test_an_index_does_not_reach_out_of_its_folder(tmp_path, shard):
+def test_an_index_does_not_reach_out_of_its_folder(tmp_path, shard) -> None:
     folder = write_checkpoint(tmp_path / "inside", tiny_config("llada_8b"), shards=2)
     (tmp_path / "a.safetensors").write_bytes(safetensors_bytes(random_tensors(tiny_config("llada_8b"))))
     index = folder / "model.safetensors.index.json"
@@ -176,7 +176,7 @@ def test_an_index_does_not_reach_out_of_its_folder(tmp_path, shard):
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
-def test_a_pipe_is_no_file(tmp_path, name):
+def test_a_pipe_is_no_file(tmp_path, name) -> None:
     folder = write_checkpoint(tmp_path, tiny_config("llada_8b"))
     (folder / name).unlink()
     os.mkfifo(folder / name)
@@ -209,7 +209,7 @@ def write_words(folder: Path, **files: Any) -> Path:
         {"tokenizer_config": {"added_tokens_decoder": {"9" * 5000: {"content": "<m>"}}}},
     ],
 )
-def test_hostile_tokenizer_files(tmp_path, files):
+def test_hostile_tokenizer_files(tmp_path, files) -> None:
     with pytest.raises(ValueError, match=r"^load_tokenizer: "):
         sparsed.load_tokenizer(write_words(tmp_path, **files))
 
@@ -218,13 +218,13 @@ def test_hostile_tokenizer_files(tmp_path, files):
     "config",
     [{"additional_special_tokens": 3}, {"chat_template": [3]}, {"chat_template": [{"name": []}]}, {"bos_token": 3}],
 )
-def test_tokenizer_values_of_other_types_are_named(tmp_path, config):
+def test_tokenizer_values_of_other_types_are_named(tmp_path, config) -> None:
     with pytest.raises(ValueError, match=f"^load_tokenizer: {next(iter(config))} is .*, expected "):
         sparsed.load_tokenizer(write_words(tmp_path, tokenizer_config=config))
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"model": ' * 10_000, '{"version": 1e999}', "null", "\0"])
-def test_hostile_tokenizer_json(tmp_path, text):
+def test_hostile_tokenizer_json(tmp_path, text) -> None:
     (tmp_path / "tokenizer.json").write_text(text)
     with pytest.raises(ValueError, match=r"^load_tokenizer: .* is not a tokenizer"):
         sparsed.load_tokenizer(tmp_path)
@@ -259,12 +259,12 @@ RANGES = "{% for a in range(90000) %}{% for b in range(90000) %}"
         "{% import 'os' as os %}",
     ],
 )
-def test_templates_are_bounded(template):
+def test_templates_are_bounded(template) -> None:
     with pytest.raises(ValueError, match=r"^apply_chat_template: the chat template failed: "):
         render(template, {"messages": MESSAGES})
 
 
-def test_loops_keep_what_they_know():
+def test_loops_keep_what_they_know() -> None:
     template = (
         "{% for m in messages %}{{ loop.index }}/{{ loop.length }}{{ ',' if not loop.last }}{% else %}none{% endfor %}"
         "{% for a, b in {'x': 1}.items() if b %}{{ a * 2 + 'y' }}{{ '%02d' % b }}{{ 7 % 4 }}{{ 2 ** 5 }}{% endfor %}"
@@ -276,7 +276,7 @@ def test_loops_keep_what_they_know():
 # Memory -------------------------------------------------------------------------------------------------------------
 
 
-def test_weights_that_do_not_fit_are_named_before_they_are_read(tmp_path):
+def test_weights_that_do_not_fit_are_named_before_they_are_read(tmp_path) -> None:
     """A checkpoint of terabytes that takes no room on disk."""
     hidden, mlp = 2**15, 2**22
     values = tiny_config("llada_8b", d_model=hidden, n_heads=256, n_kv_heads=256, n_layers=1, mlp_hidden_size=mlp)
@@ -296,13 +296,13 @@ def test_weights_that_do_not_fit_are_named_before_they_are_read(tmp_path):
 
 
 @pytest.mark.parametrize("gen_length", [10**12, 10**18])
-def test_generations_that_do_not_fit_are_named(tmp_path, gen_length):
+def test_generations_that_do_not_fit_are_named(tmp_path, gen_length) -> None:
     model = sparsed.load_model(write_checkpoint(tmp_path, tiny_config("llada_8b")))
     with pytest.raises(MemoryError, match=r"^generate: "):
         sparsed.generate(model, [[1, 2, 3]], gen_length=gen_length, steps=1)
 
 
-def test_refusals_take_no_memory(tmp_path):
+def test_refusals_take_no_memory(tmp_path) -> None:
     """A process of 1 GB of address space beyond what it has refuses every one of these folders."""
     resource = pytest.importorskip("resource")
     write_checkpoint(tmp_path, tiny_config("llada_8b"))

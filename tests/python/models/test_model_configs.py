@@ -101,7 +101,7 @@ IDS = np.arange(12)[None]
     ],
     ids=lambda value: json.dumps(value, default=str),
 )
-def test_configs_that_change_the_arithmetic_are_refused_by_key(tmp_path, name, changes):
+def test_configs_that_change_the_arithmetic_are_refused_by_key(tmp_path, name, changes) -> None:
     (key,) = changes
     values = tiny_config(name, **changes)
     (tmp_path / "config.json").write_text(json.dumps(values))
@@ -131,7 +131,7 @@ def test_configs_that_change_the_arithmetic_are_refused_by_key(tmp_path, name, c
         ("dream_7b", {"quantization_config": None, "partial_rotary_factor": 1, "alibi": False}),
     ],
 )
-def test_harmless_keys_are_ignored(tmp_path, name, changes):
+def test_harmless_keys_are_ignored(tmp_path, name, changes) -> None:
     plain = sparsed.load_model(write_checkpoint(tmp_path / "plain", tiny_config(name)))
     values = tiny_config(name, **changes)
     other = sparsed.load_model(write_checkpoint(tmp_path / "other", values, random_tensors(tiny_config(name))))
@@ -148,20 +148,20 @@ def test_harmless_keys_are_ignored(tmp_path, name, changes):
         {"architectures": ..., "model_type": 3},
     ],
 )
-def test_other_models_are_refused(tmp_path, changes):
+def test_other_models_are_refused(tmp_path, changes) -> None:
     (tmp_path / "config.json").write_text(json.dumps(tiny_config("llada_8b", **changes)))
     with pytest.raises(ValueError, match=r"^load_model: (architectures|model_type) is .*, expected one of .*[dD]ream"):
         sparsed.load_model(tmp_path)
 
 
-def test_a_null_switch_is_off_as_in_the_published_code(tmp_path):
+def test_a_null_switch_is_off_as_in_the_published_code(tmp_path) -> None:
     values = tiny_config("llada_8b", rope_full_precision=None, weight_tying=None)
     config = sparsed.load_model(write_checkpoint(tmp_path, values, random_tensors(tiny_config("llada_8b")))).config
     assert not config.rope_full_precision
     assert not config.tie_weights
 
 
-def test_a_mask_token_that_generation_config_contradicts(tmp_path):
+def test_a_mask_token_that_generation_config_contradicts(tmp_path) -> None:
     values = tiny_config("dream_7b")
     write_checkpoint(tmp_path, values)
     for token in (values["mask_token_id"], None):

@@ -25,7 +25,7 @@ def random_ids(batch=2, length=21, seed=1):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 @pytest.mark.parametrize("stored", [np.float32, BFLOAT16, np.float16], ids=["f32", "bf16", "f16"])
-def test_published_configs_run_in_float32(tmp_path, name, stored):
+def test_published_configs_run_in_float32(tmp_path, name, stored) -> None:
     model, values, tensors = make(tmp_path, name, stored=stored)
     ids = random_ids()
     logits = model.forward(ids)
@@ -35,7 +35,7 @@ def test_published_configs_run_in_float32(tmp_path, name, stored):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 @pytest.mark.parametrize("stored", [np.float32, BFLOAT16], ids=["f32", "bf16"])
-def test_published_configs_run_in_bfloat16(tmp_path, name, stored):
+def test_published_configs_run_in_bfloat16(tmp_path, name, stored) -> None:
     model, values, tensors = make(tmp_path, name, dtype="bfloat16", stored=stored)
     ids = random_ids()
     error = model.forward(ids) - reference_logits(values, tensors, ids)
@@ -55,14 +55,14 @@ def test_published_configs_run_in_bfloat16(tmp_path, name, stored):
         ("dream_7b", {"hidden_size": 96}),
     ],
 )
-def test_variants_that_the_published_code_defines(tmp_path, name, changes):
+def test_variants_that_the_published_code_defines(tmp_path, name, changes) -> None:
     model, values, tensors = make(tmp_path, name, **changes)
     ids = random_ids() % 90
     np.testing.assert_allclose(model.forward(ids), reference_logits(values, tensors, ids), atol=TINY_LOGITS)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_published_sizes(name):
+def test_published_sizes(name) -> None:
     architecture = find_architecture(PUBLISHED[name], name)
     config = architecture.read_config(ConfigReader(PUBLISHED[name], name))
     sizes = config.num_heads, config.num_kv_heads, config.head_dim, config.intermediate_size, config.vocab_size
@@ -79,7 +79,7 @@ def test_published_sizes(name):
         assert len(tensor_shapes(config, architecture.names)) == 291
 
 
-def test_config_of_each_family(tmp_path):
+def test_config_of_each_family(tmp_path) -> None:
     llada = sparsed.load_model(write_checkpoint(tmp_path / "llada", tiny_config("llada_8b"))).config
     assert llada == ModelConfig(
         family="llada",
@@ -112,7 +112,7 @@ def test_config_of_each_family(tmp_path):
         llada.family = "dream"
 
 
-def test_generation_config_adds_end_tokens(tmp_path):
+def test_generation_config_adds_end_tokens(tmp_path) -> None:
     write_checkpoint(tmp_path, tiny_config("dream_7b", eos_token_id=7))
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [7, 8]}')
     config = sparsed.load_model(tmp_path).config
@@ -120,7 +120,7 @@ def test_generation_config_adds_end_tokens(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["llada_8b", "dream_7b"])
-def test_positions_choose_rows_without_changing_a_bit(tmp_path, name):
+def test_positions_choose_rows_without_changing_a_bit(tmp_path, name) -> None:
     model, _, _ = make(tmp_path, name)
     ids = random_ids()
     everything = model.forward(ids)
@@ -130,7 +130,7 @@ def test_positions_choose_rows_without_changing_a_bit(tmp_path, name):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_rows_are_independent_bit_for_bit(tmp_path, dtype):
+def test_rows_are_independent_bit_for_bit(tmp_path, dtype) -> None:
     model, _, _ = make(tmp_path, "dream_7b", dtype=dtype)
     ids = random_ids(batch=5, length=33)
     together = model.forward(ids)
@@ -138,7 +138,7 @@ def test_rows_are_independent_bit_for_bit(tmp_path, dtype):
         assert np.array_equal(model.forward(ids[row : row + 1])[0], together[row])
 
 
-def test_position_ids_turn_the_rotary_embedding(tmp_path):
+def test_position_ids_turn_the_rotary_embedding(tmp_path) -> None:
     model, values, tensors = make(tmp_path, "llada_8b")
     ids = random_ids()
     positions = np.stack([np.arange(21) * 3, np.arange(21)[::-1]])
@@ -150,7 +150,7 @@ def test_position_ids_turn_the_rotary_embedding(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "counts"), [("llada_8b", False), ("illada_8b", False), ("dream_7b", True)])
-def test_key_mask(tmp_path, name, counts):
+def test_key_mask(tmp_path, name, counts) -> None:
     model, values, tensors = make(tmp_path, name)
     ids = random_ids()
     mask = np.ones((2, 21), bool)
@@ -163,7 +163,7 @@ def test_key_mask(tmp_path, name, counts):
 
 
 @pytest.mark.parametrize("name", ["llada_8b", "dream_7b"])
-def test_attend_sees_each_layer_and_replaces_its_attention(tmp_path, name):
+def test_attend_sees_each_layer_and_replaces_its_attention(tmp_path, name) -> None:
     model, _, _ = make(tmp_path, name)
     config = model.config
     ids = random_ids()
@@ -183,7 +183,7 @@ def test_attend_sees_each_layer_and_replaces_its_attention(tmp_path, name):
     )
 
 
-def test_long_inputs_pass_the_mlp_in_parts(tmp_path, monkeypatch):
+def test_long_inputs_pass_the_mlp_in_parts(tmp_path, monkeypatch) -> None:
     model, _, _ = make(tmp_path, "llada_8b")
     ids = random_ids()
     whole = model.forward(ids)
@@ -192,7 +192,7 @@ def test_long_inputs_pass_the_mlp_in_parts(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", [np.int8, np.uint8, np.int32, np.int64, np.uint64, list])
-def test_any_integer_type_is_a_token_id(tmp_path, kind):
+def test_any_integer_type_is_a_token_id(tmp_path, kind) -> None:
     model, _, _ = make(tmp_path, "llada_8b")
     ids = random_ids()
     given = ids.tolist() if kind is list else ids.astype(kind)
@@ -220,13 +220,13 @@ def test_any_integer_type_is_a_token_id(tmp_path, kind):
         ({"attend": lambda layer, q, k, v, key_mask=None: q[0]}, ValueError, "attend returned shape"),
     ],
 )
-def test_forward_names_what_is_wrong(tmp_path, arguments, error, message):
+def test_forward_names_what_is_wrong(tmp_path, arguments, error, message) -> None:
     model, _, _ = make(tmp_path, "llada_8b")
     with pytest.raises(error, match=f"^forward: {message}"):
         model.forward(**{"ids": [[1, 2, 3]]} | arguments)
 
 
-def test_forward_refuses_what_cannot_fit(tmp_path, monkeypatch):
+def test_forward_refuses_what_cannot_fit(tmp_path, monkeypatch) -> None:
     model, _, _ = make(tmp_path, "llada_8b")
 
     def refuse(num_bytes, what):
@@ -238,7 +238,7 @@ def test_forward_refuses_what_cannot_fit(tmp_path, monkeypatch):
         model.forward([[1, 2, 3]])
 
 
-def test_repr_and_nbytes(tmp_path):
+def test_repr_and_nbytes(tmp_path) -> None:
     model, _, tensors = make(tmp_path, "llada_8b", stored=BFLOAT16)
     assert repr(model) == "Transformer(family='llada', num_layers=2, hidden_size=64, vocab_size=96, dtype='float32')"
     stored = sum(tensor.nbytes for tensor in tensors.values())

@@ -50,7 +50,7 @@ def config_of(names):
         (("architectures", "T5ForConditionalGeneration"), "sequence-to-sequence", "transformers"),
     ],
 )
-def test_other_models_are_named(tmp_path, names, what, runs_it):
+def test_other_models_are_named(tmp_path, names, what, runs_it) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config_of(names)))
     with pytest.raises(ValueError, match=rf"^load_model: {names[0]} is .*, expected one of .*LLaDA-8B.*Dream") as error:
         sparsed.load_model(tmp_path)
@@ -58,14 +58,14 @@ def test_other_models_are_named(tmp_path, names, what, runs_it):
     assert f"{what}" in message and runs_it in message.partition("this is")[2]
 
 
-def test_llada_moe_without_its_class(tmp_path):
+def test_llada_moe_without_its_class(tmp_path) -> None:
     values = {"model_type": "llada", "hidden_size": 2048, "num_experts": 64}
     (tmp_path / "config.json").write_text(json.dumps(values))
     with pytest.raises(ValueError, match=r"^load_model: model_type is 'llada', .*this is LLaDA-MoE"):
         sparsed.load_model(tmp_path)
 
 
-def test_unknown_models_get_the_families(tmp_path):
+def test_unknown_models_get_the_families(tmp_path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"architectures": ["Whatever"]}))
     with pytest.raises(ValueError, match=r"expected one of \[.*\]: this package loads LLaDA-8B, .*DiffuCoder \(in "):
         sparsed.load_model(tmp_path)
@@ -84,7 +84,7 @@ def test_unknown_models_get_the_families(tmp_path):
     ],
 )
 @pytest.mark.parametrize("name", ["llada_8b", "illada_8b", "dream_7b"])
-def test_quantised_weights_are_named(tmp_path, name, changes, named):
+def test_quantised_weights_are_named(tmp_path, name, changes, named) -> None:
     (key,) = changes
     (tmp_path / "config.json").write_text(json.dumps(tiny_config(name, **changes)))
     with pytest.raises(ValueError, match=rf"^load_model: {key} is .*quantised weights {named}.*not read") as error:
@@ -116,7 +116,7 @@ def test_quantised_weights_are_named(tmp_path, name, changes, named):
         (["vocab.json", "merges.txt"], "tokenizer without a model"),
     ],
 )
-def test_folders_without_a_model_are_described(tmp_path, files, expected, with_config):
+def test_folders_without_a_model_are_described(tmp_path, files, expected, with_config) -> None:
     for name in files:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"{}")
@@ -128,14 +128,14 @@ def test_folders_without_a_model_are_described(tmp_path, files, expected, with_c
         sparsed.load_model(tmp_path)
 
 
-def test_weights_without_a_config_are_not_described(tmp_path):
+def test_weights_without_a_config_are_not_described(tmp_path) -> None:
     write_checkpoint(tmp_path, tiny_config("llada_8b"))
     (tmp_path / "config.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"config\.json does not exist$"):
         sparsed.load_model(tmp_path)
 
 
-def test_adapters_are_named(tmp_path):
+def test_adapters_are_named(tmp_path) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
     (tmp_path / "adapter_model.safetensors").write_bytes(b"")
     with pytest.raises(ValueError, match=r"^load_model: .* is a PEFT adapter, .*merge_and_unload"):
@@ -162,13 +162,13 @@ class TestPaths:
             (b"\x80\x02\x00\x00\x00\x00\x00\x00{}", "it is a file, and the model is its folder"),
         ],
     )
-    def test_files(self, tmp_path, load, content, expected):
+    def test_files(self, tmp_path, load, content, expected) -> None:
         path = tmp_path / "model.bin"
         path.write_bytes(content)
         with pytest.raises(FileNotFoundError, match=rf"^{load.__name__}: folder is .*model\.bin.*{expected}"):
             load(path)
 
-    def test_a_file_of_the_folder_leads_to_the_folder(self, tmp_path, load):
+    def test_a_file_of_the_folder_leads_to_the_folder(self, tmp_path, load) -> None:
         write_checkpoint(tmp_path, tiny_config("llada_8b"))
         for name in ("config.json", "model.safetensors"):
             with pytest.raises(FileNotFoundError, match="'demo': it is a file, and") as error:
@@ -185,13 +185,13 @@ class TestPaths:
             "hf://GSAI-ML/LLaDA-8B-Instruct",
         ],
     )
-    def test_names_of_hugging_face_lead_to_the_download(self, load, name):
+    def test_names_of_hugging_face_lead_to_the_download(self, load, name) -> None:
         with pytest.raises(FileNotFoundError, match=rf"^{load.__name__}: folder is '{name}', expected an ") as error:
             load(name)
         assert "hf download GSAI-ML/LLaDA-8B-Instruct --local-dir LLaDA-8B-Instruct" in str(error.value)
 
     @pytest.mark.parametrize("folder", [None, 3, b"model", ["model"]])
-    def test_what_is_no_path(self, load, folder):
+    def test_what_is_no_path(self, load, folder) -> None:
         with pytest.raises(TypeError, match=rf"^{load.__name__}: folder is .*, expected a path"):
             load(folder)
 
@@ -208,7 +208,7 @@ class TestPaths:
         "model-00002-of-00002.safetensors",
     ],
 )
-def test_git_lfs_pointers_in_a_model(tmp_path, name):
+def test_git_lfs_pointers_in_a_model(tmp_path, name) -> None:
     write_checkpoint(tmp_path, tiny_config("llada_8b"), shards=2)
     (tmp_path / name).write_bytes(POINTER)
     with pytest.raises(ValueError, match=rf"{name} is a Git LFS pointer.*`git lfs pull` \(or with `hf download`\)"):
@@ -216,7 +216,7 @@ def test_git_lfs_pointers_in_a_model(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"])
-def test_git_lfs_pointers_in_a_tokenizer(tmp_path, name):
+def test_git_lfs_pointers_in_a_tokenizer(tmp_path, name) -> None:
     (tmp_path / "vocab.json").write_text(json.dumps({"a": 0}))
     (tmp_path / "merges.txt").touch()
     (tmp_path / name).write_bytes(POINTER)
@@ -235,13 +235,13 @@ def test_git_lfs_pointers_in_a_tokenizer(tmp_path, name):
         (b"something else", "is truncated or no safetensors file"),
     ],
 )
-def test_weights_of_another_kind_under_the_name_of_safetensors(tmp_path, content, expected):
+def test_weights_of_another_kind_under_the_name_of_safetensors(tmp_path, content, expected) -> None:
     (tmp_path / "model.safetensors").write_bytes(content)
     with pytest.raises(ValueError, match=rf"model\.safetensors {expected}"):
         SafetensorsFile(tmp_path / "model.safetensors")
 
 
-def test_models_that_load_are_in_no_table():
+def test_models_that_load_are_in_no_table() -> None:
     for text in (b"{}", b'{"architectures": ["LLaDAModelLM"]}', b"version 2 of the story", b"GG"):
         assert recognise.first_bytes(text) is None
     assert recognise.quantised("torch_dtype", "bfloat16") is None

@@ -45,13 +45,13 @@ def load_theta(folder, name, **changes):
     ],
     ids=json.dumps,
 )
-def test_every_place_is_read(tmp_path, name, changes):
+def test_every_place_is_read(tmp_path, name, changes) -> None:
     assert load_theta(tmp_path, name, **({"rope_theta": ...} | changes)) == 1e6
 
 
 @pytest.mark.parametrize("place", ["rope_parameters", "rope_scaling"])
 @pytest.mark.parametrize("settings", [PLAIN, {"full_attention": PLAIN}], ids=json.dumps)
-def test_a_conflict_with_the_top_level(tmp_path, place, settings):
+def test_a_conflict_with_the_top_level(tmp_path, place, settings) -> None:
     """transformers 5 takes the inner value. LLaDA's code reads only the top level, so that neither is right there."""
     changes = {"rope_theta": 5e5, place: settings}
     assert load_theta(tmp_path / "dream", "dream_7b", **changes) == 1e6
@@ -98,12 +98,12 @@ def test_a_conflict_with_the_top_level(tmp_path, place, settings):
     ],
     ids=lambda value: json.dumps(value, default=str),
 )
-def test_what_is_not_computed_or_not_known_is_refused(tmp_path, name, key, settings):
+def test_what_is_not_computed_or_not_known_is_refused(tmp_path, name, key, settings) -> None:
     with pytest.raises(ValueError, match=rf"^load_model: {key} is .*expected .*config\.json"):
         load_theta(tmp_path, name, **{key: settings})
 
 
-def test_a_config_without_any_settings_of_rope(tmp_path):
+def test_a_config_without_any_settings_of_rope(tmp_path) -> None:
     assert load_theta(tmp_path / "llada", "llada_8b", rope_theta=None) == 10000  # what configuration_llada.py has
     with pytest.raises(ValueError, match="rope_theta is missing"):
         load_theta(tmp_path / "dream", "dream_7b", rope_theta=...)
@@ -111,13 +111,13 @@ def test_a_config_without_any_settings_of_rope(tmp_path):
         load_theta(tmp_path / "settings", "llada_8b", rope_theta=..., rope_scaling={"type": "default"})
 
 
-def test_the_base_of_a_place_that_is_not_read_is_no_default(tmp_path):
+def test_the_base_of_a_place_that_is_not_read_is_no_default(tmp_path) -> None:
     changes: dict[str, Any] = {"rope_theta": ..., "rope_parameters": PLAIN, "rope_scaling": {"type": "default"}}
     with pytest.raises(ValueError, match=r"^load_model: rope_parameters is .*, expected null, because rope_scaling"):
         load_theta(tmp_path, "dream_7b", **changes)
 
 
-def test_the_inner_base_is_what_the_model_turns_by(tmp_path):
+def test_the_inner_base_is_what_the_model_turns_by(tmp_path) -> None:
     ids = np.arange(12)[None]
     values = tiny_config("dream_7b")
     tensors = random_tensors(values)
@@ -135,7 +135,7 @@ SETTINGS += [{"full_attention": settings} for settings in SETTINGS[1:] if settin
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_variants_are_read_as_transformers_reads_them():
+def test_variants_are_read_as_transformers_reads_them() -> None:
     """All pairs of settings beside each top level: the base is that of transformers, or the config is refused."""
     transformers = pytest.importorskip("transformers")
     if int(transformers.__version__.partition(".")[0]) < 5:
@@ -157,7 +157,7 @@ def test_variants_are_read_as_transformers_reads_them():
     assert read > 300
 
 
-def test_a_config_that_transformers_saves_loads(tmp_path):
+def test_a_config_that_transformers_saves_loads(tmp_path) -> None:
     transformers = pytest.importorskip("transformers")
     values = tiny_config("dream_7b")
     write_checkpoint(tmp_path, values)

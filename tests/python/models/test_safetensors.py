@@ -21,7 +21,7 @@ def header_bytes(text, data=b""):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, BFLOAT16])
 @pytest.mark.parametrize("shape", [(), (0,), (3,), (4, 5), (2, 3, 4)])
-def test_tensors_are_read_only_views_of_the_file(tmp_path, dtype, shape):
+def test_tensors_are_read_only_views_of_the_file(tmp_path, dtype, shape) -> None:
     tensors = {"a": np.ones(2, np.float32), "b": np.random.default_rng(0).normal(size=shape).astype(dtype)}
     file = open_bytes(tmp_path, safetensors_bytes(tensors))
     array = file.array("b")
@@ -31,7 +31,7 @@ def test_tensors_are_read_only_views_of_the_file(tmp_path, dtype, shape):
     assert array.size == 0 or array.base is not None
 
 
-def test_unaligned_tensors_are_read(tmp_path):
+def test_unaligned_tensors_are_read(tmp_path) -> None:
     text = b'{"a":{"dtype":"F32","shape":[3],"data_offsets":[0,12]}}'
     values = np.array([1.0, -2.0, 3.0], np.float32)
     for padding in range(4):
@@ -79,6 +79,6 @@ TWO = {"a": np.zeros((2, 2), np.float32), "b": np.zeros((2, 2), np.float32)}
         ),
     ],
 )
-def test_damaged_files_are_refused(tmp_path, data, message):
+def test_damaged_files_are_refused(tmp_path, data, message) -> None:
     with pytest.raises(ValueError, match=rf"file\.safetensors.*{message}|{message}"):
         open_bytes(tmp_path, data)

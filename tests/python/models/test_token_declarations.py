@@ -30,7 +30,7 @@ def decoder(*ids, **flags):
 
 @pytest.mark.parametrize("ids", [(3, 4), (5, 9), (4, 3000)])
 @pytest.mark.parametrize("place", ["tokenizer.json", "added_tokens_decoder", "added_tokens.json"])
-def test_ids_of_the_files_hold_where_they_leave_gaps(tmp_path, place, ids):
+def test_ids_of_the_files_hold_where_they_leave_gaps(tmp_path, place, ids) -> None:
     tokens = [(f"<{i}>", i) for i in ids]
     if place == "tokenizer.json":
         write_words(tmp_path, tokens[::-1])
@@ -45,7 +45,7 @@ def test_ids_of_the_files_hold_where_they_leave_gaps(tmp_path, place, ids):
     assert tokenizer.mask_token_id == (max(ids) + 1 if place == "added_tokens_decoder" else None)
 
 
-def test_a_token_without_an_id_takes_none_of_the_vocabulary(tmp_path):
+def test_a_token_without_an_id_takes_none_of_the_vocabulary(tmp_path) -> None:
     model = {"type": "WordLevel", "vocab": {"a": 0, "b": 3, "?": 4}, "unk_token": "?"}
     tokenizer = sparsed.load_tokenizer(write_words(tmp_path, model=model, mask_token="<m>", pad_token="b"))
     assert tokenizer.encode("b <m> a") == [3, 5, 0]
@@ -74,25 +74,25 @@ def test_a_token_without_an_id_takes_none_of_the_vocabulary(tmp_path):
         ([], {"split_special_tokens": "no"}, "split_special_tokens is 'no', expected true or false"),
     ],
 )
-def test_declarations_that_contradict_or_are_none(tmp_path, added, config, message):
+def test_declarations_that_contradict_or_are_none(tmp_path, added, config, message) -> None:
     with pytest.raises(ValueError, match=f"^load_tokenizer: {message}"):
         sparsed.load_tokenizer(write_words(tmp_path, added, **config))
 
 
-def test_a_vocabulary_with_scores_has_no_gaps(tmp_path):
+def test_a_vocabulary_with_scores_has_no_gaps(tmp_path) -> None:
     model = {"type": "Unigram", "vocab": [["a", -1.0], ["b", -1.0]], "unk_id": 0}
     with pytest.raises(ValueError, match="the token '<7>' has the id 7, expected 2"):
         sparsed.load_tokenizer(write_words(tmp_path, model=model, added_tokens_decoder=decoder(7)))
 
 
-def test_spaces_before_punctuation(tmp_path):
+def test_spaces_before_punctuation(tmp_path) -> None:
     model = {"type": "WordLevel", "vocab": {".": 0, "do": 1, "n't": 2, "?": 3}, "unk_token": "?"}
     for wanted, text in ((True, "don't."), (False, "do n't ."), (None, "do n't .")):
         tokenizer = sparsed.load_tokenizer(write_words(tmp_path, model=model, clean_up_tokenization_spaces=wanted))
         assert tokenizer.decode([1, 2, 0]) == tokenizer.text([1, 2, 0]) == text
 
 
-def test_a_folder_with_another_form_of_tokenizer_says_what_converts_it(tmp_path):
+def test_a_folder_with_another_form_of_tokenizer_says_what_converts_it(tmp_path) -> None:
     (tmp_path / "tokenizer.model").write_bytes(b"\x0a")
     with pytest.raises(FileNotFoundError, match=r"tokenizer\.model is another form: save_pretrained of transformers"):
         sparsed.load_tokenizer(tmp_path)
@@ -101,7 +101,7 @@ def test_a_folder_with_another_form_of_tokenizer_says_what_converts_it(tmp_path)
 @pytest.mark.parametrize(
     "name", ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json"]
 )
-def test_a_byte_order_mark_changes_nothing_and_a_git_lfs_pointer_is_named(tmp_path, name):
+def test_a_byte_order_mark_changes_nothing_and_a_git_lfs_pointer_is_named(tmp_path, name) -> None:
     folder = write_words(tmp_path, [("<x>", 3)], mask_token="<m>", chat_template="{{ mask_token }}")
     files = {"special_tokens_map.json": {"pad_token": "<p>"}, "added_tokens.json": {"<p>": 4}}
     for other, values in (files | {"config.json": {"eos_token_id": 3}}).items():
@@ -117,7 +117,7 @@ def test_a_byte_order_mark_changes_nothing_and_a_git_lfs_pointer_is_named(tmp_pa
 
 
 @pytest.mark.parametrize("name", ["vocab.json", "merges.txt", "chat_template.jinja"])
-def test_a_git_lfs_pointer_is_named_among_the_other_files(tmp_path, name):
+def test_a_git_lfs_pointer_is_named_among_the_other_files(tmp_path, name) -> None:
     vocab = {"a": 0, "b": 1, "ab": 2}
     files = {"vocab.json": json.dumps(vocab), "merges.txt": "a b\n", "chat_template.jinja": "{{ messages[0].content }}"}
     for other, text in files.items():

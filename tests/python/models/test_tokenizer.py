@@ -58,7 +58,7 @@ def encode_pieces(tokenizer, text):
     return [tokenizer.decode([token], skip_special_tokens=False) for token in tokenizer.encode(text)]
 
 
-def test_demo_tokenizer():
+def test_demo_tokenizer() -> None:
     tokenizer = sparsed.load_tokenizer(DEMO)
     assert (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id) == (0, 1, 2)
     assert (tokenizer.mask_token_id, tokenizer.end_token_ids, len(tokenizer)) == (3, (2,), 1579)
@@ -74,7 +74,7 @@ def test_demo_tokenizer():
     assert repr(tokenizer) == "Tokenizer(vocab_size=1579, end_token_ids=(2,))"
 
 
-def test_byte_level_bpe(tmp_path):
+def test_byte_level_bpe(tmp_path) -> None:
     tokenizer = sparsed.load_tokenizer(write_bpe(tmp_path))
     assert encode_pieces(tokenizer, "hell hello") == ["hell", " hell", "o"]
     assert encode_pieces(tokenizer, "it's 12") == ["i", "t", "'s", " ", "1", "2"]  # digits one by one
@@ -85,12 +85,12 @@ def test_byte_level_bpe(tmp_path):
         assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-def test_text_is_normalised_to_nfc(tmp_path):
+def test_text_is_normalised_to_nfc(tmp_path) -> None:
     tokenizer = sparsed.load_tokenizer(write_bpe(tmp_path))
     assert tokenizer.encode("e\u0301") == tokenizer.encode("é") == [tokenizer.token_id("Ã©")]
 
 
-def test_added_tokens_have_the_ids_of_the_files(tmp_path):
+def test_added_tokens_have_the_ids_of_the_files(tmp_path) -> None:
     tokenizer = sparsed.load_tokenizer(write_bpe(tmp_path))
     for i, token in enumerate(DREAM_TOKENS):
         assert tokenizer.encode(f"he{token}he") == [256, FIRST_ADDED + i, 256]
@@ -113,7 +113,7 @@ def without_decoder(folder):
     return folder
 
 
-def test_added_tokens_json_and_special_tokens_map(tmp_path):
+def test_added_tokens_json_and_special_tokens_map(tmp_path) -> None:
     folder = without_decoder(write_bpe(tmp_path))
     more = {"<extra>": 310, "<|sp|>": 311, "he": 256}
     added = json.loads((folder / "added_tokens.json").read_text()) | more
@@ -127,21 +127,21 @@ def test_added_tokens_json_and_special_tokens_map(tmp_path):
     assert (tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.mask_token_id) == (301, None, 304)
 
 
-def test_added_tokens_decoder_goes_before_the_older_files(tmp_path):
+def test_added_tokens_decoder_goes_before_the_older_files(tmp_path) -> None:
     files = {"added_tokens__json": '{"<|mask|>": 305, "<x>": 306}', "special_tokens_map__json": '{"bos_token": "he"}'}
     tokenizer = sparsed.load_tokenizer(write_bpe(tmp_path, **files))
     assert tokenizer.encode("<|mask|>") == [304]
     assert (tokenizer.bos_token_id, tokenizer.token_id("<x>")) == (303, None)
 
 
-def test_qwen2_s_names_hold_where_the_files_name_none(tmp_path):
+def test_qwen2_s_names_hold_where_the_files_name_none(tmp_path) -> None:
     names = dict.fromkeys(("eos_token", "pad_token"), "<|im_end|>")
     write_bpe(tmp_path, names | {"pad_token": None})
     tokenizer = sparsed.load_tokenizer(tmp_path)
     assert (tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id) == (302, None, 300)
 
 
-def test_marks_and_prefix_of_vocabulary_files(tmp_path):
+def test_marks_and_prefix_of_vocabulary_files(tmp_path) -> None:
     marks = {"add_bos_token": True, "add_eos_token": True, "add_prefix_space": True}
     tokenizer = sparsed.load_tokenizer(write_bpe(tmp_path, marks))
     hell = tokenizer.token_id("Ġhell")
@@ -150,12 +150,12 @@ def test_marks_and_prefix_of_vocabulary_files(tmp_path):
     assert tokenizer.encode("<|beginoftext|>hell") == [303, hell, 300]
 
 
-def test_vocabulary_files_of_other_classes_are_refused(tmp_path):
+def test_vocabulary_files_of_other_classes_are_refused(tmp_path) -> None:
     with pytest.raises(ValueError, match="tokenizer_class is 'GPT2Tokenizer', expected Qwen2's or Dream's"):
         sparsed.load_tokenizer(write_bpe(tmp_path, {"tokenizer_class": "GPT2Tokenizer"}))
 
 
-def test_end_tokens_of_the_model_files(tmp_path):
+def test_end_tokens_of_the_model_files(tmp_path) -> None:
     folder = write_bpe(
         tmp_path, config__json='{"eos_token_id": 300}', generation_config__json='{"eos_token_id": [65, 302, -1]}'
     )
@@ -177,7 +177,7 @@ def with_bos(folder):
     return sparsed.load_tokenizer(folder)
 
 
-def test_bos_comes_once_and_texts_stay_whole(tmp_path):
+def test_bos_comes_once_and_texts_stay_whole(tmp_path) -> None:
     tokenizer = with_bos(tmp_path)
     assert tokenizer.encode("a b a b") == [0, 1, 2, 1, 2]
     assert tokenizer.encode("<s> a b") == [0, 1, 2]
@@ -193,7 +193,7 @@ TALK = [
 ]
 
 
-def test_published_format_of_dream(tmp_path):
+def test_published_format_of_dream(tmp_path) -> None:
     tokenizer = sparsed.load_tokenizer(write_bpe(tmp_path))
     system = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
     turns = "<|im_start|>user\n Hi? <|im_end|>\n<|im_start|>assistant\nYes.<|im_end|>\n<|im_start|>user\nSo<|im_end|>\n"
@@ -204,7 +204,7 @@ def test_published_format_of_dream(tmp_path):
     assert tokenizer.decode(tokenizer.chat("So"), skip_special_tokens=False) == tokenizer.apply_chat_template(TALK[2:])
 
 
-def test_published_format_of_llada(tmp_path):
+def test_published_format_of_llada(tmp_path) -> None:
     words = ["<|startoftext|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|endoftext|>"]
     backend = tokenizers.Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=words[4]))
     backend.add_special_tokens(words)
@@ -238,7 +238,7 @@ def test_published_format_of_llada(tmp_path):
         ({"chat_template": "{% if tools %}x{% endif %}{{ strftime_now('%%') }}"}, {}, "%"),
     ],
 )
-def test_templates_of_the_folder(tmp_path, config, extra_files, expected):
+def test_templates_of_the_folder(tmp_path, config, extra_files, expected) -> None:
     tokenizer = sparsed.load_tokenizer(write_bpe(tmp_path, config, **extra_files))
     assert tokenizer.apply_chat_template(TALK) == expected
 
@@ -256,13 +256,13 @@ def test_templates_of_the_folder(tmp_path, config, extra_files, expected):
         "{% for i in range(10 ** 9) %}{% endfor %}",
     ],
 )
-def test_templates_that_fail(tmp_path, template):
+def test_templates_that_fail(tmp_path, template) -> None:
     tokenizer = sparsed.load_tokenizer(write_bpe(tmp_path, {"chat_template": template}))
     with pytest.raises(ValueError, match=r"^apply_chat_template: the chat template failed: "):
         tokenizer.apply_chat_template(TALK)
 
 
-def test_no_template(tmp_path):
+def test_no_template(tmp_path) -> None:
     with_bos(tmp_path)
     (tmp_path / "tokenizer_config.json").unlink()
     tokenizer = sparsed.load_tokenizer(tmp_path)
@@ -282,7 +282,7 @@ def test_no_template(tmp_path):
         (3, TypeError),
     ],
 )
-def test_messages_that_are_none(messages, error):
+def test_messages_that_are_none(messages, error) -> None:
     with pytest.raises(error, match=r"^apply_chat_template: message"):
         sparsed.load_tokenizer(DEMO).chat(messages)
 
@@ -300,17 +300,17 @@ def test_messages_that_are_none(messages, error):
     ],
 )
 @pytest.mark.parametrize("function", ["decode", "text"])
-def test_ids_that_are_none(function, ids, error, message):
+def test_ids_that_are_none(function, ids, error, message) -> None:
     with pytest.raises(error, match=f"^{function}: {message}"):
         getattr(sparsed.load_tokenizer(DEMO), function)(ids)
 
 
-def test_text_must_be_a_str():
+def test_text_must_be_a_str() -> None:
     with pytest.raises(TypeError, match=r"^encode: text is a list, expected a str"):
         sparsed.load_tokenizer(DEMO).encode(["a"])
 
 
-def test_missing_files(tmp_path):
+def test_missing_files(tmp_path) -> None:
     with pytest.raises(FileNotFoundError, match=r"^load_tokenizer: folder is .*absent"):
         sparsed.load_tokenizer(tmp_path / "absent")
     with pytest.raises(FileNotFoundError, match=r"neither tokenizer\.json nor vocab\.json and merges\.txt"):
@@ -335,7 +335,7 @@ def test_missing_files(tmp_path):
         ("tokenizer_config.json", "{", r"tokenizer_config\.json is not valid JSON"),
     ],
 )
-def test_damaged_files(tmp_path, name, text, message):
+def test_damaged_files(tmp_path, name, text, message) -> None:
     write_bpe(tmp_path)
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=message):

@@ -177,7 +177,7 @@ def compare(folder: Path, seed: int) -> None:
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_tokenizer_json(tmp_path, kind, seed):
+def test_tokenizer_json(tmp_path, kind, seed) -> None:
     declared = Declared(seed)
     backend = kind()
     backend.add_tokens([tokenizers.AddedToken(content, **declared.flags()) for content in declared.some()])
@@ -196,7 +196,7 @@ def test_tokenizer_json(tmp_path, kind, seed):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_vocabulary_and_merges(tmp_path, seed):
+def test_vocabulary_and_merges(tmp_path, seed) -> None:
     declared = Declared(seed)
     model = json.loads(byte_level_bpe().to_str())["model"]
     (tmp_path / "vocab.json").write_text(json.dumps(model["vocab"]))

@@ -32,7 +32,7 @@ def environment(**variables):
 
 
 @pytest.mark.slow
-def test_tensor_parallel():
+def test_tensor_parallel() -> None:
     pytest.importorskip("torch")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += [ROOT / "examples" / "tensor_parallel.py", demo_model_folder(), QUESTION.format("567")]
@@ -45,7 +45,7 @@ def test_tensor_parallel():
 
 
 @pytest.mark.slow
-def test_ray_data(tmp_path):
+def test_ray_data(tmp_path) -> None:
     pytest.importorskip("ray.data")
     answers = {QUESTION.format(number): f"zileba is {number} ;" for number in ("107", "567", "987")}
     prompts = tmp_path / "prompts.jsonl"
@@ -61,6 +61,6 @@ def test_ray_data(tmp_path):
     assert {row["prompt"]: row["answer"] for row in rows} == answers
 
 
-def test_every_example_has_a_test():
+def test_every_example_has_a_test() -> None:
     tests = Path(__file__).read_text()
     assert all(f'"{example.name}"' in tests for example in (ROOT / "examples").iterdir() if example.suffix == ".py")

@@ -13,6 +13,7 @@ torch = pytest.importorskip("torch")
 
 import sparsed  # noqa: E402
 from sparsed.apps.eval import SmallStyle, TaskSet  # noqa: E402
+from tolerances import ORDER  # noqa: E402
 
 attention: Any = importlib.import_module("training.attention")
 data: Any = importlib.import_module("training.data")
@@ -81,7 +82,7 @@ def test_selected_patterns_are_those_of_the_library() -> None:
     (attend,) = attention.selected(lambda select: select(q, k, v), torch.tensor([200]), layers=1, block=32, rho=0.3)
     arrays = [x.numpy() for x in (q, k, v)]
     pattern = sparsed.select(arrays[0], arrays[1], prompt_length=200, block_size=32, rho=0.3)
-    np.testing.assert_allclose(attend(q, k, v).numpy(), sparsed.attention(*arrays, pattern), atol=1e-5)
+    np.testing.assert_allclose(attend(q, k, v).numpy(), sparsed.attention(*arrays, pattern), atol=ORDER)
 
 
 # --- training --------------------------------------------------------------------------------------------------------
