@@ -96,6 +96,7 @@ def test_an_empty_plan(tmp_path) -> None:
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_folder_grows(capsys, tmp_path, model) -> None:
     out = ["--out", str(tmp_path / "out"), "--seed", "0"]
     status, *_ = run(

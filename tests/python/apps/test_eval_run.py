@@ -34,6 +34,7 @@ def record(name: str, index: int, score: float, task: str = "vt", length: int = 
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_eval_reports_and_goes_on(capsys, tmp_path, monkeypatch) -> None:
     options = ["--lengths", "256", "--tasks", "niah_single_1", "--out", str(tmp_path), "--methods", *METHODS]
     status, out, err = run(capsys, "eval", *options, "--samples", "1")
@@ -98,6 +99,7 @@ def test_eval_scores_a_text(capsys, tmp_path) -> None:
     assert rows[0]["nats"]["mean"] > 0 and "minus_dense" in rows[1]
 
 
+@pytest.mark.slow
 def test_ablate(capsys, tmp_path) -> None:
     options = ["--lengths", "200", "--tasks", "niah_single_1", "--samples", "1", "--out", str(tmp_path)]
     status, out, _err = run(capsys, "ablate", *options)
