@@ -18,7 +18,8 @@ export PIP_ROOT_USER_ACTION := ignore
 # The sanitizers need clang, 16 or later: ThreadSanitizer does not understand gcc's OpenMP runtime, and gcc takes minutes for ours.
 CLANG ?= $(firstword $(foreach name,clang++-19 clang++-16 clang++,$(shell command -v $(name))))
 ASAN_RUNTIME = $(shell $(CLANG) -print-file-name=libclang_rt.asan-$(shell uname -m).so)
-ASAN_TESTS := attention select pattern pattern_cache arrays ops
+ASAN_TESTS := attention select invariants pattern pattern_cache arrays ops
+SCALAR_TESTS = $(patsubst %,tests/python/kernels/test_%.py,attention select invariants) $(wildcard tests/python/*/test_goldens_*.py)
 TSAN_TESTS := test_parallel test_attention test_ops test_confidence test_pattern_cache test_selection
 WITH_VENV := VIRTUAL_ENV="$(CURDIR)/$(VENV)" PATH="$(CURDIR)/$(BIN):$$PATH"
 FUZZ_SECONDS ?= 30
@@ -49,8 +50,7 @@ cpp-test: $(VENV)/.tests
 # The scalar backend alone, as it is built on processors that are not x86-64.
 scalar-test: $(VENV)/.tests
 	VIRTUAL_ENV="$(CURDIR)/$(VENV)" PATH="$(CURDIR)/$(BIN):$$PATH" cmake --workflow --preset scalar
-	PYTHONPATH=build/scalar/python $(BIN)/python -m pytest -q tests/python/test_attention.py \
-	  tests/python/test_select.py $(wildcard tests/python/test_goldens_*.py)
+	PYTHONPATH=build/scalar/python $(BIN)/python -m pytest -q $(SCALAR_TESTS)
 
 python-test: $(VENV)/.tests
 	$(BIN)/python -m pytest
@@ -65,8 +65,8 @@ asan: $(VENV)/.tests clang
 	LD_LIBRARY_PATH=$(dir $(ASAN_RUNTIME)) $(BIN)/ctest --preset asan --parallel $(JOBS)
 	LD_PRELOAD=$(ASAN_RUNTIME) ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
 	  UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 PYTHONPATH=build/asan/python \
-	  $(BIN)/python -m pytest -q $(ASAN_TESTS:%=tests/python/test_%.py) \
-	  --deselect tests/python/test_arrays.py::test_inputs_are_not_copied
+	  $(BIN)/python -m pytest -q $(ASAN_TESTS:%=tests/python/kernels/test_%.py) \
+	  --deselect tests/python/kernels/test_arrays.py::test_inputs_are_not_copied
 
 # The comparisons with the reference at every length take most of the time, and share no more between threads.
 tsan: $(VENV)/.tests clang
@@ -107,7 +107,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
-	$(BIN)/python -m pytest -q tests/python/test_layout.py
+	$(BIN)/python -m pytest -q tests/python/repo/test_layout.py
 
 stubs: $(VENV)/.tests
 	$(BIN)/python -m pybind11_stubgen --exit-code sparsed.kernels._core -o python

@@ -55,7 +55,8 @@ part_tests() {
     read -r dtype dim <<<"$case"
     step "check-$dtype-$dim" 40 "$python" -m bench.gpu.measure --check-only --dtype "$dtype" --head-dim "$dim"
   done
-  step pytest 120 "$python" -m pytest -v -W default -m gpu -p no:cacheprovider tests/python/test_gpu.py
+  step pytest 120 "$python" -m pytest -v -W default -m gpu -p no:cacheprovider \
+    tests/python/kernels/test_{gpu,attention,select,invariants,pattern_cache}.py
   [ ! -x "$build/test_gpu" ] || step ctest 60 ctest --test-dir "$build" -L gpu --output-on-failure
 }
 

@@ -12,9 +12,18 @@ import pytest
 from numpy.typing import NDArray
 
 import sparsed
+from device_arrays import send_to_device
+from goldens import CASES, Golden, golden_case
+from reference import num_blocks
 from sparsed.kernels import _core
 
-BACKENDS = [backend.name for backend in sparsed.backends() if backend.available and backend.name != "cuda"]
+AVAILABLE = [backend.name for backend in sparsed.backends() if backend.available]
+# For arrays in host memory.
+BACKENDS = [name for name in AVAILABLE if name != "cuda"]
+# Where arrays can lie: in host memory for each of these backends, and on a GPU (`pytest -m gpu`). torch warns of its
+# features there.
+ON_GPU = pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.filterwarnings("ignore")])
+PLACES = [*BACKENDS, ON_GPU] if "cuda" in AVAILABLE else BACKENDS
 DTYPES: dict[str, Any] = {
     "float32": np.dtype(np.float32),
     "float16": np.dtype(np.float16),
@@ -43,10 +52,26 @@ def backend(request: pytest.FixtureRequest, set_backend: Callable[[str | None], 
     return str(request.param)
 
 
+@pytest.fixture(params=PLACES)
+def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, set_backend: Callable[[str], None]) -> str:
+    """Where the arrays of a test lie: its calls run on each backend of the host, and on a GPU with arrays there."""
+    if request.param == "cuda":
+        send_to_device(monkeypatch)
+    else:
+        set_backend(request.param)
+    return str(request.param)
+
+
 @pytest.fixture(params=list(DTYPES))
 def dtype(request: pytest.FixtureRequest) -> np.dtype[Any]:
     result: np.dtype[Any] = DTYPES[request.param]
     return result
+
+
+@pytest.fixture(scope="session", params=CASES)
+def golden(request: pytest.FixtureRequest) -> Golden:
+    """Each of the golden cases."""
+    return golden_case(request.param)
 
 
 @pytest.fixture
@@ -67,3 +92,9 @@ def random_qkv(
         for h, n in ((heads, q_len), (kv_heads, kv_len), (kv_heads, kv_len))
     )
     return q, k, v
+
+
+def random_mask(seed: int, batch: int, heads: int, q_len: int, kv_len: int, block_size: int) -> NDArray[np.bool_]:
+    """(B, H, q_blocks, kv_blocks): half of the blocks."""
+    shape = (batch, heads, num_blocks(q_len, block_size), num_blocks(kv_len, block_size))
+    return np.random.default_rng(seed).random(shape) < 0.5

@@ -34,11 +34,10 @@ def to_device(array: Any) -> Any:
     bits = array.view(np.int16) if bfloat16 else array
     if any(stride < 0 or stride % array.itemsize for stride in bits.strides):
         bits = np.ascontiguousarray(bits)
-    there = torch.empty(0, dtype=torch.from_numpy(np.empty(0, bits.dtype)).dtype, device="cuda")
-    strides = [stride // array.itemsize for stride in bits.strides]
-    reach = 1 + sum((size - 1) * stride for size, stride in zip(bits.shape, strides, strict=True)) if bits.size else 0
-    there = there.new_empty(reach).as_strided(bits.shape, strides)
-    there.copy_(torch.from_numpy(bits.copy()))
+    reach = 1 + sum((size - 1) * stride for size, stride in zip(bits.shape, bits.strides, strict=True)) // bits.itemsize
+    memory = np.lib.stride_tricks.as_strided(bits, (reach if bits.size else 0,), (bits.itemsize,))
+    strides = [stride // bits.itemsize for stride in bits.strides]
+    there = torch.from_numpy(memory.copy()).to("cuda").as_strided(bits.shape, strides)
     return there.view(torch.bfloat16) if bfloat16 else there
 
 
@@ -65,3 +64,11 @@ def through_device(function: Callable[..., Any]) -> Callable[..., Any]:
         return to_numpy(function(*there[0], **there[1]))
 
     return call
+
+
+def send_to_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here to the end of the test, the calls with numpy arrays compute on the GPU."""
+    require_gpu()
+    for name in ("attention", "attention_and_select", "select"):
+        monkeypatch.setattr(sparsed, name, through_device(getattr(sparsed, name)))
+    monkeypatch.setattr(sparsed.PatternCache, "attend", through_device(sparsed.PatternCache.attend))

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 import sparsed
-from test_goldens_generate import DATA, options_of, sparse_of
+from goldens import golden_case
 
 
 def main(rank: int, size: int, folder: Path, name: str) -> None:
@@ -19,12 +19,13 @@ def main(rank: int, size: int, folder: Path, name: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
     arrays = {}
     try:
-        model = sparsed.load_model(DATA / name, engine="torch", group=dist.group.WORLD)
-        dense = sparsed.generate(model, **options_of(name))
-        sparse = sparsed.generate(model, sparse=sparse_of(name), **options_of(name))
+        golden = golden_case(name)
+        model = sparsed.load_model(golden.folder, engine="torch", group=dist.group.WORLD)
+        dense = sparsed.generate(model, **golden.options())
+        sparse = sparsed.generate(model, sparse=golden.sparse(), **golden.options())
         patterns = [sparse.groups[0].patterns.pattern(layer).to_mask()[0] for layer in range(model.config.num_layers)]
         arrays |= {"dense": dense.tokens, "sparse": sparse.tokens, "pattern": np.stack(patterns)}
-        bfloat16 = sparsed.load_model(DATA / name, "bfloat16", engine="torch", group=dist.group.WORLD)
+        bfloat16 = sparsed.load_model(golden.folder, "bfloat16", engine="torch", group=dist.group.WORLD)
         arrays["bfloat16"] = bfloat16.forward(dense.tokens)
         try:
             model.forward([[1 + rank, 2]])

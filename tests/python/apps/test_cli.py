@@ -1,0 +1,242 @@
+"""The command line and the demo."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from importlib.metadata import version
+
+import numpy as np
+import pytest
+
+import sparsed
+from sparsed.apps import cli, demo, environment
+from sparsed.apps.demo import DemoOptions, build_prompts, run_demo
+from sparsed.models.files import demo_model_folder
+
+MODEL = str(demo_model_folder())
+TEXT = "the grass is green . the magic number for zileba is 107 . question : what are the magic numbers for zileba ?"
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    status = cli.main(arguments)
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+# --- errors ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["generate", "nowhere", "--prompt", "a"], "nowhere"),
+        (["generate", MODEL, "--prompt-file", "nowhere.txt"], "--prompt-file is nowhere.txt: No such file"),
+        (["generate", MODEL, "--prompt", "the", "--steps", "0"], "steps is 0, expected an integer >= 1"),
+        (["generate", MODEL, "--prompt", "the", "--alg", "entropy"], "--alg given"),
+        (["generate", MODEL, "--prompt", "the", "--dense", "--rho", "0.5", "--sinks", "2"], "--rho, --sinks given"),
+        (["generate", MODEL, "--prompt", "the", "--window", "64", "--skip", "0.5"], "--skip given"),
+        (["generate", MODEL, "--prompt", "the", "--sinks", "2"], "--sinks given"),
+        (["generate", MODEL, "--prompt", "the", "--refresh", "2"], "--refresh given"),
+        (["generate", MODEL, "--prompt", "the", "--cache", "dual", "--rho", "0.5"], "--rho given"),
+        (["generate", MODEL, "--prompt", "the", "--rho", "2"], "--rho is 2.0"),
+        (
+            ["generate", MODEL, "the", "--block-length", "7"],
+            "--gen-length is 128, expected a multiple of --block-length 7",
+        ),
+        (["generate", MODEL, "--prompt", "the", "--html", "."], "--html is ., expected a file"),
+        (["generate", MODEL, "--prompt", "\udcff"], "error: encode: text has '\\udcff' at 0, expected Unicode"),
+        (["demo", "--seed", "-1"], "seed is -1, expected an integer >= 0"),
+        (["demo", "--length", "-1"], "length is -1, expected an integer >= 1"),
+        (["demo", "--length", "64"], "length is 64, expected at least"),
+        (["demo", "--questions", "9"], "questions is 9, expected at most the 8 needles"),
+        (["demo", "--prompts", "0"], "prompts is 0, expected at least 1"),
+        (["info", "--threads", "0"], "--threads is 0"),
+        (["generate", MODEL, "the", "--prompt", "a"], "PROMPT and --prompt are given, expected one of them"),
+        (["generate", MODEL, "--prompt-file", "."], "--prompt-file is .: Is a directory"),
+        (["generate", MODEL, ""], "PROMPT is empty"),
+        (["generate", MODEL, "--prompt", " \n"], "--prompt is empty"),
+        (["generate", "nowhere", "the"], "MODEL_DIR is 'nowhere', expected an existing folder or 'demo'"),
+        (["eval", "demo", "--lengths", "0"], "--lengths is 0, expected an integer >= 1"),
+        (["eval", "demo", "--likelihood", "nowhere.txt"], "--likelihood is nowhere.txt: No such file"),
+        (["eval", "demo", "--jsonl", "vt=nowhere.jsonl"], "--jsonl is nowhere.jsonl: No such file"),
+    ],
+)
+def test_errors_are_one_line_and_status_2(capsys, arguments, message) -> None:
+    status, out, err = run(capsys, *arguments)
+    assert (status, out) == (2, "")
+    assert err.startswith("sparsed: error: ") and message in err and err.count("\n") == 1
+    with pytest.raises((ValueError, OSError)):
+        cli.main([*arguments, "--debug"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["dream"], "invalid choice: 'dream'"),
+        (["generat", MODEL], "did you mean generate?"),
+        (["lmeval"], "did you mean lm-eval?"),
+        (["--versoin"], "did you mean --version?"),
+        (["generate", MODEL, "the", "--gen-lenght", "8"], "did you mean --gen-length?"),
+        (["generate", MODEL, "the", "--min_length=8"], "did you mean --min-length?"),
+        (["generate", MODEL, "two", "words"], "a prompt of several words needs quotes around it"),
+        (["eval", "--methods", "sliding windo"], "did you mean sliding-window?"),
+        (["demo", "--dtype", "bfloat"], "did you mean bfloat16?"),
+        (["info", "--unknown"], "unrecognized arguments: --unknown"),
+        (["generate"], "required: MODEL_DIR"),
+        (["generate", MODEL, "--dense", "--window", "3"], "not allowed with argument"),
+        (["demo", "--steps", "many"], "invalid int value: 'many'"),
+    ],
+)
+def test_usage_errors_are_one_line_and_status_2(capsys, arguments, message) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main(arguments)
+    err = capsys.readouterr().err
+    assert exit_info.value.code == 2
+    assert message in err and err.count("\n") == 1
+
+
+def test_a_narrow_encoding_and_a_closed_pipe_lose_nothing() -> None:
+    code = "import sparsed.apps.cli as c; c.machine_info = lambda: {'cpu': '\u4e2d', 'backends': {}}; "
+    code += "exit(c.main(['info']))"
+    program = [sys.executable, "-c", code]
+    environment = os.environ | {"PYTHONIOENCODING": "latin-1"}
+    run = subprocess.run(program, capture_output=True, text=True, env=environment)
+    assert (run.returncode, run.stderr) == (0, "") and run.stdout.startswith("cpu               ?\n")
+    read, write = os.pipe()
+    os.close(read)
+    run = subprocess.run([sys.executable, "-m", "sparsed", "info"], stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (run.returncode, run.stderr) == (141, "")
+
+
+def test_the_environment_asks_for_tracebacks(capsys, monkeypatch) -> None:
+    monkeypatch.setenv("SPARSED_DEBUG", "1")
+    monkeypatch.setattr(cli, "_bench", lambda arguments: int("no"))
+    with pytest.raises(ValueError, match="invalid literal"):
+        cli.main(["bench"])
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    assert "SPARSED_DEBUG=1" in capsys.readouterr().out
+
+
+def test_without_a_command_there_is_help(capsys) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main([])
+    captured = capsys.readouterr()
+    assert not exit_info.value.code and captured.err == "" and captured.out.startswith("usage: sparsed ")
+
+
+COMMANDS = {"demo", "generate", "eval", "ablate", "heads", "info"}
+
+
+@pytest.mark.parametrize("command", ["", *sorted(COMMANDS)])
+def test_help_has_groups_defaults_and_examples_that_parse(capsys, monkeypatch, command) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    with pytest.raises(SystemExit):
+        cli.main([*command.split(), "--help"])
+    text = capsys.readouterr().out
+    assert not command or "general:" in text
+    if command == "generate":
+        for group in ("prompt:", "output:", "model and device:", "attention:", "sampling:"):
+            assert f"\n{group}\n" in text
+        config = sparsed.SparseConfig()
+        for default in (128, config.rho, config.skip, config.min_length, sparsed.DreamSampler().alg):
+            assert f"(default: {default})" in text
+    if command == "eval":
+        assert "(default: 2048)" in text and "[]" not in text
+    examples = re.findall(r"^  (?:cat \S+ \| )?sparsed (.*)$", text[text.index("example") :], re.MULTILINE)
+    assert {shlex.split(example)[0] for example in examples} >= ({command} if command else COMMANDS)
+    for example in examples:
+        if shlex.split(example)[0] in COMMANDS:
+            assert cli._parse(shlex.split(example)).command in (command or COMMANDS)
+
+
+def test_a_command_of_many_generations_notes_once(capsys, tmp_path) -> None:
+    options = shlex.split(
+        "--tasks niah_single_1 --lengths 256 --samples 2 --methods sparsed --preset paper --style small"
+    )
+    status, _, err = run(capsys, "eval", "demo", *options, "--rho", "0.31", "--out", str(tmp_path))
+    notes = [line for line in err.splitlines() if line.startswith("sparsed: note: ")]
+    assert status == 0 and len(notes) == 1 and "SparseConfig had no effect: the patterns hold" in notes[0]
+
+
+# --- info ------------------------------------------------------------------------------------------------------------
+
+
+def test_info(capsys) -> None:
+    status, out, _ = run(capsys, "info")
+    assert status == 0
+    words = ("threads", "memory available", f"demo model        {demo_model_folder()}", "torch", "GiB")
+    for word in (sparsed.__version__, np.__version__, *words, *(backend.name for backend in sparsed.backends())):
+        assert str(word) in out
+    machine = json.loads(run(capsys, "info", "--json")[1])
+    assert machine["active"] == sparsed.active_backend()
+    assert set(machine["backends"]) == {backend.name for backend in sparsed.backends()}
+
+
+def test_info_says_what_is_not_installed(capsys, monkeypatch) -> None:
+    monkeypatch.setattr(environment, "version", lambda package: "1" if package != "torch" else version("no-such-one"))
+    assert re.search(r"^torch +not installed$", run(capsys, "info")[1], re.MULTILINE)
+
+
+def test_info_says_what_is_wrong_with_the_forced_backend(capsys, monkeypatch, set_backend) -> None:
+    monkeypatch.setenv("SPARSED_ISA", "avx1024")
+    set_backend(None)
+    status, out, _ = run(capsys, "info")
+    assert status == 0 and "avx1024" in out
+
+
+def test_module_and_script_are_the_same_program() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "sparsed", "--version"], capture_output=True, text=True, env=os.environ, check=True
+    )
+    assert done.stdout == f"sparsed {sparsed.__version__}\n"
+
+
+# --- demo ------------------------------------------------------------------------------------------------------------
+
+
+def test_demo_prompts_have_the_facts_and_the_question() -> None:
+    tokenizer = sparsed.load_tokenizer(MODEL)
+    options = DemoOptions(length=600, needles=6, questions=2, prompts=3, seed=3)
+    prompt = build_prompts(tokenizer, options)[2]
+    assert 580 <= len(prompt.ids) <= 600
+    text = tokenizer.decode(prompt.ids)
+    assert text.count("the magic number for") == 6
+    assert text.endswith(f"question : {prompt.question} assistant :")
+    assert len(prompt.answers) == 2
+    for answer in prompt.answers:
+        assert f"the magic number for {answer} ." in text
+        assert answer.split()[0] in prompt.question
+    unknown = {token for token in prompt.ids if tokenizer.decode([token]) == ""} - {tokenizer.bos_token_id}
+    assert not unknown
+    assert build_prompts(tokenizer, options)[2] == prompt
+
+
+def test_demo_counts_whole_answers() -> None:
+    result = demo.MethodResult("dense")
+    prompt = demo.Prompt([], "", ("zileba is 107", "movil is 567"))
+    stats = sparsed.GenerationStats()
+    result.add(prompt, "zileba is 107 ; movil is 569 ;", stats)
+    result.add(prompt, "movil is 567 ; zileba is 1 2 3", stats)
+    assert result.right == 2
+
+
+@pytest.mark.slow
+def test_demo_runs_and_reports(capsys) -> None:
+    options = DemoOptions(length=256, prompts=2, needles=3, questions=1)
+    report = run_demo(options, progress=True)
+    assert "sliding window" in capsys.readouterr().err
+    dense, sparse, window = report.results
+    assert [result.name for result in report.results] == ["dense", "SparseD", "sliding window"]
+    assert dense.right == 2
+    assert dense.phase_seconds["sparse"] == 0 and sparse.phase_seconds["sparse"] > 0 and window.densities[0] < 0.7
+    text = str(report)
+    assert "questions right" in text and report.prompts[0].question in text and "block_size 32" in text
+    status, out, err = run(capsys, "demo", "--length", "256", "--prompts", "1", "--needles", "2", "--questions", "1")
+    assert status == 0 and "2 / 2" not in out and "1 / 1" in out and err == ""

@@ -1,0 +1,242 @@
+"""Cached decoding: which tokens are computed when, the same numbers as a slow forward, rows, errors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import sparsed
+from paths import DATA
+from sparsed import DelayedCache, DreamSampler, DualCache, LLaDASampler, PrefixCache, SparseConfig, generate
+from sparsed.generation.kv_cache import KVCachePolicy
+from sparsed.models import KeyValues
+
+CACHES = [PrefixCache(), DualCache(), DualCache(refresh=2), DelayedCache(refresh=4)]
+SAMPLERS: dict[str, Any] = {"llada": LLaDASampler, "dream": DreamSampler}
+
+
+@pytest.fixture(scope="module", params=["llada", "dream"])
+def model(request: pytest.FixtureRequest):
+    return sparsed.load_model(DATA / f"{request.param}_b32")
+
+
+def prompt_of(model, length: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, min(model.config.vocab_size, 100), length)
+
+
+class Watched:
+    """A model that notes the rows it computes."""
+
+    def __init__(self, model) -> None:
+        self.config = model.config
+        self.model = model
+        self.computed: list[list[int]] = []
+
+    def forward(self, ids, attend=None, positions=None, *, key_values=None, computed=None):
+        self.computed.append(list(computed))
+        return self.model.forward(ids, attend=attend, positions=positions, key_values=key_values, computed=computed)
+
+
+class Slow(Watched):
+    """Computes every token, and puts the keys and values of those that are not asked for back before each attention."""
+
+    def __init__(self, model) -> None:
+        super().__init__(model)
+        self.kept: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+    def forward(self, ids, attend=None, positions=None, *, key_values=None, computed=None):
+        def swap(layer, q, k, v, key_mask=None):
+            if layer in self.kept:
+                others = np.setdiff1d(np.arange(k.shape[2]), computed)
+                k, v = k.copy(), v.copy()
+                k[:, :, others], v[:, :, others] = (kept[:, :, others] for kept in self.kept[layer])
+            self.kept[layer] = (k.copy(), v.copy())
+            return sparsed.attention(q, k, v)
+
+        return self.model.forward(ids, attend=swap, positions=positions)
+
+
+# --- forward ---------------------------------------------------------------------------------------------------------
+
+
+def test_rows_of_a_forward_have_the_logits_of_the_whole(model) -> None:
+    ids = prompt_of(model, 70)[None]
+    kept = KeyValues()
+    whole = model.forward(ids, key_values=kept)
+    np.testing.assert_array_equal(whole, model.forward(ids))
+    assert kept.nbytes == 2 * 70 * 4 * model.config.num_layers * model.config.num_kv_heads * model.config.head_dim
+    rows = [3, 4, 40, 69]
+    part = model.forward(ids, key_values=kept, computed=rows, positions=[4, 69])
+    np.testing.assert_array_equal(part, whole[:, [4, 69]])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"computed": [0]}, "computed is given without key_values"),
+        ({"computed": [], "key_values": KeyValues()}, "computed is empty or out of order"),
+        ({"computed": [2, 1], "key_values": KeyValues()}, "computed is empty or out of order"),
+        ({"computed": [9], "key_values": KeyValues()}, "computed is 9 at"),
+        ({"computed": [1, 2], "positions": [2, 3], "key_values": KeyValues()}, "positions has 3, expected only"),
+        ({"computed": [1, 2], "positions": [2], "key_values": KeyValues()}, "computed has 2 tokens, expected all 5"),
+    ],
+)
+def test_forward_refuses_rows_that_do_not_fit(model, options, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        model.forward([[1, 2, 3, 4, 5]], **options)
+
+
+def test_forward_refuses_another_length(model) -> None:
+    kept = KeyValues()
+    model.forward([[1, 2, 3]], key_values=kept)
+    with pytest.raises(ValueError, match=r"ids has shape \[1, 4\], expected \[1, 3\]"):
+        model.forward([[1, 2, 3, 4]], key_values=kept)
+
+
+# --- which tokens are computed ---------------------------------------------------------------------------------------
+
+
+def run(
+    model, kv_cache: KVCachePolicy, *, block_length: int | None, gen_length: int = 8, prompt: int = 10, steps: int = 8
+):
+    watched = Watched(model)
+    sampler = SAMPLERS[model.config.family](block_length=block_length)
+    result = generate(
+        watched,
+        prompt_of(model, prompt),
+        gen_length=gen_length,
+        steps=steps,
+        kv_cache=kv_cache,
+        sampler=sampler,
+        history=True,
+    )
+    open_before = [np.flatnonzero(row[0] == model.config.mask_token_id) for row in result.history[:-1]]
+    return watched.computed, open_before, result
+
+
+def shifted(model, rows) -> set[int]:
+    return {int(row) - int(model.config.shift_logits) for row in rows}
+
+
+def test_prefix_cache_computes_from_the_block_on(model) -> None:
+    rows, open_before, result = run(model, PrefixCache(), block_length=4)
+    assert len(rows) == result.stats.forwards
+    steps = [step.step for step in result.stats if step.forwards]
+    for step, computed in zip(steps, rows, strict=True):
+        begin = 10 + step // 4 * 4
+        if step == min(s for s in steps if s // 4 == step // 4):
+            assert computed == list(range(18))
+        else:
+            wanted = shifted(model, [p for p in open_before[step] if p < begin + 4])
+            assert set(computed) == set(range(begin, 18)) | wanted
+
+
+def test_dual_cache_computes_the_block(model) -> None:
+    rows, open_before, result = run(model, DualCache(refresh=3), block_length=4)
+    steps = [step.step for step in result.stats if step.forwards]
+    count: dict[int, int] = {}
+    for step, computed in zip(steps, rows, strict=True):
+        begin, number = 10 + step // 4 * 4, count.get(step // 4, 0)
+        count[step // 4] = number + 1
+        if number % 3 == 0:
+            assert computed == list(range(18))
+        else:
+            wanted = shifted(model, [p for p in open_before[step] if p < begin + 4])
+            assert set(computed) == set(range(begin, begin + 4)) | wanted
+
+
+def test_delayed_cache_computes_what_was_open_one_step_ago(model) -> None:
+    rows, open_before, result = run(model, DelayedCache(refresh=4), block_length=None)
+    steps = [step.step for step in result.stats if step.forwards]
+    for number, computed in enumerate(rows):
+        whole = number % 4 == 0 or (number == 1 and model.config.family == "llada")
+        assert set(computed) == (set(range(18)) if whole else shifted(model, open_before[steps[number - 1]]))
+    assert {step.phase for step in result.stats if step.forwards} == {"dense", "cached"}
+    assert 0 < result.stats.density < 1 and result.stats.phase_seconds["cached"] > 0
+
+
+@pytest.mark.parametrize("cache", CACHES, ids=str)
+@pytest.mark.parametrize("block_length", [None, 8])
+def test_the_numbers_are_those_of_a_forward_that_computes_everything(model, cache, block_length) -> None:
+    options: dict[str, Any] = {"gen_length": 16, "steps": 8, "kv_cache": cache}
+    options["sampler"] = SAMPLERS[model.config.family](block_length=block_length)
+    prompt = prompt_of(model, 45)
+    fast = generate(model, prompt, **options, history=True)
+    slow = generate(Slow(model), prompt, **options, history=True)
+    np.testing.assert_array_equal(fast.history, slow.history)
+
+
+def test_refreshing_always_is_dense(model) -> None:
+    prompt = prompt_of(model, 30)
+    options: dict[str, Any] = {"gen_length": 8, "steps": 8}
+    dense = generate(model, prompt, **options)
+    cached = generate(model, prompt, **options, kv_cache=DelayedCache(refresh=1))
+    np.testing.assert_array_equal(dense.tokens, cached.tokens)
+    assert cached.stats.density == 1
+
+
+# --- generate --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cache", CACHES, ids=str)
+def test_rows_are_independent(model, cache) -> None:
+    short, long = prompt_of(model, 20, seed=1), prompt_of(model, 33, seed=2)
+    options: dict[str, Any] = {"gen_length": 8, "steps": 4, "kv_cache": cache}
+    ids = np.stack([long, np.concatenate([np.zeros(13, np.int64), short]), long[::-1]])
+    mask = np.ones(ids.shape, bool)
+    mask[1, :13] = False
+    together = generate(model, ids, prompt_mask=mask, **options).generated
+    alone = [generate(model, row, **options).generated[0] for row in (long, short, long[::-1])]
+    np.testing.assert_array_equal(together, alone)
+
+
+def test_guidance_and_thresholds_run() -> None:
+    model = sparsed.load_model(DATA / "llada_b32")
+    for sampler in (LLaDASampler(cfg_scale=0.5), LLaDASampler(threshold=0.1, block_length=4)):
+        result = generate(
+            model, prompt_of(model, 20), gen_length=8, steps=8, sampler=sampler, kv_cache=DualCache(), history=True
+        )
+        assert not (result.generated == model.config.mask_token_id).any()
+
+
+def test_a_block_of_dream_is_filled_before_the_next() -> None:
+    model = sparsed.load_model(DATA / "dream_b32")
+    result = generate(
+        model, prompt_of(model, 9), gen_length=8, steps=8, sampler=DreamSampler(block_length=4), history=True
+    )
+    assert result.history is not None
+    filled = result.history[:, 0, 9:] != model.config.mask_token_id
+    assert filled[4, :4].all() and not filled[4, 4:].any() and filled[8].all()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"kv_cache": 3}, TypeError, "kv_cache is int, expected PrefixCache"),
+        ({"kv_cache": DualCache(), "sparse": SparseConfig()}, ValueError, "sparse and kv_cache are both given"),
+    ],
+)
+def test_generate_refuses(options, error, message) -> None:
+    model = sparsed.load_model(DATA / "llada_b32")
+    with pytest.raises(error, match=message):
+        generate(model, [1, 2], gen_length=4, steps=4, **options)
+
+
+@pytest.mark.parametrize("cls", [PrefixCache, DualCache, DelayedCache])
+def test_caches_check_their_field(cls) -> None:
+    with pytest.raises(ValueError, match=f"{cls.__name__}: refresh is 0, expected an integer >= 1"):
+        cls(refresh=0)
+    with pytest.raises(TypeError, match="refresh is 1.5"):
+        cls(refresh=1.5)
+
+
+def test_the_old_keyword_works_with_a_warning(model) -> None:
+    options: dict[str, Any] = {"gen_length": 8, "steps": 4}
+    expected = generate(model, prompt_of(model, 20), **options, kv_cache=DualCache())
+    with pytest.warns(DeprecationWarning, match="cache is the old name of kv_cache"):
+        found = generate(model, prompt_of(model, 20), **options, cache=DualCache())
+    np.testing.assert_array_equal(found.tokens, expected.tokens)
+    with pytest.raises(TypeError, match="cache and kv_cache are both given"):
+        generate(model, prompt_of(model, 20), **options, cache=DualCache(), kv_cache=DualCache())
