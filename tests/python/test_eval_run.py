@@ -18,8 +18,8 @@ from sparsed.apps.eval import METHODS, Log, Record, ablations, likelihood, metho
 from sparsed.apps.eval.heads import head_report, heads_table
 from sparsed.apps.eval.heads import markdown as markdown_of_heads
 from sparsed.apps.eval.held_out import _rows as held_out_rows
-from sparsed.apps.eval.methods import default_sampler, method_name, slug
 from sparsed.apps.eval.report import markdown as markdown_of_report
+from sparsed.apps.methods import default_sampler, method_name, slug
 
 DATA = Path(__file__).parents[1] / "data"
 

@@ -13,15 +13,14 @@ from typing import Any
 
 from ..config import BLOCK_SIZES, SlidingWindow, Sparse, SparseConfig, StreamingLLM
 from ..generation.generate import generate
-from ..generation.kv_cache import DelayedCache, DualCache, KVCachePolicy, PrefixCache
+from ..generation.kv_cache import DelayedCache
 from ..generation.sampling import SAMPLERS, DreamSampler, LLaDASampler, Sampler
 from ..models.files import demo_model_folder, find_folder, read_text
 from ..models.tokenizer import Tokenizer, load_tokenizer
 from .cli_options import add_engine_options, load_chosen
+from .methods import CACHE_KINDS
 from .parser import option
 from .pictures.live import LiveText, can_draw
-
-_CACHES: dict[str, type[KVCachePolicy]] = {"prefix": PrefixCache, "dual": DualCache, "delayed": DelayedCache}
 
 
 def add_generate_options(parser: argparse.ArgumentParser) -> None:
@@ -75,7 +74,7 @@ def _add_attention_options(group: argparse._ArgumentGroup) -> None:
     method.add_argument(
         "--kv-cache",
         "--cache",
-        choices=tuple(_CACHES),
+        choices=tuple(CACHE_KINDS),
         help="dense attention that reuses keys and values, as in Fast-dLLM (prefix, dual) or dKV-Cache (delayed)",
     )
     defaults = SparseConfig()
@@ -143,7 +142,7 @@ def run_generate(args: argparse.Namespace) -> int:
             gen_length=args.gen_length,
             steps=args.steps,
             sparse=sparse,
-            kv_cache=None if args.kv_cache is None else _CACHES[args.kv_cache](**_given(args, ("refresh",))),
+            kv_cache=None if args.kv_cache is None else CACHE_KINDS[args.kv_cache](**_given(args, ("refresh",))),
             sampler=_sampler(args, model.config.family),
             seed=args.seed,
             on_step=live,

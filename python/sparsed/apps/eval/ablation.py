@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from ...config import SparseConfig
-from .methods import Method
+from ..methods import Method
 
 RHOS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7)
 SKIPS = (0.0, 0.1, 0.2, 0.3, 0.5)

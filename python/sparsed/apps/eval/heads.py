@@ -16,10 +16,10 @@ from tqdm import tqdm
 from ...config import SparseConfig
 from ...content import ComparedByContent
 from ...generation.generate import generate
-from ...generation.stats import format_table, markdown_table
 from ...kernels.attention import attention
 from ...kernels.pattern import PatternCache
 from ...models import Model
+from ...tables import format_table, markdown_table
 from .ablation import RHOS
 from .earlier import keep_earlier
 

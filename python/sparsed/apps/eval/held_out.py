@@ -13,14 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ...generation.stats import format_table
 from ...models.files import read_text, replacing
+from ...tables import format_table
 from ..environment import machine_info
 from .earlier import keep_earlier
 from .likelihood import likelihood
-from .log import Log, file_identity
+from .records import Log, file_identity
+from .run_context import Methods, RunContext, command_line
 from .scoring import Interval, bootstrap
-from .setup import Methods, Setup, command_line
 from .tasks import require_known
 
 _NAME = "likelihood"
@@ -44,9 +44,9 @@ class TextRecord:
         return self.method, self.length, self.text
 
 
-def score_text(setup: Setup, methods: Methods) -> str:
+def score_text(context: RunContext, methods: Methods) -> str:
     """Scores what the folder has no record of, dense before the others; writes likelihood.json; returns the table."""
-    args = setup.args
+    args = context.args
 
     def uncached(length: int) -> list[Any]:
         return [method for method in methods(length) if method.kv_cache is None]
@@ -54,13 +54,13 @@ def score_text(setup: Setup, methods: Methods) -> str:
     if not uncached(args.lengths[0]):
         names = ", ".join(method.name for method in methods(args.lengths[0]))
         raise ValueError(f"eval: methods is {names}, expected one without a cache (--likelihood scores whole passes)")
-    ids = setup.tokenizer.encode(read_text(args.likelihood))
+    ids = context.tokenizer.encode(read_text(args.likelihood))
     for length in args.lengths:
         if len(ids) < length:
             raise ValueError(f"eval: {args.likelihood} has {len(ids)} tokens, expected at least {length}")
-    require_known(setup.tokenizer, ids, str(args.likelihood))
+    require_known(context.tokenizer, ids, str(args.likelihood))
     source = {"target": args.target, "draws": args.draws, **file_identity(args.likelihood)}
-    log = Log(args.out, setup.plan(uncached, args.lengths) | {"text": source}, TextRecord, _NAME)
+    log = Log(args.out, context.plan(uncached, args.lengths) | {"text": source}, TextRecord, _NAME)
     done = {record.key for record in log.records}
     todo = [
         (length, i, method)
@@ -72,7 +72,7 @@ def score_text(setup: Setup, methods: Methods) -> str:
     for length, i, method in tqdm(todo, unit="text", disable=not sys.stderr.isatty()):
         text = ids[i * length : (i + 1) * length]
         found = likelihood(
-            setup.model, text, target=args.target, draws=args.draws, sparse=method.sparse, seed=args.seed + i
+            context.model, text, target=args.target, draws=args.draws, sparse=method.sparse, seed=args.seed + i
         )
         log.add(TextRecord(method.name, length, i, found.draws.tolist()))
     rows = [

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ...generation.stats import format_table, markdown_table
+from ...tables import format_table, markdown_table
 from .earlier import keep_earlier
 from .runner import Record
 from .scoring import Interval, accuracy, paired_difference

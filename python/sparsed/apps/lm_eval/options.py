@@ -9,18 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from ...checks import Checker
-from ...config import SlidingWindow, Sparse, SparseConfig, StreamingLLM
+from ...config import Sparse
 from ...generation.sampling import SAMPLERS, Sampler
 from ...models.files import read_json
 from ...models.tokenizer import Tokenizer
+from ..methods import SPARSE_KINDS
 
 _log = logging.getLogger(__name__)
-
-_METHODS: dict[str, type[Sparse]] = {
-    "sparsed": SparseConfig,
-    "sliding_window": SlidingWindow,
-    "streaming_llm": StreamingLLM,
-}
 
 # Arguments of the hf backend: the values that mean here what they mean there, and what to do about others.
 _OF_HF: dict[str, tuple[tuple[Any, ...], str]] = {
@@ -119,9 +114,9 @@ def sparse_of(sparse: bool | str | Sparse, options: dict[str, Any]) -> Sparse | 
     if sparse is False:
         return None
     name = "sparsed" if sparse is True else sparse
-    if name not in _METHODS:
-        raise ValueError(f"SparsedLM: sparse is {sparse!r}, expected True, False or one of {list(_METHODS)}")
-    return _METHODS[name](**_taken(_METHODS[name], options))
+    if name not in SPARSE_KINDS:
+        raise ValueError(f"SparsedLM: sparse is {sparse!r}, expected True, False or one of {list(SPARSE_KINDS)}")
+    return SPARSE_KINDS[name](**_taken(SPARSE_KINDS[name], options))
 
 
 def sampler_of(family: str, options: dict[str, Any]) -> tuple[Sampler, frozenset[str]]:

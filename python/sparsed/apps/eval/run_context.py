@@ -16,8 +16,8 @@ from ...models import Model
 from ...models.files import demo_model_folder, find_folder
 from ...models.tokenizer import Tokenizer, load_tokenizer
 from ..cli_options import add_engine_options, load_chosen
-from .log import file_identity, model_identity
-from .methods import Method, Preset, default_sampler, settings_of, sparse_config
+from ..methods import Method, Preset, default_sampler, settings_of, sparse_config
+from .records import file_identity, model_identity
 from .styles import RulerStyle, SmallStyle, Style
 from .tasks import TaskSet
 
@@ -51,7 +51,7 @@ def add_common_options(parser: argparse.ArgumentParser, *, out: str, samples: in
 
 
 @dataclasses.dataclass(frozen=True)
-class Setup:
+class RunContext:
     """What the options say.
 
     Attributes:
@@ -68,7 +68,7 @@ class Setup:
     args: argparse.Namespace
 
     @classmethod
-    def of(cls, args: argparse.Namespace) -> Setup:
+    def of(cls, args: argparse.Namespace) -> RunContext:
         """Checks the options and loads the model."""
         check = Checker("eval")
         args.lengths = list(dict.fromkeys(args.lengths))
