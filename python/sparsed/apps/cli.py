@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import importlib
 import io
 import json
@@ -18,10 +17,9 @@ from typing import Any, NamedTuple
 
 from .. import __version__
 from ..checks import SparsedWarning
-from ..config import BLOCK_SIZES
 from ..kernels.attention import set_num_threads
 from ..models.files import demo_model_folder
-from .demo import DemoOptions, run_demo
+from .demo import add_demo_options, run_demo
 from .environment import available_memory, machine_info
 from .eval.command import add_ablate_options, add_eval_options, add_heads_options, run_ablate, run_eval, run_heads
 from .generate_command import add_generate_options, run_generate
@@ -166,37 +164,6 @@ def _example_text(examples: Sequence[str]) -> str:
     return "\n  ".join([f"example{'s' * (len(examples) > 1)}:", *examples])
 
 
-# --- demo ------------------------------------------------------------------------------------------------------------
-
-
-def _add_demo_options(parser: argparse.ArgumentParser) -> None:
-    defaults = DemoOptions()
-    parser.add_argument("--length", type=int, default=defaults.length, help="tokens of each text")
-    parser.add_argument("--prompts", type=int, default=defaults.prompts, help="texts")
-    parser.add_argument("--needles", type=int, default=defaults.needles, help="facts in each text")
-    parser.add_argument("--questions", type=int, default=defaults.questions, help="facts asked for, of each text")
-    parser.add_argument("--gen-length", type=int, help="tokens to generate (default: room for the answers)")
-    parser.add_argument("--steps", type=int, help="denoising steps (default: one per token)")
-    parser.add_argument("--seed", type=int, default=defaults.seed, help="other numbers make other texts")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default=defaults.dtype, help="what is computed in")
-    attention = parser.add_argument_group("attention")
-    attention.add_argument("--window", type=int, help="tokens of the sliding window (default: a quarter of the length)")
-    sparse = defaults.sparse
-    attention.add_argument("--rho", type=float, default=sparse.rho, help="share of the key blocks that SparseD keeps")
-    attention.add_argument("--skip", type=float, default=sparse.skip, help="share of the steps before the selection")
-    attention.add_argument(
-        "--block-size", type=int, choices=BLOCK_SIZES, default=sparse.block_size, help="tokens per block"
-    )
-
-
-def _demo(args: argparse.Namespace) -> int:
-    names = [field.name for field in dataclasses.fields(DemoOptions) if field.name != "sparse"]
-    sparse = dataclasses.replace(DemoOptions().sparse, rho=args.rho, skip=args.skip, block_size=args.block_size)
-    options = DemoOptions(**{name: getattr(args, name) for name in names}, sparse=sparse)
-    print(run_demo(options, progress=sys.stderr.isatty()))
-    return 0
-
-
 # --- bench, lm-eval --------------------------------------------------------------------------------------------------
 
 
@@ -245,8 +212,8 @@ _QUESTION = '"the magic number for zileba is 107 . question : what are the magic
 _COMMANDS = {
     "demo": _Command(
         "questions about a long text: dense, SparseD and sliding window",
-        _add_demo_options,
-        _demo,
+        add_demo_options,
+        run_demo,
         ("sparsed demo --length 2048 --prompts 3",),
     ),
     "generate": _Command(
