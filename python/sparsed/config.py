@@ -28,6 +28,11 @@ def _block_size(owner: Any) -> None:
         raise ValueError(f"{type(owner).__name__}: block_size is {owner.block_size}, expected one of {BLOCK_SIZES}")
 
 
+def _only_sparse(owner: Any, steps: int) -> list[Literal["dense", "select", "sparse"]]:
+    Checker(f"{type(owner).__name__}.phases").integer("steps", steps, low=1, high=_INT64_MAX)
+    return ["sparse"] * int(steps)
+
+
 @dataclass(frozen=True)
 class SparseConfig:
     """SparseD: dense steps, one selection, then sparse steps that reuse the selected pattern.
@@ -78,6 +83,24 @@ class SparseConfig:
                 raise ValueError("SparseConfig: selection_scale is 0.0, expected a finite number above 0")
         object.__setattr__(self, "refresh", self._checked_refresh())
 
+    def phases(self, steps: int) -> list[Literal["dense", "select", "sparse"]]:
+        """Returns what each of ``steps`` denoising steps does in a sequence of at least ``min_length`` tokens.
+
+        Args:
+            steps: Number of steps T, 1 or more.
+
+        Raises:
+            TypeError, ValueError: ``steps`` is not an int, or below 1.
+            MemoryError: There are too many steps to list.
+
+        Example:
+            >>> SparseConfig(skip=0.5).phases(6)
+            ['dense', 'dense', 'select', 'sparse', 'sparse', 'sparse']
+        """
+        from .kernels.pattern import phases  # kernels import this module
+
+        return phases(self, steps)
+
     def _checked_refresh(self) -> tuple[float, ...] | Literal["every"]:
         if isinstance(self.refresh, str):
             if self.refresh != "every":
@@ -116,6 +139,10 @@ class SlidingWindow:
         _integers(self, window=1)
         _block_size(self)
 
+    def phases(self, steps: int) -> list[Literal["dense", "select", "sparse"]]:
+        """Returns ``steps`` times "sparse", as ``SparseConfig.phases``: the window does not depend on the step."""
+        return _only_sparse(self, steps)
+
 
 @dataclass(frozen=True)
 class StreamingLLM:
@@ -138,6 +165,10 @@ class StreamingLLM:
         """Checks every field and stores plain Python types."""
         _integers(self, window=1, sinks=0)
         _block_size(self)
+
+    def phases(self, steps: int) -> list[Literal["dense", "select", "sparse"]]:
+        """Returns ``steps`` times "sparse", as ``SparseConfig.phases``: the window does not depend on the step."""
+        return _only_sparse(self, steps)
 
 
 # What `generate`, `PatternCache` and their like take.

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..checks import SparsedWarning
 from ..config import SlidingWindow, Sparse, SparseConfig, StreamingLLM
-from ..kernels.pattern import BlockPattern, PatternCache
+from ..kernels.pattern import BlockPattern
 from .kv_cache import KVCachePolicy
 from .stats import GenerationStats
 
@@ -26,17 +26,13 @@ def log_notes(notes: Sequence[str], method: Sparse | KVCachePolicy | None) -> No
 
 
 def ever_sparse(sparse: Sparse, steps: int) -> bool:
-    """Whether the schedule has a sparse step, for sequences of any length."""
-    if not isinstance(sparse, SparseConfig):
-        return True
-    cache = PatternCache(sparse, steps=steps, prompt_length=0)
-    selected = False
-    for step in range(steps):
-        cache.begin_step(step)
-        if cache.phase == "sparse" or (selected and sparse.refresh == "every"):
-            return True
-        selected = selected or cache.phase == "select"
-    return False
+    """Whether a step computes less than dense attention, in sequences that are long enough.
+
+    With `refresh="every"` that is a second step that selects: it attends with the pattern that it selects.
+    """
+    phases = sparse.phases(steps)
+    every = isinstance(sparse, SparseConfig) and sparse.refresh == "every"
+    return "sparse" in phases or (every and phases.count("select") > 1)
 
 
 def notes_before(sparse: Sparse | None, steps: int | None, lengths: Sequence[int]) -> list[str]:

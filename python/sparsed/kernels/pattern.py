@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from ..checks import Checker
 from ..config import SlidingWindow, Sparse, SparseConfig, StreamingLLM
 from . import _core
 from ._core import BlockPattern
@@ -226,6 +227,17 @@ def _new_state(config: Sparse, steps: int | None, prompt_length: int) -> _core.P
     raise TypeError(
         f"PatternCache: config is a {type(config).__name__}, expected a SparseConfig, SlidingWindow or StreamingLLM"
     )
+
+
+def phases(config: SparseConfig, steps: int) -> list[Literal["dense", "select", "sparse"]]:
+    """Returns the phase of each step, as ``SparseConfig.phases``."""
+    Checker("SparseConfig.phases").integer("steps", steps, low=1)
+    cache = PatternCache(config, steps=steps, prompt_length=0)
+    found = []
+    for step in range(int(steps)):
+        cache.begin_step(step)
+        found.append(cache.phase)
+    return found
 
 
 def _restore(bits: NDArray[np.uint8], geometry: dict[str, int]) -> BlockPattern:

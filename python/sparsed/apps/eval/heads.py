@@ -92,35 +92,29 @@ def _one(model: Model, prompt: ArrayLike, steps: int, sparse: SparseConfig, rhos
     result = generate(model, prompt, gen_length=steps, steps=steps, history=True).require_whole()
     if len(result.tokens) != 1:
         raise ValueError(f"head_report: prompts has a batch of {len(result.tokens)} rows, expected (p,) token ids each")
-    prompt_length = result.prompt_length
+    phases = sparse.phases(steps)
+    if "select" not in phases:
+        raise ValueError(f"head_report: sparse selects in none of the {steps} steps, expected a smaller skip")
+    selected_at = phases.index("select")
     history: NDArray[Any] = np.asarray(result.history)
-    schedule = PatternCache(dataclasses.replace(sparse, min_length=0), steps=steps, prompt_length=prompt_length)
-    schedule.begin_step(0)
-    while schedule.phase == "dense":
-        if schedule.step + 1 == steps:
-            raise ValueError(f"head_report: sparse selects in none of the {steps} steps, expected a smaller skip")
-        schedule.begin_step(schedule.step + 1)
-    selected_at = schedule.step
 
-    def selection(rho: float = sparse.rho) -> PatternCache:
-        """One that selects at once."""
+    def selecting_cache(rho: float = sparse.rho) -> PatternCache:
         config = dataclasses.replace(sparse, skip=0.0, refresh=(), min_length=0, rho=rho)
-        cache = PatternCache(config, steps=2, prompt_length=prompt_length)
-        cache.begin_step(0)
-        if cache.phase == "dense":  # the published code never selects in the first step
-            cache.begin_step(1)
+        cache = PatternCache(config, steps=2, prompt_length=result.prompt_length)
+        for step in range(config.phases(2).index("select") + 1):  # the published code never selects in step 0
+            cache.begin_step(step)
         return cache
 
     shape = (model.config.num_layers, model.config.num_heads)
     recall = np.full((steps, *shape), np.nan)
     recall_of_rho = np.empty((len(rhos), *shape))
+    patterns: dict[int, PatternCache] = {}  # by step: what the step itself selects
 
-    def replay(step: int) -> PatternCache:
-        own = selection()
-        kept = own if step == selected_at else schedule
+    def replay(step: int) -> None:
+        patterns[step] = selecting_cache()
 
         def attend(layer: int, q: Any, k: Any, v: Any, key_mask: Any = None) -> Any:
-            out = own.attend(layer, q, k, v)
+            out = patterns[step].attend(layer, q, k, v)
             if step < selected_at:
                 return out
             lse = _numbers(attention(q, k, v, return_lse=True)[1])
@@ -130,27 +124,27 @@ def _one(model: Model, prompt: ArrayLike, steps: int, sparse: SparseConfig, rhos
                 mean: FloatArray = np.exp(held[0] - lse[0]).mean(axis=-1)
                 return mean
 
-            recall[step, layer] = share(kept)
+            recall[step, layer] = share(patterns[selected_at])
             if step == selected_at:
                 for i, rho in enumerate(rhos):
-                    other = selection(rho)
+                    other = selecting_cache(rho)
                     other.attend(layer, q, k, v)
                     recall_of_rho[i, layer] = share(other)
             return out
 
         model.forward(history[step], attend=attend, positions=[0])
-        return own
 
-    def jaccard(a: PatternCache, b: PatternCache) -> list[NDArray[Any]]:
-        return [a.pattern(layer).jaccard(b.pattern(layer))[0] for layer in range(shape[0])]
+    def jaccard(a: int, b: int) -> list[NDArray[Any]]:
+        return [patterns[a].pattern(layer).jaccard(patterns[b].pattern(layer))[0] for layer in range(shape[0])]
 
-    own: dict[int, PatternCache] = {selected_at: replay(selected_at)}
-    schedule = own[selected_at]
-    own |= {step: replay(step) for step in range(steps) if step != selected_at}
+    replay(selected_at)  # first, because the other steps are compared with its pattern
+    for step in range(steps):
+        if step != selected_at:
+            replay(step)
     return HeadReport(
         selected_at,
-        np.array([jaccard(schedule, own[step]) for step in range(steps)]),
-        np.array([jaccard(own[step], own[step + 1]) for step in range(steps - 1)]).reshape(-1, *shape),
+        np.array([jaccard(selected_at, step) for step in range(steps)]),
+        np.array([jaccard(step, step + 1) for step in range(steps - 1)]).reshape(-1, *shape),
         recall,
         rhos,
         recall_of_rho,
