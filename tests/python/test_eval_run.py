@@ -98,6 +98,12 @@ def test_eval_scores_a_text(capsys, tmp_path) -> None:
     ]
     rows = json.loads((tmp_path / "out" / "likelihood.json").read_text())["rows"]
     assert rows[0]["nats"]["mean"] > 0 and "minus_dense" in rows[1]
+    plan = tmp_path / "out" / "likelihood_plan.json"
+    earlier = json.loads(plan.read_text())
+    del earlier["text"]["masks"]
+    plan.write_text(json.dumps(earlier))
+    status, _out, err = run(capsys, "eval", "--likelihood", str(tmp_path / "held_out.txt"), *options)
+    assert status == 2 and "text: masks was absent, is" in err
 
 
 def test_ablate(capsys, tmp_path) -> None:

@@ -24,6 +24,7 @@ from .scoring import Interval, bootstrap
 from .tasks import require_known
 
 _NAME = "likelihood"
+_MASKS = "counts spread evenly over the draws, in random order"  # a folder with draws under another rule is refused
 _LEGEND = """
 nats per token: negative log-likelihood of the text's last tokens, by Monte-Carlo draws (lower is better)
 95 %: bootstrap interval of the difference, over the texts or, of one text, over its draws"""
@@ -59,7 +60,7 @@ def score_text(context: RunContext, methods: Methods) -> str:
         if len(ids) < length:
             raise ValueError(f"eval: {args.likelihood} has {len(ids)} tokens, expected at least {length}")
     require_known(context.tokenizer, ids, str(args.likelihood))
-    source = {"target": args.target, "draws": args.draws, **file_identity(args.likelihood)}
+    source = {"target": args.target, "draws": args.draws, "masks": _MASKS, **file_identity(args.likelihood)}
     log = Log(args.out, context.plan(uncached, args.lengths) | {"text": source}, TextRecord, _NAME)
     done = {record.key for record in log.records}
     todo = [
