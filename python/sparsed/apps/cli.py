@@ -27,7 +27,7 @@ from .parser import HelpFormatter, Parser, in_terms_of_options
 
 _INTERRUPTED, _BROKEN_PIPE = 130, 141  # as a shell reports the signals
 _DEBUG = "SPARSED_DEBUG"
-_POSITIONALS = ("command", "model", "text", "run")  # what argparse keeps beside options
+_POSITIONALS = ("command", "model", "text", "run")  # entries of the namespace that are not options
 
 
 class _Command(NamedTuple):
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     debug = bool(os.environ.get(_DEBUG))
     options: dict[str, Any] = {}
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a character that the terminal lacks is no reason to lose a text
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a character that the terminal cannot show must not lose the text
         sys.stdout.reconfigure(errors="replace")
     try:
         if arguments[:1] == ["bench"]:
@@ -57,8 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             status = _run(args)
         sys.stdout.flush()
         return status
-    except BrokenPipeError:  # the reader has what it wants, as with `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left fails no more
+    except BrokenPipeError:  # the reader stopped early, as with `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at exit does not fail
         return _BROKEN_PIPE
     except (ValueError, TypeError, OSError, MemoryError, RuntimeError, ImportError) as error:
         if debug:
@@ -110,7 +110,7 @@ def _notes_on_stderr(level: int) -> Iterator[None]:
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The options of a command; exits where there is no command, or where they are not its own."""
+    """Returns the parsed options of a command; exits if there is no command, or if it does not have such options."""
     parser, commands = _parsers()
     args, extras = parser.parse_known_args(arguments)
     if args.command is None:
@@ -176,7 +176,7 @@ def _bench(arguments: Sequence[str]) -> int:
 
 
 def _lm_eval(arguments: Sequence[str]) -> int:
-    """Hands everything behind `lm-eval` to lm-eval's own command line."""
+    """Hands everything behind `lm-eval` to the command line of lm-eval."""
     try:
         harness = importlib.import_module("sparsed.apps.lm_eval")
     except ModuleNotFoundError as error:

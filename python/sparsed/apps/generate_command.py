@@ -56,11 +56,11 @@ def add_generate_options(parser: argparse.ArgumentParser) -> None:
         "--progress", action="store_true", help="progress on stderr (default: where stderr is a terminal)"
     )
     display.add_argument("--quiet", action="store_true", help="no progress")
-    display.add_argument("--live", action="store_true", help="show the text filling in (in a terminal)")
+    display.add_argument("--live", action="store_true", help="show the text while it is unmasked (in a terminal)")
 
     add_engine_options(parser)
     _add_attention_options(parser.add_argument_group("attention"))
-    _add_sampling_options(parser.add_argument_group("sampling", "each model family has its own options"))
+    _add_sampling_options(parser.add_argument_group("sampling", "the options depend on the model family"))
 
 
 # No option of a sampler or of SparseConfig has a default here: what is not given is theirs to choose.
@@ -104,10 +104,14 @@ def _add_sampling_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--block-length", type=int, help="tokens per block (default: one block)")
     group.add_argument("--cfg-scale", type=float, help=f"LLaDA: guidance (default: {llada.cfg_scale})")
     group.add_argument(
-        "--remasking", choices=("low_confidence", "random"), help=f"LLaDA: what stays open (default: {llada.remasking})"
+        "--remasking",
+        choices=("low_confidence", "random"),
+        help=f"LLaDA: which tokens stay masked (default: {llada.remasking})",
     )
     group.add_argument(
-        "--threshold", type=float, help="LLaDA: fill what is at least this confident (default: --steps decides)"
+        "--threshold",
+        type=float,
+        help="LLaDA: unmask every token with at least this confidence (default: --steps decides)",
     )
     group.add_argument(
         "--alg",
@@ -115,7 +119,7 @@ def _add_sampling_options(group: argparse._ArgumentGroup) -> None:
         help=f"Dream: the confidence (default: {dream.alg})",
     )
     group.add_argument("--top-p", type=float, help="Dream: the likeliest tokens of this mass (default: all)")
-    group.add_argument("--top-k", type=int, help="Dream: so many of the likeliest tokens (default: all)")
+    group.add_argument("--top-k", type=int, help="Dream: this number of the likeliest tokens (default: all)")
     group.add_argument(
         "--alg-temp", type=float, help=f"Dream: temperature of the positions (default: {dream.alg_temp})"
     )

@@ -22,7 +22,7 @@ from .notes import log_notes, notes_after, notes_before, warn_of_length
 from .prompts import checked_prompt
 from .result import GenerationResult, RowGroup, StepInfo
 from .run import BatchRun
-from .sampling import SAMPLERS, FloatArray, IntArray, Plan, Sampler
+from .sampling import SAMPLERS, FloatArray, IntArray, Request, Sampler
 from .stats import GenerationStats, GroupStep, StepStats
 
 if TYPE_CHECKING:
@@ -127,14 +127,14 @@ def generate(
     if on_step is not None and not callable(on_step):
         raise TypeError(f"generate: on_step is {on_step!r}, expected a function or None")
     prompt, padding = checked_prompt(prompt_ids, prompt_mask, model.config.vocab_size)
-    plan = Plan(int(gen_length), int(steps), model.config.mask_token_id)
-    sampler.check(plan)
+    request = Request(int(gen_length), int(steps), model.config.mask_token_id)
+    sampler.check(request)
 
-    num_steps = sampler.num_steps(plan)
+    num_steps = sampler.num_steps(request)
     # Bytes per position: two int64 copies of the tokens, two int32 copies of each state of the history.
-    needed = 16 + 8 * (1 + (num_steps or plan.gen_length)) * history
-    ops.require_memory(needed * len(prompt) * (prompt.shape[1] + plan.gen_length), "generate: the tokens")
-    masked_tokens = np.full((len(prompt), plan.gen_length), plan.mask_token_id, np.int64)
+    needed = 16 + 8 * (1 + (num_steps or request.gen_length)) * history
+    ops.require_memory(needed * len(prompt) * (prompt.shape[1] + request.gen_length), "generate: the tokens")
+    masked_tokens = np.full((len(prompt), request.gen_length), request.mask_token_id, np.int64)
     tokens = np.concatenate([prompt, masked_tokens], axis=1)
     seeds = np.random.SeedSequence(seed).spawn(len(prompt))
     generators = [np.random.Generator(np.random.PCG64(child)) for child in seeds]
@@ -142,7 +142,7 @@ def generate(
         BatchRun(
             model,
             sampler,
-            plan,
+            request,
             sparse,
             kv_cache,
             tokens,

@@ -103,9 +103,9 @@ class DualCache(KVCachePolicy):
 
 @dataclass(frozen=True)
 class DelayedCache(KVCachePolicy):
-    """dKV-Cache-Decode: a token is cached one step after it was filled, so that it is computed once as itself.
+    """dKV-Cache-Decode: a token is cached one step after it was unmasked, so that it is computed once as itself.
 
-    A forward pass computes the tokens that were open as the one before it began (Dream: those whose logits predict
+    A forward pass computes the tokens that were masked when the one before it began (Dream: those whose logits predict
     them). LLaDA computes every token in the second forward pass of a block too, as its published code does.
 
     Attributes:
@@ -122,7 +122,7 @@ class DelayedCache(KVCachePolicy):
         return super().is_full(forward) or (forward.number == 1 and not forward.shift)
 
     def positions(self, forward: Forward) -> IntArray:
-        """The tokens that were open before."""
+        """Returns the positions that were masked when the forward pass before this one began."""
         return forward.masked_before - forward.shift
 
 

@@ -16,7 +16,7 @@ from ..config import Sparse
 from ..kernels.pattern import PatternCache
 from .kv_cache import KVCachePolicy, KVCacheSchedule
 from .predict import predict
-from .sampling import Candidates, Choice, FloatArray, IntArray, Plan, Sampler
+from .sampling import Candidates, Choice, FloatArray, IntArray, Request, Sampler
 from .stats import GroupStep
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class BatchRun:
     Args:
         model: What `load_model` returns.
         sampler: Which positions a step unmasks, and with which tokens.
-        plan: What the sampler is asked for.
+        request: What the generation asks of its sampler.
         sparse: None: dense attention.
         kv_cache: None: every step computes all tokens.
         tokens: (B, l) int64, all rows of the generation. The run writes into its rows.
@@ -61,7 +61,7 @@ class BatchRun:
         self,
         model: Model,
         sampler: Sampler,
-        plan: Plan,
+        request: Request,
         sparse: Sparse | None,
         kv_cache: KVCachePolicy | None,
         tokens: IntArray,
@@ -71,17 +71,17 @@ class BatchRun:
     ) -> None:
         self.model = model
         self.sampler = sampler
-        self.request = plan
+        self.request = request
         self.tokens = tokens
         self.batch_indices = batch_indices
         self.padding = padding
         self.generators = generators
-        self.start = tokens.shape[1] - plan.gen_length
+        self.start = tokens.shape[1] - request.gen_length
         self.prompt_length = self.start - padding
         self.shift = int(model.config.shift_logits)
         self.patterns = None
         if sparse is not None:
-            self.patterns = PatternCache(sparse, steps=sampler.num_steps(plan), prompt_length=self.prompt_length)
+            self.patterns = PatternCache(sparse, steps=sampler.num_steps(request), prompt_length=self.prompt_length)
         self.kv_schedule = None
         if kv_cache is not None:
             self.kv_schedule = KVCacheSchedule(kv_cache, tokens.shape[1] - padding, self.shift)
@@ -170,12 +170,12 @@ class BatchRun:
         if plan.computed is not None and len(plan.computed) < length:
             phase, density = "cached", len(plan.computed) / length
         # A sampler may choose the mask token itself: such a position stays masked.
-        filled = [choice.tokens != self.request.mask_token_id for choice in choices]
+        unmasked = [choice.tokens != self.request.mask_token_id for choice in choices]
         return GroupStep(
             phase,
             time.perf_counter() - began,
             density,
             int(plan.forward),
-            [row[kept] for row, kept in zip(positions, filled, strict=True)],
-            [choice.confidence[kept] for choice, kept in zip(choices, filled, strict=True)],
+            [row[kept] for row, kept in zip(positions, unmasked, strict=True)],
+            [choice.confidence[kept] for choice, kept in zip(choices, unmasked, strict=True)],
         )

@@ -14,7 +14,7 @@ from ..tables import format_table
 
 PHASES = ("dense", "select", "sparse", "cached")
 LEGEND = (
-    "forwards: model calls; tokens: those that were filled; density: share of the attention that was computed, "
+    "forwards: model calls; tokens: those that were unmasked; density: share of the attention that was computed, "
     "mean over the steps that called the model (1: dense)"
 )
 
@@ -28,8 +28,8 @@ class StepStats:
             different length are in different phases.
         density: Share of the attention that was computed: of its key blocks or, "cached", of its rows; mean over
             layers and the rows that called the model, 1 when dense, 0 where none did.
-        unmasked: Tokens that the step filled.
-        forwards: Model calls; 0 where there was nothing to fill, nor to select for later steps.
+        unmasked: Tokens that the step unmasked.
+        forwards: Model calls; 0 if there was nothing to unmask, nor to select for later steps.
     """
 
     step: int
@@ -106,12 +106,12 @@ class GenerationStats(Sequence[StepStats]):
 
     @property
     def unmasked(self) -> int:
-        """Tokens filled."""
+        """Tokens that were unmasked."""
         return sum(step.unmasked for step in self.steps)
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens filled per second."""
+        """Unmasked tokens per second."""
         return self.unmasked / self.seconds if self.seconds else 0.0
 
     @property

@@ -171,11 +171,11 @@ def _questions(context: RunContext, methods: Methods) -> tuple[list[Question], _
     """The generated ones."""
     questions = []
     for length in context.args.lengths:
-        tasks, own = context.task_set(length), methods(length)
+        tasks, methods_here = context.task_set(length), methods(length)
         for task in context.tasks:
             require_known(context.tokenizer, tasks.sample(task, 0).prompt_ids(context.tokenizer), task)
             questions += [
-                Question(task, length, index, functools.partial(tasks.sample, task, index), own)
+                Question(task, length, index, functools.partial(tasks.sample, task, index), methods_here)
                 for index in range(context.args.samples)
             ]
     sources = {task: context.source(task) for task in context.tasks}
@@ -197,9 +197,9 @@ def _file_questions(context: RunContext, methods: Methods) -> tuple[list[Questio
         if task in sources.setdefault(str(length), {}):
             raise ValueError(f"eval: jsonl has two files of task {task} and length {length}, expected one")
         sources[str(length)][task] = file_identity(Path(path))
-        own = methods(length)
+        methods_here = methods(length)
         questions += [
-            Question(task, length, i, functools.partial(samples.__getitem__, i), own)
+            Question(task, length, i, functools.partial(samples.__getitem__, i), methods_here)
             for i in range(min(len(samples), context.args.samples))
         ]
     return questions, sources

@@ -41,7 +41,7 @@ def likelihood(
     sparse: Sparse | None = None,
     seed: int = 0,
 ) -> Likelihood:
-    """Estimates -log p(the last `target` tokens | the tokens before them), with one draw in a batch of `log_likelihood`.
+    """Estimates -log p(last `target` tokens | tokens before them) by the draws of `log_likelihood`, one in a batch.
 
     With a sparse method the draws are its steps: SparseD is dense, selects, then reuses the pattern. Draws with the
     same seed mask the same tokens, so methods can be compared draw by draw.

@@ -107,14 +107,14 @@ def _merged(found: dict[str, Any] | None, plan: dict[str, Any], path: Path) -> d
         differences += _differences((key,), found.get(key, _ABSENT), plan.get(key, _ABSENT))
     merged = dict(plan)
     for key in sorted(plan.keys() & set(GROWING)):
-        own, others = plan[key], found.get(key, {})
-        for length in sorted(own.keys() & others.keys(), key=int):
-            for name in sorted(own[length].keys() & others[length].keys()):
+        new, earlier = plan[key], found.get(key, {})
+        for length in sorted(new.keys() & earlier.keys(), key=int):
+            for name in sorted(new[length].keys() & earlier[length].keys()):
                 where = (f"{name} at length {length}",)
-                differences += _differences(where, others[length][name], own[length][name])
+                differences += _differences(where, earlier[length][name], new[length][name])
         merged[key] = {
-            length: {**others.get(length, {}), **own.get(length, {})}
-            for length in sorted(own.keys() | others.keys(), key=int)
+            length: {**earlier.get(length, {}), **new.get(length, {})}
+            for length in sorted(new.keys() | earlier.keys(), key=int)
         }
     if differences:
         more = f"; {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""

@@ -56,28 +56,28 @@ def summarise(records: Sequence[Record], baseline: str = "dense") -> list[Row]:
     lengths: list[int | None] = [*sorted({record.length for record in records})]
     for length in [*lengths, None] if len(lengths) > 1 else lengths:
         for method in dict.fromkeys(record.method for record in records):
-            own = [r for r in records if r.method == method and length in (None, r.length)]
-            if not own:
+            found = [r for r in records if r.method == method and length in (None, r.length)]
+            if not found:
                 continue
             pairs = [
                 (record.score, by_key[(baseline, *record.key[1:])].score)
-                for record in own
+                for record in found
                 if method != baseline and (baseline, *record.key[1:]) in by_key
             ]
-            tasks = dict.fromkeys(record.task for record in own)
+            tasks = dict.fromkeys(record.task for record in found)
             rows.append(
                 Row(
                     length,
                     method,
-                    len(own),
-                    sum(record.answers for record in own),
-                    accuracy([record.score for record in own]).scaled(100),
+                    len(found),
+                    sum(record.answers for record in found),
+                    accuracy([record.score for record in found]).scaled(100),
                     paired_difference([mine - other for mine, other in pairs]).scaled(100) if pairs else None,
-                    float(np.mean([record.seconds for record in own])),
-                    float(np.mean([record.forwards for record in own])),
-                    float(np.mean([record.density for record in own])),
+                    float(np.mean([record.seconds for record in found])),
+                    float(np.mean([record.forwards for record in found])),
+                    float(np.mean([record.density for record in found])),
                     {
-                        task: 100 * float(np.mean([record.score for record in own if record.task == task]))
+                        task: 100 * float(np.mean([record.score for record in found if record.task == task]))
                         for task in tasks
                     },
                 )
@@ -206,9 +206,9 @@ def _picture(path: Path, rows: Sequence[Row]) -> Path | None:
     methods = list(dict.fromkeys(row.method for row in rows))
     width = 0.8 / len(methods)
     for i, method in enumerate(methods):
-        own = {row.length: row for row in rows if row.method == method and row.length is not None}
-        x = [j + (i - (len(methods) - 1) / 2) * width for j, length in enumerate(lengths) if length in own]
-        found = [own[length] for length in lengths if length in own]
+        by_length = {row.length: row for row in rows if row.method == method and row.length is not None}
+        x = [j + (i - (len(methods) - 1) / 2) * width for j, length in enumerate(lengths) if length in by_length]
+        found = [by_length[length] for length in lengths if length in by_length]
         means = [row.accuracy.mean for row in found]
         spread = [
             [row.accuracy.mean - row.accuracy.low for row in found],

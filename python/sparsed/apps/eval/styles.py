@@ -1,4 +1,4 @@
-"""How a task is put into words: RULER's own for real models, a small vocabulary's for the demo model."""
+"""The wording of the tasks: RULER's for real models, that of a small vocabulary for the demo model."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ class RulerStyle(Style):
             of SparseD's runs.
 
     Source: arXiv 2404.06654; NVIDIA/RULER scripts/data/synthetic/constants.py, niah.py, variable_tracking.py. Keys,
-        hay other than its noise, and coded words come from this package's own generator.
+        hay other than its noise, and coded words come from the generator of this package.
     """
 
     name = "ruler"

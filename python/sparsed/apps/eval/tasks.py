@@ -14,7 +14,7 @@ import numpy as np
 
 from ...checks import Checker
 from ...models.tokenizer import Tokenizer
-from .qa import Questions, read_hotpotqa, read_squad
+from .qa import DocumentQuestions, read_hotpotqa, read_squad
 from .styles import Frame, Style
 
 # A zeta distribution of exponent 2: what RULER draws the coded words of fwe from.
@@ -50,7 +50,7 @@ _CWE_ANSWERS = 10
 _QA_TASK = (
     "Answer the question based on the given documents. Only give me the answer and do not output any other words."
 )
-# A sample may leave so much of its length unused.
+# A sample that fills this share of its length is long enough.
 _FULL = 0.98
 
 
@@ -75,7 +75,7 @@ class Text:
     answer: str
 
     def __post_init__(self) -> None:
-        """Refuses a text where a list belongs, and references that are missing or blank."""
+        """Refuses a text in place of a list, and references that are missing or blank."""
         check = Checker("Text")
         if isinstance(self.units, str):
             raise TypeError(f"Text: units is {self.units!r:.100}, expected a list of texts")
@@ -87,7 +87,7 @@ class Text:
         return f"{self.frame.before}{self.joiner.join(self.units)}{self.frame.after}"
 
 
-# Draws a text of so many units.
+# Draws a text with the given number of units.
 Maker = Callable[[np.random.Generator, int], Text]
 
 
@@ -114,7 +114,7 @@ class Sample:
     gen_length: int
 
     def __post_init__(self) -> None:
-        """Refuses a text where a list belongs, and references that are missing or blank."""
+        """Refuses a text in place of a list, and references that are missing or blank."""
         check = Checker("Sample")
         check.integer("index", self.index, low=0)
         check.integer("gen_length", self.gen_length, low=0)
@@ -181,7 +181,7 @@ def niah(style: Style, spec: Niah) -> Maker:
 def variable_tracking(style: Style, hops: int = _VT_HOPS) -> Maker:
     """A chain of assignments in noise, in its order. A unit is a piece of noise.
 
-    In RULER's style a solved one goes before, with names of its own in a little noise.
+    RULER's style shows a solved example before it, with other names in a little noise.
     """
 
     def chain(rng: np.random.Generator, kind: str, count: int) -> Text:
@@ -247,7 +247,7 @@ def frequent_words(style: Style, vocabulary: int) -> Maker:
     return make
 
 
-def question_answering(questions: Questions, index: int) -> Maker:
+def question_answering(questions: DocumentQuestions, index: int) -> Maker:
     """A question on documents among others. A unit is a document."""
 
     def make(rng: np.random.Generator, count: int) -> Text:
@@ -299,7 +299,7 @@ class TaskSet:
         self._length = length
         self._seed = seed
         self._files = files or {}
-        self._questions: dict[str, Questions] = {}
+        self._questions: dict[str, DocumentQuestions] = {}
         self._units: dict[str, int] = {}
 
     def sample(self, task: str, index: int) -> Sample:
@@ -313,7 +313,7 @@ class TaskSet:
         return self.custom(task, index, self._maker(task, index), self._style.gen_lengths[kind_of(task)])
 
     def custom(self, task: str, index: int, maker: Maker, gen_length: int) -> Sample:
-        """Sample `index` of a task of the caller's own; the length has room for `gen_length` tokens."""
+        """Returns sample `index` of a task that `maker` writes; the length leaves room for `gen_length` tokens."""
         if task not in self._units:  # where every search begins, so that samples do not depend on the order
             self._units[task] = max(1, self._fit(task, 0, maker, gen_length, 1 + self._length // 16)[1])
         return self._fit(task, index, maker, gen_length, self._units[task])[0]
@@ -330,7 +330,7 @@ class TaskSet:
             return frequent_words(self._style, int(min(max(8, self._length // 50), 1 + self._style.most_names)))
         return question_answering(self._questions_of(task), index)
 
-    def _questions_of(self, task: str) -> Questions:
+    def _questions_of(self, task: str) -> DocumentQuestions:
         if task not in self._questions:
             if task not in self._files:
                 raise ValueError(

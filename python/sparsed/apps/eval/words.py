@@ -84,7 +84,7 @@ def keys(rng: np.random.Generator, count: int) -> list[str]:
 
 
 def number(rng: np.random.Generator, digits: int) -> str:
-    """A number of so many digits, the first one not 0."""
+    """A number with this many digits, the first one not 0."""
     return str(int(rng.integers(10 ** (digits - 1), 10**digits)))
 
 

@@ -64,11 +64,11 @@ class SparsedLM(TemplateLM):
         batch_size: Texts generated, or masks drawn, in one forward pass. "auto": as many as fit into memory, the number
             of masks a divisor of `mc_num`; "auto:N": found N times.
         max_batch_size: The largest batch of "auto"; None: 64.
-        max_length: The most tokens of a sequence; longer contexts lose their beginning. None: the model's own.
+        max_length: The most tokens of a sequence; longer contexts lose their beginning. None: the model's maximum.
         gen_length: Tokens to generate; None: what the task asks for (max_gen_toks, 256 where it names none).
         steps: Denoising steps; None: one per token.
         mc_num: Masks drawn per likelihood, a multiple of batch_size.
-        is_check_greedy: Also find out whether a continuation is the model's own first choice, one forward pass per
+        is_check_greedy: Also find out whether a continuation is the model's first choice, with one forward pass per
             token; only metrics such as LAMBADA's accuracy read it. False reports False.
         escape_until: Ignore the task's stop strings (as Dream's evaluation of code does); end tokens end a text.
         add_bos_token: True: contexts begin with the bos token. False: the tokenizer's marks are left out. None: as the
@@ -237,8 +237,8 @@ class SparsedLM(TemplateLM):
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """The tokens of a context and of its continuation, as lm-eval splits them.
 
-        Where the last token of the context swallows the whole continuation, lm-eval has no token left to score: the
-        continuation is encoded on its own then.
+        If the last token of the context swallows the whole continuation, lm-eval has no token left to score. Then the
+        continuation is encoded without the context.
 
         Raises:
             ValueError: The continuation is empty or has no tokens.
@@ -261,7 +261,7 @@ class SparsedLM(TemplateLM):
         return before or prefix, behind
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """The log-likelihood of each continuation of a context, and whether it is the model's own first choice."""
+        """Returns the log-likelihood of each continuation, and whether it is the model's first choice."""
         if self._enable_thinking:
             tasks = sorted({request.task_name for request in requests if request.task_name})
             raise ValueError(f"loglikelihood: enable_thinking is True, expected tasks that generate, not {tasks}")

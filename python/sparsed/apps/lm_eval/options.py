@@ -1,4 +1,4 @@
-"""The arguments of `SparsedLM`: its own, those of sampler and sparse attention, and those of lm-eval's `hf` backend."""
+"""The arguments of `SparsedLM`, among them those of samplers, of sparse attention and of lm-eval's `hf` backend."""
 
 from __future__ import annotations
 
