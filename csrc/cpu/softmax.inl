@@ -1,8 +1,14 @@
-// Softmax of one chunk of scores, in float32: the running maximum and sum of each query, probabilities, and the block
-// sums of the fused selection. Included by isa_*.cpp only, after Vec and Tile.
+// Softmax of one chunk of scores, in float32.
 //
-// Scores live transposed (S^T = K Q^T, O^T = V^T P^T): a lane is a query, so max, sum, rescaling and block sums need no
-// horizontal step. Scores are in units of log2: exp2(s * scale - m), with log2(e) inside scale.
+//   m' = max(m, max_j s_j)    alpha = exp2(m - m')    p_j = exp2(s_j - m')    sum' = alpha sum + sum_j p_j
+//
+// A lane is a query (the scores are transposed, see attention.inl). Scores are in units of log2, with log2(e) inside
+// scale. The block sums of the fused selection are partial sums of the same p_j, kept per cell of keys.
+//
+// Algorithm  one pass over the chunk for the maximum
+//            the new maximum, alpha, and what the block sums are relative to
+//            one pass for the exponentials, two keys at a time, which also writes P^T and adds up the cells
+// Included by isa_*.cpp only, after Vec and Tile.
 
 namespace sparsed {
 namespace {
