@@ -1,4 +1,4 @@
-"""`sparsed generate`: its options, and what it prints."""
+"""The command `sparsed generate`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .pictures.live import LiveText, can_draw
 
 
 def add_generate_options(parser: argparse.ArgumentParser) -> None:
-    """The options of `sparsed generate`."""
+    """Adds the options of `sparsed generate`."""
     parser.add_argument(
         "model",
         metavar="MODEL_DIR",
@@ -63,7 +63,7 @@ def add_generate_options(parser: argparse.ArgumentParser) -> None:
     _add_sampling_options(parser.add_argument_group("sampling", "the options depend on the model family"))
 
 
-# No option of a sampler or of SparseConfig has a default here: what is not given is theirs to choose.
+# Options of samplers and of SparseConfig have no default here: those classes have the defaults.
 
 
 def _add_attention_options(group: argparse._ArgumentGroup) -> None:
@@ -213,7 +213,7 @@ def _prompt_text(args: argparse.Namespace) -> str:
         raise ValueError("generate: no prompt, expected --prompt, --prompt-file, PROMPT or text on stdin")
     else:
         text = _read_stdin()
-    if source == "PROMPT" and os.path.isfile(text):  # False for a text that cannot be a name
+    if source == "PROMPT" and os.path.isfile(text):  # False if the text cannot be a file name
         print(f"sparsed: warning: PROMPT is the name of a file; --prompt-file {text} reads it", file=sys.stderr)
     if not text.strip():
         where = f"{source} {args.prompt_file}" if source == "--prompt-file" else source
@@ -229,7 +229,7 @@ def _read_stdin() -> str:
 
 
 def _check_known(tokenizer: Tokenizer, text: str, folder: Path) -> None:
-    """Warns where the prompt is mostly unknown to the tokenizer: no answer to it means anything."""
+    """Warns if the prompt is mostly unknown to the tokenizer, because the answer then means little."""
     ids = tokenizer.encode(text, add_special_tokens=False)
     if not ids:
         raise ValueError("the prompt holds nothing that the tokenizer knows, expected other text")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class StepInfo(ComparedByContent):
-    """A step that just ended, as `on_step` sees it. Two are equal if everything but `seconds` is.
+    """A step that has just ended, for `on_step`. Two are equal if everything except `seconds` is.
 
     Attributes:
         phase: "dense", "select", "sparse", "cached" or "mixed", as in StepStats.
@@ -57,7 +57,7 @@ class RowGroup(ComparedByContent):
 class GenerationResult(ComparedByContent):
     """What `generate` returns.
 
-    Two results are equal if everything but the measured seconds is: tokens, history, steps, patterns, confidence.
+    Two results are equal if everything except the measured seconds is: tokens, history, steps, patterns, confidence.
 
     Attributes:
         tokens: (B, l) int64, prompt and generation; padding as it was given.

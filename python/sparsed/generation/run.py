@@ -1,4 +1,4 @@
-"""One step after the other for batch rows that run together: plan, forward, choose, commit, record.
+"""Runs the steps of batch rows that are denoised together: plan, forward, choose, commit, record.
 
 B batch rows, l tokens, T steps. Positions count from the first generated token, unless a name says otherwise.
 """
@@ -27,7 +27,7 @@ _NO_CHOICE = Choice(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np
 
 @dataclass(frozen=True)
 class StepPlan:
-    """What one step is going to do.
+    """The plan of one step.
 
     Attributes:
         candidates: per row, the positions that the sampler may unmask.
@@ -47,7 +47,7 @@ class BatchRun:
 
     Args:
         model: What `load_model` returns.
-        sampler: Which positions a step unmasks, and with which tokens.
+        sampler: Chooses which positions a step unmasks, and with which tokens.
         request: What the generation asks of its sampler.
         sparse: None: dense attention.
         kv_cache: None: every step computes all tokens.
@@ -98,7 +98,7 @@ class BatchRun:
         return not self.masked.any()
 
     def step(self, step: int) -> GroupStep:
-        """Runs step `step` and says what it did."""
+        """Runs step `step`; returns its statistics."""
         began = time.perf_counter()
         plan = self._plan(step)
         logits = self._forward(plan)
@@ -148,7 +148,7 @@ class BatchRun:
             if logits is None or not row.count:
                 choices.append(_NO_CHOICE)
                 continue
-            # Other rows may want other positions: each row sees the logits of its candidates.
+            # The logits cover the candidates of all rows; the sampler gets those of this row.
             whole = len(row.positions) == len(plan.wanted)
             row_logits = logits[i] if whole else logits[i, np.searchsorted(plan.wanted, row.positions)]
             choices.append(self.sampler.choose(self.request, row, row_logits, rng))

@@ -1,4 +1,4 @@
-"""What a generation cost: per step and in all."""
+"""The cost of a generation, per step and in total."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LEGEND = (
 
 @dataclass(frozen=True)
 class StepStats:
-    """One denoising step over all batch rows. Two are equal if everything but `seconds` is.
+    """One denoising step over all batch rows. Two are equal if everything except `seconds` is.
 
     Attributes:
         phase: "dense", "select" or "sparse", "cached" where only some tokens were computed; "mixed" where rows of
@@ -42,7 +42,7 @@ class StepStats:
 
 @dataclass(frozen=True, eq=False)
 class GroupStep(ComparedByContent):
-    """What one step did to one group of rows; `unmasked` (positions) and `confidence` per row of the group."""
+    """One step of one group of rows; `unmasked` (positions) and `confidence` are per row of the group."""
 
     phase: str
     seconds: float = field(compare=False)
@@ -54,11 +54,11 @@ class GroupStep(ComparedByContent):
 
 @dataclass
 class GenerationStats(Sequence[StepStats]):
-    """The steps of a generation in order, and their sums. Two are equal if everything but the seconds is.
+    """The steps of a generation in order, and their sums. Two are equal if everything except the seconds is.
 
     Attributes:
         phase_seconds: Seconds by phase ("dense", "select", "sparse", "cached").
-        notes: What the settings did not do, such as sparse attention for a sequence below `min_length`.
+        notes: Settings that had no effect, such as sparse attention for a sequence below `min_length`.
     """
 
     steps: list[StepStats] = field(default_factory=list)
@@ -79,7 +79,7 @@ class GenerationStats(Sequence[StepStats]):
         return iter(self.steps)
 
     def add(self, step: int, groups: Sequence[GroupStep]) -> StepStats:
-        """Appends a step: what it did to each group of rows, merged."""
+        """Merges the groups of rows of a step, and appends it."""
         for group in groups:
             self.phase_seconds[group.phase] += group.seconds
         phases = {group.phase for group in groups}
@@ -121,7 +121,7 @@ class GenerationStats(Sequence[StepStats]):
         return sum(dense) / len(dense) if dense else 0.0
 
     def table(self) -> str:
-        """The sums as text, one line per phase and one for all, what the columns mean, and the notes."""
+        """Returns the sums as text, a line per phase and one for all, with a legend and the notes."""
         rows: list[tuple[str, ...]] = []
         for phase in (*PHASES, "mixed"):
             steps = [step for step in self.steps if step.phase == phase]
@@ -134,7 +134,7 @@ class GenerationStats(Sequence[StepStats]):
 
 
 def _mean_density(groups: Sequence[GroupStep]) -> float:
-    """Over the rows of groups that called the model."""
+    """The mean over the rows of groups that called the model."""
     if not groups:
         return 0.0
     return float(np.average([group.density for group in groups], weights=[len(group.unmasked) for group in groups]))

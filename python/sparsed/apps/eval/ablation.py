@@ -15,7 +15,7 @@ REFRESH = 0.6
 
 
 def ablations(config: SparseConfig) -> list[Method]:
-    """Dense, SparseD under `config`, and each of its variants.
+    """Returns dense attention, SparseD under `config`, and each variant of it.
 
     Source: arXiv 2509.24014, table 2 (the ablation) and the figures of accuracy against rho and skip.
     """

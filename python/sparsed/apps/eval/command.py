@@ -1,4 +1,4 @@
-"""`sparsed eval`, `sparsed ablate` and `sparsed heads`: options, and what they run."""
+"""The commands `sparsed eval`, `sparsed ablate` and `sparsed heads`."""
 
 from __future__ import annotations
 
@@ -23,16 +23,21 @@ from .runner import Question, Record, run
 from .tasks import require_known
 
 
+_CONTINUES = (
+    "A run that was stopped continues in --out. It may also get more samples, methods, tasks and lengths there."
+)
+
+
 def add_eval_options(parser: argparse.ArgumentParser) -> None:
-    """The options of `sparsed eval`."""
+    """Adds the options of `sparsed eval`."""
     add_common_options(parser, out="eval-results", samples=10)
-    parser.description = f"{parser.description}. A run that stopped goes on in --out, or grows there."
+    parser.description = f"{parser.description}. {_CONTINUES}"
     parser.add_argument(
         "--methods",
         nargs="+",
         type=_method_argument,
         metavar="METHOD",
-        help=f"(all) {', '.join(map(settings.slug, METHODS))}; in any case",
+        help=f"(all) {', '.join(map(settings.slug, METHODS))}; upper or lower case",
     )
     parser.add_argument(
         "--jsonl",
@@ -50,13 +55,13 @@ def add_eval_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_ablate_options(parser: argparse.ArgumentParser) -> None:
-    """The options of `sparsed ablate`."""
+    """Adds the options of `sparsed ablate`."""
     add_common_options(parser, out="ablation-results", samples=10)
-    parser.description = f"{parser.description}. A run that stopped goes on in --out, or grows there."
+    parser.description = f"{parser.description}. {_CONTINUES}"
 
 
 def add_heads_options(parser: argparse.ArgumentParser) -> None:
-    """The options of `sparsed heads`."""
+    """Adds the options of `sparsed heads`."""
     add_common_options(parser, out="heads-results", samples=4)
 
 
@@ -94,7 +99,7 @@ def run_ablate(args: argparse.Namespace) -> int:
 
 
 def run_heads(args: argparse.Namespace) -> int:
-    """Runs `sparsed heads`: over the samples of all tasks, with the budget of the longest."""
+    """Runs `sparsed heads` over the samples of all tasks, all with the gen_length of the longest task."""
     if len(args.lengths) != 1:
         raise ValueError(f"heads: lengths has {len(args.lengths)} values, expected one")
     context = RunContext.of(args)
@@ -123,7 +128,7 @@ def run_heads(args: argparse.Namespace) -> int:
 
 
 def _refuse_unused(args: argparse.Namespace) -> None:
-    """Options that another one makes useless."""
+    """Raises ValueError for an option that another one makes useless."""
     for option, others in _UNUSED.items():
         if getattr(args, option):
             for name in others:
@@ -144,7 +149,7 @@ def _option(name: str) -> str:
 
 
 def _method_names(args: argparse.Namespace) -> list[str]:
-    """The methods that are asked for, or all that the engine can run."""
+    """The methods that the user asked for, or all that the engine can run."""
     if args.engine == "native":
         return list(dict.fromkeys(args.methods or METHODS))
     asked = [name for name in args.methods or () if name in CACHE_METHODS]
@@ -156,19 +161,19 @@ def _method_names(args: argparse.Namespace) -> list[str]:
     return list(dict.fromkeys(args.methods or (name for name in METHODS if name not in CACHE_METHODS)))
 
 
-# Options that decide what is run, and which others they leave no use for.
+# Options that decide what runs, with the options that have no effect beside them.
 _UNUSED = {
     "likelihood": ("tasks", "jsonl", "write_jsonl", "squad", "hotpotqa"),
     "write_jsonl": ("jsonl", "methods"),
     "jsonl": ("tasks", "squad", "hotpotqa"),
 }
 
-# Where the samples of each length and task come from, for the plan.
+# By length and task: where the samples come from. It is a part of the plan.
 _Sources = dict[str, dict[str, Any]]
 
 
 def _questions(context: RunContext, methods: Methods) -> tuple[list[Question], _Sources]:
-    """The generated ones."""
+    """Questions on generated samples."""
     questions = []
     for length in context.args.lengths:
         tasks, methods_here = context.task_set(length), methods(length)
@@ -183,7 +188,7 @@ def _questions(context: RunContext, methods: Methods) -> tuple[list[Question], _
 
 
 def _file_questions(context: RunContext, methods: Methods) -> tuple[list[Question], _Sources]:
-    """Samples of files; their length is that of the longest one of the whole file."""
+    """Questions on the samples of files; the length is that of the longest sample of the file."""
     questions: list[Question] = []
     sources: _Sources = {}
     for option in context.args.jsonl:

@@ -1,4 +1,4 @@
-"""What the method rests on, per head: how steady patterns are over the steps, and how much attention they hold."""
+"""Tests the assumptions of the method per head: patterns stay the same over the steps, and hold most attention."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ FloatArray = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class HeadReport(ComparedByContent):
-    """Means over prompts. T steps, N layers, H heads; the pattern is that of the selection step.
+    """Means over the prompts. T steps, N layers, H heads; the pattern is the one that the selection step selects.
 
     Attributes:
-        selected_at: The selection step.
-        similarity: (T, N, H), Jaccard similarity of the pattern with the one that the step itself would select.
-        neighbours: (T - 1, N, H), Jaccard similarity of what neighbouring steps would select.
+        selected_at: The step that selects the pattern.
+        similarity: (T, N, H), Jaccard similarity of the pattern with the one that this step would select.
+        neighbours: (T - 1, N, H), Jaccard similarity of the patterns that this step and the next one would select.
         recall: (T, N, H), the share of a query's attention that lies in the pattern, mean over the queries; NaN
             before the selection step.
         rhos: Other shares of kept blocks, R of them.
@@ -57,18 +57,18 @@ def head_report(
     rhos: Sequence[float] = RHOS,
     progress: bool = False,
 ) -> HeadReport:
-    """Generates densely, a token a step, then replays each step and selects in it.
+    """Generates with dense attention, one token a step, then replays each step and selects a pattern in it.
 
     Args:
         model: What `load_model` returns.
         prompts: Token ids, (p,) or (1, p) each.
         gen_length: Tokens to generate, and steps.
-        sparse: The settings under test.
-        rhos: For `recall_of_rho`.
+        sparse: The settings to test.
+        rhos: The shares of kept blocks for `recall_of_rho`.
         progress: Show a bar on stderr.
 
     Raises:
-        ValueError: There are no prompts, one of another shape, or no step that selects.
+        ValueError: There is no prompt, a prompt has another shape, or no step selects.
 
     Source: arXiv 2509.24014, section 3 (patterns differ between heads and stay over the steps).
     """
@@ -152,12 +152,12 @@ def _one(model: Model, prompt: ArrayLike, steps: int, sparse: SparseConfig, rhos
 
 
 def _numbers(array: Any) -> FloatArray:
-    """An array of any library on the host."""
+    """Copies an array of any library to the host."""
     return np.asarray(array.cpu() if hasattr(array, "cpu") else array, np.float64)
 
 
 def heads_table(report: HeadReport) -> str:
-    """A row per layer: means over heads and steps, and the least head; what the columns mean."""
+    """Returns a row per layer, with means over heads and steps and the lowest head, and a legend."""
     legend = "\n".join(f"{name}: {meaning}" for name, meaning in LEGEND.items())
     return f"{format_table(*_table(report))}\n\n{legend}"
 
@@ -171,7 +171,7 @@ LEGEND = {
 
 
 def markdown(content: dict[str, Any]) -> str:
-    """The table of a heads.json for a page, with the settings and the command below it."""
+    """Returns the table of a heads.json in Markdown, with the settings and the command below it."""
     fields = {field.name: content[field.name] for field in dataclasses.fields(HeadReport)}
     arrays = {
         name: np.array(value, np.float64) for name, value in fields.items() if name not in ("selected_at", "rhos")
@@ -188,7 +188,7 @@ def _table(report: HeadReport) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         similarity = report.similarity[report.selected_at + 1 :, layer]
         recall = report.recall[report.selected_at :, layer].mean(axis=0)
         cells = [f"{recall.mean():.3f}", f"{recall.min():.3f}", f"{report.recall[-1, layer].mean():.3f}"]
-        heads = similarity.mean(axis=0) if len(similarity) else None  # None: the selection is in the last step
+        heads = similarity.mean(axis=0) if len(similarity) else None  # None: the last step selects
         steady = ["-"] * 2 if heads is None else [f"{heads.mean():.3f}", f"{heads.min():.3f}"]
         neighbours = report.neighbours[:, layer]
         lines.append((str(layer), *steady, f"{neighbours.mean():.3f}" if len(neighbours) else "-", *cells))
@@ -196,14 +196,14 @@ def _table(report: HeadReport) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
 
 
 def write_heads(folder: Path | str, report: HeadReport, context: dict[str, Any]) -> list[Path]:
-    """Writes heads.json and, where matplotlib is installed, heads.png; returns their paths.
+    """Writes heads.json and, if matplotlib is installed, heads.png; returns their paths.
 
-    An earlier report with other numbers is kept under a number.
+    An earlier report with other values is renamed with a number.
 
     Args:
-        folder: Where they go; made where it does not exist.
+        folder: Folder of the files; it is created if it does not exist.
         report: What `head_report` returns.
-        context: Command, settings and machine; goes into the JSON.
+        context: Command, settings and machine, for the JSON.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -32,7 +32,7 @@ nats per token: negative log-likelihood of the text's last tokens, by Monte-Carl
 
 @dataclass(frozen=True)
 class TextRecord:
-    """One method on one text: the nats per token of each draw."""
+    """The nats per token of each draw, of one method on one text."""
 
     method: str
     length: int
@@ -41,12 +41,12 @@ class TextRecord:
 
     @property
     def key(self) -> tuple[str, int, int]:
-        """What it is the record of."""
+        """Method, length and number of the text."""
         return self.method, self.length, self.text
 
 
 def score_text(context: RunContext, methods: Methods) -> str:
-    """Scores what the folder has no record of, dense before the others; writes likelihood.json; returns the table."""
+    """Scores the texts that the folder has no record of, writes likelihood.json and returns the table."""
     args = context.args
 
     def uncached(length: int) -> list[Any]:
@@ -97,7 +97,7 @@ def score_text(context: RunContext, methods: Methods) -> str:
 def _rows(
     draws: dict[tuple[str, int, int], list[float]], names: Sequence[str], length: int, texts: int
 ) -> list[dict[str, Any]]:
-    """A row per method; intervals are over the texts, where there is one text over its draws. One value has none."""
+    """A row per method. Intervals are over the texts or, for one text, over its draws; one value has no interval."""
 
     def values(name: str) -> NDArray[np.float64]:
         table = np.array([draws[(name, length, i)] for i in range(texts)], np.float64)

@@ -40,7 +40,7 @@ def write_samples(path: Path | str, samples: Iterable[Sample]) -> None:
 
 
 def read_samples(path: Path | str, task: str, gen_length: int | None = None) -> list[Sample]:
-    """The samples of a JSONL file that RULER or `write_samples` wrote.
+    """Reads the samples of a JSONL file that RULER or `write_samples` wrote.
 
     Args:
         path: The file; lines have "input" and "outputs", perhaps "index", "answer_prefix" and "gen_length".

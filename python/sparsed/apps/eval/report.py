@@ -1,4 +1,4 @@
-"""Tables like the paper's, as text and JSON, and a picture."""
+"""The report of an evaluation: tables as text, JSON and Markdown, and a picture."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _DPI = 150
 
 @dataclass(frozen=True)
 class Row:
-    """A method at a length, or at all lengths together (None), over all tasks.
+    """The results of a method over all tasks, at one length or at all lengths together (None).
 
     Attributes:
-        samples: Prompts answered.
-        answers: References that were asked for in them.
+        samples: Number of prompts.
+        answers: Number of references that the prompts ask for.
         accuracy: In points, 0 ... 100, the mean over the tasks' samples, with its Wilson interval.
-        difference: To dense on the same samples, in points, with the interval of Bonett and Price for paired answers;
-            None for dense itself, or where dense did not run.
+        difference: Accuracy minus that of dense on the same samples, in points, with the interval of Bonett and Price
+            for paired answers; None for dense, or if dense did not run.
         seconds: Mean per answer.
         forwards: Mean per answer.
         density: Mean over the answers.
@@ -47,7 +47,7 @@ class Row:
 
 
 def summarise(records: Sequence[Record], baseline: str = "dense") -> list[Row]:
-    """One row per length and method, in the order of the records' first appearance; then all lengths, if several."""
+    """Returns a row per length and method, in the order of the records; with several lengths also their total."""
     if isinstance(records, str):
         raise TypeError(f"summarise: records is {records!r:.100}, expected a list of records")
     rows = []
@@ -86,7 +86,7 @@ def summarise(records: Sequence[Record], baseline: str = "dense") -> list[Row]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Accuracy and difference to dense; the cost; accuracy by task; what the columns mean."""
+    """Returns three tables as text: accuracy and difference to dense, cost, and accuracy by task; then a legend."""
     accuracies = [
         (
             row.method,
@@ -131,7 +131,7 @@ LEGEND = {
 
 
 def markdown(content: dict[str, Any]) -> str:
-    """The tables of a report.json for a page, with the machine and the command below them."""
+    """Returns the table of a report.json in Markdown, with the machine and the command below it."""
     rows = [
         Row(**{**row, **{key: row[key] and Interval(**row[key]) for key in ("accuracy", "difference")}})
         for row in content["rows"]
@@ -158,7 +158,7 @@ def markdown(content: dict[str, Any]) -> str:
 
 
 def _unbroken(interval: Interval, digits: int = 2, sign: str = "+") -> str:
-    """The mean and the interval with spaces at which no line breaks."""
+    """The mean and the interval, with non-breaking spaces."""
     space = "\u00a0"
     return f"{interval.mean:{sign}.{digits}f}{space}({interval.bounds(1, sign, space)})"
 
@@ -168,14 +168,14 @@ def _length(row: Row) -> str:
 
 
 def write_report(folder: Path | str, rows: Sequence[Row], context: dict[str, Any]) -> list[Path]:
-    """Writes report.txt, report.json and, where matplotlib is installed, report.png; returns their paths.
+    """Writes report.txt, report.json and, if matplotlib is installed, report.png; returns their paths.
 
-    An earlier report with other rows is kept under a number.
+    An earlier report with other rows is renamed with a number.
 
     Args:
-        folder: Where they go; made where it does not exist.
-        rows: What `summarise` returns.
-        context: Command, plan and machine; goes into the JSON.
+        folder: Folder of the files; it is created if it does not exist.
+        rows: Result of `summarise`.
+        context: Command, plan and machine, for the JSON.
 
     Raises:
         ValueError: There are no rows.

@@ -1,4 +1,4 @@
-"""What a sampler is: the interface that `generate` drives, and the blocks that a generation is cut into."""
+"""The interface of samplers that `generate` drives, and the blocks that a generation is cut into."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class Sampler(abc.ABC):
 
 
 def check_blocks(request: Request, block_length: int | None, *, steps_too: bool) -> None:
-    """Raises ValueError where blocks do not divide gen_length or, if steps count, the blocks do not divide steps."""
+    """Raises ValueError if blocks do not divide gen_length or, with `steps_too`, their number does not divide steps."""
     length = block_length or request.gen_length
     if request.gen_length % length:
         raise ValueError(f"generate: gen_length is {request.gen_length}, expected a multiple of block_length {length}")
@@ -97,13 +97,13 @@ def check_blocks(request: Request, block_length: int | None, *, steps_too: bool)
 
 
 def steps_of_block(request: Request, block_length: int | None, step: int) -> tuple[int, int]:
-    """Steps of each block, and which one of them `step` is."""
+    """Returns the number of steps of each block, and the index of `step` among them."""
     steps = request.steps * (block_length or request.gen_length) // request.gen_length
     return steps, step % steps
 
 
 def block_of_step(request: Request, block_length: int | None, step: int) -> tuple[int, int]:
-    """The first position of the block that `step` works on, and the one behind it."""
+    """Returns the first position of the block that `step` works on, and the one behind it."""
     length = block_length or request.gen_length
     begin = step // (request.steps * length // request.gen_length) * length
     return begin, begin + length

@@ -66,17 +66,15 @@ class DreamSampler(Sampler):
         check.integer("block_length", self.block_length, low=1, optional=True)
 
     def check(self, request: Request) -> None:
-        """Raises ValueError where blocks do not divide gen_length, or the number of blocks does not divide steps."""
         check_blocks(request, self.block_length, steps_too=True)
 
     def block(self, request: Request, step: int, masked: NDArray[np.bool_]) -> tuple[int, int]:
-        """The current block."""
         return block_of_step(request, self.block_length, step)
 
     def candidates(
         self, request: Request, step: int, masked: NDArray[np.bool_], rng: np.random.Generator
     ) -> Candidates:
-        """All masked positions of the block, or for "origin" those drawn; its last step unmasks all that are left."""
+        """Returns all masked positions of the block, or for "origin" drawn ones; the last step unmasks the rest."""
         positions = np.flatnonzero(masked[: self.block(request, step, masked)[1]])
         count = len(positions)
         steps, i = steps_of_block(request, self.block_length, step)
@@ -90,7 +88,7 @@ class DreamSampler(Sampler):
         return Candidates(positions, count) if count else NOTHING
 
     def score(self, request: Request, logits: FloatArray, rng: np.random.Generator) -> tuple[IntArray, FloatArray]:
-        """A token under the filtered softmax, and the confidence that `alg` names."""
+        """Returns a token under the filtered softmax, and the confidence that `alg` names."""
         if self.temperature > 0:
             logits = tempered(logits, float(self.temperature))
         logits = filtered(logits, self.top_k, self.top_p)
@@ -102,7 +100,7 @@ class DreamSampler(Sampler):
         return tokens, confidence
 
     def pick(self, confidence: FloatArray, count: int, rng: np.random.Generator) -> IntArray:
-        """The most confident ones, or with alg_temp a draw without replacement (by the Gumbel top-k trick)."""
+        """Returns the most confident ones, or with alg_temp a draw without replacement (by the Gumbel top-k trick)."""
         if self.alg_temp == 0 or self.alg == "origin":
             return super().pick(confidence, count, rng)
         # confidence / alg_temp + noise, times alg_temp, which no small alg_temp overflows. Where the noise is too small

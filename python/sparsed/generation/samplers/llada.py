@@ -47,15 +47,13 @@ class LLaDASampler(Sampler):
         check.number("threshold", self.threshold, low=0, high=1, optional=True)
 
     def check(self, request: Request) -> None:
-        """Raises ValueError where blocks do not divide gen_length, or the number of blocks does not divide steps."""
         check_blocks(request, self.block_length, steps_too=self.threshold is None)
 
     def num_steps(self, request: Request) -> int | None:
-        """`steps`, or None with a threshold."""
         return request.steps if self.threshold is None else None
 
     def block(self, request: Request, step: int, masked: NDArray[np.bool_]) -> tuple[int, int]:
-        """The current block: by the step, or with a threshold that of the first masked position."""
+        """Returns the block of the step or, with a threshold, that of the first masked position."""
         if self.threshold is None:
             return block_of_step(request, self.block_length, step)
         length = self.block_length or request.gen_length
@@ -65,7 +63,7 @@ class LLaDASampler(Sampler):
     def candidates(
         self, request: Request, step: int, masked: NDArray[np.bool_], rng: np.random.Generator
     ) -> Candidates:
-        """Masked positions up to the end of the current block; the block's tokens are spread evenly over its steps."""
+        """Returns the masked positions up to the end of the block; its tokens are spread evenly over its steps."""
         begin, end = self.block(request, step, masked)
         count = 1
         if self.threshold is None:
@@ -75,7 +73,7 @@ class LLaDASampler(Sampler):
         return Candidates(positions, count) if count and len(positions) else NOTHING
 
     def score(self, request: Request, logits: FloatArray, rng: np.random.Generator) -> tuple[IntArray, FloatArray]:
-        """The (noisy) arg-max and its softmax probability without noise, or a random confidence."""
+        """Returns the (noisy) arg-max and its softmax probability without noise, or a random confidence."""
         if self.threshold is not None:
             logits = logits.copy()
             logits[:, request.mask_token_id] = -np.inf
@@ -89,7 +87,7 @@ class LLaDASampler(Sampler):
         return tokens, confidence
 
     def pick(self, confidence: FloatArray, count: int, rng: np.random.Generator) -> IntArray:
-        """The most confident ones: `count`, or with a threshold all that reach it."""
+        """Returns the `count` most confident ones, or with a threshold all that reach it."""
         if self.threshold is not None:
             count = max(count, int(np.count_nonzero(confidence >= np.float32(self.threshold))))
         return super().pick(confidence, count, rng)
