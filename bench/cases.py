@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -200,11 +199,6 @@ def kept_blocks(length: int, block_size: int, density: float) -> int:
     """Blocks of a row that make up a density, at least one."""
     count = -(-length // block_size)
     return min(count, max(1, round(density * count)))
-
-
-def select_step(steps: int, skip: float = PUBLISHED_SKIP) -> int:
-    """The step, from 0, that selects under the paper's schedule: those before are dense, those after sparse."""
-    return max(0, math.floor(steps * skip) - 1)
 
 
 def published_speedup(model: str, length: int, steps: int) -> float | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sparsed import load_model
+from sparsed import SparseConfig, load_model
 
 from .arrays import Blocks, CheckError
 from .cases import (
@@ -20,11 +20,11 @@ from .cases import (
     LAYER_SHAPES,
     PUBLISHED_BLOCK,
     PUBLISHED_RHO,
+    PUBLISHED_SKIP,
     STEP_COUNTS,
     TORCH_STEP_TOKENS,
     GenerationCase,
     published_speedup,
-    select_step,
 )
 from .checkpoint import checkpoint_folder, write_checkpoint
 from .harness import Timing
@@ -104,8 +104,7 @@ def computed_rows(case: GenerationCase, medians: Medians) -> list[Row]:
     whole = LAYER_SHAPES[case.model].num_layers / case.layers
     rows: list[Row] = []
     for steps in STEP_COUNTS:
-        before = select_step(steps)
-        after = steps - before - 1
+        before, after = (SparseConfig(skip=PUBLISHED_SKIP).phases(steps).count(phase) for phase in ("dense", "sparse"))
         dense = steps * medians.dense
         sparse = before * medians.dense + medians.select + after * medians.sparse
         ideal_step = medians.dense - medians.attention * (1 - medians.density)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sparsed.generation.stats import format_table
+from sparsed.tables import format_table
 
 from . import machine
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sparsed.generation.stats import markdown_table
+from sparsed.tables import markdown_table
 
 from . import check_peers, gqa, machine, memory, scaling, shared_cores, step, torch_model
 from .cases import PUBLISHED_BLOCK, PUBLISHED_DENSITY

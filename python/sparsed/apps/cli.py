@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import importlib
 import io
 import json
@@ -19,9 +18,8 @@ from typing import Any, NamedTuple
 from .. import __version__
 from ..checks import SparsedWarning
 from ..kernels.attention import set_num_threads
-from ..kernels.config import BLOCK_SIZES
 from ..models.files import demo_model_folder
-from .demo import DemoOptions, run_demo
+from .demo import add_demo_options, run_demo
 from .environment import available_memory, machine_info
 from .eval.command import add_ablate_options, add_eval_options, add_heads_options, run_ablate, run_eval, run_heads
 from .generate_command import add_generate_options, run_generate
@@ -29,7 +27,7 @@ from .parser import HelpFormatter, Parser, in_terms_of_options
 
 _INTERRUPTED, _BROKEN_PIPE = 130, 141  # as a shell reports the signals
 _DEBUG = "SPARSED_DEBUG"
-_POSITIONALS = ("command", "model", "text", "run")  # what argparse keeps beside options
+_POSITIONALS = ("command", "model", "text", "run")  # entries of the namespace that are not options
 
 
 class _Command(NamedTuple):
@@ -44,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     debug = bool(os.environ.get(_DEBUG))
     options: dict[str, Any] = {}
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a character that the terminal lacks is no reason to lose a text
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a character that the terminal cannot show must not lose the text
         sys.stdout.reconfigure(errors="replace")
     try:
         if arguments[:1] == ["bench"]:
@@ -59,8 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             status = _run(args)
         sys.stdout.flush()
         return status
-    except BrokenPipeError:  # the reader has what it wants, as with `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left fails no more
+    except BrokenPipeError:  # the reader stopped early, as with `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at exit does not fail
         return _BROKEN_PIPE
     except (ValueError, TypeError, OSError, MemoryError, RuntimeError, ImportError) as error:
         if debug:
@@ -112,7 +110,7 @@ def _notes_on_stderr(level: int) -> Iterator[None]:
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The options of a command; exits where there is no command, or where they are not its own."""
+    """Returns the parsed options of a command; exits if there is no command, or if it does not have such options."""
     parser, commands = _parsers()
     args, extras = parser.parse_known_args(arguments)
     if args.command is None:
@@ -166,37 +164,6 @@ def _example_text(examples: Sequence[str]) -> str:
     return "\n  ".join([f"example{'s' * (len(examples) > 1)}:", *examples])
 
 
-# --- demo ------------------------------------------------------------------------------------------------------------
-
-
-def _add_demo_options(parser: argparse.ArgumentParser) -> None:
-    defaults = DemoOptions()
-    parser.add_argument("--length", type=int, default=defaults.length, help="tokens of each text")
-    parser.add_argument("--prompts", type=int, default=defaults.prompts, help="texts")
-    parser.add_argument("--needles", type=int, default=defaults.needles, help="facts in each text")
-    parser.add_argument("--questions", type=int, default=defaults.questions, help="facts asked for, of each text")
-    parser.add_argument("--gen-length", type=int, help="tokens to generate (default: room for the answers)")
-    parser.add_argument("--steps", type=int, help="denoising steps (default: one per token)")
-    parser.add_argument("--seed", type=int, default=defaults.seed, help="other numbers make other texts")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default=defaults.dtype, help="what is computed in")
-    attention = parser.add_argument_group("attention")
-    attention.add_argument("--window", type=int, help="tokens of the sliding window (default: a quarter of the length)")
-    sparse = defaults.sparse
-    attention.add_argument("--rho", type=float, default=sparse.rho, help="share of the key blocks that SparseD keeps")
-    attention.add_argument("--skip", type=float, default=sparse.skip, help="share of the steps before the selection")
-    attention.add_argument(
-        "--block-size", type=int, choices=BLOCK_SIZES, default=sparse.block_size, help="tokens per block"
-    )
-
-
-def _demo(args: argparse.Namespace) -> int:
-    names = [field.name for field in dataclasses.fields(DemoOptions) if field.name != "sparse"]
-    sparse = dataclasses.replace(DemoOptions().sparse, rho=args.rho, skip=args.skip, block_size=args.block_size)
-    options = DemoOptions(**{name: getattr(args, name) for name in names}, sparse=sparse)
-    print(run_demo(options, progress=sys.stderr.isatty()))
-    return 0
-
-
 # --- bench, lm-eval --------------------------------------------------------------------------------------------------
 
 
@@ -209,7 +176,7 @@ def _bench(arguments: Sequence[str]) -> int:
 
 
 def _lm_eval(arguments: Sequence[str]) -> int:
-    """Hands everything behind `lm-eval` to lm-eval's own command line."""
+    """Hands everything behind `lm-eval` to the command line of lm-eval."""
     try:
         harness = importlib.import_module("sparsed.apps.lm_eval")
     except ModuleNotFoundError as error:
@@ -245,8 +212,8 @@ _QUESTION = '"the magic number for zileba is 107 . question : what are the magic
 _COMMANDS = {
     "demo": _Command(
         "questions about a long text: dense, SparseD and sliding window",
-        _add_demo_options,
-        _demo,
+        add_demo_options,
+        run_demo,
         ("sparsed demo --length 2048 --prompts 3",),
     ),
     "generate": _Command(

@@ -1,4 +1,4 @@
-"""The options of the commands that choose what runs a model, and where."""
+"""The options of the commands that choose the engine and the device of a model."""
 
 from __future__ import annotations
 
@@ -11,18 +11,21 @@ from ..models.loader import load_model
 
 
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
-    """--dtype, --engine, --device and --device-map, as `load_model` has them."""
+    """Adds --dtype, --engine, --device and --device-map, which mean the same as in `load_model`."""
     group = parser.add_argument_group("model and device")
-    group.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="what is computed in")
+    group.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="dtype of the computation")
     group.add_argument(
-        "--engine", choices=("native", "torch"), default="native", help="matrix products: sparsed's own, or torch's"
+        "--engine",
+        choices=("native", "torch"),
+        default="native",
+        help="which library multiplies matrices",
     )
     group.add_argument("--device", help="with --engine torch: where the model lies, such as cuda (default: the CPU)")
     group.add_argument("--device-map", help="with --engine torch, for --device: auto, balanced ... over all devices")
 
 
 def load_chosen(folder: str | os.PathLike[str], args: argparse.Namespace, *, progress: bool | None = None) -> Model:
-    """The model under these options; `progress` None: shown where stderr is a terminal."""
+    """Loads the model with these options; `progress` None: a bar is shown if stderr is a terminal."""
     model: Model = load_model(
         folder,
         args.dtype,

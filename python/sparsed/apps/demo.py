@@ -1,206 +1,152 @@
-"""The demo: questions about a long text, answered by the shipped model with dense, SparseD and windowed attention."""
+"""`sparsed demo`: a preset of `sparsed eval` that asks the model of the package about facts in a long text.
+
+Dense attention, SparseD and a sliding window answer the same questions. The command prints one table and one example.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import NamedTuple
+import argparse
+import dataclasses
+import functools
+import sys
+from collections.abc import Sequence
 
 from ..checks import Checker
-from ..generation.generate import generate
-from ..generation.stats import GenerationStats, format_table
 from ..kernels.attention import active_backend, get_num_threads
-from ..kernels.config import SlidingWindow, Sparse, SparseConfig
+from ..kernels.config import BLOCK_SIZES, SlidingWindow
 from ..models.files import demo_model_folder
-from ..models.loader import load_model
 from ..models.tokenizer import Tokenizer, load_tokenizer
-from ..progress import progress_bar
-from .eval.methods import sparse_config, window_of
+from ..tables import format_table
+from .cli_options import add_engine_options, load_chosen
+from .eval.runner import Question, Record, answers
 from .eval.styles import SmallStyle
-from .eval.tasks import Niah, TaskSet, niah
+from .eval.tasks import Niah, Sample, TaskSet, niah
+from .methods import Method, default_sampler, sparse_config, window_of
 
-_PHASES = ("dense", "select", "sparse")
+_TASK = "niah_demo"
 _ANSWER_TOKENS = 4  # KEY is 107 ;
-_SPARSED = sparse_config("demo")
+_PHASES = ("dense", "select", "sparse")
+_LEGEND = (
+    "seconds: of all answers; density: share of the attention that was computed (1: dense); "
+    "dense, select, sparse s: seconds of the steps of that phase"
+)
 
 
-@dataclass(frozen=True)
-class DemoOptions:
-    """What the demo runs.
-
-    Attributes:
-        length: Tokens of each prompt, at most.
-        prompts: Texts to ask about.
-        needles: Facts hidden in each text.
-        questions: Facts asked for, of each text.
-        gen_length: Tokens to generate; None: room for the answers.
-        steps: Denoising steps; None: one per token.
-        sparse: The settings of SparseD.
-        window: Tokens of the sliding window; None: a quarter of `length`.
-    """
-
-    length: int = 4096
-    prompts: int = 10
-    needles: int = 8
-    questions: int = 1
-    gen_length: int | None = None
-    steps: int | None = None
-    seed: int = 0
-    dtype: str = "float32"
-    sparse: SparseConfig = _SPARSED
-    window: int | None = None
-
-    def __post_init__(self) -> None:
-        """Checks what nothing behind it checks."""
-        for name in ("prompts", "needles", "questions"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"demo: {name} is {getattr(self, name)}, expected at least 1")
-        check = Checker("demo")
-        check.integer("length", self.length, low=1)
-        check.integer("seed", self.seed, low=0)
-        if self.questions > self.needles:
-            raise ValueError(f"demo: questions is {self.questions}, expected at most the {self.needles} needles")
-
-    @property
-    def answer_tokens(self) -> int:
-        """Tokens that are generated."""
-        return self.questions * _ANSWER_TOKENS + 4 if self.gen_length is None else self.gen_length
-
-    @property
-    def num_steps(self) -> int:
-        """Denoising steps."""
-        return self.answer_tokens if self.steps is None else self.steps
-
-    @property
-    def window_tokens(self) -> int:
-        """Tokens of the sliding window."""
-        return window_of("demo", self.length) if self.window is None else self.window
+def add_demo_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `sparsed demo`."""
+    parser.add_argument("--length", type=int, default=4096, help="tokens of each text")
+    parser.add_argument("--prompts", type=int, default=10, help="texts")
+    parser.add_argument("--needles", type=int, default=8, help="facts in each text")
+    parser.add_argument("--questions", type=int, default=1, help="facts asked for, of each text")
+    parser.add_argument("--gen-length", type=int, help="tokens to generate (default: room for the answers)")
+    parser.add_argument("--steps", type=int, help="denoising steps (default: one per token)")
+    parser.add_argument("--seed", type=int, default=0, help="other numbers make other texts")
+    add_engine_options(parser)
+    group = parser.add_argument_group("attention")
+    group.add_argument("--window", type=int, help="tokens of the sliding window (default: a quarter of the length)")
+    defaults = sparse_config("demo")
+    group.add_argument("--rho", type=float, default=defaults.rho, help="share of the key blocks that SparseD keeps")
+    group.add_argument("--skip", type=float, default=defaults.skip, help="share of the steps before the selection")
+    group.add_argument(
+        "--block-size", type=int, choices=BLOCK_SIZES, default=defaults.block_size, help="tokens per block"
+    )
 
 
-class Prompt(NamedTuple):
-    """A text with its question: token ids, the question in words, and the right answers ("KEY is 107")."""
-
-    ids: list[int]
-    question: str
-    answers: tuple[str, ...]
-
-
-@dataclass
-class MethodResult:
-    """What one method did with all prompts.
-
-    Attributes:
-        right: Questions answered right, a whole answer each.
-        phase_seconds: Seconds by phase ("dense", "select", "sparse").
-        densities: Mean density of each prompt's steps.
-        texts: What it answered, per prompt.
-    """
-
-    name: str
-    right: int = 0
-    phase_seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(_PHASES, 0.0))
-    densities: list[float] = field(default_factory=list)
-    texts: list[str] = field(default_factory=list)
-
-    @property
-    def seconds(self) -> float:
-        """Seconds of all steps."""
-        return sum(self.phase_seconds.values())
-
-    def add(self, prompt: Prompt, text: str, stats: GenerationStats) -> None:
-        """Takes in the answer to one prompt."""
-        self.right += sum(f"{answer} ;" in text for answer in prompt.answers)
-        for phase in _PHASES:
-            self.phase_seconds[phase] += stats.phase_seconds[phase]
-        self.densities.append(stats.density)
-        self.texts.append(text)
-
-
-@dataclass(frozen=True)
-class DemoReport:
-    """The prompts and what each method made of them; `str()` of it is the demo's output."""
-
-    options: DemoOptions
-    prompts: list[Prompt]
-    results: list[MethodResult]
-    machine: str
-
-    def __str__(self) -> str:
-        options, sparse = self.options, self.options.sparse
-        asked = sum(len(prompt.answers) for prompt in self.prompts)
-        dense_seconds = self.results[0].seconds
-        rows = [
-            (
-                result.name,
-                f"{result.right} / {asked}",
-                f"{result.seconds:.1f}",
-                f"{dense_seconds / result.seconds:.2f}x",
-                f"{sum(result.densities) / len(result.densities):.2f}",
-                *(f"{result.phase_seconds[phase]:.1f}" if result.phase_seconds[phase] else "-" for phase in _PHASES),
-            )
-            for result in self.results
-        ]
-        header = ("method", "questions right", "seconds", "speed-up", "density", *(f"{phase} s" for phase in _PHASES))
-        example, texts = self.prompts[0], [result.texts[0] for result in self.results]
-        width = max(len(result.name) for result in self.results)
-        lines = [
-            f"{len(self.prompts)} texts of {len(example.ids)} tokens with {options.needles} facts each, "
-            f"{options.questions} of them asked for; {options.answer_tokens} tokens in {options.num_steps} steps",
-            f"SparseD: block_size {sparse.block_size}, rho {sparse.rho}, skip {sparse.skip}; "
-            f"sliding window: {options.window_tokens} tokens; {self.machine}",
-            "",
-            format_table(header, rows),
-            "",
-            "seconds: of all answers; density: share of the attention that was computed (1: dense); "
-            "dense, select, sparse s: seconds of the steps of that phase",
-            "",
-            f"Example: {example.question}",
-            f"{'(right)':{width}}  {' ; '.join(example.answers)} ;",
-            *(f"{result.name:{width}}  {text}" for result, text in zip(self.results, texts, strict=True)),
-        ]
-        return "\n".join(lines)
-
-
-def build_prompts(tokenizer: Tokenizer, options: DemoOptions) -> list[Prompt]:
-    """Texts of the model's own vocabulary with facts at random places, and a question for some of them.
-
-    Raises:
-        ValueError: The length has no room for the needles and the question.
-    """
-    style = SmallStyle.of(tokenizer)
-    maker = niah(style, Niah(hay="noise", keys=options.needles, queries=options.questions))
-    tasks = TaskSet(tokenizer, style, options.length, seed=options.seed)
-    prompts = []
-    for index in range(options.prompts):
-        sample = tasks.custom("niah_demo", index, maker, gen_length=0)
-        question = sample.input.rpartition("question : ")[2]
-        answers = tuple(sample.answer.removesuffix(" ;").split(" ; "))
-        prompts.append(Prompt(sample.prompt_ids(tokenizer), question, answers))
-    return prompts
-
-
-def run_demo(options: DemoOptions, *, progress: bool = False) -> DemoReport:
-    """Answers the same prompts with each method; the methods take turns, so that the machine's load meets all alike.
-
-    Raises:
-        ValueError, TypeError: An option that does not fit.
-    """
-    model = load_model(demo_model_folder(), dtype=options.dtype)
-    tokenizer = load_tokenizer(demo_model_folder())
-    prompts = build_prompts(tokenizer, options)
-    methods: list[tuple[MethodResult, Sparse | None]] = [
-        (MethodResult("dense"), None),
-        (MethodResult("SparseD"), options.sparse),
-        (MethodResult("sliding window"), SlidingWindow(options.window_tokens, options.sparse.block_size)),
+def run_demo(args: argparse.Namespace) -> int:
+    """Runs `sparsed demo`."""
+    folder = demo_model_folder()
+    tokenizer = load_tokenizer(folder)
+    samples = demo_samples(tokenizer, args)
+    methods = _methods(args)
+    model = load_chosen(folder, args)
+    questions = [
+        Question(_TASK, args.length, sample.index, functools.partial(samples.__getitem__, i), methods, args.steps)
+        for i, sample in enumerate(samples)
     ]
-    model.forward([prompts[0].ids], positions=[0])  # threads and pages are ready before the first method is timed
-    with progress_bar(progress, total=len(prompts) * len(methods), unit="text", leave=False) as bar:
-        for prompt in prompts:
-            for result, sparse in methods:
-                bar.set_description(result.name)
-                answer = generate(
-                    model, prompt.ids, gen_length=options.answer_tokens, steps=options.num_steps, sparse=sparse
-                )
-                result.add(prompt, tokenizer.text(answer.require_whole().generated[0]), answer.stats)
-                bar.update()
-    machine = f"{options.dtype}, backend {active_backend()}, {get_num_threads()} threads"
-    return DemoReport(options, prompts, [result for result, _ in methods], machine)
+    # Threads and pages are ready before the first method is timed.
+    model.forward([samples[0].prompt_ids(tokenizer)], positions=[0])
+    sampler = default_sampler(model.config, "demo")
+    records = list(answers(model, tokenizer, questions, sampler, progress=sys.stderr.isatty()))
+    print(_setting(args, samples[0], records[0], methods))
+    print(f"\n{demo_table(records)}\n\n{_LEGEND}\n\n{_example(samples[0], records)}")
+    return 0
+
+
+def demo_samples(tokenizer: Tokenizer, args: argparse.Namespace) -> list[Sample]:
+    """Returns texts in the words of the demo model with facts at random places, and a question for some of them.
+
+    Raises:
+        ValueError: A number is out of its range, or the length has no room for the facts and the question.
+    """
+    check = Checker("demo")
+    for name in ("prompts", "needles", "questions"):
+        check.integer(name, getattr(args, name), low=1)
+    if args.questions > args.needles:
+        raise ValueError(f"demo: questions is {args.questions}, expected at most the {args.needles} needles")
+    style = SmallStyle.of(tokenizer)
+    maker = niah(style, Niah(hay="noise", keys=args.needles, queries=args.questions))
+    tasks = TaskSet(tokenizer, style, args.length, seed=args.seed)
+    gen_length = args.questions * _ANSWER_TOKENS + 4 if args.gen_length is None else args.gen_length
+    samples = [tasks.custom(_TASK, index, maker, gen_length=0) for index in range(args.prompts)]
+    return [
+        # A right answer names the key, its number and the end: "zileba is 107 ;".
+        dataclasses.replace(sample, outputs=tuple(_split(sample.answer)), gen_length=gen_length)
+        for sample in samples
+    ]
+
+
+def _split(answer: str) -> list[str]:
+    return [f"{fact} ;" for fact in answer.removesuffix(" ;").split(" ; ")]
+
+
+def _methods(args: argparse.Namespace) -> list[Method]:
+    given = {"rho": args.rho, "skip": args.skip, "block_size": args.block_size}
+    sparse = dataclasses.replace(sparse_config("demo"), **given)
+    window = window_of("demo", args.length) if args.window is None else args.window
+    return [
+        Method("dense"),
+        Method("SparseD", sparse=sparse),
+        Method("sliding window", sparse=SlidingWindow(window, args.block_size)),
+    ]
+
+
+def _setting(args: argparse.Namespace, sample: Sample, record: Record, methods: Sequence[Method]) -> str:
+    window = methods[-1].settings()["window"]
+    return (
+        f"{args.prompts} texts of {record.tokens} tokens with {args.needles} facts each, "
+        f"{args.questions} of them asked for; "
+        f"{sample.gen_length} tokens in {sample.gen_length if args.steps is None else args.steps} steps\n"
+        f"SparseD: block_size {args.block_size}, rho {args.rho}, skip {args.skip}; sliding window: {window} tokens; "
+        f"{args.dtype}, backend {active_backend()}, {get_num_threads()} threads"
+    )
+
+
+def demo_table(records: Sequence[Record]) -> str:
+    """Returns a row per method: the questions that it answered right, and the seconds of all answers by phase."""
+    by_method = {name: [r for r in records if r.method == name] for name in dict.fromkeys(r.method for r in records)}
+    baseline = sum(record.seconds for record in records if record.method == records[0].method)
+    rows = []
+    for name, found in by_method.items():
+        seconds = sum(record.seconds for record in found)
+        right = sum(round(record.score * record.answers) for record in found)
+        phases = [sum(record.phase_seconds.get(phase, 0.0) for record in found) for phase in _PHASES]
+        rows.append(
+            (
+                name,
+                f"{right} / {sum(record.answers for record in found)}",
+                f"{seconds:.1f}",
+                f"{baseline / seconds:.2f}x",
+                f"{sum(record.density for record in found) / len(found):.2f}",
+                *(f"{phase:.1f}" if phase else "-" for phase in phases),
+            )
+        )
+    header = ("method", "questions right", "seconds", "speed-up", "density", *(f"{phase} s" for phase in _PHASES))
+    return format_table(header, rows)
+
+
+def _example(sample: Sample, records: Sequence[Record]) -> str:
+    """The first question, the right answer and the answer of each method."""
+    shown = [("(right)", sample.answer), *((r.method, r.prediction) for r in records if r.index == sample.index)]
+    width = max(len(name) for name, _ in shown)
+    question = sample.input.rpartition("question : ")[2]
+    return "\n".join([f"Example: {question}", *(f"{name:{width}}  {text}" for name, text in shown)])

@@ -14,10 +14,10 @@ from ..kernels.ops import require_memory
 
 
 def machine_info() -> dict[str, Any]:
-    """What a bug report and a benchmark need to know."""
+    """Returns the facts about versions and the machine that a bug report or a benchmark needs."""
     try:
         active = active_backend()
-    except ValueError as error:  # SPARSED_ISA names none that runs here
+    except ValueError as error:  # SPARSED_ISA names a backend that cannot run here
         active = f"none: {error}"
     packages = ("numpy", "ml_dtypes", "tokenizers", "jinja2", "torch")
     return {
@@ -38,10 +38,10 @@ def machine_info() -> dict[str, Any]:
 
 
 def available_memory() -> str:
-    """What this process can still take, as the checks before large allocations see it."""
+    """Returns the memory that this process can still allocate, by the rule of the checks before large allocations."""
     try:
         require_memory(2**64 - 1, "everything")
-    except MemoryError as error:  # it says how much there is, control groups considered
+    except MemoryError as error:  # the message says how much is available, under control groups too
         return str(error).rpartition("available are ")[2]
     return "unknown"
 
@@ -54,7 +54,7 @@ def _version(package: str) -> str:
 
 
 def cpu_name() -> str:
-    """What the processor calls itself; its architecture where the system does not say."""
+    """Returns the model name of the processor, or its architecture if the system does not give the name."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

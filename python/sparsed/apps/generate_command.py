@@ -1,4 +1,4 @@
-"""`sparsed generate`: its options, and what it prints."""
+"""The command `sparsed generate`."""
 
 from __future__ import annotations
 
@@ -12,20 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from ..generation.generate import generate
-from ..generation.kv_cache import DelayedCache, DualCache, KVCachePolicy, PrefixCache
+from ..generation.kv_cache import DelayedCache
 from ..generation.sampling import SAMPLERS, DreamSampler, LLaDASampler, Sampler
 from ..kernels.config import BLOCK_SIZES, SlidingWindow, Sparse, SparseConfig, StreamingLLM
 from ..models.files import demo_model_folder, find_folder, read_text
 from ..models.tokenizer import Tokenizer, load_tokenizer
 from .cli_options import add_engine_options, load_chosen
+from .methods import CACHE_KINDS
 from .parser import option
 from .pictures.live import LiveText, can_draw
 
-_CACHES: dict[str, type[KVCachePolicy]] = {"prefix": PrefixCache, "dual": DualCache, "delayed": DelayedCache}
-
 
 def add_generate_options(parser: argparse.ArgumentParser) -> None:
-    """The options of `sparsed generate`."""
+    """Adds the options of `sparsed generate`."""
     parser.add_argument(
         "model",
         metavar="MODEL_DIR",
@@ -57,14 +56,14 @@ def add_generate_options(parser: argparse.ArgumentParser) -> None:
         "--progress", action="store_true", help="progress on stderr (default: where stderr is a terminal)"
     )
     display.add_argument("--quiet", action="store_true", help="no progress")
-    display.add_argument("--live", action="store_true", help="show the text filling in (in a terminal)")
+    display.add_argument("--live", action="store_true", help="show the text while it is unmasked (in a terminal)")
 
     add_engine_options(parser)
     _add_attention_options(parser.add_argument_group("attention"))
-    _add_sampling_options(parser.add_argument_group("sampling", "each model family has its own options"))
+    _add_sampling_options(parser.add_argument_group("sampling", "the options depend on the model family"))
 
 
-# No option of a sampler or of SparseConfig has a default here: what is not given is theirs to choose.
+# Options of samplers and of SparseConfig have no default here: those classes have the defaults.
 
 
 def _add_attention_options(group: argparse._ArgumentGroup) -> None:
@@ -75,7 +74,7 @@ def _add_attention_options(group: argparse._ArgumentGroup) -> None:
     method.add_argument(
         "--kv-cache",
         "--cache",
-        choices=tuple(_CACHES),
+        choices=tuple(CACHE_KINDS),
         help="dense attention that reuses keys and values, as in Fast-dLLM (prefix, dual) or dKV-Cache (delayed)",
     )
     defaults = SparseConfig()
@@ -105,10 +104,14 @@ def _add_sampling_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--block-length", type=int, help="tokens per block (default: one block)")
     group.add_argument("--cfg-scale", type=float, help=f"LLaDA: guidance (default: {llada.cfg_scale})")
     group.add_argument(
-        "--remasking", choices=("low_confidence", "random"), help=f"LLaDA: what stays open (default: {llada.remasking})"
+        "--remasking",
+        choices=("low_confidence", "random"),
+        help=f"LLaDA: which tokens stay masked (default: {llada.remasking})",
     )
     group.add_argument(
-        "--threshold", type=float, help="LLaDA: fill what is at least this confident (default: --steps decides)"
+        "--threshold",
+        type=float,
+        help="LLaDA: unmask every token with at least this confidence (default: --steps decides)",
     )
     group.add_argument(
         "--alg",
@@ -116,7 +119,7 @@ def _add_sampling_options(group: argparse._ArgumentGroup) -> None:
         help=f"Dream: the confidence (default: {dream.alg})",
     )
     group.add_argument("--top-p", type=float, help="Dream: the likeliest tokens of this mass (default: all)")
-    group.add_argument("--top-k", type=int, help="Dream: so many of the likeliest tokens (default: all)")
+    group.add_argument("--top-k", type=int, help="Dream: this number of the likeliest tokens (default: all)")
     group.add_argument(
         "--alg-temp", type=float, help=f"Dream: temperature of the positions (default: {dream.alg_temp})"
     )
@@ -143,7 +146,7 @@ def run_generate(args: argparse.Namespace) -> int:
             gen_length=args.gen_length,
             steps=args.steps,
             sparse=sparse,
-            kv_cache=None if args.kv_cache is None else _CACHES[args.kv_cache](**_given(args, ("refresh",))),
+            kv_cache=None if args.kv_cache is None else CACHE_KINDS[args.kv_cache](**_given(args, ("refresh",))),
             sampler=_sampler(args, model.config.family),
             seed=args.seed,
             on_step=live,
@@ -210,7 +213,7 @@ def _prompt_text(args: argparse.Namespace) -> str:
         raise ValueError("generate: no prompt, expected --prompt, --prompt-file, PROMPT or text on stdin")
     else:
         text = _read_stdin()
-    if source == "PROMPT" and os.path.isfile(text):  # False for a text that cannot be a name
+    if source == "PROMPT" and os.path.isfile(text):  # False if the text cannot be a file name
         print(f"sparsed: warning: PROMPT is the name of a file; --prompt-file {text} reads it", file=sys.stderr)
     if not text.strip():
         where = f"{source} {args.prompt_file}" if source == "--prompt-file" else source
@@ -226,7 +229,7 @@ def _read_stdin() -> str:
 
 
 def _check_known(tokenizer: Tokenizer, text: str, folder: Path) -> None:
-    """Warns where the prompt is mostly unknown to the tokenizer: no answer to it means anything."""
+    """Warns if the prompt is mostly unknown to the tokenizer, because the answer then means little."""
     ids = tokenizer.encode(text, add_special_tokens=False)
     if not ids:
         raise ValueError("the prompt holds nothing that the tokenizer knows, expected other text")

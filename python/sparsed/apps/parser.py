@@ -32,7 +32,7 @@ class HelpFormatter(argparse.HelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, with the nearest name where one was mistyped."""
+    """Reports an error in one line, with the nearest name if one was mistyped."""
 
     def error(self, message: str) -> NoReturn:
         """Exits with status 2."""
@@ -41,7 +41,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}{hint} (see {self.prog} --help)\n")
 
     def refuse(self, extras: list[str]) -> NoReturn:
-        """Exits because of arguments that nothing takes."""
+        """Exits with an error that names the unknown arguments."""
         options = [option for action in self._actions for option in action.option_strings]
         mistyped = next((extra for extra in extras if extra.startswith("-")), None)
         hint = "" if mistyped is None else nearest(mistyped.split("=")[0].replace("_", "-"), options)
@@ -51,14 +51,14 @@ class Parser(argparse.ArgumentParser):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Asks for the known name that `name` is most like; empty where there is none."""
+    """Returns the question whether the most similar known name was meant; empty if none is similar."""
     by_letters = {candidate.lstrip("-"): candidate for candidate in known}
     matches = get_close_matches(name.lstrip("-"), by_letters, n=1)
     return f"; did you mean {by_letters[matches[0]]}?" if matches else ""
 
 
 def in_terms_of_options(error: Exception, arguments: Mapping[str, Any]) -> str:
-    """The message of an error, with the options of the command line in place of files and of the library's arguments.
+    """Returns the message of an error with options of the command line in place of files and of arguments.
 
     Args:
         error: What the library raised.
@@ -77,18 +77,18 @@ def in_terms_of_options(error: Exception, arguments: Mapping[str, Any]) -> str:
     elif first and first[0] in _ALIASES:
         message = _ALIASES[first[0]] + message[first.end() :]
     for name in arguments:
-        if "_" in name:  # other names are words too
+        if "_" in name:  # a name without an underscore may be an ordinary word
             message = re.sub(rf"(?<![\w./\"'-]){name}(?![\w./\"'-])", option(name), message)
     return message
 
 
 def _paths(value: Any) -> list[Path]:
-    """The files of an option: FILE, or a list of NAME=FILE."""
+    """Returns the files of an option: FILE, or a list of NAME=FILE."""
     if isinstance(value, Path):
         return [value]
     return [Path(str(entry).rpartition("=")[2]) for entry in value] if isinstance(value, list) else []
 
 
 def option(name: str) -> str:
-    """The option whose value argparse keeps under this name."""
+    """Returns the option whose value argparse keeps under this name."""
     return "--" + name.replace("_", "-")

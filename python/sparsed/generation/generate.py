@@ -1,4 +1,4 @@
-"""Text by denoising: drives a model, a sampler and a pattern cache over the steps."""
+"""`generate`: drives a model, a sampler and a pattern cache over the denoising steps."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .notes import log_notes, notes_after, notes_before, warn_of_length
 from .prompts import checked_prompt
 from .result import GenerationResult, RowGroup, StepInfo
 from .run import BatchRun
-from .sampling import SAMPLERS, FloatArray, IntArray, Plan, Sampler
+from .sampling import SAMPLERS, FloatArray, IntArray, Request, Sampler
 from .stats import GenerationStats, GroupStep, StepStats
 
 if TYPE_CHECKING:
@@ -51,8 +51,8 @@ def generate(
     would get without the others (at temperature 0 the same bits; with engine="torch" up to its rounding, which depends
     on the batch), and its blocks are counted from its first real token. A step in which the sampler unmasks nothing
     (there are more steps than tokens) does not call the model, unless it selects the pattern of later steps. Ctrl-C (in
-    the main thread, under Python's default handler) ends the generation after the current step and returns what is
-    there; a second one raises KeyboardInterrupt at once. In a Jupyter kernel the cell ends as interrupted, so that
+    the main thread, under Python's default handler) ends the generation after the current step and returns the text
+    so far; a second one raises KeyboardInterrupt at once. In a Jupyter kernel the cell ends as interrupted, so that
     queued cells do not run.
 
     Args:
@@ -66,7 +66,7 @@ def generate(
         sampler: None: LLaDASampler() or DreamSampler(), by the model's family.
         prompt_mask: (B, p), False (or 0) at the left padding of shorter prompts, True (or 1) elsewhere.
         seed: Row i draws from child i of np.random.SeedSequence(seed); a seed repeats a run bit for bit.
-        on_step: Called after each step; what it raises ends the generation.
+        on_step: Called after each step; an exception that it raises ends the generation.
         progress: Show a bar on stderr.
         history: Keep the sequence before each step and at the end.
         cache: The old name of kv_cache.
@@ -80,7 +80,7 @@ def generate(
         MemoryError: The tokens, their history or the logits cannot fit into memory.
 
     Warns:
-        SparsedWarning: The sequence is longer than the model is made for. Sparse settings that have no effect, as for a
+        SparsedWarning: The sequence is longer than the model allows. Sparse settings that have no effect, as for a
             sequence below `min_length`, are no warning: they are in `stats.notes`, and logged as "sparsed" (INFO the
             first time, then DEBUG).
 
@@ -127,14 +127,14 @@ def generate(
     if on_step is not None and not callable(on_step):
         raise TypeError(f"generate: on_step is {on_step!r}, expected a function or None")
     prompt, padding = checked_prompt(prompt_ids, prompt_mask, model.config.vocab_size)
-    plan = Plan(int(gen_length), int(steps), model.config.mask_token_id)
-    sampler.check(plan)
+    request = Request(int(gen_length), int(steps), model.config.mask_token_id)
+    sampler.check(request)
 
-    num_steps = sampler.num_steps(plan)
+    num_steps = sampler.num_steps(request)
     # Bytes per position: two int64 copies of the tokens, two int32 copies of each state of the history.
-    needed = 16 + 8 * (1 + (num_steps or plan.gen_length)) * history
-    ops.require_memory(needed * len(prompt) * (prompt.shape[1] + plan.gen_length), "generate: the tokens")
-    masked_tokens = np.full((len(prompt), plan.gen_length), plan.mask_token_id, np.int64)
+    needed = 16 + 8 * (1 + (num_steps or request.gen_length)) * history
+    ops.require_memory(needed * len(prompt) * (prompt.shape[1] + request.gen_length), "generate: the tokens")
+    masked_tokens = np.full((len(prompt), request.gen_length), request.mask_token_id, np.int64)
     tokens = np.concatenate([prompt, masked_tokens], axis=1)
     seeds = np.random.SeedSequence(seed).spawn(len(prompt))
     generators = [np.random.Generator(np.random.PCG64(child)) for child in seeds]
@@ -142,7 +142,7 @@ def generate(
         BatchRun(
             model,
             sampler,
-            plan,
+            request,
             sparse,
             kv_cache,
             tokens,
@@ -150,7 +150,7 @@ def generate(
             int(padding[indices[0]]),
             [generators[row] for row in indices],
         )
-        # Rows whose steps depend on their tokens go separate ways.
+        # Rows whose steps depend on their tokens run one by one.
         for indices in _batches(padding, one_by_one=num_steps is None or kv_cache is not None)
     ]
 

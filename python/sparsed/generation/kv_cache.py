@@ -23,7 +23,7 @@ IntArray = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Forward:
-    """A forward pass of one batch row that is about to happen.
+    """The next forward pass of one batch row.
 
     Attributes:
         number: Forward passes since the sampler began its block: 0 in the first one.
@@ -42,7 +42,7 @@ class Forward:
 
 @dataclass(frozen=True)
 class KVCachePolicy(abc.ABC):
-    """When a forward pass computes every token: in the first one of each of the sampler's blocks, and at refreshes.
+    """Decides when a forward pass computes every token: first in each block of the sampler, and at refreshes.
 
     Attributes:
         refresh: Every token is also computed in each `refresh`-th forward pass of a block; None: only in the first.
@@ -60,12 +60,12 @@ class KVCachePolicy(abc.ABC):
             object.__setattr__(self, "refresh", int(self.refresh))
 
     def is_full(self, forward: Forward) -> bool:
-        """Whether every token is computed."""
+        """Returns whether every token is computed."""
         return forward.number == 0 or (self.refresh is not None and forward.number % self.refresh == 0)
 
     @abc.abstractmethod
     def positions(self, forward: Forward) -> IntArray:
-        """The positions to compute where not all are."""
+        """Returns the positions to compute if not all of them are."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class PrefixCache(KVCachePolicy):
     """
 
     def positions(self, forward: Forward) -> IntArray:
-        """From the block on."""
+        """Returns the positions from the block on."""
         return np.arange(forward.block[0], forward.length)
 
 
@@ -97,15 +97,15 @@ class DualCache(KVCachePolicy):
     """
 
     def positions(self, forward: Forward) -> IntArray:
-        """The block."""
+        """Returns the positions of the block."""
         return np.arange(*forward.block)
 
 
 @dataclass(frozen=True)
 class DelayedCache(KVCachePolicy):
-    """dKV-Cache-Decode: a token is cached one step after it was filled, so that it is computed once as itself.
+    """dKV-Cache-Decode: a token is cached one step after it was unmasked, so that it is computed once as itself.
 
-    A forward pass computes the tokens that were open as the one before it began (Dream: those whose logits predict
+    A forward pass computes the tokens that were masked when the one before it began (Dream: those whose logits predict
     them). LLaDA computes every token in the second forward pass of a block too, as its published code does.
 
     Attributes:
@@ -118,11 +118,11 @@ class DelayedCache(KVCachePolicy):
     refresh: int | None = 8
 
     def is_full(self, forward: Forward) -> bool:
-        """Whether every token is computed."""
+        """Returns whether every token is computed."""
         return super().is_full(forward) or (forward.number == 1 and not forward.shift)
 
     def positions(self, forward: Forward) -> IntArray:
-        """The tokens that were open before."""
+        """Returns the positions that were masked when the forward pass before this one began."""
         return forward.masked_before - forward.shift
 
 
@@ -145,7 +145,7 @@ class KVCacheSchedule:
         self._masked = np.empty(0, np.int64)
 
     def next_positions(self, block: tuple[int, int], masked: IntArray, wanted: IntArray) -> IntArray:
-        """The positions that the next forward pass computes, ascending.
+        """Returns the positions that the next forward pass computes, ascending.
 
         Args:
             block: The first position of the sampler's block, and the one behind it.

@@ -1,4 +1,4 @@
-"""What an interrupt means in a Jupyter kernel."""
+"""How an interrupted generation ends its cell in a Jupyter kernel."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 
 def stop_queued_cells() -> None:
-    """Ends the running cell of a Jupyter kernel as interrupted, after its last statement; does nothing elsewhere.
+    """Marks the running cell of a Jupyter kernel as interrupted after its last statement; does nothing elsewhere.
 
-    `generate` catches the interrupt to return the text so far. Without this the kernel would take the cell for a
-    success, and "run all" would go on with half a text.
+    `generate` catches the interrupt to return the text so far. Without this the cell would count as a
+    success, and "run all" would continue with half a text.
     """
     ipython = sys.modules.get("IPython")
     shell: Any = None if ipython is None else ipython.get_ipython()

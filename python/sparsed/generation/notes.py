@@ -1,4 +1,4 @@
-"""What a user wants to hear about a generation: settings that change nothing, and sequences that are too long."""
+"""Notes for the user: settings that have no effect, and sequences that are too long for the model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 from ..checks import SparsedWarning
 from ..kernels.config import SlidingWindow, Sparse, SparseConfig, StreamingLLM
 from ..kernels.pattern import BlockPattern
-from ..kernels.pattern_cache import PatternCache
 from .kv_cache import KVCachePolicy
 from .stats import GenerationStats
 
@@ -19,7 +18,7 @@ _logged: set[Sparse | KVCachePolicy | None] = set()
 
 
 def log_notes(notes: Sequence[str], method: Sparse | KVCachePolicy | None) -> None:
-    """Logs notes on `method` as "sparsed", at the level INFO the first time, later at DEBUG: many calls are one run."""
+    """Logs notes on `method` as "sparsed": the first time at INFO, later at DEBUG, because one run makes many calls."""
     for note in notes:
         _log.log(logging.DEBUG if method in _logged else logging.INFO, note)
     if notes:
@@ -27,24 +26,20 @@ def log_notes(notes: Sequence[str], method: Sparse | KVCachePolicy | None) -> No
 
 
 def ever_sparse(sparse: Sparse, steps: int) -> bool:
-    """Whether the schedule has a sparse step, for sequences of any length."""
-    if not isinstance(sparse, SparseConfig):
-        return True
-    cache = PatternCache(sparse, steps=steps, prompt_length=0)
-    selected = False
-    for step in range(steps):
-        cache.begin_step(step)
-        if cache.phase == "sparse" or (selected and sparse.refresh == "every"):
-            return True
-        selected = selected or cache.phase == "select"
-    return False
+    """Returns whether some step computes less than dense attention, in sequences that are long enough.
+
+    With `refresh="every"` that is a second step that selects: it attends with the pattern that it selects.
+    """
+    phases = sparse.phases(steps)
+    every = isinstance(sparse, SparseConfig) and sparse.refresh == "every"
+    return "sparse" in phases or (every and phases.count("select") > 1)
 
 
 def notes_before(sparse: Sparse | None, steps: int | None, lengths: Sequence[int]) -> list[str]:
-    """Why `sparse` is going to have no effect on sequences of these lengths, as far as the settings tell.
+    """Returns why `sparse` will have no effect on sequences of these lengths, if the settings show that.
 
     Args:
-        sparse: None: dense attention, about which there is nothing to say.
+        sparse: None: dense attention, which needs no notes.
         steps: None: the number of steps is unknown.
         lengths: Tokens of each row, its padding not counted.
     """
@@ -71,7 +66,7 @@ def notes_before(sparse: Sparse | None, steps: int | None, lengths: Sequence[int
 
 
 def notes_after(method: Sparse | KVCachePolicy | None, stats: GenerationStats) -> list[str]:
-    """What `notes_before` could not tell: that each step of a whole generation computed everything, and why."""
+    """Returns notes that need a finished generation: that every step computed everything, and why."""
     called = [step for step in stats if step.forwards]
     if method is None or any(step.density < 1 for step in called):
         return []
@@ -89,7 +84,7 @@ def notes_after(method: Sparse | KVCachePolicy | None, stats: GenerationStats) -
 
 
 def warn_of_length(config: Any, length: int, stats: GenerationStats) -> None:
-    """Warns where a sequence is longer than the model's config.json allows for; keeps the warning in `stats`."""
+    """Warns if a sequence is longer than the model's config.json allows; keeps the warning in `stats`."""
     limit = getattr(config, "max_length", None)
     if limit is not None and length > limit:
         text = (

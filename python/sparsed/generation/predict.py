@@ -1,4 +1,4 @@
-"""The forward pass of a denoising step: the logits behind the prompt, shifted and guided where due."""
+"""The forward pass of a denoising step: the logits behind the prompt, with guidance and the shift of Dream."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def predict(
     attend: Attend | None,
     **cached: Any,
 ) -> FloatArray:
-    """The logits that predict the tokens behind the prompt, guided and shifted where due.
+    """Returns the logits that predict the tokens behind the prompt, with guidance and the shift of Dream.
 
     Args:
         model: What `load_model` returns.

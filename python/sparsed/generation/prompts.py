@@ -1,4 +1,4 @@
-"""Prompts as a batch: checked, or padded to one length."""
+"""Pads prompts to one length, and checks them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .sampling import IntArray
 
 
 def pad_left(rows: Sequence[ArrayLike]) -> tuple[IntArray, NDArray[np.bool_]]:
-    """Prompts of unequal length as the batch that `generate` takes.
+    """Pads prompts of unequal length on the left, to the batch that `generate` takes.
 
     Args:
         rows: Token ids, (n,) each.
@@ -47,7 +47,7 @@ def pad_left(rows: Sequence[ArrayLike]) -> tuple[IntArray, NDArray[np.bool_]]:
 
 
 def checked_prompt(prompt_ids: ArrayLike, prompt_mask: ArrayLike | None, vocab_size: int) -> tuple[IntArray, IntArray]:
-    """prompt_ids as (B, p) int64 and each row's padding (B,)."""
+    """Returns prompt_ids as (B, p) int64 and the padding of each row, (B,)."""
     prompt = id_array(
         "generate", "prompt_ids", prompt_ids, "[B, p] (sparsed.pad_left makes prompt_ids and prompt_mask)"
     )

@@ -1,4 +1,4 @@
-"""What a generation gives: each step as it ends, and the whole."""
+"""What `generate` returns, and what it hands to `on_step`."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class StepInfo(ComparedByContent):
-    """A step that just ended, as `on_step` sees it. Two are equal if everything but `seconds` is.
+    """A step that has just ended, for `on_step`. Two are equal if everything except `seconds` is.
 
     Attributes:
         phase: "dense", "select", "sparse", "cached" or "mixed", as in StepStats.
         tokens: (B, l) int64, the sequence after the step (a copy).
-        unmasked: per batch row, the positions in `tokens` that the step filled.
-        confidence: per batch row, the sampler's confidence in what it filled there.
+        unmasked: per batch row, the positions in `tokens` that the step unmasked.
+        confidence: per batch row, the sampler's confidence in the tokens there.
     """
 
     step: int
@@ -57,7 +57,7 @@ class RowGroup(ComparedByContent):
 class GenerationResult(ComparedByContent):
     """What `generate` returns.
 
-    Two results are equal if everything but the measured seconds is: tokens, history, steps, patterns, confidence.
+    Two results are equal if everything except the measured seconds is: tokens, history, steps, patterns, confidence.
 
     Attributes:
         tokens: (B, l) int64, prompt and generation; padding as it was given.
@@ -65,9 +65,9 @@ class GenerationResult(ComparedByContent):
         stats: seconds, phases, densities and tokens per step.
         groups: the rows that ran together, with their patterns.
         prompt_length: p, padding included.
-        filled_at: (B, gen_length) int32, the step that filled each token; -1: still open.
-        confidence: (B, gen_length) float32, the sampler's confidence in it; NaN: still open.
-        interrupted: Ctrl-C came; but for one in the last step, open positions of `tokens` hold the mask token.
+        filled_at: (B, gen_length) int32, the step that unmasked each token; -1: still masked.
+        confidence: (B, gen_length) float32, the sampler's confidence in it; NaN: still masked.
+        interrupted: Ctrl-C ended the generation; positions of `tokens` that are still masked hold the mask token.
     """
 
     tokens: IntArray
@@ -92,17 +92,17 @@ class GenerationResult(ComparedByContent):
         return self.tokens[:, self.prompt_length :]
 
     def require_whole(self) -> GenerationResult:
-        """Itself, for who cannot use a part of a generation.
+        """Returns the result itself if the generation was not interrupted.
 
         Raises:
-            KeyboardInterrupt: Ctrl-C came meanwhile, be it in the last step.
+            KeyboardInterrupt: Ctrl-C ended the generation, or came in its last step.
         """
         if self.interrupted:
             raise KeyboardInterrupt
         return self
 
     def plot(self, row: int = 0) -> Any:
-        """Draws when each token was filled and how surely, and what the steps took. Needs matplotlib.
+        """Draws when each token was unmasked and how surely, and the seconds of the steps. Needs matplotlib.
 
         Args:
             row: The batch row.
@@ -117,7 +117,7 @@ class GenerationResult(ComparedByContent):
         return draw("GenerationResult.plot", self, row)
 
     def page(self, tokenizer: Tokenizer, *, row: int = 0, title: str = "sparsed") -> str:
-        """One HTML page, whole in itself, that plays the denoising step by step and shows the selected patterns.
+        """Returns one self-contained HTML page that plays the denoising step by step and shows the selected patterns.
 
         Args:
             tokenizer: What the prompt was made with.

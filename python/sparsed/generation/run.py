@@ -1,4 +1,4 @@
-"""One step after the other for batch rows that run together: plan, forward, choose, commit, record.
+"""Runs the steps of batch rows that are denoised together: plan, forward, choose, commit, record.
 
 B batch rows, l tokens, T steps. Positions count from the first generated token, unless a name says otherwise.
 """
@@ -16,7 +16,7 @@ from ..kernels.config import Sparse
 from ..kernels.pattern_cache import PatternCache
 from .kv_cache import KVCachePolicy, KVCacheSchedule
 from .predict import predict
-from .sampling import Candidates, Choice, FloatArray, IntArray, Plan, Sampler
+from .sampling import Candidates, Choice, FloatArray, IntArray, Request, Sampler
 from .stats import GroupStep
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ _NO_CHOICE = Choice(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np
 
 @dataclass(frozen=True)
 class StepPlan:
-    """What one step is going to do.
+    """The plan of one step.
 
     Attributes:
         candidates: per row, the positions that the sampler may unmask.
@@ -47,8 +47,8 @@ class BatchRun:
 
     Args:
         model: What `load_model` returns.
-        sampler: Which positions a step unmasks, and with which tokens.
-        plan: What the sampler is asked for.
+        sampler: Chooses which positions a step unmasks, and with which tokens.
+        request: What the generation asks of its sampler.
         sparse: None: dense attention.
         kv_cache: None: every step computes all tokens.
         tokens: (B, l) int64, all rows of the generation. The run writes into its rows.
@@ -61,7 +61,7 @@ class BatchRun:
         self,
         model: Model,
         sampler: Sampler,
-        plan: Plan,
+        request: Request,
         sparse: Sparse | None,
         kv_cache: KVCachePolicy | None,
         tokens: IntArray,
@@ -71,17 +71,17 @@ class BatchRun:
     ) -> None:
         self.model = model
         self.sampler = sampler
-        self.request = plan
+        self.request = request
         self.tokens = tokens
         self.batch_indices = batch_indices
         self.padding = padding
         self.generators = generators
-        self.start = tokens.shape[1] - plan.gen_length
+        self.start = tokens.shape[1] - request.gen_length
         self.prompt_length = self.start - padding
         self.shift = int(model.config.shift_logits)
         self.patterns = None
         if sparse is not None:
-            self.patterns = PatternCache(sparse, steps=sampler.num_steps(plan), prompt_length=self.prompt_length)
+            self.patterns = PatternCache(sparse, steps=sampler.num_steps(request), prompt_length=self.prompt_length)
         self.kv_schedule = None
         if kv_cache is not None:
             self.kv_schedule = KVCacheSchedule(kv_cache, tokens.shape[1] - padding, self.shift)
@@ -98,7 +98,7 @@ class BatchRun:
         return not self.masked.any()
 
     def step(self, step: int) -> GroupStep:
-        """Runs step `step` and says what it did."""
+        """Runs step `step`; returns its statistics."""
         began = time.perf_counter()
         plan = self._plan(step)
         logits = self._forward(plan)
@@ -148,7 +148,7 @@ class BatchRun:
             if logits is None or not row.count:
                 choices.append(_NO_CHOICE)
                 continue
-            # Other rows may want other positions: each row sees the logits of its candidates.
+            # The logits cover the candidates of all rows; the sampler gets those of this row.
             whole = len(row.positions) == len(plan.wanted)
             row_logits = logits[i] if whole else logits[i, np.searchsorted(plan.wanted, row.positions)]
             choices.append(self.sampler.choose(self.request, row, row_logits, rng))
@@ -170,12 +170,12 @@ class BatchRun:
         if plan.computed is not None and len(plan.computed) < length:
             phase, density = "cached", len(plan.computed) / length
         # A sampler may choose the mask token itself: such a position stays masked.
-        filled = [choice.tokens != self.request.mask_token_id for choice in choices]
+        unmasked = [choice.tokens != self.request.mask_token_id for choice in choices]
         return GroupStep(
             phase,
             time.perf_counter() - began,
             density,
             int(plan.forward),
-            [row[kept] for row, kept in zip(positions, filled, strict=True)],
-            [choice.confidence[kept] for choice, kept in zip(choices, filled, strict=True)],
+            [row[kept] for row, kept in zip(positions, unmasked, strict=True)],
+            [choice.confidence[kept] for choice, kept in zip(choices, unmasked, strict=True)],
         )

@@ -1,8 +1,8 @@
-"""Samplers: which masked positions a denoising step fills, and with which tokens.
+"""Samplers: which masked positions a denoising step unmasks, and with which tokens.
 
-A sampler is a frozen set of options. It keeps no state: a step follows from its number, the row's masked positions and
-the row's own random generator, so rows never influence each other. `generate` drives every family through the same two
-calls, `candidates` (whose logits does this step need?) and `choose` (which of them are filled, with what?).
+A sampler is a frozen set of options. It keeps no state: a step follows from its number, the masked positions of the row
+and the random generator of the row, so rows never influence each other. `generate` drives every family through the same
+two calls: `candidates` says whose logits a step needs, `choose` which of them the step unmasks, and with which tokens.
 
 Equal confidences go to the lower position. A token may be the mask token itself, as in the published code: its position
 then stays masked and remains a candidate (with `threshold`, where that would not end, the mask token is excluded).
@@ -11,7 +11,7 @@ Options at the edge of the numbers give the mathematical limit: a temperature th
 
 from __future__ import annotations
 
-from .samplers.base import Candidates, Choice, Plan, Sampler
+from .samplers.base import Candidates, Choice, Request, Sampler
 from .samplers.dream import DreamSampler
 from .samplers.llada import LLaDASampler
 from .samplers.logits import FloatArray, IntArray
@@ -24,7 +24,7 @@ __all__ = [
     "FloatArray",
     "IntArray",
     "LLaDASampler",
-    "Plan",
+    "Request",
     "Sampler",
 ]
 

@@ -1,8 +1,8 @@
-"""What a generation cost: per step and in all."""
+"""The cost of a generation, per step and in total."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import overload
 
@@ -10,25 +10,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..content import ComparedByContent
+from ..tables import format_table
 
 PHASES = ("dense", "select", "sparse", "cached")
 LEGEND = (
-    "forwards: model calls; tokens: those that were filled; density: share of the attention that was computed, "
+    "forwards: model calls; tokens: those that were unmasked; density: share of the attention that was computed, "
     "mean over the steps that called the model (1: dense)"
 )
 
 
 @dataclass(frozen=True)
 class StepStats:
-    """One denoising step over all batch rows. Two are equal if everything but `seconds` is.
+    """One denoising step over all batch rows. Two are equal if everything except `seconds` is.
 
     Attributes:
         phase: "dense", "select" or "sparse", "cached" where only some tokens were computed; "mixed" where rows of
             different length are in different phases.
         density: Share of the attention that was computed: of its key blocks or, "cached", of its rows; mean over
             layers and the rows that called the model, 1 when dense, 0 where none did.
-        unmasked: Tokens that the step filled.
-        forwards: Model calls; 0 where there was nothing to fill, nor to select for later steps.
+        unmasked: Tokens that the step unmasked.
+        forwards: Model calls; 0 if there was nothing to unmask, nor to select for later steps.
     """
 
     step: int
@@ -41,7 +42,7 @@ class StepStats:
 
 @dataclass(frozen=True, eq=False)
 class GroupStep(ComparedByContent):
-    """What one step did to one group of rows; `unmasked` (positions) and `confidence` per row of the group."""
+    """One step of one group of rows; `unmasked` (positions) and `confidence` are per row of the group."""
 
     phase: str
     seconds: float = field(compare=False)
@@ -53,11 +54,11 @@ class GroupStep(ComparedByContent):
 
 @dataclass
 class GenerationStats(Sequence[StepStats]):
-    """The steps of a generation in order, and their sums. Two are equal if everything but the seconds is.
+    """The steps of a generation in order, and their sums. Two are equal if everything except the seconds is.
 
     Attributes:
         phase_seconds: Seconds by phase ("dense", "select", "sparse", "cached").
-        notes: What the settings did not do, such as sparse attention for a sequence below `min_length`.
+        notes: Settings that had no effect, such as sparse attention for a sequence below `min_length`.
     """
 
     steps: list[StepStats] = field(default_factory=list)
@@ -78,7 +79,7 @@ class GenerationStats(Sequence[StepStats]):
         return iter(self.steps)
 
     def add(self, step: int, groups: Sequence[GroupStep]) -> StepStats:
-        """Appends a step: what it did to each group of rows, merged."""
+        """Merges the groups of rows of a step, and appends it."""
         for group in groups:
             self.phase_seconds[group.phase] += group.seconds
         phases = {group.phase for group in groups}
@@ -105,12 +106,12 @@ class GenerationStats(Sequence[StepStats]):
 
     @property
     def unmasked(self) -> int:
-        """Tokens filled."""
+        """Tokens that were unmasked."""
         return sum(step.unmasked for step in self.steps)
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens filled per second."""
+        """Unmasked tokens per second."""
         return self.unmasked / self.seconds if self.seconds else 0.0
 
     @property
@@ -120,7 +121,7 @@ class GenerationStats(Sequence[StepStats]):
         return sum(dense) / len(dense) if dense else 0.0
 
     def table(self) -> str:
-        """The sums as text, one line per phase and one for all, what the columns mean, and the notes."""
+        """Returns the sums as text, a line per phase and one for all, with a legend and the notes."""
         rows: list[tuple[str, ...]] = []
         for phase in (*PHASES, "mixed"):
             steps = [step for step in self.steps if step.phase == phase]
@@ -133,7 +134,7 @@ class GenerationStats(Sequence[StepStats]):
 
 
 def _mean_density(groups: Sequence[GroupStep]) -> float:
-    """Over the rows of groups that called the model."""
+    """The mean over the rows of groups that called the model."""
     if not groups:
         return 0.0
     return float(np.average([group.density for group in groups], weights=[len(group.unmasked) for group in groups]))
@@ -148,22 +149,3 @@ def _sums(steps: Sequence[StepStats]) -> tuple[str, ...]:
         f"{stats.density:.2f}",
         str(stats.unmasked),
     )
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown; all columns but the first are aligned right."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def format_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A text table: the first column to the left, numbers to the right, a rule below the header."""
-    lines = [tuple(header), *(tuple(row) for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-
-    def join(line: Sequence[str]) -> str:
-        cells = [cell.rjust(width) for cell, width in zip(line, widths, strict=True)]
-        cells[0] = line[0].ljust(widths[0])
-        return "  ".join(cells).rstrip()
-
-    return "\n".join([join(lines[0]), "  ".join("-" * width for width in widths), *map(join, lines[1:])])

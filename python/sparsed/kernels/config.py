@@ -29,6 +29,11 @@ def _block_size(owner: Any) -> None:
         raise ValueError(f"{type(owner).__name__}: block_size is {owner.block_size}, expected one of {BLOCK_SIZES}")
 
 
+def _only_sparse(owner: Any, steps: int) -> list[Literal["dense", "select", "sparse"]]:
+    Checker(f"{type(owner).__name__}.phases").integer("steps", steps, low=1, high=_INT64_MAX)
+    return ["sparse"] * int(steps)
+
+
 @dataclass(frozen=True)
 class SparseConfig:
     """SparseD: dense steps, one selection, then sparse steps that reuse the selected pattern.
@@ -139,6 +144,10 @@ class SlidingWindow:
         _integers(self, window=1)
         _block_size(self)
 
+    def phases(self, steps: int) -> list[Literal["dense", "select", "sparse"]]:
+        """Returns ``steps`` times "sparse", as ``SparseConfig.phases``: the window does not depend on the step."""
+        return _only_sparse(self, steps)
+
 
 @dataclass(frozen=True)
 class StreamingLLM:
@@ -161,6 +170,10 @@ class StreamingLLM:
         """Checks every field and stores plain Python types."""
         _integers(self, window=1, sinks=0)
         _block_size(self)
+
+    def phases(self, steps: int) -> list[Literal["dense", "select", "sparse"]]:
+        """Returns ``steps`` times "sparse", as ``SparseConfig.phases``: the window does not depend on the step."""
+        return _only_sparse(self, steps)
 
 
 # What `generate`, `PatternCache` and their like take.

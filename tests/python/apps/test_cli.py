@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 import sparsed
-from sparsed.apps import cli, demo, environment
-from sparsed.apps.demo import DemoOptions, build_prompts, run_demo
+from sparsed.apps import cli, environment
+from sparsed.apps.demo import demo_samples, demo_table
+from sparsed.apps.eval import Record, score
 from sparsed.models.files import demo_model_folder
 
 MODEL = str(demo_model_folder())
@@ -54,7 +55,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
         (["demo", "--length", "-1"], "length is -1, expected an integer >= 1"),
         (["demo", "--length", "64"], "length is 64, expected at least"),
         (["demo", "--questions", "9"], "questions is 9, expected at most the 8 needles"),
-        (["demo", "--prompts", "0"], "prompts is 0, expected at least 1"),
+        (["demo", "--prompts", "0"], "prompts is 0, expected an integer >= 1"),
         (["info", "--threads", "0"], "--threads is 0"),
         (["generate", MODEL, "the", "--prompt", "a"], "PROMPT and --prompt are given, expected one of them"),
         (["generate", MODEL, "--prompt-file", "."], "--prompt-file is .: Is a directory"),
@@ -203,40 +204,59 @@ def test_module_and_script_are_the_same_program() -> None:
 
 def test_demo_prompts_have_the_facts_and_the_question() -> None:
     tokenizer = sparsed.load_tokenizer(MODEL)
-    options = DemoOptions(length=600, needles=6, questions=2, prompts=3, seed=3)
-    prompt = build_prompts(tokenizer, options)[2]
-    assert 580 <= len(prompt.ids) <= 600
-    text = tokenizer.decode(prompt.ids)
+    args = cli._parse(shlex.split("demo --length 600 --needles 6 --questions 2 --prompts 3 --seed 3"))
+    sample = demo_samples(tokenizer, args)[2]
+    ids = sample.prompt_ids(tokenizer)
+    assert 580 <= len(ids) <= 600
+    text = tokenizer.decode(ids)
     assert text.count("the magic number for") == 6
-    assert text.endswith(f"question : {prompt.question} assistant :")
-    assert len(prompt.answers) == 2
-    for answer in prompt.answers:
-        assert f"the magic number for {answer} ." in text
-        assert answer.split()[0] in prompt.question
-    unknown = {token for token in prompt.ids if tokenizer.decode([token]) == ""} - {tokenizer.bos_token_id}
+    assert text.endswith(f"{sample.input.rpartition(' . ')[2]} assistant :") and " question : what are" in text
+    assert (len(sample.outputs), sample.gen_length) == (2, 12)
+    for answer in sample.outputs:
+        assert f"the magic number for {answer.removesuffix(' ;')} ." in text
+        assert answer.split()[0] in sample.input.rpartition("question : ")[2]
+    assert " ".join(sample.outputs) == sample.answer
+    unknown = {token for token in ids if tokenizer.decode([token]) == ""} - {tokenizer.bos_token_id}
     assert not unknown
-    assert build_prompts(tokenizer, options)[2] == prompt
+    assert demo_samples(tokenizer, args)[2] == sample
 
 
 def test_demo_counts_whole_answers() -> None:
-    result = demo.MethodResult("dense")
-    prompt = demo.Prompt([], "", ("zileba is 107", "movil is 567"))
-    stats = sparsed.GenerationStats()
-    result.add(prompt, "zileba is 107 ; movil is 569 ;", stats)
-    result.add(prompt, "movil is 567 ; zileba is 1 2 3", stats)
-    assert result.right == 2
+    outputs = ("zileba is 107 ;", "movil is 567 ;")
+    texts = {"dense": "zileba is 107 ; movil is 569 ;", "SparseD": "movil is 567 ; zileba is 107 ;"}
+    records = [
+        Record(name, "niah_demo", 64, 0, 60, score("niah_demo", text, outputs), 2, text, seconds, 8, 0.5, phases)
+        for (name, text), seconds, phases in zip(
+            texts.items(), (2.0, 1.0), ({"dense": 2.0}, {"select": 0.5, "sparse": 0.5}), strict=True
+        )
+    ]
+    assert [line.split() for line in demo_table(records).splitlines()[2:]] == [
+        ["dense", "1", "/", "2", "2.0", "1.00x", "0.50", "2.0", "-", "-"],
+        ["SparseD", "2", "/", "2", "1.0", "2.00x", "0.50", "-", "0.5", "0.5"],
+    ]
 
 
 @pytest.mark.slow
-def test_demo_runs_and_reports(capsys) -> None:
-    options = DemoOptions(length=256, prompts=2, needles=3, questions=1)
-    report = run_demo(options, progress=True)
-    assert "sliding window" in capsys.readouterr().err
-    dense, sparse, window = report.results
-    assert [result.name for result in report.results] == ["dense", "SparseD", "sliding window"]
-    assert dense.right == 2
-    assert dense.phase_seconds["sparse"] == 0 and sparse.phase_seconds["sparse"] > 0 and window.densities[0] < 0.7
-    text = str(report)
-    assert "questions right" in text and report.prompts[0].question in text and "block_size 32" in text
-    status, out, err = run(capsys, "demo", "--length", "256", "--prompts", "1", "--needles", "2", "--questions", "1")
-    assert status == 0 and "2 / 2" not in out and "1 / 1" in out and err == ""
+def test_demo_runs_and_reports(capsys, monkeypatch) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    status, out, err = run(capsys, "demo", *shlex.split("--length 256 --prompts 2 --needles 3 --window 64 --rho 0.2"))
+    assert status == 0 and "niah_demo 256 sliding window" in err
+    lines = out.splitlines()
+    assert lines[0].startswith("2 texts of 25") and "with 3 facts each, 1 of them asked for; 8 tokens in 8" in lines[0]
+    assert lines[1].startswith("SparseD: block_size 32, rho 0.2, skip 0.2; sliding window: 64 tokens; float32, backend")
+    header = "method questions right seconds speed-up density dense s select s sparse s"
+    assert lines[3].split() == header.split()
+    dense, sparse, window = (line.split() for line in lines[5:8])
+    assert dense[0] == "dense" and dense[1:4] == ["2", "/", "2"] and dense[5:7] == ["1.00x", "1.00"]
+    assert sparse[0] == "SparseD" and sparse[-1] != "-" and dense[-2:] == ["-", "-"]
+    assert window[:2] == ["sliding", "window"] and float(window[7]) < 0.7
+    example = lines.index(next(line for line in lines if line.startswith("Example: what are the magic numbers for")))
+    assert [line.split()[0] for line in lines[example + 1 :]] == ["(right)", "dense", "SparseD", "sliding"]
+    assert lines[example + 1].split()[1:] == lines[example + 2].split()[1:]
+
+
+def test_demo_takes_other_lengths_and_steps(capsys) -> None:
+    options = "--length 256 --prompts 1 --needles 2 --gen-length 10 --steps 5 --dtype bfloat16"
+    status, out, err = run(capsys, "demo", *shlex.split(options))
+    assert (status, err) == (0, "") and "10 tokens in 5 steps" in out and "bfloat16, backend" in out
+    assert out.count("1 / 1") + out.count("0 / 1") == 3

@@ -18,8 +18,8 @@ from sparsed.apps.eval import METHODS, Log, Record, ablations, likelihood, metho
 from sparsed.apps.eval.heads import head_report, heads_table
 from sparsed.apps.eval.heads import markdown as markdown_of_heads
 from sparsed.apps.eval.held_out import _rows as held_out_rows
-from sparsed.apps.eval.methods import default_sampler, method_name, slug
 from sparsed.apps.eval.report import markdown as markdown_of_report
+from sparsed.apps.methods import default_sampler, method_name, slug
 
 
 def run(capsys, *arguments: str) -> tuple[int, str, str]:
@@ -97,6 +97,12 @@ def test_eval_scores_a_text(capsys, tmp_path) -> None:
     ]
     rows = json.loads((tmp_path / "out" / "likelihood.json").read_text())["rows"]
     assert rows[0]["nats"]["mean"] > 0 and "minus_dense" in rows[1]
+    plan = tmp_path / "out" / "likelihood_plan.json"
+    earlier = json.loads(plan.read_text())
+    del earlier["text"]["masks"]
+    plan.write_text(json.dumps(earlier))
+    status, _out, err = run(capsys, "eval", "--likelihood", str(tmp_path / "held_out.txt"), *options)
+    assert status == 2 and "text: masks was absent, is" in err
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ import pytest
 import sparsed
 from fake_model import MASK, FakeModel, prompt_of
 from sparsed import generate
-from sparsed.apps import cli, demo
+from sparsed.apps import cli
 from sparsed.apps.eval import heads, runner
 from sparsed.generation import likelihood
 
@@ -76,7 +76,7 @@ def press_in_step_0(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(model, prompt_ids, **options):
         return generate(model, prompt_ids, **options, on_step=lambda info: signal.raise_signal(signal.SIGINT))
 
-    for module in (demo, heads, runner, likelihood):
+    for module in (heads, runner, likelihood):
         monkeypatch.setattr(module, "generate", interrupted)
 
 
@@ -86,9 +86,8 @@ def press_in_step_0(monkeypatch: pytest.MonkeyPatch) -> None:
         lambda: likelihood.is_greedy(FakeModel(), prompt_of(5), [1, 2, 3]),
         lambda: likelihood.is_greedy(FakeModel(), prompt_of(5), [1]),
         lambda: heads.head_report(FakeModel(), [prompt_of(5)], gen_length=4, sparse=sparsed.SparseConfig()),
-        lambda: demo.run_demo(demo.DemoOptions(length=256, prompts=1, needles=1)),
     ],
-    ids=["is_greedy", "is_greedy, one step", "heads", "demo"],
+    ids=["is_greedy", "is_greedy, one step", "heads"],
 )
 def test_callers_raise(press_in_step_0: None, call: Callable[[], object]) -> None:
     with pytest.raises(KeyboardInterrupt):
@@ -99,3 +98,8 @@ def test_eval_stops(press_in_step_0: None, tmp_path: Path) -> None:
     options = ["--lengths", "128", "--tasks", "niah_single_1", "--methods", "dense", "--out", str(tmp_path)]
     assert cli.main(["eval", *options]) == 130
     assert not (tmp_path / "records.jsonl").exists()
+
+
+def test_the_demo_stops(press_in_step_0: None, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["demo", "--length", "256", "--prompts", "1", "--needles", "1"]) == 130
+    assert capsys.readouterr().out == ""

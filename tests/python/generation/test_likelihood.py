@@ -12,6 +12,7 @@ import sparsed
 from fake_model import FakeModel
 from sparsed import SlidingWindow, SparseConfig
 from sparsed.apps.demo import demo_model_folder
+from sparsed.apps.eval import likelihood
 from sparsed.generation.likelihood import _mask_counts, is_greedy, log_likelihood
 from tiny_checkpoint import tiny_config, write_checkpoint
 
@@ -73,7 +74,26 @@ def test_mask_counts_are_spread_evenly(length, batch_size) -> None:
     assert np.mean(draws) == pytest.approx((length + 1) / 2, rel=0.15)
 
 
-def test_seeds_repeat(model) -> None:
+@pytest.mark.parametrize("batch_size", [1, 3, 6])
+def test_counts_are_spread_evenly_within_a_batch_and_over_the_batches(batch_size):
+    model = FakeModel()
+    log_likelihood(model, [5, 6], [7] * 12, samples=6, batch_size=batch_size, seed=0)
+    batches = [np.sort((ids == model.config.mask_token_id).sum(axis=1)) for ids in model.ids]
+    assert [len(batch) for batch in batches] == [batch_size] * (6 // batch_size)
+    assert (np.diff(np.sort(np.concatenate(batches))) == 2).all()
+    for batch in batches:
+        assert (np.diff(batch) == 12 // batch_size).all()
+
+
+def test_the_estimate_of_a_held_out_text_is_the_same(model):
+    ids = np.random.default_rng(0).integers(5, 60, 90)
+    for sparse in (None, SparseConfig(rho=0.3, skip=0.3, block_size=16, min_length=0)):
+        held_out = likelihood(model, ids, target=20, draws=8, sparse=sparse, seed=3)
+        value = log_likelihood(model, ids[:70], ids[70:], samples=8, sparse=sparse, seed=3)
+        assert held_out.nats_per_token == pytest.approx(-value / 20, rel=1e-12)
+
+
+def test_seeds_repeat(model):
     draw = lambda seed: log_likelihood(model, [5, 6], [7, 8, 9, 10], samples=8, batch_size=4, seed=seed)  # noqa: E731
     assert draw(1) == draw(1) != draw(2)
 

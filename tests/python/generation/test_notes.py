@@ -118,18 +118,13 @@ def test_a_likelihood_below_the_minimum_length_says_so(caplog) -> None:
     ]
 
 
-def test_the_schedule_is_that_of_the_cache() -> None:
+def test_a_schedule_that_selects_at_every_step_is_sparse_where_it_would_be_without() -> None:
     for steps in range(1, 12):
         for skip in (0, 0.3, 0.9, 1):
             for selection in ("paper", "reference"):
-                cache = sparsed.PatternCache(settings(skip=skip, selection=selection), steps=steps, prompt_length=0)
-                phases = []
-                for step in range(steps):
-                    cache.begin_step(step)
-                    phases.append(cache.phase)
-                assert ever_sparse(settings(skip=skip, selection=selection), steps) == ("sparse" in phases)
-                every = ever_sparse(settings(skip=skip, selection=selection, refresh="every"), steps)
-                assert every == ("sparse" in phases)
+                sparse = "sparse" in settings(skip=skip, selection=selection).phases(steps)
+                assert ever_sparse(settings(skip=skip, selection=selection), steps) == sparse
+                assert ever_sparse(settings(skip=skip, selection=selection, refresh="every"), steps) == sparse
 
 
 def test_a_sequence_beyond_the_models_length_is_warned_of() -> None:

@@ -10,7 +10,7 @@ from goldens import Golden
 from sparsed import DreamSampler, LLaDASampler
 from sparsed.generation.samplers import dream
 from sparsed.generation.samplers import logits as logit_math
-from sparsed.generation.sampling import Candidates, Plan
+from sparsed.generation.sampling import Candidates, Request
 
 MASK = 0  # of the plans made up here
 ALGORITHMS = ("entropy", "maskgit_plus", "topk_margin")
@@ -28,7 +28,7 @@ def probabilities(logits: np.ndarray) -> np.ndarray:
     return reference.softmax(logits)[0]
 
 
-def counts_of(sampler, plan: Plan) -> list[int]:
+def counts_of(sampler, plan: Request) -> list[int]:
     """Tokens filled per step when each step fills the first candidates."""
     masked = np.ones(plan.gen_length, bool)
     counts = []
@@ -51,7 +51,7 @@ def test_golden_steps(golden: Golden, attention: str) -> None:
     logits = golden.arrays[f"{attention}_logits"]
     sampler = golden.options()["sampler"]
     shift = int(isinstance(sampler, DreamSampler))
-    plan = Plan(golden.meta["gen_length"], golden.meta["steps"], golden.config["mask_token_id"])
+    plan = Request(golden.meta["gen_length"], golden.meta["steps"], golden.config["mask_token_id"])
     sampler.check(plan)
     assert sampler.num_steps(plan) == len(before)
     for step in range(plan.steps):
@@ -77,12 +77,12 @@ def test_golden_steps(golden: Golden, attention: str) -> None:
     ],
 )
 def test_llada_spreads_each_block_over_its_steps(gen_length, steps, block_length, expected) -> None:
-    assert counts_of(LLaDASampler(block_length=block_length), Plan(gen_length, steps, MASK)) == expected
+    assert counts_of(LLaDASampler(block_length=block_length), Request(gen_length, steps, MASK)) == expected
 
 
 def test_llada_candidates_end_with_the_block_and_include_positions_left_masked_before() -> None:
     masked = np.array([0, 1, 0, 0, 1, 1, 1, 1], bool)  # position 1 took the mask token in the first block
-    found = LLaDASampler(block_length=4).candidates(Plan(8, 4, MASK), 2, masked, rng())
+    found = LLaDASampler(block_length=4).candidates(Request(8, 4, MASK), 2, masked, rng())
     np.testing.assert_array_equal(found.positions, [1, 4, 5, 6, 7])
     assert found.count == 2
 
@@ -97,14 +97,14 @@ def test_llada_candidates_end_with_the_block_and_include_positions_left_masked_b
 )
 def test_llada_refuses_plans_that_do_not_divide(block_length, gen_length, steps, message) -> None:
     with pytest.raises(ValueError, match=message):
-        LLaDASampler(block_length=block_length).check(Plan(gen_length, steps, MASK))
+        LLaDASampler(block_length=block_length).check(Request(gen_length, steps, MASK))
 
 
 @pytest.mark.parametrize("steps", [1, 3, 12, 50, 100, 128, 512])
 @pytest.mark.parametrize("eps", [1e-3, 1e-2])
 def test_dream_counts_follow_the_timesteps(steps: int, eps: float) -> None:
     gen_length = 100
-    counts = counts_of(DreamSampler(eps=eps), Plan(gen_length, steps, MASK))
+    counts = counts_of(DreamSampler(eps=eps), Request(gen_length, steps, MASK))
     times = 1 - (1 - eps) * np.arange(steps + 1) / steps
     left = gen_length
     for step, count in enumerate(counts):
@@ -122,7 +122,7 @@ def test_timesteps_are_those_of_linspace(steps: int) -> None:
 
 
 def test_dream_origin_fills_a_binomial_share_and_everything_at_the_end() -> None:
-    plan, sampler, masked = Plan(4000, 4, MASK), DreamSampler(alg="origin", eps=0.0), np.ones(4000, bool)
+    plan, sampler, masked = Request(4000, 4, MASK), DreamSampler(alg="origin", eps=0.0), np.ones(4000, bool)
     generator = rng()
     for step, share in enumerate((1 / 4, 1 / 3, 1 / 2)):
         found = sampler.candidates(plan, step, masked, generator)
@@ -137,14 +137,14 @@ def test_dream_origin_fills_a_binomial_share_and_everything_at_the_end() -> None
 def test_equal_confidences_go_to_the_lower_position() -> None:
     logits = np.tile(logits_for(1, 20), (6, 1))
     for sampler in (LLaDASampler(), DreamSampler(), DreamSampler(alg="topk_margin")):
-        choice = sampler.choose(Plan(6, 2, MASK), Candidates(np.arange(6), 3), logits, rng())
+        choice = sampler.choose(Request(6, 2, MASK), Candidates(np.arange(6), 3), logits, rng())
         np.testing.assert_array_equal(choice.index, [0, 1, 2])
 
 
 def test_choice_is_ascending_and_holds_the_most_confident() -> None:
     logits = logits_for(40, 30)
     probability = probabilities(logits).max(axis=1)
-    choice = LLaDASampler().choose(Plan(40, 4, MASK), Candidates(np.arange(40), 10), logits, rng())
+    choice = LLaDASampler().choose(Request(40, 4, MASK), Candidates(np.arange(40), 10), logits, rng())
     np.testing.assert_array_equal(choice.index, np.sort(np.argsort(-probability)[:10]))
     np.testing.assert_array_equal(choice.tokens, logits.argmax(axis=1)[choice.index])
     np.testing.assert_allclose(choice.confidence, probability[choice.index], rtol=1e-5)
@@ -177,7 +177,7 @@ def naive_filter(logits: np.ndarray, top_p: float | None, top_k: int | None) -> 
 def test_dream_confidence(alg: str, top_p: float | None, top_k: int | None, temperature: float) -> None:
     logits = logits_for(12, 60)
     sampler = DreamSampler(alg=alg, top_p=top_p, top_k=top_k, temperature=temperature)
-    tokens, confidence = sampler.score(Plan(12, 4, MASK), logits, rng())
+    tokens, confidence = sampler.score(Request(12, 4, MASK), logits, rng())
     probability = probabilities(naive_filter(logits / (temperature or 1), top_p, top_k))
     assert (probability[np.arange(12), tokens] > 0).all()
     if temperature == 0:
@@ -221,7 +221,7 @@ def test_top_p_over_a_large_vocabulary(spread: float) -> None:
 def test_temperature_draws_from_the_softmax(sampler) -> None:
     n = 20000
     logits = np.tile(logits_for(1, 6, spread=1.0), (n, 1))
-    tokens, confidence = sampler.score(Plan(n, 4, MASK), logits, rng(1))
+    tokens, confidence = sampler.score(Request(n, 4, MASK), logits, rng(1))
     np.testing.assert_allclose(np.bincount(tokens, minlength=6) / n, probabilities(logits[:1] / 0.8)[0], atol=0.015)
     # LLaDA's confidence is without noise and temperature, Dream's is under the tempered softmax.
     expected = probabilities(logits if isinstance(sampler, LLaDASampler) else logits / 0.8)
@@ -233,16 +233,16 @@ def test_temperature_draws_from_the_softmax(sampler) -> None:
 )
 def test_parts_do_not_change_the_draws(sampler, monkeypatch: pytest.MonkeyPatch) -> None:
     logits = logits_for(11, 50)
-    whole = sampler.score(Plan(11, 4, MASK), logits, rng(3))
+    whole = sampler.score(Request(11, 4, MASK), logits, rng(3))
     monkeypatch.setattr(logit_math, "CHUNK_VALUES", 101)
-    parts = sampler.score(Plan(11, 4, MASK), logits, rng(3))
+    parts = sampler.score(Request(11, 4, MASK), logits, rng(3))
     np.testing.assert_array_equal(whole[0], parts[0])
     np.testing.assert_array_equal(whole[1], parts[1])
 
 
 def test_random_remasking_draws_its_confidences() -> None:
     logits = logits_for(1000, 10)
-    tokens, confidence = LLaDASampler(remasking="random").score(Plan(1000, 4, MASK), logits, rng(2))
+    tokens, confidence = LLaDASampler(remasking="random").score(Request(1000, 4, MASK), logits, rng(2))
     np.testing.assert_array_equal(tokens, logits.argmax(axis=1))
     assert confidence.min() >= 0 and confidence.max() < 1 and abs(confidence.mean() - 0.5) < 0.05
 
@@ -268,7 +268,7 @@ def confident(values: list[float], vocabulary: int = 5) -> np.ndarray:
 
 
 def test_threshold_fills_all_that_reach_it_and_at_least_one() -> None:
-    plan, sampler = Plan(4, 1, MASK), LLaDASampler(threshold=0.75)
+    plan, sampler = Request(4, 1, MASK), LLaDASampler(threshold=0.75)
     assert sampler.num_steps(plan) is None
     found = sampler.candidates(plan, 0, np.ones(4, bool), rng())
     choice = sampler.choose(plan, found, confident([0.9, 0.5, 0.8, 0.7]), rng())
@@ -281,7 +281,7 @@ def test_threshold_fills_all_that_reach_it_and_at_least_one() -> None:
 
 
 def test_threshold_stays_in_the_first_open_block() -> None:
-    sampler, plan = LLaDASampler(threshold=0.5, block_length=2), Plan(6, 1, MASK)
+    sampler, plan = LLaDASampler(threshold=0.5, block_length=2), Request(6, 1, MASK)
     sampler.check(plan)  # steps need not divide
     found = sampler.candidates(plan, 5, np.array([0, 0, 0, 1, 1, 1], bool), rng())
     np.testing.assert_array_equal(found.positions, [3])
@@ -292,7 +292,7 @@ def test_threshold_never_takes_the_mask_token_so_that_it_ends() -> None:
     logits = logits_for(4, 5)
     logits[:, MASK] = 50
     given = logits.copy()
-    plan, sampler = Plan(4, 1, MASK), LLaDASampler(threshold=0.99)
+    plan, sampler = Request(4, 1, MASK), LLaDASampler(threshold=0.99)
     choice = sampler.choose(plan, Candidates(np.arange(4), 1), logits, rng())
     assert len(choice.tokens) >= 1 and (choice.tokens != MASK).all()
     np.testing.assert_array_equal(logits, given)

@@ -14,13 +14,13 @@ import pytest
 from fake_model import FakeModel, prompt_of
 from sparsed import DreamSampler, LLaDASampler, generate
 from sparsed.generation.samplers.logits import guided
-from sparsed.generation.sampling import Candidates, Plan, Sampler
+from sparsed.generation.sampling import Candidates, Request, Sampler
 
 MASK, N, VOCABULARY = 0, 12, 30
 ALGORITHMS = ("entropy", "maskgit_plus", "topk_margin")
 COLD = (1e-9, 1e-30, 1e-38, 1e-45, 1e-300, 5e-324)
 HOT = (1e30, 1e38, 3.5e38, 1e300, 1.7e308)
-PLAN = Plan(N, 4, MASK)
+PLAN = Request(N, 4, MASK)
 INF = np.float32(np.inf)
 
 

@@ -48,10 +48,18 @@ def phases(config: Any, steps: int) -> list[str]:
 )
 def test_phases(config: Any, expected: str) -> None:
     names = {"d": "dense", "S": "select", "s": "sparse"}
-    wanted = [names[letter] for letter in expected]
-    assert phases(config, 10) == wanted
-    if isinstance(config, SparseConfig):
-        assert config.phases(10) == wanted
+    assert phases(config, 10) == config.phases(10) == [names[letter] for letter in expected]
+
+
+@pytest.mark.parametrize("config", [SPARSE, SlidingWindow(32), StreamingLLM(32, 16)])
+@pytest.mark.parametrize(("steps", "error"), [(0, ValueError), (-1, ValueError), (2.0, TypeError), (None, TypeError)])
+def test_phases_of_other_steps_are_refused(config: Any, steps: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match=rf"{type(config).__name__}\.phases: steps is {steps}, expected an integer"):
+        config.phases(steps)
+
+
+def test_phases_do_not_depend_on_the_length() -> None:
+    assert SparseConfig(skip=0.5, min_length=10**6).phases(np.int64(4)) == ["dense", "select", "sparse", "sparse"]
 
 
 @pytest.mark.parametrize(

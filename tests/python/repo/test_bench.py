@@ -149,16 +149,6 @@ def test_computed_speedup_and_bound() -> None:
     assert (first["published"], last["published"]) == (1.25, 1.48)
 
 
-@pytest.mark.parametrize("steps", [1, 4, 128, 256, 1024])
-def test_select_step_is_the_caches(steps: int) -> None:
-    cache = sparsed.PatternCache(sparsed.SparseConfig(min_length=0), steps=steps, prompt_length=8)
-    phases = []
-    for step in range(steps):
-        cache.begin_step(step)
-        phases.append(cache.phase)
-    assert phases.index("select") == cases.select_step(steps)
-
-
 def test_memory_and_scaling(tmp_path: Path) -> None:
     if not sys.platform.startswith("linux"):
         pytest.skip("reads /proc")

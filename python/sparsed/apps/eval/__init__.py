@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from ..methods import METHODS, Method, method
 from .ablation import ablations
 from .heads import HeadReport, head_report
 from .jsonl import read_samples, write_samples
 from .likelihood import Likelihood, likelihood
-from .log import Log
-from .methods import METHODS, Method, method
+from .records import Log
 from .report import Row, summarise, table, write_report
 from .runner import Question, Record, run
 from .scoring import Interval, accuracy, bootstrap, paired_difference, score

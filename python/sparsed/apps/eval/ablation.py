@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from ...kernels.config import SparseConfig
-from .methods import Method
+from ..methods import Method
 
 RHOS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7)
 SKIPS = (0.0, 0.1, 0.2, 0.3, 0.5)
@@ -15,7 +15,7 @@ REFRESH = 0.6
 
 
 def ablations(config: SparseConfig) -> list[Method]:
-    """Dense, SparseD under `config`, and each of its variants.
+    """Returns dense attention, SparseD under `config`, and each variant of it.
 
     Source: arXiv 2509.24014, table 2 (the ablation) and the figures of accuracy against rho and skip.
     """

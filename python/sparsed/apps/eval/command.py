@@ -1,4 +1,4 @@
-"""`sparsed eval`, `sparsed ablate` and `sparsed heads`: options, and what they run."""
+"""The commands `sparsed eval`, `sparsed ablate` and `sparsed heads`."""
 
 from __future__ import annotations
 
@@ -9,30 +9,34 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from .. import methods as settings
 from ..environment import machine_info
-from . import methods as settings
+from ..methods import CACHE_METHODS, METHODS, Method, default_sampler
 from .ablation import ablations
 from .heads import head_report, heads_table, write_heads
 from .held_out import score_text
 from .jsonl import read_samples, write_samples
-from .log import Log, file_identity
-from .methods import CACHE_METHODS, METHODS, Method, default_sampler
+from .records import Log, file_identity
 from .report import summarise, table, write_report
+from .run_context import Methods, RunContext, add_common_options, command_line
 from .runner import Question, Record, run
-from .setup import Methods, Setup, add_common_options, command_line
 from .tasks import require_known
+
+_CONTINUES = (
+    "A run that was stopped continues in --out. It may also get more samples, methods, tasks and lengths there."
+)
 
 
 def add_eval_options(parser: argparse.ArgumentParser) -> None:
-    """The options of `sparsed eval`."""
+    """Adds the options of `sparsed eval`."""
     add_common_options(parser, out="eval-results", samples=10)
-    parser.description = f"{parser.description}. A run that stopped goes on in --out, or grows there."
+    parser.description = f"{parser.description}. {_CONTINUES}"
     parser.add_argument(
         "--methods",
         nargs="+",
         type=_method_argument,
         metavar="METHOD",
-        help=f"(all) {', '.join(map(settings.slug, METHODS))}; in any case",
+        help=f"(all) {', '.join(map(settings.slug, METHODS))}; upper or lower case",
     )
     parser.add_argument(
         "--jsonl",
@@ -50,13 +54,13 @@ def add_eval_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_ablate_options(parser: argparse.ArgumentParser) -> None:
-    """The options of `sparsed ablate`."""
+    """Adds the options of `sparsed ablate`."""
     add_common_options(parser, out="ablation-results", samples=10)
-    parser.description = f"{parser.description}. A run that stopped goes on in --out, or grows there."
+    parser.description = f"{parser.description}. {_CONTINUES}"
 
 
 def add_heads_options(parser: argparse.ArgumentParser) -> None:
-    """The options of `sparsed heads`."""
+    """Adds the options of `sparsed heads`."""
     add_common_options(parser, out="heads-results", samples=4)
 
 
@@ -64,66 +68,66 @@ def run_eval(args: argparse.Namespace) -> int:
     """Runs `sparsed eval`."""
     _refuse_unused(args)
     names = _method_names(args)
-    setup = Setup.of(args)
+    context = RunContext.of(args)
 
     def methods(length: int) -> list[Method]:
-        found = [settings.method(name, setup.preset, length) for name in names]
-        return [dataclasses.replace(m, sparse=setup.sparse) if m.name == "SparseD" else m for m in found]
+        found = [settings.method(name, context.preset, length) for name in names]
+        return [dataclasses.replace(m, sparse=context.sparse) if m.name == "SparseD" else m for m in found]
 
     if args.likelihood is not None:
-        print(score_text(setup, methods))
+        print(score_text(context, methods))
         return 0
     if args.write_jsonl is not None:
         for length in args.lengths:
-            tasks = setup.task_set(length)
-            for task in setup.tasks:
+            tasks = context.task_set(length)
+            for task in context.tasks:
                 path = args.write_jsonl / str(length) / task / "validation.jsonl"
                 write_samples(path, [tasks.sample(task, index) for index in range(args.samples)])
                 print(path)
         return 0
     if args.jsonl:
-        return _run(setup, methods, *_file_questions(setup, methods))
-    return _run(setup, methods, *_questions(setup, methods))
+        return _run(context, methods, *_file_questions(context, methods))
+    return _run(context, methods, *_questions(context, methods))
 
 
 def run_ablate(args: argparse.Namespace) -> int:
     """Runs `sparsed ablate`."""
-    setup = Setup.of(args)
-    found = ablations(setup.sparse)
-    return _run(setup, lambda length: found, *_questions(setup, lambda length: found))
+    context = RunContext.of(args)
+    found = ablations(context.sparse)
+    return _run(context, lambda length: found, *_questions(context, lambda length: found))
 
 
 def run_heads(args: argparse.Namespace) -> int:
-    """Runs `sparsed heads`: over the samples of all tasks, with the budget of the longest."""
+    """Runs `sparsed heads` over the samples of all tasks, all with the gen_length of the longest task."""
     if len(args.lengths) != 1:
         raise ValueError(f"heads: lengths has {len(args.lengths)} values, expected one")
-    setup = Setup.of(args)
-    tasks = setup.task_set(args.lengths[0])
-    samples = [tasks.sample(task, index) for task in setup.tasks for index in range(args.samples)]
-    prompts = [sample.prompt_ids(setup.tokenizer) for sample in samples]
+    context = RunContext.of(args)
+    tasks = context.task_set(args.lengths[0])
+    samples = [tasks.sample(task, index) for task in context.tasks for index in range(args.samples)]
+    prompts = [sample.prompt_ids(context.tokenizer) for sample in samples]
     for sample, prompt in zip(samples, prompts, strict=True):
-        require_known(setup.tokenizer, prompt, sample.task)
+        require_known(context.tokenizer, prompt, sample.task)
     report = head_report(
-        setup.model,
+        context.model,
         prompts,
         gen_length=max(sample.gen_length for sample in samples),
-        sparse=setup.sparse,
+        sparse=context.sparse,
         progress=sys.stderr.isatty(),
     )
-    context = {
+    run_facts = {
         "command": command_line(),
-        "settings": repr(setup.sparse),
+        "settings": repr(context.sparse),
         "prompts": len(samples),
         "machine": machine_info(),
     }
-    for path in write_heads(args.out, report, context):
+    for path in write_heads(args.out, report, run_facts):
         print(path, file=sys.stderr)
     print(heads_table(report))
     return 0
 
 
 def _refuse_unused(args: argparse.Namespace) -> None:
-    """Options that another one makes useless."""
+    """Raises ValueError for an option that another one makes useless."""
     for option, others in _UNUSED.items():
         if getattr(args, option):
             for name in others:
@@ -144,7 +148,7 @@ def _option(name: str) -> str:
 
 
 def _method_names(args: argparse.Namespace) -> list[str]:
-    """The methods that are asked for, or all that the engine can run."""
+    """The methods that the user asked for, or all that the engine can run."""
     if args.engine == "native":
         return list(dict.fromkeys(args.methods or METHODS))
     asked = [name for name in args.methods or () if name in CACHE_METHODS]
@@ -156,63 +160,63 @@ def _method_names(args: argparse.Namespace) -> list[str]:
     return list(dict.fromkeys(args.methods or (name for name in METHODS if name not in CACHE_METHODS)))
 
 
-# Options that decide what is run, and which others they leave no use for.
+# Options that decide what runs, with the options that have no effect beside them.
 _UNUSED = {
     "likelihood": ("tasks", "jsonl", "write_jsonl", "squad", "hotpotqa"),
     "write_jsonl": ("jsonl", "methods"),
     "jsonl": ("tasks", "squad", "hotpotqa"),
 }
 
-# Where the samples of each length and task come from, for the plan.
+# By length and task: where the samples come from. It is a part of the plan.
 _Sources = dict[str, dict[str, Any]]
 
 
-def _questions(setup: Setup, methods: Methods) -> tuple[list[Question], _Sources]:
-    """The generated ones."""
+def _questions(context: RunContext, methods: Methods) -> tuple[list[Question], _Sources]:
+    """Questions on generated samples."""
     questions = []
-    for length in setup.args.lengths:
-        tasks, own = setup.task_set(length), methods(length)
-        for task in setup.tasks:
-            require_known(setup.tokenizer, tasks.sample(task, 0).prompt_ids(setup.tokenizer), task)
+    for length in context.args.lengths:
+        tasks, methods_here = context.task_set(length), methods(length)
+        for task in context.tasks:
+            require_known(context.tokenizer, tasks.sample(task, 0).prompt_ids(context.tokenizer), task)
             questions += [
-                Question(task, length, index, functools.partial(tasks.sample, task, index), own)
-                for index in range(setup.args.samples)
+                Question(task, length, index, functools.partial(tasks.sample, task, index), methods_here)
+                for index in range(context.args.samples)
             ]
-    sources = {task: setup.source(task) for task in setup.tasks}
-    return questions, {str(length): sources for length in setup.args.lengths}
+    sources = {task: context.source(task) for task in context.tasks}
+    return questions, {str(length): sources for length in context.args.lengths}
 
 
-def _file_questions(setup: Setup, methods: Methods) -> tuple[list[Question], _Sources]:
-    """Samples of files; their length is that of the longest one of the whole file."""
+def _file_questions(context: RunContext, methods: Methods) -> tuple[list[Question], _Sources]:
+    """Questions on the samples of files; the length is that of the longest sample of the file."""
     questions: list[Question] = []
     sources: _Sources = {}
-    for option in setup.args.jsonl:
+    for option in context.args.jsonl:
         task, equals, path = option.partition("=")
         if not equals:
             raise ValueError(f"eval: jsonl is {option!r}, expected TASK=FILE")
-        samples = read_samples(Path(path), task, setup.style.gen_lengths.get(task.split("_")[0]))
+        samples = read_samples(Path(path), task, context.style.gen_lengths.get(task.split("_")[0]))
         if not samples:
             raise ValueError(f"eval: {path} holds no sample, expected at least one")
-        length = max(len(sample.prompt_ids(setup.tokenizer)) + sample.gen_length for sample in samples)
+        length = max(len(sample.prompt_ids(context.tokenizer)) + sample.gen_length for sample in samples)
         if task in sources.setdefault(str(length), {}):
             raise ValueError(f"eval: jsonl has two files of task {task} and length {length}, expected one")
         sources[str(length)][task] = file_identity(Path(path))
-        own = methods(length)
+        methods_here = methods(length)
         questions += [
-            Question(task, length, i, functools.partial(samples.__getitem__, i), own)
-            for i in range(min(len(samples), setup.args.samples))
+            Question(task, length, i, functools.partial(samples.__getitem__, i), methods_here)
+            for i in range(min(len(samples), context.args.samples))
         ]
     return questions, sources
 
 
-def _run(setup: Setup, methods: Methods, questions: list[Question], sources: _Sources) -> int:
-    args = setup.args
-    plan = setup.plan(methods, [question.length for question in questions]) | {"sources": sources}
+def _run(context: RunContext, methods: Methods, questions: list[Question], sources: _Sources) -> int:
+    args = context.args
+    plan = context.plan(methods, [question.length for question in questions]) | {"sources": sources}
     log = Log(args.out, plan, Record)
     # Threads and pages are ready before the first method is timed.
-    setup.model.forward([questions[0].sample().prompt_ids(setup.tokenizer)], positions=[0])
-    sampler = default_sampler(setup.model.config, setup.preset)
-    run(setup.model, setup.tokenizer, questions, sampler, log, seed=args.seed, progress=sys.stderr.isatty())
+    context.model.forward([questions[0].sample().prompt_ids(context.tokenizer)], positions=[0])
+    sampler = default_sampler(context.model.config, context.preset)
+    run(context.model, context.tokenizer, questions, sampler, log, seed=args.seed, progress=sys.stderr.isatty())
     wanted = {(m.name, q.task, q.length, q.index) for q in questions for m in q.methods}
     rows = summarise([record for record in log.records if record.key in wanted])
     for path in write_report(args.out, rows, {"command": command_line(), "plan": plan, "machine": machine_info()}):

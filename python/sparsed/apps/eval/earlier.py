@@ -1,4 +1,4 @@
-"""Reports of earlier runs in the same folder: they are kept under a number, never overwritten."""
+"""Reports of earlier runs in the same folder: they are renamed with a number, never overwritten."""
 
 from __future__ import annotations
 

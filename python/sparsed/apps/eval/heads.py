@@ -1,4 +1,4 @@
-"""What the method rests on, per head: how steady patterns are over the steps, and how much attention they hold."""
+"""Tests the assumptions of the method per head: patterns stay the same over the steps, and hold most attention."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from tqdm import tqdm
 
 from ...content import ComparedByContent
 from ...generation.generate import generate
-from ...generation.stats import format_table, markdown_table
 from ...kernels.attention import attention
 from ...kernels.config import SparseConfig
 from ...kernels.pattern_cache import PatternCache
 from ...models import Model
+from ...tables import format_table, markdown_table
 from .ablation import RHOS
 from .earlier import keep_earlier
 
@@ -28,12 +28,12 @@ FloatArray = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class HeadReport(ComparedByContent):
-    """Means over prompts. T steps, N layers, H heads; the pattern is that of the selection step.
+    """Means over the prompts. T steps, N layers, H heads; the pattern is the one that the selection step selects.
 
     Attributes:
-        selected_at: The selection step.
-        similarity: (T, N, H), Jaccard similarity of the pattern with the one that the step itself would select.
-        neighbours: (T - 1, N, H), Jaccard similarity of what neighbouring steps would select.
+        selected_at: The step that selects the pattern.
+        similarity: (T, N, H), Jaccard similarity of the pattern with the one that this step would select.
+        neighbours: (T - 1, N, H), Jaccard similarity of the patterns that this step and the next one would select.
         recall: (T, N, H), the share of a query's attention that lies in the pattern, mean over the queries; NaN
             before the selection step.
         rhos: Other shares of kept blocks, R of them.
@@ -57,18 +57,18 @@ def head_report(
     rhos: Sequence[float] = RHOS,
     progress: bool = False,
 ) -> HeadReport:
-    """Generates densely, a token a step, then replays each step and selects in it.
+    """Generates with dense attention, one token a step, then replays each step and selects a pattern in it.
 
     Args:
         model: What `load_model` returns.
         prompts: Token ids, (p,) or (1, p) each.
         gen_length: Tokens to generate, and steps.
-        sparse: The settings under test.
-        rhos: For `recall_of_rho`.
+        sparse: The settings to test.
+        rhos: The shares of kept blocks for `recall_of_rho`.
         progress: Show a bar on stderr.
 
     Raises:
-        ValueError: There are no prompts, one of another shape, or no step that selects.
+        ValueError: There is no prompt, a prompt has another shape, or no step selects.
 
     Source: arXiv 2509.24014, section 3 (patterns differ between heads and stay over the steps).
     """
@@ -92,35 +92,29 @@ def _one(model: Model, prompt: ArrayLike, steps: int, sparse: SparseConfig, rhos
     result = generate(model, prompt, gen_length=steps, steps=steps, history=True).require_whole()
     if len(result.tokens) != 1:
         raise ValueError(f"head_report: prompts has a batch of {len(result.tokens)} rows, expected (p,) token ids each")
-    prompt_length = result.prompt_length
+    phases = sparse.phases(steps)
+    if "select" not in phases:
+        raise ValueError(f"head_report: sparse selects in none of the {steps} steps, expected a smaller skip")
+    selected_at = phases.index("select")
     history: NDArray[Any] = np.asarray(result.history)
-    schedule = PatternCache(dataclasses.replace(sparse, min_length=0), steps=steps, prompt_length=prompt_length)
-    schedule.begin_step(0)
-    while schedule.phase == "dense":
-        if schedule.step + 1 == steps:
-            raise ValueError(f"head_report: sparse selects in none of the {steps} steps, expected a smaller skip")
-        schedule.begin_step(schedule.step + 1)
-    selected_at = schedule.step
 
-    def selection(rho: float = sparse.rho) -> PatternCache:
-        """One that selects at once."""
+    def selecting_cache(rho: float = sparse.rho) -> PatternCache:
         config = dataclasses.replace(sparse, skip=0.0, refresh=(), min_length=0, rho=rho)
-        cache = PatternCache(config, steps=2, prompt_length=prompt_length)
-        cache.begin_step(0)
-        if cache.phase == "dense":  # the published code never selects in the first step
-            cache.begin_step(1)
+        cache = PatternCache(config, steps=2, prompt_length=result.prompt_length)
+        for step in range(config.phases(2).index("select") + 1):  # the published code never selects in step 0
+            cache.begin_step(step)
         return cache
 
     shape = (model.config.num_layers, model.config.num_heads)
     recall = np.full((steps, *shape), np.nan)
     recall_of_rho = np.empty((len(rhos), *shape))
+    patterns: dict[int, PatternCache] = {}  # by step: what the step itself selects
 
-    def replay(step: int) -> PatternCache:
-        own = selection()
-        kept = own if step == selected_at else schedule
+    def replay(step: int) -> None:
+        patterns[step] = selecting_cache()
 
         def attend(layer: int, q: Any, k: Any, v: Any, key_mask: Any = None) -> Any:
-            out = own.attend(layer, q, k, v)
+            out = patterns[step].attend(layer, q, k, v)
             if step < selected_at:
                 return out
             lse = _numbers(attention(q, k, v, return_lse=True)[1])
@@ -130,27 +124,27 @@ def _one(model: Model, prompt: ArrayLike, steps: int, sparse: SparseConfig, rhos
                 mean: FloatArray = np.exp(held[0] - lse[0]).mean(axis=-1)
                 return mean
 
-            recall[step, layer] = share(kept)
+            recall[step, layer] = share(patterns[selected_at])
             if step == selected_at:
                 for i, rho in enumerate(rhos):
-                    other = selection(rho)
+                    other = selecting_cache(rho)
                     other.attend(layer, q, k, v)
                     recall_of_rho[i, layer] = share(other)
             return out
 
         model.forward(history[step], attend=attend, positions=[0])
-        return own
 
-    def jaccard(a: PatternCache, b: PatternCache) -> list[NDArray[Any]]:
-        return [a.pattern(layer).jaccard(b.pattern(layer))[0] for layer in range(shape[0])]
+    def jaccard(a: int, b: int) -> list[NDArray[Any]]:
+        return [patterns[a].pattern(layer).jaccard(patterns[b].pattern(layer))[0] for layer in range(shape[0])]
 
-    own: dict[int, PatternCache] = {selected_at: replay(selected_at)}
-    schedule = own[selected_at]
-    own |= {step: replay(step) for step in range(steps) if step != selected_at}
+    replay(selected_at)  # first, because the other steps are compared with its pattern
+    for step in range(steps):
+        if step != selected_at:
+            replay(step)
     return HeadReport(
         selected_at,
-        np.array([jaccard(schedule, own[step]) for step in range(steps)]),
-        np.array([jaccard(own[step], own[step + 1]) for step in range(steps - 1)]).reshape(-1, *shape),
+        np.array([jaccard(selected_at, step) for step in range(steps)]),
+        np.array([jaccard(step, step + 1) for step in range(steps - 1)]).reshape(-1, *shape),
         recall,
         rhos,
         recall_of_rho,
@@ -158,12 +152,12 @@ def _one(model: Model, prompt: ArrayLike, steps: int, sparse: SparseConfig, rhos
 
 
 def _numbers(array: Any) -> FloatArray:
-    """An array of any library on the host."""
+    """Copies an array of any library to the host."""
     return np.asarray(array.cpu() if hasattr(array, "cpu") else array, np.float64)
 
 
 def heads_table(report: HeadReport) -> str:
-    """A row per layer: means over heads and steps, and the least head; what the columns mean."""
+    """Returns a row per layer, with means over heads and steps and the lowest head, and a legend."""
     legend = "\n".join(f"{name}: {meaning}" for name, meaning in LEGEND.items())
     return f"{format_table(*_table(report))}\n\n{legend}"
 
@@ -177,7 +171,7 @@ LEGEND = {
 
 
 def markdown(content: dict[str, Any]) -> str:
-    """The table of a heads.json for a page, with the settings and the command below it."""
+    """Returns the table of a heads.json in Markdown, with the settings and the command below it."""
     fields = {field.name: content[field.name] for field in dataclasses.fields(HeadReport)}
     arrays = {
         name: np.array(value, np.float64) for name, value in fields.items() if name not in ("selected_at", "rhos")
@@ -194,7 +188,7 @@ def _table(report: HeadReport) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         similarity = report.similarity[report.selected_at + 1 :, layer]
         recall = report.recall[report.selected_at :, layer].mean(axis=0)
         cells = [f"{recall.mean():.3f}", f"{recall.min():.3f}", f"{report.recall[-1, layer].mean():.3f}"]
-        heads = similarity.mean(axis=0) if len(similarity) else None  # None: the selection is in the last step
+        heads = similarity.mean(axis=0) if len(similarity) else None  # None: the last step selects
         steady = ["-"] * 2 if heads is None else [f"{heads.mean():.3f}", f"{heads.min():.3f}"]
         neighbours = report.neighbours[:, layer]
         lines.append((str(layer), *steady, f"{neighbours.mean():.3f}" if len(neighbours) else "-", *cells))
@@ -202,14 +196,14 @@ def _table(report: HeadReport) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
 
 
 def write_heads(folder: Path | str, report: HeadReport, context: dict[str, Any]) -> list[Path]:
-    """Writes heads.json and, where matplotlib is installed, heads.png; returns their paths.
+    """Writes heads.json and, if matplotlib is installed, heads.png; returns their paths.
 
-    An earlier report with other numbers is kept under a number.
+    An earlier report with other values is renamed with a number.
 
     Args:
-        folder: Where they go; made where it does not exist.
+        folder: Folder of the files; it is created if it does not exist.
         report: What `head_report` returns.
-        context: Command, settings and machine; goes into the JSON.
+        context: Command, settings and machine, for the JSON.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

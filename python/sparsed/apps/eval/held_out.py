@@ -13,17 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ...generation.stats import format_table
 from ...models.files import read_text, replacing
+from ...tables import format_table
 from ..environment import machine_info
 from .earlier import keep_earlier
 from .likelihood import likelihood
-from .log import Log, file_identity
+from .records import Log, file_identity
+from .run_context import Methods, RunContext, command_line
 from .scoring import Interval, bootstrap
-from .setup import Methods, Setup, command_line
 from .tasks import require_known
 
 _NAME = "likelihood"
+_MASKS = "counts spread evenly over the draws, in random order"  # a folder with draws under another rule is refused
 _LEGEND = """
 nats per token: negative log-likelihood of the text's last tokens, by Monte-Carlo draws (lower is better)
 95 %: bootstrap interval of the difference, over the texts or, of one text, over its draws"""
@@ -31,7 +32,7 @@ nats per token: negative log-likelihood of the text's last tokens, by Monte-Carl
 
 @dataclass(frozen=True)
 class TextRecord:
-    """One method on one text: the nats per token of each draw."""
+    """The nats per token of each draw, of one method on one text."""
 
     method: str
     length: int
@@ -40,13 +41,13 @@ class TextRecord:
 
     @property
     def key(self) -> tuple[str, int, int]:
-        """What it is the record of."""
+        """Method, length and number of the text."""
         return self.method, self.length, self.text
 
 
-def score_text(setup: Setup, methods: Methods) -> str:
-    """Scores what the folder has no record of, dense before the others; writes likelihood.json; returns the table."""
-    args = setup.args
+def score_text(context: RunContext, methods: Methods) -> str:
+    """Scores the texts that the folder has no record of, writes likelihood.json and returns the table."""
+    args = context.args
 
     def uncached(length: int) -> list[Any]:
         return [method for method in methods(length) if method.kv_cache is None]
@@ -54,13 +55,13 @@ def score_text(setup: Setup, methods: Methods) -> str:
     if not uncached(args.lengths[0]):
         names = ", ".join(method.name for method in methods(args.lengths[0]))
         raise ValueError(f"eval: methods is {names}, expected one without a cache (--likelihood scores whole passes)")
-    ids = setup.tokenizer.encode(read_text(args.likelihood))
+    ids = context.tokenizer.encode(read_text(args.likelihood))
     for length in args.lengths:
         if len(ids) < length:
             raise ValueError(f"eval: {args.likelihood} has {len(ids)} tokens, expected at least {length}")
-    require_known(setup.tokenizer, ids, str(args.likelihood))
-    source = {"target": args.target, "draws": args.draws, **file_identity(args.likelihood)}
-    log = Log(args.out, setup.plan(uncached, args.lengths) | {"text": source}, TextRecord, _NAME)
+    require_known(context.tokenizer, ids, str(args.likelihood))
+    source = {"target": args.target, "draws": args.draws, "masks": _MASKS, **file_identity(args.likelihood)}
+    log = Log(args.out, context.plan(uncached, args.lengths) | {"text": source}, TextRecord, _NAME)
     done = {record.key for record in log.records}
     todo = [
         (length, i, method)
@@ -72,7 +73,7 @@ def score_text(setup: Setup, methods: Methods) -> str:
     for length, i, method in tqdm(todo, unit="text", disable=not sys.stderr.isatty()):
         text = ids[i * length : (i + 1) * length]
         found = likelihood(
-            setup.model, text, target=args.target, draws=args.draws, sparse=method.sparse, seed=args.seed + i
+            context.model, text, target=args.target, draws=args.draws, sparse=method.sparse, seed=args.seed + i
         )
         log.add(TextRecord(method.name, length, i, found.draws.tolist()))
     rows = [
@@ -96,7 +97,7 @@ def score_text(setup: Setup, methods: Methods) -> str:
 def _rows(
     draws: dict[tuple[str, int, int], list[float]], names: Sequence[str], length: int, texts: int
 ) -> list[dict[str, Any]]:
-    """A row per method; intervals are over the texts, where there is one text over its draws. One value has none."""
+    """A row per method. Intervals are over the texts or, for one text, over its draws; one value has no interval."""
 
     def values(name: str) -> NDArray[np.float64]:
         table = np.array([draws[(name, length, i)] for i in range(texts)], np.float64)

@@ -1,4 +1,4 @@
-"""Samples in RULER's own file format: one JSON object a line."""
+"""Samples in the file format of RULER: one JSON object a line."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def write_samples(path: Path | str, samples: Iterable[Sample]) -> None:
 
 
 def read_samples(path: Path | str, task: str, gen_length: int | None = None) -> list[Sample]:
-    """The samples of a JSONL file that RULER or `write_samples` wrote.
+    """Reads the samples of a JSONL file that RULER or `write_samples` wrote.
 
     Args:
         path: The file; lines have "input" and "outputs", perhaps "index", "answer_prefix" and "gen_length".
@@ -55,7 +55,7 @@ def read_samples(path: Path | str, task: str, gen_length: int | None = None) -> 
     path = Path(path)
     samples = []
     budget = RULER_BUDGETS.get(kind_of(task)) if gen_length is None else gen_length
-    with path.open("rb") as file:  # whose lines end at "\n" alone, as texts may hold all other ends of lines
+    with path.open("rb") as file:  # only "\n" ends a line, because texts may hold all other line ends
         for number, line in enumerate(file):
             if line.strip():
                 samples.append(_sample(line, f"read_samples: line {number + 1} of {path}", task, number, budget))

@@ -1,8 +1,7 @@
-"""How likely a model finds a held-out text, dense and sparse: LLaDA's Monte-Carlo estimate."""
+"""The likelihood of the end of a held-out text, in nats per token."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,14 +9,19 @@ from numpy.typing import ArrayLike, NDArray
 
 from ...checks import Checker, token_row
 from ...content import ComparedByContent
-from ...generation.likelihood import mean_log_probabilities, schedule
+from ...generation.likelihood import log_likelihood_draws, require_sparse_step
 from ...kernels.config import Sparse
 from ...models import Model
 
 
 @dataclass(frozen=True, eq=False)
 class Likelihood(ComparedByContent):
-    """Negative log-likelihood in nats per token: the mean over the draws, and each draw's (draws,) float64."""
+    """A negative log-likelihood.
+
+    Attributes:
+        nats_per_token: The mean over the draws.
+        draws: (draws,) float64, the nats per token of each draw.
+    """
 
     nats_per_token: float
     draws: NDArray[np.float64]
@@ -37,25 +41,21 @@ def likelihood(
     sparse: Sparse | None = None,
     seed: int = 0,
 ) -> Likelihood:
-    """Estimates -log p(the last `target` tokens | the tokens before them).
+    """Estimates -log p(last `target` tokens | tokens before them) by the draws of `log_likelihood`, one in a batch.
 
-    Draw i of n masks l tokens of the target, l uniform in the i-th of n equal parts of 1 ... target from above, as a
-    generation of n steps would have it, and weighs their loss by target / l. A sparse method runs its own schedule over
-    the draws: SparseD is dense, selects, then reuses the pattern. Draws with the same seed mask the same tokens, so
-    methods can be compared draw by draw. (Dense, all draws of a one-token target are alike: one forward pass.)
+    With a sparse method the draws are its steps: SparseD is dense, selects, then reuses the pattern. Draws with the
+    same seed mask the same tokens, so methods can be compared draw by draw.
 
     Args:
         model: What `load_model` returns.
         ids: (l,) token ids.
-        target: Tokens at the end that are scored, 1 ... l - 1 (for Dream a token needs one before it).
-        draws: How many, n.
-        sparse: None: dense.
-        seed: Of the masks.
+        target: Tokens at the end that are scored, 1 ... l - 1.
+        draws: Number of draws.
+        sparse: None: dense attention.
+        seed: Seed of the masks.
 
     Raises:
-        ValueError, TypeError: An argument that does not fit; too few draws for a sparse step.
-
-    Source: get_log_likelihood.py of LLaDA (arXiv 2502.09992, equation 6), stratified.
+        ValueError, TypeError: An argument does not fit, or there are too few draws for a sparse step.
     """
     check = Checker("likelihood")
     check.integer("target", target, low=1)
@@ -64,17 +64,7 @@ def likelihood(
     tokens = token_row("likelihood", "ids", ids, model.config.vocab_size)
     if len(tokens) <= target:
         raise ValueError(f"likelihood: ids has {len(tokens)} tokens, expected more than target {target}")
-    start = len(tokens) - target
-    cache = schedule("likelihood", sparse, draws, start, f"more draws than {draws}")
-    rng = np.random.default_rng(seed)
-
-    def masks() -> Iterator[NDArray[np.bool_]]:
-        for draw in range(1 if target == 1 and sparse is None else draws):
-            share = (draws - 1 - draw + rng.random()) / draws
-            masked = np.zeros((1, target), np.bool_)
-            masked[0, rng.choice(target, 1 + int(share * target), replace=False)] = True
-            yield masked
-
-    means = mean_log_probabilities(model, tokens[:start], tokens[start:], masks(), cache)
-    losses = np.resize(-np.concatenate(list(means)), draws)
+    require_sparse_step("likelihood", sparse, draws, f"more draws than {draws}")
+    found = log_likelihood_draws(model, tokens[:-target], tokens[-target:], draws, sparse=sparse, seed=seed)
+    losses = np.resize(-found / target, draws)
     return Likelihood(float(losses.mean()), losses)

@@ -1,4 +1,4 @@
-"""Questions on documents, from the user's own SQuAD or HotpotQA file."""
+"""Questions on documents, from a SQuAD or HotpotQA file of the user."""
 
 from __future__ import annotations
 
@@ -15,8 +15,15 @@ from ...models.files import read_text
 
 
 @dataclass(frozen=True)
-class Question:
-    """A question: its answers, the documents that hold them, and others that are near (indices)."""
+class DocumentQuestion:
+    """A question on documents.
+
+    Attributes:
+        text: The question.
+        answers: The right answers.
+        documents: Indices of the documents that hold the answers.
+        near: Indices of documents on the same subject.
+    """
 
     text: str
     answers: tuple[str, ...]
@@ -24,10 +31,10 @@ class Question:
     near: tuple[int, ...] = ()
 
 
-class Questions(Sequence[Question]):
+class DocumentQuestions(Sequence[DocumentQuestion]):
     """The questions of a file and all its documents, each once, sorted."""
 
-    def __init__(self, questions: Sequence[Question], documents: Sequence[str]) -> None:
+    def __init__(self, questions: Sequence[DocumentQuestion], documents: Sequence[str]) -> None:
         self._questions = questions
         self._documents = documents
 
@@ -37,27 +44,27 @@ class Questions(Sequence[Question]):
     def __len__(self) -> int:
         return len(self._questions)
 
-    def documents_for(self, rng: np.random.Generator, question: Question, count: int) -> list[str]:
-        """`count` documents: the question's own first, then near ones, then any; at least its own, at most all."""
-        own = [*question.documents]
-        near = [i for i in question.near if i not in own]
-        wanted = count - len(own)
+    def documents_for(self, rng: np.random.Generator, question: DocumentQuestion, count: int) -> list[str]:
+        """Returns about `count` documents: all that hold the answers, then near ones, then any others."""
+        answering = [*question.documents]
+        near = [i for i in question.near if i not in answering]
+        wanted = count - len(answering)
         if wanted <= len(near):
             picked = [near[i] for i in rng.choice(len(near), max(wanted, 0), replace=False)]
         else:
-            used = {*own, *near}
+            used = {*answering, *near}
             others = [i for i in range(len(self._documents)) if i not in used]
             size = min(wanted - len(near), len(others))
             picked = near + [others[i] for i in rng.choice(len(others), size, replace=False)]
-        return [self._documents[i] for i in own + picked]
+        return [self._documents[i] for i in answering + picked]
 
 
-def read_squad(path: Path) -> Questions:
-    """SQuAD 1.1 or 2.0 as published; questions without an answer are left out.
+def read_squad(path: Path) -> DocumentQuestions:
+    """Reads SQuAD 1.1 or 2.0 as published; questions without an answer are left out.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is no SQuAD file.
+        ValueError: The file is not a SQuAD file.
     """
     content = _read(path)
     try:
@@ -65,7 +72,7 @@ def read_squad(path: Path) -> Questions:
         documents = sorted({paragraph["context"] for article in articles for paragraph in article["paragraphs"]})
         number = {document: i for i, document in enumerate(documents)}
         questions = [
-            Question(
+            DocumentQuestion(
                 qa["question"],
                 tuple(dict.fromkeys(answer["text"] for answer in qa["answers"])),
                 (number[paragraph["context"]],),
@@ -81,12 +88,12 @@ def read_squad(path: Path) -> Questions:
     return _some(questions, documents, path)
 
 
-def read_hotpotqa(path: Path) -> Questions:
-    """HotpotQA (distractor setting) as published.
+def read_hotpotqa(path: Path) -> DocumentQuestions:
+    """Reads HotpotQA (distractor setting) as published.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is no HotpotQA file.
+        ValueError: The file is not a HotpotQA file.
     """
     rows = _read(path)
     try:
@@ -94,7 +101,9 @@ def read_hotpotqa(path: Path) -> Questions:
         documents = sorted({document for context in contexts for document in context})
         number = {document: i for i, document in enumerate(documents)}
         questions = [
-            Question(row["question"], (row["answer"],), tuple(dict.fromkeys(number[document] for document in context)))
+            DocumentQuestion(
+                row["question"], (row["answer"],), tuple(dict.fromkeys(number[document] for document in context))
+            )
             for row, context in zip(rows, contexts, strict=True)
         ]
     except (KeyError, TypeError, ValueError) as error:
@@ -109,7 +118,7 @@ def _read(path: Path) -> Any:
         raise ValueError(f"{path} is not JSON: {error}") from error
 
 
-def _some(questions: list[Question], documents: list[str], path: Path) -> Questions:
+def _some(questions: list[DocumentQuestion], documents: list[str], path: Path) -> DocumentQuestions:
     check = Checker(str(path))
     for question in questions:
         try:
@@ -119,4 +128,4 @@ def _some(questions: list[Question], documents: list[str], path: Path) -> Questi
             raise ValueError(str(error)) from error
     if not questions:
         raise ValueError(f"{path} holds no question with an answer, expected at least one")
-    return Questions(questions, documents)
+    return DocumentQuestions(questions, documents)

@@ -1,4 +1,4 @@
-"""Tables like the paper's, as text and JSON, and a picture."""
+"""The report of an evaluation: tables as text, JSON and Markdown, and a picture."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ...generation.stats import format_table, markdown_table
+from ...tables import format_table, markdown_table
 from .earlier import keep_earlier
 from .runner import Record
 from .scoring import Interval, accuracy, paired_difference
@@ -20,14 +20,14 @@ _DPI = 150
 
 @dataclass(frozen=True)
 class Row:
-    """A method at a length, or at all lengths together (None), over all tasks.
+    """The results of a method over all tasks, at one length or at all lengths together (None).
 
     Attributes:
-        samples: Prompts answered.
-        answers: References that were asked for in them.
+        samples: Number of prompts.
+        answers: Number of references that the prompts ask for.
         accuracy: In points, 0 ... 100, the mean over the tasks' samples, with its Wilson interval.
-        difference: To dense on the same samples, in points, with the interval of Bonett and Price for paired answers;
-            None for dense itself, or where dense did not run.
+        difference: Accuracy minus that of dense on the same samples, in points, with the interval of Bonett and Price
+            for paired answers; None for dense, or if dense did not run.
         seconds: Mean per answer.
         forwards: Mean per answer.
         density: Mean over the answers.
@@ -47,7 +47,7 @@ class Row:
 
 
 def summarise(records: Sequence[Record], baseline: str = "dense") -> list[Row]:
-    """One row per length and method, in the order of the records' first appearance; then all lengths, if several."""
+    """Returns a row per length and method, in the order of the records; with several lengths also their total."""
     if isinstance(records, str):
         raise TypeError(f"summarise: records is {records!r:.100}, expected a list of records")
     rows = []
@@ -56,28 +56,28 @@ def summarise(records: Sequence[Record], baseline: str = "dense") -> list[Row]:
     lengths: list[int | None] = [*sorted({record.length for record in records})]
     for length in [*lengths, None] if len(lengths) > 1 else lengths:
         for method in dict.fromkeys(record.method for record in records):
-            own = [r for r in records if r.method == method and length in (None, r.length)]
-            if not own:
+            found = [r for r in records if r.method == method and length in (None, r.length)]
+            if not found:
                 continue
             pairs = [
                 (record.score, by_key[(baseline, *record.key[1:])].score)
-                for record in own
+                for record in found
                 if method != baseline and (baseline, *record.key[1:]) in by_key
             ]
-            tasks = dict.fromkeys(record.task for record in own)
+            tasks = dict.fromkeys(record.task for record in found)
             rows.append(
                 Row(
                     length,
                     method,
-                    len(own),
-                    sum(record.answers for record in own),
-                    accuracy([record.score for record in own]).scaled(100),
+                    len(found),
+                    sum(record.answers for record in found),
+                    accuracy([record.score for record in found]).scaled(100),
                     paired_difference([mine - other for mine, other in pairs]).scaled(100) if pairs else None,
-                    float(np.mean([record.seconds for record in own])),
-                    float(np.mean([record.forwards for record in own])),
-                    float(np.mean([record.density for record in own])),
+                    float(np.mean([record.seconds for record in found])),
+                    float(np.mean([record.forwards for record in found])),
+                    float(np.mean([record.density for record in found])),
                     {
-                        task: 100 * float(np.mean([record.score for record in own if record.task == task]))
+                        task: 100 * float(np.mean([record.score for record in found if record.task == task]))
                         for task in tasks
                     },
                 )
@@ -86,7 +86,7 @@ def summarise(records: Sequence[Record], baseline: str = "dense") -> list[Row]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Accuracy and difference to dense; the cost; accuracy by task; what the columns mean."""
+    """Returns three tables as text: accuracy and difference to dense, cost, and accuracy by task; then a legend."""
     accuracies = [
         (
             row.method,
@@ -131,7 +131,7 @@ LEGEND = {
 
 
 def markdown(content: dict[str, Any]) -> str:
-    """The tables of a report.json for a page, with the machine and the command below them."""
+    """Returns the table of a report.json in Markdown, with the machine and the command below it."""
     rows = [
         Row(**{**row, **{key: row[key] and Interval(**row[key]) for key in ("accuracy", "difference")}})
         for row in content["rows"]
@@ -158,7 +158,7 @@ def markdown(content: dict[str, Any]) -> str:
 
 
 def _unbroken(interval: Interval, digits: int = 2, sign: str = "+") -> str:
-    """The mean and the interval with spaces at which no line breaks."""
+    """The mean and the interval, with non-breaking spaces."""
     space = "\u00a0"
     return f"{interval.mean:{sign}.{digits}f}{space}({interval.bounds(1, sign, space)})"
 
@@ -168,14 +168,14 @@ def _length(row: Row) -> str:
 
 
 def write_report(folder: Path | str, rows: Sequence[Row], context: dict[str, Any]) -> list[Path]:
-    """Writes report.txt, report.json and, where matplotlib is installed, report.png; returns their paths.
+    """Writes report.txt, report.json and, if matplotlib is installed, report.png; returns their paths.
 
-    An earlier report with other rows is kept under a number.
+    An earlier report with other rows is renamed with a number.
 
     Args:
-        folder: Where they go; made where it does not exist.
-        rows: What `summarise` returns.
-        context: Command, plan and machine; goes into the JSON.
+        folder: Folder of the files; it is created if it does not exist.
+        rows: Result of `summarise`.
+        context: Command, plan and machine, for the JSON.
 
     Raises:
         ValueError: There are no rows.
@@ -206,9 +206,9 @@ def _picture(path: Path, rows: Sequence[Row]) -> Path | None:
     methods = list(dict.fromkeys(row.method for row in rows))
     width = 0.8 / len(methods)
     for i, method in enumerate(methods):
-        own = {row.length: row for row in rows if row.method == method and row.length is not None}
-        x = [j + (i - (len(methods) - 1) / 2) * width for j, length in enumerate(lengths) if length in own]
-        found = [own[length] for length in lengths if length in own]
+        by_length = {row.length: row for row in rows if row.method == method and row.length is not None}
+        x = [j + (i - (len(methods) - 1) / 2) * width for j, length in enumerate(lengths) if length in by_length]
+        found = [by_length[length] for length in lengths if length in by_length]
         means = [row.accuracy.mean for row in found]
         spread = [
             [row.accuracy.mean - row.accuracy.low for row in found],

@@ -1,4 +1,4 @@
-"""RULER's scores, and how sure they are: intervals of accuracies, of paired differences, and of means."""
+"""RULER's scores, and confidence intervals of accuracies, of paired differences and of means."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CONTROL = re.compile(r"[\x00-\x1f]")
 
 
 def score(task: str, prediction: str, outputs: Iterable[str]) -> float:
-    """The share of the references that the prediction contains, whatever their case; for "qa" 1 if it contains any.
+    """Returns the share of the references that the prediction contains in any case; for "qa" 1 if it contains one.
 
     Args:
         task: Its kind decides the rule.
@@ -44,24 +44,24 @@ def score(task: str, prediction: str, outputs: Iterable[str]) -> float:
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and its interval of 95 %."""
+    """A mean and its 95 % confidence interval."""
 
     mean: float
     low: float
     high: float
 
     def scaled(self, factor: float) -> Interval:
-        """In other units, for instance in points (factor 100)."""
+        """Returns the interval in other units, for instance in points (factor 100)."""
         return Interval(factor * self.mean, factor * self.low, factor * self.high)
 
     def bounds(self, digits: int, sign: str = "", space: str = "") -> str:
-        """The ends as text; sign "+" shows the sign of positive numbers. Without a space no line breaks inside it."""
-        low, high = (round(end, digits) + 0.0 for end in (self.low, self.high))  # 0.0 ends a negative zero
+        """Returns both ends as text; sign "+" shows the sign of positive numbers."""
+        low, high = (round(end, digits) + 0.0 for end in (self.low, self.high))  # + 0.0 turns -0.0 into 0.0
         return f"{low:{sign}.{digits}f}{space}...{space}{high:{sign}.{digits}f}"
 
 
 def accuracy(scores: ArrayLike) -> Interval:
-    """The mean of scores (n,), each 0 ... 1, and its Wilson score interval: inside 0 ... 1, never of width zero.
+    """Returns the mean of scores (n,), each 0 ... 1, and its Wilson score interval, which is never of width zero.
 
     The interval is that of n yes-or-no answers with this mean. A score between 0 and 1 varies less than a yes-or-no
     answer of the same mean, so that the interval is at most too wide for it.
@@ -78,12 +78,12 @@ def accuracy(scores: ArrayLike) -> Interval:
     n, mean = len(values), float(values.mean())
     centre = (mean + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
     half = _Z / (1 + _Z**2 / n) * math.sqrt(mean * (1 - mean) / n + _Z**2 / (4 * n**2))
-    # At the ends rounding must not exclude the mean.
+    # Rounding must not exclude a mean of 0 or 1.
     return Interval(mean, max(0.0, min(centre - half, mean)), min(1.0, max(centre + half, mean)))
 
 
 def paired_difference(differences: ArrayLike) -> Interval:
-    """The mean of paired differences (n,), each -1 ... 1, and an interval that is never of width zero.
+    """Returns the mean of paired differences (n,), each -1 ... 1, and an interval that is never of width zero.
 
     For yes-or-no answers to the same questions this is the adjusted Wald interval of Bonett and Price: it takes two
     more pairs into account, one that differs by +1 and one that differs by -1. The same rule serves for scores between
@@ -105,7 +105,7 @@ def paired_difference(differences: ArrayLike) -> Interval:
 
 
 def bootstrap(values: ArrayLike, *, seed: int = 0) -> Interval:
-    """The mean of values (n,) and the percentile bootstrap interval of it: samples are drawn with replacement.
+    """Returns the mean of values (n,) and its percentile bootstrap interval: samples are drawn with replacement.
 
     For a paired difference, give the differences per sample. For scores of 0 ... 1 use `accuracy` and
     `paired_difference`: where all scores are equal, the bootstrap has no width.

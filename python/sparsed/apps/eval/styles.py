@@ -1,4 +1,4 @@
-"""How a task is put into words: RULER's own for real models, a small vocabulary's for the demo model."""
+"""The wording of the tasks: RULER's for real models, that of a small vocabulary for the demo model."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _SMALL_NOISE = (
 
 
 class Frame(NamedTuple):
-    """What stands around a context: `before` it, the question `after` it, and the beginning of the answer."""
+    """The text `before` a context, the question `after` it, and the beginning of the answer."""
 
     before: str
     after: str
@@ -38,16 +38,16 @@ class Frame(NamedTuple):
 
 
 class Style(abc.ABC):
-    """The words of the tasks.
+    """The wording of the tasks.
 
     Attributes:
         name: "ruler" or "small".
-        tasks: The tasks that it has words for.
+        tasks: The tasks that it can word.
         gen_lengths: Tokens to generate by kind of task: niah, vt, cwe, fwe, qa.
-        most_names: Different names that there are.
-        vt_example: Whether a solved example goes before the question for variables.
-        joiner: Between the sentences of a context.
-        word_joiner: Between the words of a coded text or a list.
+        most_names: Number of different names.
+        vt_example: Whether a solved example precedes the question for variables.
+        joiner: The text between two sentences of a context.
+        word_joiner: The text between two words of a coded text or a list.
     """
 
     name: str
@@ -60,49 +60,49 @@ class Style(abc.ABC):
 
     @abc.abstractmethod
     def names(self, rng: np.random.Generator, kind: str, count: int) -> list[str]:
-        """`count` different keys, variables or words.
+        """Returns `count` different keys, variables or words.
 
         Kinds are "words", "uuids", "variables", "example variables", "coded" and "common".
         """
 
     @abc.abstractmethod
     def value(self, rng: np.random.Generator, kind: str) -> str:
-        """A value; kind: "numbers", "uuids", "variables"."""
+        """Returns a value; kind: "numbers", "uuids", "variables"."""
 
     @abc.abstractmethod
     def needle(self, kind: str, key: str, value: str) -> str:
-        """The sentence that says a key's value."""
+        """Returns the sentence that gives the value of a key."""
 
     @abc.abstractmethod
     def hay(self, rng: np.random.Generator, kind: str, count: int) -> list[str]:
-        """`count` sentences that say nothing; kind: "noise", "essay"."""
+        """Returns `count` sentences that say nothing; kind: "noise", "essay"."""
 
     @abc.abstractmethod
     def assignment(self, variable: str, value: str, *, first: bool) -> str:
-        """The sentence that gives a variable a number (first) or another variable."""
+        """Returns the sentence that gives a variable a number (first) or another variable."""
 
     @abc.abstractmethod
     def niah_frame(self, kind: str, queries: Sequence[str], single: bool) -> Frame:
-        """The question for the values of `queries`; single: there is one value in all."""
+        """Returns the question for the values of `queries`; single: there is only one value."""
 
     @abc.abstractmethod
     def vt_frame(self, value: str, count: int) -> Frame:
-        """The question for the `count` variables that are assigned `value`."""
+        """Returns the question for the `count` variables that are assigned `value`."""
 
     @abc.abstractmethod
     def cwe_frame(self) -> Frame:
-        """The question for the ten most common words."""
+        """Returns the question for the ten most common words."""
 
     @abc.abstractmethod
     def fwe_frame(self) -> Frame:
-        """The question for the three most frequent coded words."""
+        """Returns the question for the three most frequent coded words."""
 
     @abc.abstractmethod
     def niah_answer(self, queries: Sequence[str], values: Sequence[Sequence[str]]) -> str:
-        """What a model that knows says."""
+        """Returns the answer of a perfect model."""
 
     def list_answer(self, names: Sequence[str]) -> str:
-        """What a model that knows says where words are asked for."""
+        """Returns the answer of a perfect model to a question for words."""
         return ", ".join(names)
 
 
@@ -114,7 +114,7 @@ class RulerStyle(Style):
             of SparseD's runs.
 
     Source: arXiv 2404.06654; NVIDIA/RULER scripts/data/synthetic/constants.py, niah.py, variable_tracking.py. Keys,
-        hay other than its noise, and coded words come from this package's own generator.
+        hay other than its noise, and coded words come from the generator of this package.
     """
 
     name = "ruler"
@@ -130,7 +130,6 @@ class RulerStyle(Style):
             self.gen_lengths = {kind: 1 << (budget - 1).bit_length() for kind, budget in RULER_BUDGETS.items()}
 
     def names(self, rng: np.random.Generator, kind: str, count: int) -> list[str]:
-        """See Style."""
         if kind == "words":
             return words.keys(rng, count)
         if kind == "common":
@@ -148,25 +147,20 @@ class RulerStyle(Style):
         return list(found)
 
     def value(self, rng: np.random.Generator, kind: str) -> str:
-        """See Style."""
         if kind == "uuids":
             return words.identifier(rng)
         return words.number(rng, 5 if kind == "variables" else 7)
 
     def needle(self, kind: str, key: str, value: str) -> str:
-        """See Style."""
         return f"One of the special magic {kind} for {key} is: {value}."
 
     def hay(self, rng: np.random.Generator, kind: str, count: int) -> list[str]:
-        """See Style."""
         return [_NOISE] * count if kind == "noise" else [words.sentence(rng) for _ in range(count)]
 
     def assignment(self, variable: str, value: str, *, first: bool) -> str:
-        """See Style."""
         return f"VAR {variable} = {'' if first else 'VAR '}{value}"
 
     def niah_frame(self, kind: str, queries: Sequence[str], single: bool) -> Frame:
-        """See Style."""
         query = queries[0] if len(queries) == 1 else f"{', '.join(queries[:-1])}, and {queries[-1]}"
         what, verb = (kind[:-1], "is") if single else (kind, "are")
         some, ask = ("A", "What is the") if single else ("Some", "What are all the")
@@ -178,7 +172,6 @@ class RulerStyle(Style):
         )
 
     def vt_frame(self, value: str, count: int) -> Frame:
-        """See Style."""
         return Frame(
             "Memorize and track the chain(s) of variable assignment hidden in the following text.\n\n",
             f"\nQuestion: Find all variables that are assigned the value {value} in the text above.",
@@ -187,7 +180,6 @@ class RulerStyle(Style):
         )
 
     def cwe_frame(self) -> Frame:
-        """See Style."""
         return Frame(
             "Below is a numbered list of words. In these words, some appear more often than others. "
             "Memorize the ones that appear most often.\n",
@@ -196,7 +188,6 @@ class RulerStyle(Style):
         )
 
     def fwe_frame(self) -> Frame:
-        """See Style."""
         return Frame(
             "Read the following coded text and track the frequency of each coded word. "
             "Find the three most frequently appeared coded words. ",
@@ -206,7 +197,6 @@ class RulerStyle(Style):
         )
 
     def niah_answer(self, queries: Sequence[str], values: Sequence[Sequence[str]]) -> str:
-        """See Style."""
         return ", ".join(value for row in values for value in row)
 
 
@@ -217,7 +207,7 @@ class SmallStyle(Style):
     five variables 7.
 
     Args:
-        names: The words that stand for keys, variables and coded words.
+        names: Words that serve as keys, variables and coded words.
     """
 
     name = "small"
@@ -231,10 +221,10 @@ class SmallStyle(Style):
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> SmallStyle:
-        """The style of a tokenizer in whose vocabulary the names stand between "9" and "one".
+        """Returns the style of a tokenizer whose vocabulary has the names between "9" and "one".
 
         Raises:
-            ValueError: It is another tokenizer.
+            ValueError: The tokenizer has another vocabulary.
         """
         if not cls.fits(tokenizer):
             raise ValueError(
@@ -246,7 +236,7 @@ class SmallStyle(Style):
 
     @staticmethod
     def fits(tokenizer: Tokenizer) -> bool:
-        """Whether a tokenizer is of this kind; one of a large vocabulary has these words too, but not in a row."""
+        """Returns whether a tokenizer is of this kind; a large vocabulary has these words too, but not in a row."""
         digits, one, numbers = (
             [tokenizer.token_id(str(word)) for word in words] for words in (range(10), ["one"], range(100, 1000))
         )
@@ -260,7 +250,7 @@ class SmallStyle(Style):
 
     @staticmethod
     def sentence_words() -> list[str]:
-        """Every word of its sentences beside names and numbers, in a fixed order."""
+        """Returns every word of the sentences except for names and numbers, in a fixed order."""
         style = SmallStyle(["N"])
         frames = [style.niah_frame("numbers", ["N", "N"], False), style.vt_frame("V", 5), style.fwe_frame()]
         texts = [*_SMALL_NOISE, style.needle("numbers", "N", "V"), style.assignment("N", "V", first=True)]
@@ -269,47 +259,38 @@ class SmallStyle(Style):
         return list(dict.fromkeys(word for text in texts for word in text.split() if word not in ("N", "V")))
 
     def names(self, rng: np.random.Generator, kind: str, count: int) -> list[str]:
-        """See Style; every kind has the same names."""
+        # Every kind has the same names.
         if count > len(self._names):
             raise ValueError(f"SmallStyle: {count} names needed, expected at most the {len(self._names)} there are")
         return [self._names[i] for i in rng.choice(len(self._names), count, replace=False)]
 
     def value(self, rng: np.random.Generator, kind: str) -> str:
-        """See Style."""
         return words.number(rng, 3)
 
     def needle(self, kind: str, key: str, value: str) -> str:
-        """See Style."""
         return f"the magic number for {key} is {value} ."
 
     def hay(self, rng: np.random.Generator, kind: str, count: int) -> list[str]:
-        """See Style; noise and essay are the same."""
+        # Noise and essay are the same.
         return [_SMALL_NOISE[i] for i in rng.integers(len(_SMALL_NOISE), size=count)]
 
     def assignment(self, variable: str, value: str, *, first: bool) -> str:
-        """See Style."""
         return f"var {variable} = {value} ."
 
     def niah_frame(self, kind: str, queries: Sequence[str], single: bool) -> Frame:
-        """See Style."""
         return Frame("", f" question : what are the magic numbers for {' and '.join(queries)} ?", "")
 
     def vt_frame(self, value: str, count: int) -> Frame:
-        """See Style."""
         return Frame("", f" question : find all variables of the value {value} .", f" the variables of {value}")
 
     def cwe_frame(self) -> Frame:
-        """It has no words for it."""
         raise ValueError(f"SmallStyle: task is 'cwe', expected one of {self.tasks}")
 
     def fwe_frame(self) -> Frame:
-        """See Style."""
         return Frame("", " question : what are the frequent words ?", " the frequent words are")
 
     def niah_answer(self, queries: Sequence[str], values: Sequence[Sequence[str]]) -> str:
-        """See Style."""
         return " ".join(f"{query} is {' '.join(row)} ;" for query, row in zip(queries, values, strict=True))
 
     def list_answer(self, names: Sequence[str]) -> str:
-        """See Style."""
         return f"{' '.join(names)} ;"

@@ -14,15 +14,15 @@ import numpy as np
 
 from ...checks import Checker
 from ...models.tokenizer import Tokenizer
-from .qa import Questions, read_hotpotqa, read_squad
+from .qa import DocumentQuestions, read_hotpotqa, read_squad
 from .styles import Frame, Style
 
-# A zeta distribution of exponent 2: what RULER draws the coded words of fwe from.
+# RULER draws the coded words of fwe from a zeta distribution of exponent 2.
 _ZETA_2 = math.pi**2 / 6
 
 
 class Niah(NamedTuple):
-    """A needle task: kinds of hay, keys and values, how many keys, values of each, and keys that are asked for."""
+    """A needle task: the kinds of hay, keys and values, and the numbers of keys, values per key and queried keys."""
 
     hay: str = "essay"
     key: str = "words"
@@ -32,7 +32,7 @@ class Niah(NamedTuple):
     queries: int = 1
 
 
-# Source: NVIDIA/RULER scripts/synthetic.yaml; there, too, a task has at least as many keys as queries.
+# Source: NVIDIA/RULER scripts/synthetic.yaml; a task has at least as many keys as queries there too.
 NIAH = {
     "niah_single_1": Niah(hay="noise"),
     "niah_single_2": Niah(),
@@ -50,7 +50,7 @@ _CWE_ANSWERS = 10
 _QA_TASK = (
     "Answer the question based on the given documents. Only give me the answer and do not output any other words."
 )
-# A sample may leave so much of its length unused.
+# A sample that fills this share of its length is long enough.
 _FULL = 0.98
 
 
@@ -59,12 +59,12 @@ class Text:
     """A sample in parts.
 
     Attributes:
-        frame: What stands around the context.
+        frame: The text around the context.
         units: The context's sentences, documents or words.
-        joiner: Between them.
-        evidence: Which units hold what the question asks for.
+        joiner: The text between two units.
+        evidence: Indices of the units that hold the answer.
         outputs: The references.
-        answer: What a model that knows says.
+        answer: The answer of a perfect model.
     """
 
     frame: Frame
@@ -75,7 +75,7 @@ class Text:
     answer: str
 
     def __post_init__(self) -> None:
-        """Refuses a text where a list belongs, and references that are missing or blank."""
+        """Refuses a text in place of a list, and references that are missing or blank."""
         check = Checker("Text")
         if isinstance(self.units, str):
             raise TypeError(f"Text: units is {self.units!r:.100}, expected a list of texts")
@@ -83,25 +83,25 @@ class Text:
 
     @property
     def input(self) -> str:
-        """The prompt without the answer's beginning."""
+        """The prompt without the beginning of the answer."""
         return f"{self.frame.before}{self.joiner.join(self.units)}{self.frame.after}"
 
 
-# Draws a text of so many units.
+# Draws a text with the given number of units.
 Maker = Callable[[np.random.Generator, int], Text]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One question, as a line of RULER's JSONL has it.
+    """One question, with the fields of a line in RULER's JSONL.
 
     Attributes:
         task: A name such as "niah_single_1".
         index: Its number in the task.
-        input: What the user says.
+        input: The message of the user.
         answer_prefix: How the answer begins.
         outputs: The references.
-        answer: What a model that knows says; "" where a file does not tell.
+        answer: The answer of a perfect model; "" if a file does not have it.
         gen_length: Tokens to generate.
     """
 
@@ -114,7 +114,7 @@ class Sample:
     gen_length: int
 
     def __post_init__(self) -> None:
-        """Refuses a text where a list belongs, and references that are missing or blank."""
+        """Refuses a text in place of a list, and references that are missing or blank."""
         check = Checker("Sample")
         check.integer("index", self.index, low=0)
         check.integer("gen_length", self.gen_length, low=0)
@@ -123,7 +123,7 @@ class Sample:
         object.__setattr__(self, "outputs", check.texts("outputs", self.outputs))
 
     def prompt_ids(self, tokenizer: Tokenizer) -> list[int]:
-        """The ids of the chat prompt (the bare text where there is no chat template) and of the answer's beginning."""
+        """Returns the ids of the chat prompt (without a chat template: the text) and of the answer's beginning."""
         if tokenizer.chat_template is None:
             return tokenizer.encode(self.input + self.answer_prefix)
         text = tokenizer.apply_chat_template([{"role": "user", "content": self.input}])
@@ -131,10 +131,10 @@ class Sample:
 
 
 def require_known(tokenizer: Tokenizer, ids: Sequence[int], what: str) -> None:
-    """Refuses a prompt of `what` of which more than half are unknown words: no answer to it would mean anything.
+    """Refuses a prompt of `what` that is mostly unknown to the tokenizer, because no answer would mean anything.
 
     Raises:
-        ValueError: It is one.
+        ValueError: More than half of the tokens are unknown.
     """
     unknown = tokenizer.count_unknown(ids)
     if 2 * unknown > len(ids):
@@ -145,12 +145,12 @@ def require_known(tokenizer: Tokenizer, ids: Sequence[int], what: str) -> None:
 
 
 def kind_of(task: str) -> str:
-    """Which kind a task is of: "niah", "vt", "cwe", "fwe" or "qa"."""
+    """Returns the kind of a task: "niah", "vt", "cwe", "fwe" or "qa"."""
     return task.split("_")[0]
 
 
 def niah(style: Style, spec: Niah) -> Maker:
-    """Needles in a haystack. A unit is a sentence of hay."""
+    """Makes needles in a haystack. A unit is a sentence of hay."""
 
     def make(rng: np.random.Generator, count: int) -> Text:
         num_keys = max(spec.keys, spec.queries)
@@ -179,9 +179,9 @@ def niah(style: Style, spec: Niah) -> Maker:
 
 
 def variable_tracking(style: Style, hops: int = _VT_HOPS) -> Maker:
-    """A chain of assignments in noise, in its order. A unit is a piece of noise.
+    """Makes a chain of assignments, in order, in noise. A unit is a piece of noise.
 
-    In RULER's style a solved one goes before, with names of its own in a little noise.
+    RULER's style shows a solved example before it, with other names in a little noise.
     """
 
     def chain(rng: np.random.Generator, kind: str, count: int) -> Text:
@@ -206,10 +206,10 @@ def variable_tracking(style: Style, hops: int = _VT_HOPS) -> Maker:
 
 
 def common_words(style: Style, length: int) -> Maker:
-    """Ten words that stand in a numbered list more often than the others. A unit is a word of the list.
+    """Makes a numbered list in which ten words are more frequent than the others. A unit is a word of the list.
 
-    Below 4096 tokens the common words come 6 times and the others once, from there on 30 and 3 times; one small example
-    goes before.
+    Below 4096 tokens the common words come 6 times and the others once, from there on 30 and 3 times. A small
+    solved example precedes the list.
     """
     repeats, example = ((6, 1), (20, 3, 1)) if length < 4096 else ((30, 3), (40, 10, 3))
 
@@ -233,7 +233,7 @@ def common_words(style: Style, length: int) -> Maker:
 
 
 def frequent_words(style: Style, vocabulary: int) -> Maker:
-    """Coded words whose counts fall as 1 / rank^2, the most frequent one being dots. A unit is a word."""
+    """Makes coded words whose counts fall as 1 / rank^2; dots are the most frequent one. A unit is a word."""
 
     def make(rng: np.random.Generator, count: int) -> Text:
         names = ["...", *style.names(rng, "coded", vocabulary - 1)]
@@ -247,8 +247,8 @@ def frequent_words(style: Style, vocabulary: int) -> Maker:
     return make
 
 
-def question_answering(questions: Questions, index: int) -> Maker:
-    """A question on documents among others. A unit is a document."""
+def question_answering(questions: DocumentQuestions, index: int) -> Maker:
+    """Makes a question on documents that stand among others. A unit is a document."""
 
     def make(rng: np.random.Generator, count: int) -> Text:
         question = questions[index % len(questions)]
@@ -269,7 +269,7 @@ def question_answering(questions: Questions, index: int) -> Maker:
 def _scatter(
     rng: np.random.Generator, hay: list[str], needles: Sequence[tuple[bool, str]]
 ) -> tuple[list[str], list[int]]:
-    """The hay with the needles, in their order, at random places; the places of those that are marked."""
+    """The hay with the needles, in order, at random places; and the places of the marked needles."""
     places = np.sort(rng.choice(len(hay) + len(needles), len(needles), replace=False))
     units = list(hay)
     for place, (_, needle) in zip(places, needles, strict=True):
@@ -278,7 +278,7 @@ def _scatter(
 
 
 class TaskSet:
-    """Samples of the tasks for one tokenizer, wording and length.
+    """The samples of the tasks for one tokenizer, wording and length.
 
     Args:
         tokenizer: Counts the tokens.
@@ -299,11 +299,11 @@ class TaskSet:
         self._length = length
         self._seed = seed
         self._files = files or {}
-        self._questions: dict[str, Questions] = {}
+        self._questions: dict[str, DocumentQuestions] = {}
         self._units: dict[str, int] = {}
 
     def sample(self, task: str, index: int) -> Sample:
-        """Sample `index` of a task.
+        """Returns sample `index` of a task.
 
         Raises:
             ValueError: The style has no such task, a file is needed, or the length has no room for the question.
@@ -313,8 +313,8 @@ class TaskSet:
         return self.custom(task, index, self._maker(task, index), self._style.gen_lengths[kind_of(task)])
 
     def custom(self, task: str, index: int, maker: Maker, gen_length: int) -> Sample:
-        """Sample `index` of a task of the caller's own; the length has room for `gen_length` tokens."""
-        if task not in self._units:  # where every search begins, so that samples do not depend on the order
+        """Returns sample `index` of a task that `maker` writes; the length leaves room for `gen_length` tokens."""
+        if task not in self._units:  # every search begins there, so that the order of the samples does not matter
             self._units[task] = max(1, self._fit(task, 0, maker, gen_length, 1 + self._length // 16)[1])
         return self._fit(task, index, maker, gen_length, self._units[task])[0]
 
@@ -326,11 +326,11 @@ class TaskSet:
         if task == "cwe":
             return common_words(self._style, self._length)
         if task == "fwe":
-            # Ranks beyond the names there are would occur less than once.
+            # Words of a higher rank would occur less than once.
             return frequent_words(self._style, int(min(max(8, self._length // 50), 1 + self._style.most_names)))
         return question_answering(self._questions_of(task), index)
 
-    def _questions_of(self, task: str) -> Questions:
+    def _questions_of(self, task: str) -> DocumentQuestions:
         if task not in self._questions:
             if task not in self._files:
                 raise ValueError(
@@ -340,7 +340,7 @@ class TaskSet:
         return self._questions[task]
 
     def _fit(self, task: str, index: int, maker: Maker, gen_length: int, count: int) -> tuple[Sample, int]:
-        """The sample with about as many units as there is room for, and their number; the search begins at `count`."""
+        """The sample with about as many units as fit, and their number; the search begins at `count`."""
         room = self._length - gen_length
 
         def build(count: int) -> tuple[Sample, int]:

@@ -1,4 +1,4 @@
-"""Words, sentences, numbers and identifiers, all made here: nothing is downloaded and no text is quoted."""
+"""Makes words, sentences, numbers and identifiers: nothing is downloaded and no text is quoted."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ KEYS = len(_ADJECTIVES) * len(_NOUNS)
 
 
 def made_words(rng: np.random.Generator, count: int, syllables: tuple[int, int] = (2, 3)) -> list[str]:
-    """`count` different words that no language has.
+    """Returns `count` different words that no language has.
 
     Args:
         rng: Draws them.
@@ -69,13 +69,13 @@ def made_words(rng: np.random.Generator, count: int, syllables: tuple[int, int] 
 
 
 def coded_word(rng: np.random.Generator, letters: int, *, upper: bool = False) -> str:
-    """Random letters."""
+    """Returns random letters."""
     first = ord("A" if upper else "a")
     return "".join(chr(first + int(letter)) for letter in rng.integers(0, 26, letters))
 
 
 def keys(rng: np.random.Generator, count: int) -> list[str]:
-    """`count` different keys such as "quiet-lantern"; beyond KEYS of them a number is added."""
+    """Returns `count` different keys such as "quiet-lantern"; beyond KEYS of them a number is added."""
     if count > KEYS:
         return [*keys(rng, KEYS), *(f"{key}-{i}" for i, key in enumerate(keys(rng, count - KEYS)))]
     return [
@@ -84,17 +84,17 @@ def keys(rng: np.random.Generator, count: int) -> list[str]:
 
 
 def number(rng: np.random.Generator, digits: int) -> str:
-    """A number of so many digits, the first one not 0."""
+    """Returns a number with this many digits, the first one not 0."""
     return str(int(rng.integers(10 ** (digits - 1), 10**digits)))
 
 
 def identifier(rng: np.random.Generator) -> str:
-    """A UUID of version 4."""
+    """Returns a UUID of version 4."""
     return str(uuid.UUID(bytes=rng.bytes(16), version=4))
 
 
 def sentence(rng: np.random.Generator) -> str:
-    """A plain sentence such as "The old sailor watches a quiet harbor at dawn."."""
+    """Returns a plain sentence such as "The old sailor watches a quiet harbor at dawn."."""
 
     def thing() -> str:
         return f"{_ADJECTIVES[rng.integers(len(_ADJECTIVES))]} {_NOUNS[rng.integers(len(_NOUNS))]}"

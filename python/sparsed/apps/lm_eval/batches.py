@@ -44,7 +44,7 @@ class BatchSize:
     def run(
         self, items: Sequence[Item], work: Callable[[Sequence[Item]], Result]
     ) -> Iterator[tuple[Sequence[Item], Result]]:
-        """The items in batches, each with what `work` makes of it."""
+        """Yields the items in batches, each with the result of `work`."""
         size, start, part = self.number, 0, 0
         while start < len(items):
             if start * self._starts // len(items) > part:
@@ -59,7 +59,7 @@ class BatchSize:
             start += len(batch)
 
     def smaller(self, size: int, error: Exception) -> int:
-        """Half of `size`, after `error`: raised again where memory did not run out, or no size is left to try."""
+        """Returns half of `size`; raises `error` again if it is not about memory, or if no smaller size is left."""
         out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # torch's
         if not self.is_auto or size == 1 or not out_of_memory:
             raise error
@@ -68,5 +68,5 @@ class BatchSize:
 
 
 def largest_divisor(number: int, at_most: int) -> int:
-    """The largest divisor of `number` that is not above `at_most`."""
+    """Returns the largest divisor of `number` that is not above `at_most`."""
     return next(size for size in range(min(number, at_most), 0, -1) if number % size == 0)

@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 def conversation_text(
     tokenizer: Tokenizer, messages: Sequence[Message], add_generation_prompt: bool, variables: Mapping[str, Any]
 ) -> str:
-    """The conversation in the tokenizer's chat template.
+    """Returns the conversation in the tokenizer's chat template.
 
     A template that fails is tried once more without the messages of the system: some templates know no such role.
 
@@ -44,7 +44,7 @@ def conversation_text(
 
 
 def fingerprint(tokenizer: Tokenizer, variables: Mapping[str, Any]) -> str:
-    """A short hash of everything that decides how a conversation becomes text."""
+    """Returns a short hash of everything that decides how a conversation becomes text."""
     tokens = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id, tokenizer.pad_token_id)
     names = [None if token is None else tokenizer.decode([token], skip_special_tokens=False) for token in tokens]
     text = json.dumps([tokenizer.chat_template, names, dict(variables)], sort_keys=True, default=str)

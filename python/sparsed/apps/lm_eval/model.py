@@ -64,11 +64,11 @@ class SparsedLM(TemplateLM):
         batch_size: Texts generated, or masks drawn, in one forward pass. "auto": as many as fit into memory, the number
             of masks a divisor of `mc_num`; "auto:N": found N times.
         max_batch_size: The largest batch of "auto"; None: 64.
-        max_length: The most tokens of a sequence; longer contexts lose their beginning. None: the model's own.
+        max_length: The most tokens of a sequence; longer contexts lose their beginning. None: the model's maximum.
         gen_length: Tokens to generate; None: what the task asks for (max_gen_toks, 256 where it names none).
         steps: Denoising steps; None: one per token.
         mc_num: Masks drawn per likelihood, a multiple of batch_size.
-        is_check_greedy: Also find out whether a continuation is the model's own first choice, one forward pass per
+        is_check_greedy: Also find out whether a continuation is the model's first choice, with one forward pass per
             token; only metrics such as LAMBADA's accuracy read it. False reports False.
         escape_until: Ignore the task's stop strings (as Dream's evaluation of code does); end tokens end a text.
         add_bos_token: True: contexts begin with the bos token. False: the tokenizer's marks are left out. None: as the
@@ -152,11 +152,11 @@ class SparsedLM(TemplateLM):
             think_end=arguments.end_of_thinking(self.tokenizer, think_end_token),
             escape_until=escape_until,
         )
-        self._warned: set[str] = set()  # options of tasks that were named as without effect
+        self._warned: set[str] = set()  # options of tasks without effect that a warning has named
 
     @functools.cached_property
     def _seed(self) -> int:
-        """Drawn at the first request: lm-eval has seeded numpy by then."""
+        """The seed; if none is given it is drawn at the first request, when lm-eval has seeded numpy."""
         return int(np.random.randint(2**31)) if self._given_seed is None else self._given_seed
 
     # --- the tokenizer ---
@@ -197,7 +197,7 @@ class SparsedLM(TemplateLM):
         return f"{name}-{chat.fingerprint(self.tokenizer, self._variables)}"
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
-        """The chat template; a name selects one of several for all conversations that follow.
+        """Returns the chat template; a name selects one of several for all conversations that follow.
 
         Raises:
             ValueError: The tokenizer has several templates, but none of this name.
@@ -208,7 +208,7 @@ class SparsedLM(TemplateLM):
         return selected
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The conversation as text; without `add_generation_prompt` its last message is left open.
+        """Returns the conversation as text; without `add_generation_prompt` its last message is left open.
 
         Raises:
             ValueError: The template fails, also without the messages of the system.
@@ -218,7 +218,7 @@ class SparsedLM(TemplateLM):
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, left_truncate_len: int | None = None, **_: Any
     ) -> list[int]:
-        """Token ids, at most the last `left_truncate_len`.
+        """Returns the token ids, at most the last `left_truncate_len`.
 
         `add_special_tokens` True: with the tokenizer's marks, or those that `add_bos_token` says; None: likewise, but
         without marks where the text begins with the token of an empty context.
@@ -226,7 +226,7 @@ class SparsedLM(TemplateLM):
         marks = add_special_tokens is not False
         if add_special_tokens is None and string.startswith(self._token_text(self.prefix_token_id)):
             marks = False
-        # Not `encode`, which never adds a second bos token: lm-eval decides that by the text.
+        # `encode` never adds a second bos token, but lm-eval decides by the text whether one is added.
         ids = self.tokenizer._encode(string, add_special_tokens=marks and self._add_bos_token is None)
         if marks and self._add_bos_token and self.tokenizer.bos_token_id is not None:
             ids = [self.tokenizer.bos_token_id, *ids]
@@ -237,8 +237,8 @@ class SparsedLM(TemplateLM):
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """The tokens of a context and of its continuation, as lm-eval splits them.
 
-        Where the last token of the context swallows the whole continuation, lm-eval has no token left to score: the
-        continuation is encoded on its own then.
+        If the last token of the context swallows the whole continuation, lm-eval has no token left to score. Then the
+        continuation is encoded without the context.
 
         Raises:
             ValueError: The continuation is empty or has no tokens.
@@ -261,7 +261,7 @@ class SparsedLM(TemplateLM):
         return before or prefix, behind
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """The log-likelihood of each continuation of a context, and whether it is the model's own first choice."""
+        """Returns the log-likelihood of each continuation, and whether it is the model's first choice."""
         if self._enable_thinking:
             tasks = sorted({request.task_name for request in requests if request.task_name})
             raise ValueError(f"loglikelihood: enable_thinking is True, expected tasks that generate, not {tasks}")
@@ -312,7 +312,7 @@ class SparsedLM(TemplateLM):
                 size = largest_divisor(self._mc_num, self._batches.smaller(size, error))
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """The log-likelihood of whole texts, in windows of max_length that follow each other."""
+        """Returns the log-likelihood of whole texts, in windows of max_length that follow each other."""
         results = []
         for request in tqdm(requests, desc="Texts", disable=disable_tqdm):
             (text,) = request.args
@@ -331,9 +331,9 @@ class SparsedLM(TemplateLM):
     # --- generation ---
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """The model's continuations, each up to an end token or the first of the request's stop strings."""
+        """Returns the model's continuations, each up to an end token or the first of the request's stop strings."""
         jobs = [self._job(index, *request.args) for index, request in enumerate(requests)]
-        # Equal lengths side by side: they run as one batch without padding. Long ones first: memory fails at once.
+        # Prompts of equal length run as one batch without padding. Long ones come first, so that memory fails early.
         jobs.sort(key=lambda job: (job.gen_length, job.sampling, len(job.ids)), reverse=True)
         texts = [""] * len(jobs)
         with tqdm(total=len(jobs), desc="Generations", disable=disable_tqdm) as bar:
@@ -386,7 +386,7 @@ class SparsedLM(TemplateLM):
         return [self._answers.text(row, job.until) for row, job in zip(rows, batch, strict=True)]
 
     def _truncated(self, context: list[int], room: int) -> list[int]:
-        """The end of the context that leaves room for `room` tokens."""
+        """The end of the context, so short that `room` tokens fit behind it."""
         keep = self.max_length - room
         if keep < 1:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""The arguments of `SparsedLM`: its own, those of sampler and sparse attention, and those of lm-eval's `hf` backend."""
+"""The arguments of `SparsedLM`, among them those of samplers, of sparse attention and of lm-eval's `hf` backend."""
 
 from __future__ import annotations
 
@@ -10,22 +10,17 @@ from typing import Any
 
 from ...checks import Checker
 from ...generation.sampling import SAMPLERS, Sampler
-from ...kernels.config import SlidingWindow, Sparse, SparseConfig, StreamingLLM
+from ...kernels.config import Sparse
 from ...models.files import read_json
 from ...models.tokenizer import Tokenizer
+from ..methods import SPARSE_KINDS
 
 _log = logging.getLogger(__name__)
 
-_METHODS: dict[str, type[Sparse]] = {
-    "sparsed": SparseConfig,
-    "sliding_window": SlidingWindow,
-    "streaming_llm": StreamingLLM,
-}
-
-# Arguments of the hf backend: the values that mean here what they mean there, and what to do about others.
+# Arguments of the hf backend: the values that mean the same here, and advice for all others.
 _OF_HF: dict[str, tuple[tuple[Any, ...], str]] = {
-    "trust_remote_code": ((None, False, True), ""),  # nothing remote runs here
-    "logits_cache": ((None, False, True), ""),  # it decides about speed only, of a cache that is not here
+    "trust_remote_code": ((None, False, True), ""),  # no code of a checkpoint is run
+    "logits_cache": ((None, False, True), ""),  # it only affects speed, through a cache that sparsed does not have
     "backend": ((None, "default", "causal"), "diffusion models have no other"),
     "revision": ((None, "main"), "a folder holds one revision"),
     "truncation": ((None, False), "long contexts lose their beginning"),
@@ -45,7 +40,7 @@ _OF_HF: dict[str, tuple[tuple[Any, ...], str]] = {
     "load_in_4bit": ((None, False), "quantized weights are not supported"),
     "gguf_file": ((None,), "GGUF files are not supported"),
 }
-# What published command lines of LLaDA and Dream call our options.
+# The names of options in published command lines of LLaDA and Dream.
 _OTHER_NAMES = {
     "cfg": "cfg_scale",
     "diffusion_steps": "steps",
@@ -57,7 +52,7 @@ _OTHER_NAMES = {
 
 
 def take_options_of_hf(options: dict[str, Any]) -> None:
-    """Takes the arguments of the hf backend out of `options`.
+    """Removes the arguments of the hf backend from `options`.
 
     Raises:
         ValueError: One of them asks for something that sparsed does not do.
@@ -74,7 +69,7 @@ def take_options_of_hf(options: dict[str, Any]) -> None:
 
 
 def refuse_rest(options: Mapping[str, Any], family: str, sparse: Any) -> None:
-    """Raises ValueError where options are left that nothing took."""
+    """Raises ValueError if options are left that have no meaning."""
     if options:
         renamed = [f"{name} is called {_OTHER_NAMES[name]} here" for name in sorted(options) if name in _OTHER_NAMES]
         raise ValueError(
@@ -84,7 +79,7 @@ def refuse_rest(options: Mapping[str, Any], family: str, sparse: Any) -> None:
 
 
 def placement(engine: str, device: str | None, device_map: str | Mapping[str, Any] | None) -> dict[str, Any]:
-    """The arguments of `load_model`; lm-eval's command line gives the device "cuda:0" where the user gives none."""
+    """Returns the arguments of `load_model`; lm-eval's command line gives "cuda:0" if the user names no device."""
     if device_map is not None:
         return {"device_map": device_map}
     if device is None:
@@ -102,7 +97,7 @@ def placement(engine: str, device: str | None, device_map: str | Mapping[str, An
 
 
 def dtype_of(folder: Path, dtype: Any) -> Any:
-    """`dtype`, and for "auto" the one that the checkpoint's config.json names."""
+    """Returns `dtype`, or for "auto" the one that the checkpoint's config.json names."""
     config = folder / "config.json"
     if dtype != "auto" or not config.is_file():
         return dtype
@@ -111,7 +106,7 @@ def dtype_of(folder: Path, dtype: Any) -> Any:
 
 
 def sparse_of(sparse: bool | str | Sparse, options: dict[str, Any]) -> Sparse | None:
-    """The sparse attention that is asked for, with its fields taken out of `options`."""
+    """Returns the sparse attention that `sparse` names; removes its fields from `options`."""
     if isinstance(sparse, Sparse):
         return sparse
     if not isinstance(sparse, (bool, str)):
@@ -119,13 +114,13 @@ def sparse_of(sparse: bool | str | Sparse, options: dict[str, Any]) -> Sparse | 
     if sparse is False:
         return None
     name = "sparsed" if sparse is True else sparse
-    if name not in _METHODS:
-        raise ValueError(f"SparsedLM: sparse is {sparse!r}, expected True, False or one of {list(_METHODS)}")
-    return _METHODS[name](**_taken(_METHODS[name], options))
+    if name not in SPARSE_KINDS:
+        raise ValueError(f"SparsedLM: sparse is {sparse!r}, expected True, False or one of {list(SPARSE_KINDS)}")
+    return SPARSE_KINDS[name](**_taken(SPARSE_KINDS[name], options))
 
 
 def sampler_of(family: str, options: dict[str, Any]) -> tuple[Sampler, frozenset[str]]:
-    """The family's sampler with its fields taken out of `options`, and their names."""
+    """Returns the family's sampler and the names of its fields, which are removed from `options`."""
     given = _taken(SAMPLERS[family], options)
     return SAMPLERS[family](**given), frozenset(given)
 
@@ -138,7 +133,7 @@ def _taken(kind: type[Any], options: dict[str, Any]) -> dict[str, Any]:
 def template_variables(
     chat_template_args: Mapping[str, Any] | None, enable_thinking: bool | None, think_end_token: str | int | None
 ) -> dict[str, Any]:
-    """The variables that a chat template gets beside the conversation."""
+    """Returns the variables that a chat template gets in addition to the conversation."""
     if chat_template_args is not None and not isinstance(chat_template_args, Mapping):
         raise TypeError(f"SparsedLM: chat_template_args is {chat_template_args!r}, expected names and values")
     check_flag("enable_thinking", enable_thinking, optional=True)
@@ -151,7 +146,7 @@ def template_variables(
 
 
 def end_of_thinking(tokenizer: Tokenizer, think_end_token: str | int | None) -> str | int | None:
-    """The text or the token id after which the answer begins; a token that decoding leaves out is meant by its id."""
+    """Returns the text after which the answer begins, or the id of a token that decoding leaves out."""
     if think_end_token is None or isinstance(think_end_token, bool) or not isinstance(think_end_token, (str, int)):
         if think_end_token is not None:
             raise TypeError(f"SparsedLM: think_end_token is {think_end_token!r}, expected a token or its id")
@@ -165,12 +160,12 @@ def end_of_thinking(tokenizer: Tokenizer, think_end_token: str | int | None) -> 
 
 
 def check_flag(name: str, value: Any, optional: bool = False) -> None:
-    """Raises TypeError where `value` is not True or False."""
+    """Raises TypeError if `value` is not True or False."""
     if not isinstance(value, bool) and not (optional and value is None):
         raise TypeError(f"SparsedLM: {name} is {value!r}, expected True or False{' or None' * optional}")
 
 
 def check_numbers(**values: Any) -> None:
-    """Raises TypeError or ValueError where one of them is not None and not an integer of at least 1."""
+    """Raises TypeError or ValueError if a value is neither None nor an integer of at least 1."""
     for name, value in values.items():
         Checker("SparsedLM").integer(name, value, low=1, optional=True)

@@ -1,4 +1,4 @@
-"""What a request for text asks for, and the text that its tokens become, by the rules of lm-eval's `hf` backend."""
+"""Reads requests for text, and turns tokens into text, by the rules of lm-eval's `hf` backend."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from ...models.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
 
-# What a task may say of sampling, as fields of the samplers.
+# The options of a task that concern sampling, as fields of the samplers.
 SAMPLING: dict[str, Callable[[Any], float]] = {"temperature": float, "top_p": float, "top_k": int}
-# What else it may say to the hf backend, and the value by which it says nothing.
+# Other options of a task for the hf backend, with the value that asks for nothing.
 _NOT_HERE: dict[str, Any] = {
     "early_stopping": False,
     "length_penalty": 1.0,
@@ -36,7 +36,7 @@ _READ = frozenset({"do_sample", "until", "max_gen_toks", "max_length"})
 
 @dataclasses.dataclass(frozen=True)
 class TextOptions:
-    """What a task asks for.
+    """The options of a task.
 
     Attributes:
         until: Stop strings.
@@ -54,7 +54,7 @@ class TextOptions:
 
 
 def read_gen_kwargs(gen_kwargs: Mapping[str, Any]) -> TextOptions:
-    """A request's `gen_kwargs`, read as lm-eval's hf backend reads them; None is the same as an absent value.
+    """Reads the `gen_kwargs` of a request as lm-eval's hf backend does; None means the same as an absent value.
 
     Raises:
         ValueError, TypeError: A name that the backend does not know, or a value of another type.
@@ -95,7 +95,7 @@ def read_gen_kwargs(gen_kwargs: Mapping[str, Any]) -> TextOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Answers:
-    """Generated tokens as the text that a task gets.
+    """Turns generated tokens into the text that a task gets.
 
     Attributes:
         tokenizer: What `load_tokenizer` returns.
@@ -110,7 +110,7 @@ class Answers:
     escape_until: bool = False
 
     def text(self, ids: NDArray[np.int64], until: Sequence[str]) -> str:
-        """The text of `ids` (n,): up to an end token or stop string, without the thinking before the answer.
+        """Returns the text of `ids` (n,), up to an end token or stop string, without the thinking before the answer.
 
         As a text that grows token by token would, it ends with the token that completes a stop string: special tokens
         are stop strings too, though the text leaves them out.
@@ -131,7 +131,7 @@ class Answers:
         return postprocess_generated_text(text, stops, self.think_end if isinstance(self.think_end, str) else None)
 
     def _length(self, row: list[int], text: str, times: int) -> int:
-        """The fewest tokens at the beginning of `row` that hold `text` that many times."""
+        """The smallest number of tokens of `row` from its beginning that hold `text` that many times."""
         return bisect.bisect_left(range(len(row)), times, key=lambda length: self._count(row[:length], text))
 
     def _count(self, row: list[int], text: str) -> int:

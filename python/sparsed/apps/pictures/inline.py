@@ -59,7 +59,7 @@ def cache_html(cache: PatternCache) -> str:
 
 
 def result_html(result: GenerationResult) -> str:
-    """The phases as a table, the seconds of each step, and the order in which the rows were filled."""
+    """The phases as a table, the seconds of each step, and the order in which the rows were unmasked."""
     stats = result.stats
     phases = [phase for phase in PHASE_COLOURS if any(step.phase == phase for step in stats)]
     parts = [(phase, GenerationStats([step for step in stats if step.phase == phase])) for phase in phases]
@@ -73,7 +73,7 @@ def result_html(result: GenerationResult) -> str:
         repr(result),
         f'<table style="margin:6px 0;font-size:13px"><tr><th style="text-align:left">phase</th>{header}</tr>'
         f"{body}</table>{_caption(LEGEND)}{_caption('seconds per step')}{_spark(stats)}"
-        f"{_caption('position (across) and the step that filled it (down); fainter: less sure')}{order}",
+        f"{_caption('position (across) and the step that unmasked it (down); fainter: less sure')}{order}",
     )
 
 
@@ -157,7 +157,7 @@ def _order(filled_at: NDArray[np.int32], confidence: NDArray[np.float32], steps:
         for i, step in enumerate(filled_at.tolist())
         if step >= 0
     )
-    return _plot_svg(f"0 0 {len(filled_at)} {_SPARK_HEIGHT + 2}", "The step that filled each position", marks)
+    return _plot_svg(f"0 0 {len(filled_at)} {_SPARK_HEIGHT + 2}", "The step that unmasked each position", marks)
 
 
 def _plot_svg(box: str, label: str, body: str) -> str:

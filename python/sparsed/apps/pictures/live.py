@@ -1,4 +1,4 @@
-"""The text filling in inside a terminal."""
+"""Draws the text in a terminal while it is unmasked."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from .pieces import is_special, token_texts
 if TYPE_CHECKING:
     from ...generation.result import StepInfo
 
-_OPEN, _MARK = "░░", "∎"  # an open position; a token that is a mark and no text
+_MASKED, _MARK = "░░", "∎"  # a masked position; a special token, which has no text
 _DIM, _NEW, _UNSURE, _PLAIN = "2", "1;36", "33", ""
 _UNSURE_BELOW = 0.5
 _BAR = 24
 
 
 def can_draw(stream: TextIO) -> bool:
-    """Whether a stream is a terminal in which the cursor can move."""
+    """Returns whether a stream is a terminal in which the cursor can move."""
     return stream.isatty() and os.environ.get("TERM", "dumb") != "dumb"
 
 
 class LiveText:
     """Draws the generation of one row after each step; give it to `generate` as `on_step`, inside a `with`.
 
-    What was filled last is bright, what the sampler was unsure of yellow. The drawing is erased at the end.
+    Tokens of the last step are bright, those that the sampler was unsure of are yellow. The end erases the drawing.
 
     Args:
         stream: A terminal.
@@ -70,41 +70,41 @@ class LiveText:
         # The newest token stays in sight.
         self._top = min(max(self._top, newest - room + 1), max(len(lines) - room, 0), newest)
         shown = lines[self._top : self._top + room]
-        filled = int(np.count_nonzero(~np.isnan(self._confidence)))
-        drawing = [*("".join(map(self._styled, line)) for line in shown), self._status(info, filled, columns - 1)]
+        unmasked = int(np.count_nonzero(~np.isnan(self._confidence)))
+        drawing = [*("".join(map(self._styled, line)) for line in shown), self._status(info, unmasked, columns - 1)]
         self._write(self._erase() + "\n".join(drawing) + "\n")
         self._height = len(drawing)
 
     def _cells(self, ids: list[int], new: frozenset[int]) -> Iterator[tuple[str, str]]:
         """(text, style) of each position."""
-        known = ~np.isnan(self._confidence)
+        unmasked = ~np.isnan(self._confidence)
         shade = confidence_shade(self._confidence)
-        after_space = after_open = True
+        after_space = after_masked = True
         position = 0
         while position < len(ids):
-            if not known[position]:
-                yield ("" if after_space else " ") + _OPEN, _DIM
-                after_space, after_open = False, True
+            if not unmasked[position]:
+                yield ("" if after_space else " ") + _MASKED, _DIM
+                after_space, after_masked = False, True
                 position += 1
                 continue
             end = position
-            while end < len(ids) and known[end]:
+            while end < len(ids) and unmasked[end]:
                 end += 1
             for i, text in enumerate(token_texts(self._tokenizer, ids[position:end]), start=position):
                 special = is_special(self._tokenizer, ids[i])
                 text = _MARK if special else _printable(text)
-                gap = " " if (after_open or special) and not after_space and not text[:1].isspace() else ""
+                gap = " " if (after_masked or special) and not after_space and not text[:1].isspace() else ""
                 style = _NEW if i in new else _DIM if special else _UNSURE if shade[i] < _UNSURE_BELOW else _PLAIN
                 yield gap + text, style
-                after_space, after_open = (gap + text)[-1:].isspace(), False
+                after_space, after_masked = (gap + text)[-1:].isspace(), False
             position = end
 
-    def _status(self, info: StepInfo, filled: int, width: int) -> str:
+    def _status(self, info: StepInfo, unmasked: int, width: int) -> str:
         total = len(self._confidence)
         bar = min(_BAR, width // 5)
-        done = bar * filled // total
+        done = bar * unmasked // total
         line = (
-            f"{'━' * done}{'╌' * (bar - done)} {filled}/{total}  step {info.step}  {info.phase}  "
+            f"{'━' * done}{'╌' * (bar - done)} {unmasked}/{total}  step {info.step}  {info.phase}  "
             f"{info.seconds:.2f} s  density {info.density:.2f}"
         )
         return self._styled((line[:width], _DIM))

@@ -1,4 +1,4 @@
-"""What a sampler is: the interface that `generate` drives, and the blocks that a generation is cut into."""
+"""The interface of samplers that `generate` drives, and the blocks that a generation is cut into."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from .logits import FloatArray, IntArray, checked
 
 
-class Plan(NamedTuple):
-    """What one generation asks of its sampler; `mask_token_id` marks the positions that are still open."""
+class Request(NamedTuple):
+    """What one generation asks of its sampler; `mask_token_id` marks the positions that are still masked."""
 
     gen_length: int
     steps: int
@@ -22,7 +22,7 @@ class Plan(NamedTuple):
 
 @dataclass(frozen=True)
 class Candidates:
-    """Positions that a step can fill, (n,) ascending from the first generated token; it fills `count` of them."""
+    """Positions that a step may unmask, (n,) ascending from the first generated token; it unmasks `count` of them."""
 
     positions: IntArray
     count: int
@@ -30,7 +30,7 @@ class Candidates:
 
 @dataclass(frozen=True)
 class Choice:
-    """What a step fills: `index` (k,) ascending into the candidates, `tokens` (k,), `confidence` (k,)."""
+    """What a step unmasks: `index` (k,) ascending into the candidates, `tokens` (k,), `confidence` (k,)."""
 
     index: IntArray
     tokens: IntArray
@@ -46,62 +46,64 @@ class Sampler(abc.ABC):
     # > 0: logits are guided by a second batch row whose prompt is masked.
     cfg_scale: float = 0.0
 
-    def check(self, plan: Plan) -> None:
-        """Raises ValueError where the sampler cannot follow the plan. Most can follow any."""
+    def check(self, request: Request) -> None:
+        """Raises ValueError if the sampler cannot serve the request. Most can serve any."""
         return
 
-    def num_steps(self, plan: Plan) -> int | None:
-        """Steps of the whole generation; None where they depend on the confidences."""
-        return plan.steps
+    def num_steps(self, request: Request) -> int | None:
+        """Returns the steps of the whole generation; None if they depend on the confidences."""
+        return request.steps
 
-    def block(self, plan: Plan, step: int, masked: NDArray[np.bool_]) -> tuple[int, int]:
-        """The part of the generation that the step works on, of one row: its first position, and the one behind it."""
-        return 0, plan.gen_length
-
-    @abc.abstractmethod
-    def candidates(self, plan: Plan, step: int, masked: NDArray[np.bool_], rng: np.random.Generator) -> Candidates:
-        """Positions that the step can fill, of one row. masked: (gen_length,). None where it fills nothing."""
+    def block(self, request: Request, step: int, masked: NDArray[np.bool_]) -> tuple[int, int]:
+        """Returns the part of a row that the step works on: its first position, and the one behind it."""
+        return 0, request.gen_length
 
     @abc.abstractmethod
-    def score(self, plan: Plan, logits: FloatArray, rng: np.random.Generator) -> tuple[IntArray, FloatArray]:
-        """A token and its confidence per candidate, (n,) each. logits: (n, V), of the candidates themselves."""
+    def candidates(
+        self, request: Request, step: int, masked: NDArray[np.bool_], rng: np.random.Generator
+    ) -> Candidates:
+        """Returns what the step may unmask of one row; NOTHING if it unmasks nothing. masked: (gen_length,)."""
+
+    @abc.abstractmethod
+    def score(self, request: Request, logits: FloatArray, rng: np.random.Generator) -> tuple[IntArray, FloatArray]:
+        """Returns a token and its confidence per candidate, (n,) each. logits: (n, V), of the candidates."""
 
     def pick(self, confidence: FloatArray, count: int, rng: np.random.Generator) -> IntArray:
-        """The `count` candidates to fill; the most confident ones."""
+        """Returns the `count` candidates to unmask: the most confident ones."""
         return np.argsort(-confidence, kind="stable")[:count]
 
-    def choose(self, plan: Plan, candidates: Candidates, logits: FloatArray, rng: np.random.Generator) -> Choice:
-        """What the step fills, given the logits (n, V) of its candidates.
+    def choose(self, request: Request, candidates: Candidates, logits: FloatArray, rng: np.random.Generator) -> Choice:
+        """Returns what the step unmasks, given the logits (n, V) of its candidates.
 
         Raises:
             ValueError: A logit is NaN, or no token of a candidate has one above -inf.
         """
-        tokens, confidence = self.score(plan, checked(logits), rng)
+        tokens, confidence = self.score(request, checked(logits), rng)
         index = np.sort(self.pick(confidence, candidates.count, rng))
         return Choice(index, tokens[index], confidence[index])
 
 
-def check_blocks(plan: Plan, block_length: int | None, *, steps_too: bool) -> None:
-    """Raises ValueError where blocks do not divide gen_length or, if steps count, the blocks do not divide steps."""
-    length = block_length or plan.gen_length
-    if plan.gen_length % length:
-        raise ValueError(f"generate: gen_length is {plan.gen_length}, expected a multiple of block_length {length}")
-    num_blocks = plan.gen_length // length
-    if steps_too and plan.steps % num_blocks:
+def check_blocks(request: Request, block_length: int | None, *, steps_too: bool) -> None:
+    """Raises ValueError if blocks do not divide gen_length or, with `steps_too`, their number does not divide steps."""
+    length = block_length or request.gen_length
+    if request.gen_length % length:
+        raise ValueError(f"generate: gen_length is {request.gen_length}, expected a multiple of block_length {length}")
+    num_blocks = request.gen_length // length
+    if steps_too and request.steps % num_blocks:
         raise ValueError(
-            f"generate: steps is {plan.steps}, expected a multiple of the {num_blocks} blocks "
-            f"(gen_length {plan.gen_length} / block_length {length})"
+            f"generate: steps is {request.steps}, expected a multiple of the {num_blocks} blocks "
+            f"(gen_length {request.gen_length} / block_length {length})"
         )
 
 
-def steps_of_block(plan: Plan, block_length: int | None, step: int) -> tuple[int, int]:
-    """Steps of each block, and which one of them `step` is."""
-    steps = plan.steps * (block_length or plan.gen_length) // plan.gen_length
+def steps_of_block(request: Request, block_length: int | None, step: int) -> tuple[int, int]:
+    """Returns the number of steps of each block, and the index of `step` among them."""
+    steps = request.steps * (block_length or request.gen_length) // request.gen_length
     return steps, step % steps
 
 
-def block_of_step(plan: Plan, block_length: int | None, step: int) -> tuple[int, int]:
-    """The first position of the block that `step` works on, and the one behind it."""
-    length = block_length or plan.gen_length
-    begin = step // (plan.steps * length // plan.gen_length) * length
+def block_of_step(request: Request, block_length: int | None, step: int) -> tuple[int, int]:
+    """Returns the first position of the block that `step` works on, and the one behind it."""
+    length = block_length or request.gen_length
+    begin = step // (request.steps * length // request.gen_length) * length
     return begin, begin + length

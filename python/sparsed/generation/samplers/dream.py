@@ -10,31 +10,33 @@ from numpy.typing import NDArray
 
 from ...checks import Checker
 from ...kernels import ops
-from .base import NOTHING, Candidates, Plan, Sampler, block_of_step, check_blocks, steps_of_block
+from .base import NOTHING, Candidates, Request, Sampler, block_of_step, check_blocks, steps_of_block
 from .logits import HOTTEST, FloatArray, IntArray, draw, filtered, in_parts, tempered
 
 
 @dataclass(frozen=True)
 class DreamSampler(Sampler):
-    """Dream's sampler: of n masked tokens, step i fills int(n * (1 - t[i+1] / t[i])), t = linspace(1, eps, steps + 1).
+    """Dream's sampler.
+
+    Of n masked tokens, step i unmasks int(n * (1 - t[i+1] / t[i])), t = linspace(1, eps, steps + 1).
 
     Attributes:
         alg: The confidence: "entropy" (negative entropy), "maskgit_plus" (probability), "topk_margin" (difference of
-            the two largest probabilities). "origin" fills each position with probability 1 - t[i+1] / t[i] instead.
+            the two largest probabilities). "origin" unmasks each position with probability 1 - t[i+1] / t[i] instead.
         temperature: 0 takes the likeliest token; else tokens are drawn from softmax(logits / temperature).
         top_p: Restricts tokens and softmax to the likeliest whose mass first exceeds it; None: no filter. Tokens as
             likely as the last one kept are kept too.
         top_k: Restricts tokens and softmax to the top_k likeliest; None: no filter. Ties as in top_p.
         alg_temp: Above 0, positions are drawn without replacement from softmax(confidence / alg_temp).
         eps: The last timestep.
-        block_length: Blocks of this many tokens are filled one after the other, each by the rule above in its share of
-            the steps; None: the whole generation is one.
+        block_length: Blocks of this many tokens are unmasked one after the other, each by the rule above in its share
+            of the steps; None: the whole generation is one.
 
     Raises:
         TypeError, ValueError: An option of another type or outside its range.
 
     Source: Dream-org generation_utils.py (there top_k is 50 by inheritance where nothing sets it); block_length:
-        NVlabs/Fast-dLLM dream/model/generation_utils_block.py (which fills only the first token in a block's first
+        NVlabs/Fast-dLLM dream/model/generation_utils_block.py (which unmasks only the first token in a block's first
         step).
     """
 
@@ -63,19 +65,19 @@ class DreamSampler(Sampler):
         check.number("eps", self.eps, low=0, high=1)
         check.integer("block_length", self.block_length, low=1, optional=True)
 
-    def check(self, plan: Plan) -> None:
-        """Raises ValueError where blocks do not divide gen_length, or the number of blocks does not divide steps."""
-        check_blocks(plan, self.block_length, steps_too=True)
+    def check(self, request: Request) -> None:
+        check_blocks(request, self.block_length, steps_too=True)
 
-    def block(self, plan: Plan, step: int, masked: NDArray[np.bool_]) -> tuple[int, int]:
-        """The current block."""
-        return block_of_step(plan, self.block_length, step)
+    def block(self, request: Request, step: int, masked: NDArray[np.bool_]) -> tuple[int, int]:
+        return block_of_step(request, self.block_length, step)
 
-    def candidates(self, plan: Plan, step: int, masked: NDArray[np.bool_], rng: np.random.Generator) -> Candidates:
-        """All masked positions of the block, or for "origin" those drawn; its last step fills all that are left."""
-        positions = np.flatnonzero(masked[: self.block(plan, step, masked)[1]])
+    def candidates(
+        self, request: Request, step: int, masked: NDArray[np.bool_], rng: np.random.Generator
+    ) -> Candidates:
+        """Returns all masked positions of the block, or for "origin" drawn ones; the last step unmasks the rest."""
+        positions = np.flatnonzero(masked[: self.block(request, step, masked)[1]])
         count = len(positions)
-        steps, i = steps_of_block(plan, self.block_length, step)
+        steps, i = steps_of_block(request, self.block_length, step)
         if i < steps - 1:
             share = np.float32(1) - _timestep(i + 1, steps, self.eps) / _timestep(i, steps, self.eps)
             if self.alg == "origin":
@@ -85,8 +87,8 @@ class DreamSampler(Sampler):
                 count = int(np.float32(count) * share)
         return Candidates(positions, count) if count else NOTHING
 
-    def score(self, plan: Plan, logits: FloatArray, rng: np.random.Generator) -> tuple[IntArray, FloatArray]:
-        """A token under the filtered softmax, and the confidence that `alg` names."""
+    def score(self, request: Request, logits: FloatArray, rng: np.random.Generator) -> tuple[IntArray, FloatArray]:
+        """Returns a token under the filtered softmax, and the confidence that `alg` names."""
         if self.temperature > 0:
             logits = tempered(logits, float(self.temperature))
         logits = filtered(logits, self.top_k, self.top_p)
@@ -98,7 +100,7 @@ class DreamSampler(Sampler):
         return tokens, confidence
 
     def pick(self, confidence: FloatArray, count: int, rng: np.random.Generator) -> IntArray:
-        """The most confident ones, or with alg_temp a draw without replacement (by the Gumbel top-k trick)."""
+        """Returns the most confident ones, or with alg_temp a draw without replacement (by the Gumbel top-k trick)."""
         if self.alg_temp == 0 or self.alg == "origin":
             return super().pick(confidence, count, rng)
         # confidence / alg_temp + noise, times alg_temp, which no small alg_temp overflows. Where the noise is too small

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ...checks import Checker
 from ...kernels import ops
-from .base import NOTHING, Candidates, Plan, Sampler, block_of_step, check_blocks, steps_of_block
+from .base import NOTHING, Candidates, Request, Sampler, block_of_step, check_blocks, steps_of_block
 from .logits import FloatArray, IntArray, checked, gumbel_max, in_parts
 
 
@@ -19,11 +19,11 @@ class LLaDASampler(Sampler):
     """LLaDA's semi-autoregressive sampler.
 
     Attributes:
-        block_length: Blocks of this many tokens are filled one after the other; None: the whole generation is one.
+        block_length: Blocks of this many tokens are unmasked one after the other; None: the whole generation is one.
         temperature: Above 0, Gumbel noise (float64) enters the choice of tokens, not their confidence.
         cfg_scale: Above 0, classifier-free guidance: un + (cfg_scale + 1) * (cond - un), the prompt masked in `un`.
         remasking: "low_confidence" keeps the tokens of highest probability, "random" keeps random ones.
-        threshold: Fill all positions of the block whose confidence reaches it, at least one a step. The confidences
+        threshold: Unmask all positions of the block whose confidence reaches it, at least one a step. The confidences
             then decide how many steps there are (at most gen_length); `steps` is not used.
 
     Raises:
@@ -46,37 +46,37 @@ class LLaDASampler(Sampler):
         check.choice("remasking", self.remasking, ("low_confidence", "random"))
         check.number("threshold", self.threshold, low=0, high=1, optional=True)
 
-    def check(self, plan: Plan) -> None:
-        """Raises ValueError where blocks do not divide gen_length, or the number of blocks does not divide steps."""
-        check_blocks(plan, self.block_length, steps_too=self.threshold is None)
+    def check(self, request: Request) -> None:
+        check_blocks(request, self.block_length, steps_too=self.threshold is None)
 
-    def num_steps(self, plan: Plan) -> int | None:
-        """`steps`, or None with a threshold."""
-        return plan.steps if self.threshold is None else None
+    def num_steps(self, request: Request) -> int | None:
+        return request.steps if self.threshold is None else None
 
-    def block(self, plan: Plan, step: int, masked: NDArray[np.bool_]) -> tuple[int, int]:
-        """The current block: by the step, or with a threshold that of the first masked position."""
+    def block(self, request: Request, step: int, masked: NDArray[np.bool_]) -> tuple[int, int]:
+        """Returns the block of the step or, with a threshold, that of the first masked position."""
         if self.threshold is None:
-            return block_of_step(plan, self.block_length, step)
-        length = self.block_length or plan.gen_length
+            return block_of_step(request, self.block_length, step)
+        length = self.block_length or request.gen_length
         begin = int(np.argmax(masked)) // length * length
         return begin, begin + length
 
-    def candidates(self, plan: Plan, step: int, masked: NDArray[np.bool_], rng: np.random.Generator) -> Candidates:
-        """Masked positions up to the end of the current block; the block's tokens are spread evenly over its steps."""
-        begin, end = self.block(plan, step, masked)
+    def candidates(
+        self, request: Request, step: int, masked: NDArray[np.bool_], rng: np.random.Generator
+    ) -> Candidates:
+        """Returns the masked positions up to the end of the block; its tokens are spread evenly over its steps."""
+        begin, end = self.block(request, step, masked)
         count = 1
         if self.threshold is None:
-            steps, i = steps_of_block(plan, self.block_length, step)
+            steps, i = steps_of_block(request, self.block_length, step)
             count = (end - begin) // steps + (i < (end - begin) % steps)
         positions = np.flatnonzero(masked[:end])
         return Candidates(positions, count) if count and len(positions) else NOTHING
 
-    def score(self, plan: Plan, logits: FloatArray, rng: np.random.Generator) -> tuple[IntArray, FloatArray]:
-        """The (noisy) arg-max and its softmax probability without noise, or a random confidence."""
+    def score(self, request: Request, logits: FloatArray, rng: np.random.Generator) -> tuple[IntArray, FloatArray]:
+        """Returns the (noisy) arg-max and its softmax probability without noise, or a random confidence."""
         if self.threshold is not None:
             logits = logits.copy()
-            logits[:, plan.mask_token_id] = -np.inf
+            logits[:, request.mask_token_id] = -np.inf
             logits = checked(logits)
         if self.temperature == 0:
             tokens, confidence = ops.token_confidence(logits, "probability")
@@ -87,7 +87,7 @@ class LLaDASampler(Sampler):
         return tokens, confidence
 
     def pick(self, confidence: FloatArray, count: int, rng: np.random.Generator) -> IntArray:
-        """The most confident ones: `count`, or with a threshold all that reach it."""
+        """Returns the `count` most confident ones, or with a threshold all that reach it."""
         if self.threshold is not None:
             count = max(count, int(np.count_nonzero(confidence >= np.float32(self.threshold))))
         return super().pick(confidence, count, rng)

@@ -1,4 +1,4 @@
-"""Records of a run that goes on where it stopped, in the folder whose plan says what decides them."""
+"""The records of a run in a folder, and the plan that says what decides them; a stopped run continues there."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from ...models.files import decode_text, find_folder, replacing
 
 R = TypeVar("R")
 
-# Parts of a plan that grow, as {length: {name: what}}: only what both plans have is compared.
+# Parts of a plan that may grow, as {length: {name: value}}: only entries of both plans are compared.
 GROWING = ("settings", "sources")
 _OF_A_MODEL = (".json", ".safetensors", ".txt", ".jinja")
-# Larger files are told apart by their time, smaller ones by their content.
+# Smaller files are compared by content, larger ones by size and time.
 _HASHED_BYTES = 1 << 28
 
 
 def file_identity(path: Path) -> dict[str, Any]:
-    """A data file by name, size and time."""
+    """Identifies a data file by name, size and time."""
     found = path.stat()
     return {"file": path.name, "size": found.st_size, "mtime_ns": found.st_mtime_ns}
 
 
 def model_identity(folder: Path) -> dict[str, Any]:
-    """A checkpoint by its name and its files: configuration, weights, tokenizer."""
+    """Identifies a checkpoint by its name and its files: configuration, weights, tokenizer."""
     files = sorted(path for path in find_folder(folder, "eval").iterdir() if path.suffix in _OF_A_MODEL)
     return {"name": folder.resolve().name, "files": {path.name: _content(path) for path in files}}
 
@@ -38,17 +38,17 @@ def _content(path: Path) -> dict[str, Any]:
 
 
 class Log(Generic[R]):
-    """The records of a folder; each is on disk before the next answer begins.
+    """The records of a folder; each is on disk before the next answer is computed.
 
     Args:
-        folder: Made where it does not exist.
-        plan: What decides the records, of plain JSON types. A folder with another plan is refused; the parts in
-            GROWING may hold more or less than the folder's, which then has both.
-        kind: The dataclass of a record.
-        name: Of the file of records; plans lie beside it.
+        folder: Folder of the records; it is created if it does not exist.
+        plan: Everything that decides the records, in plain JSON types. A folder with another plan is refused. The
+            parts in GROWING may have more or fewer entries than the plan of the folder, which then gets all of them.
+        kind: Dataclass of a record.
+        name: Name of the file of records; the plan lies beside it.
 
     Raises:
-        ValueError: The folder has another plan, or a damaged line (but for the last one, which a crash may cut).
+        ValueError: The folder has another plan, or a damaged line. The last line may be cut by a crash: it is dropped.
     """
 
     def __init__(self, folder: Path | str, plan: dict[str, Any], kind: type[R], name: str = "records") -> None:
@@ -77,14 +77,14 @@ class Log(Generic[R]):
                 file.truncate(len(content) - len(rest))
 
     def add(self, record: R) -> None:
-        """Appends a record, on disk too."""
+        """Appends a record, here and on disk."""
         self.records.append(record)
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(vars(record), ensure_ascii=False) + "\n")
 
 
 def _read_plan(path: Path, records: Path) -> dict[str, Any] | None:
-    """The plan of a folder; None where there is none, or one that a crash has left empty before the first record."""
+    """The plan of a folder; None if there is none, or if a crash left it empty before the first record."""
     content = path.read_bytes() if path.is_file() else b""
     recorded = records.is_file() and records.stat().st_size > 0
     if not content.strip() and not (recorded and path.is_file()):
@@ -99,7 +99,7 @@ def _read_plan(path: Path, records: Path) -> dict[str, Any] | None:
 
 
 def _merged(found: dict[str, Any] | None, plan: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The plan with what the folder's has beyond it."""
+    """The plan, with the further entries of the plan that the folder has."""
     if found is None:
         return plan
     differences: list[str] = []
@@ -107,14 +107,14 @@ def _merged(found: dict[str, Any] | None, plan: dict[str, Any], path: Path) -> d
         differences += _differences((key,), found.get(key, _ABSENT), plan.get(key, _ABSENT))
     merged = dict(plan)
     for key in sorted(plan.keys() & set(GROWING)):
-        own, others = plan[key], found.get(key, {})
-        for length in sorted(own.keys() & others.keys(), key=int):
-            for name in sorted(own[length].keys() & others[length].keys()):
+        new, earlier = plan[key], found.get(key, {})
+        for length in sorted(new.keys() & earlier.keys(), key=int):
+            for name in sorted(new[length].keys() & earlier[length].keys()):
                 where = (f"{name} at length {length}",)
-                differences += _differences(where, others[length][name], own[length][name])
+                differences += _differences(where, earlier[length][name], new[length][name])
         merged[key] = {
-            length: {**others.get(length, {}), **own.get(length, {})}
-            for length in sorted(own.keys() | others.keys(), key=int)
+            length: {**earlier.get(length, {}), **new.get(length, {})}
+            for length in sorted(new.keys() | earlier.keys(), key=int)
         }
     if differences:
         more = f"; {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""
@@ -130,7 +130,7 @@ _SHOWN = 4  # differences in a message
 
 
 def _differences(path: tuple[str, ...], found: Any, given: Any) -> list[str]:
-    """What differs between two parts of a plan, as "rho was 0.3, is 0.5" behind the part's name."""
+    """The differences of two parts of a plan, each as "NAME OF THE PART: rho was 0.3, is 0.5"."""
     if isinstance(found, dict) and isinstance(given, dict):
         return [
             difference

@@ -1,4 +1,4 @@
-"""What `sparsed eval`, `ablate` and `heads` begin with: their common options, the model, the samples, the plan."""
+"""What `sparsed eval`, `ablate` and `heads` share: common options, the model, the samples and the plan."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from ...models import Model
 from ...models.files import demo_model_folder, find_folder
 from ...models.tokenizer import Tokenizer, load_tokenizer
 from ..cli_options import add_engine_options, load_chosen
-from .log import file_identity, model_identity
-from .methods import Method, Preset, default_sampler, settings_of, sparse_config
+from ..methods import Method, Preset, default_sampler, settings_of, sparse_config
+from .records import file_identity, model_identity
 from .styles import RulerStyle, SmallStyle, Style
 from .tasks import TaskSet
 
-# Makes the methods for a length.
+# Returns the methods for a length.
 Methods = Callable[[int], Sequence[Method]]
 
-# The option that names the file of a task.
+# By task: the option that names its file.
 _FILE_OPTIONS = {"qa_1": "squad", "qa_2": "hotpotqa"}
 
 
 def add_common_options(parser: argparse.ArgumentParser, *, out: str, samples: int) -> None:
-    """The options that all three have; `out` is the default folder."""
+    """Adds the options that all three commands have; `out` is the default folder."""
     parser.add_argument("model", nargs="?", type=Path, metavar="MODEL_DIR", help="checkpoint folder (the demo model)")
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="(all that need no file)")
     parser.add_argument("--squad", type=Path, help="SQuAD's JSON file, for task qa_1")
@@ -51,11 +51,18 @@ def add_common_options(parser: argparse.ArgumentParser, *, out: str, samples: in
 
 
 @dataclasses.dataclass(frozen=True)
-class Setup:
-    """What the options say.
+class RunContext:
+    """The checked options, and what they name.
 
     Attributes:
-        files: Of the tasks that have one.
+        model: The loaded model.
+        tokenizer: Its tokenizer.
+        style: The wording of the tasks.
+        preset: Settings of the methods.
+        sparse: Settings of SparseD, with the options that were given.
+        folder: Folder of the checkpoint.
+        files: By task: the file that its samples come from.
+        args: All options.
     """
 
     model: Model
@@ -68,7 +75,7 @@ class Setup:
     args: argparse.Namespace
 
     @classmethod
-    def of(cls, args: argparse.Namespace) -> Setup:
+    def of(cls, args: argparse.Namespace) -> RunContext:
         """Checks the options and loads the model."""
         check = Checker("eval")
         args.lengths = list(dict.fromkeys(args.lengths))
@@ -94,19 +101,19 @@ class Setup:
 
     @property
     def tasks(self) -> list[str]:
-        """The tasks that are asked for, or all that there can be samples of."""
+        """The tasks that the user asked for, or all for which no file is missing."""
         return self.args.tasks or [task for task in self.style.tasks if task in self.files or task not in _FILE_OPTIONS]
 
     def task_set(self, length: int) -> TaskSet:
-        """The samples of a length."""
+        """Returns the samples of a length."""
         return TaskSet(self.tokenizer, self.style, length, seed=self.args.seed, files=self.files)
 
     def source(self, task: str) -> dict[str, Any] | str:
-        """Where the samples of a task come from, for a plan."""
+        """Returns where the samples of a task come from, for the plan."""
         return file_identity(self.files[task]) if task in self.files else "generated"
 
     def plan(self, methods: Methods, lengths: Sequence[int]) -> dict[str, Any]:
-        """What decides the answers, but for the samples."""
+        """Returns everything that decides the answers, except for the samples."""
         args = self.args
         return {
             "model": model_identity(self.folder),
@@ -124,5 +131,5 @@ class Setup:
 
 
 def command_line() -> str:
-    """The command as it was typed, for reports."""
+    """Returns the command as it was typed, for reports."""
     return shlex.join(["sparsed", *sys.argv[1:]])
