@@ -51,7 +51,7 @@ def test_phases(config: Any, expected: str) -> None:
     assert phases(config, 10) == config.phases(10) == [names[letter] for letter in expected]
 
 
-@pytest.mark.parametrize("config", [SPARSE, SlidingWindow(32), StreamingLLM(32, 16)])
+@pytest.mark.parametrize("config", [SlidingWindow(32), StreamingLLM(32, 16)])
 @pytest.mark.parametrize(("steps", "error"), [(0, ValueError), (-1, ValueError), (2.0, TypeError), (None, TypeError)])
 def test_phases_of_other_steps_are_refused(config: Any, steps: Any, error: type[Exception]) -> None:
     with pytest.raises(error, match=rf"{type(config).__name__}\.phases: steps is {steps}, expected an integer"):
