@@ -24,7 +24,7 @@ TensorAttend = Callable[..., Tensor]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 # Tokens that pass through the MLP at once: it bounds the memory of long sequences.
-_MLP_ROWS = 4096
+_MLP_TOKENS = 4096
 
 
 class TorchTransformer:
@@ -159,7 +159,7 @@ class NetworkLayer(nn.Module):
 
     def _mlp(self, hidden: Tensor) -> Tensor:
         out = torch.empty_like(hidden)
-        parts = (torch.split(tensor.flatten(0, 1), _MLP_ROWS) for tensor in (hidden, out))
+        parts = (torch.split(tensor.flatten(0, 1), _MLP_TOKENS) for tensor in (hidden, out))
         for rows, result in zip(*parts, strict=True):
             normed = self.mlp_norm(rows)
             result.copy_(self.down(F.silu(self.gate(normed)) * self.up(normed)))
