@@ -126,7 +126,7 @@ def check(dtypes: list[str], head_dims: list[int]) -> list[str]:
 def flex_run(pattern: BlockPattern, q: Any, k: Any, v: Any) -> Run:
     from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-    device_mask = torch.from_numpy(pattern.to_mask()).cuda().int()
+    device_mask: Any = torch.from_numpy(pattern.to_mask()).cuda().int()
     counts = device_mask.sum(-1).int()
     indices = device_mask.argsort(-1, descending=True, stable=True).int()
     none = torch.zeros_like(counts)

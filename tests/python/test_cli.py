@@ -86,7 +86,7 @@ def test_errors_are_one_line_and_status_2(capsys, arguments, message) -> None:
         (["generate", MODEL, "the", "--gen-lenght", "8"], "did you mean --gen-length?"),
         (["generate", MODEL, "the", "--min_length=8"], "did you mean --min-length?"),
         (["generate", MODEL, "two", "words"], "a prompt of several words needs quotes around it"),
-        (["eval", "--methods", "sliding windo"], "did you mean sliding window?"),
+        (["eval", "--methods", "sliding windo"], "did you mean sliding-window?"),
         (["demo", "--dtype", "bfloat"], "did you mean bfloat16?"),
         (["info", "--unknown"], "unrecognized arguments: --unknown"),
         (["generate"], "required: MODEL_DIR"),
@@ -160,7 +160,7 @@ def test_help_has_groups_defaults_and_examples_that_parse(capsys, monkeypatch, c
 
 def test_a_command_of_many_generations_notes_once(capsys, tmp_path) -> None:
     options = shlex.split(
-        "--tasks niah_single_1 --lengths 256 --samples 2 --methods SparseD --preset paper --style small"
+        "--tasks niah_single_1 --lengths 256 --samples 2 --methods sparsed --preset paper --style small"
     )
     status, _, err = run(capsys, "eval", "demo", *options, "--rho", "0.31", "--out", str(tmp_path))
     notes = [line for line in err.splitlines() if line.startswith("sparsed: note: ")]

@@ -263,7 +263,7 @@ _COMMANDS = {
         "accuracy and cost of dense, SparseD and baselines on RULER-style tasks",
         add_eval_options,
         run_eval,
-        ("sparsed eval demo --tasks niah_single_1 --lengths 1024 2048 --samples 5 --methods dense SparseD",),
+        ("sparsed eval demo --tasks niah_single_1 --lengths 1024 2048 --samples 5 --methods dense sparsed",),
     ),
     "ablate": _Command(
         "SparseD without its parts, and sweeps of its settings",

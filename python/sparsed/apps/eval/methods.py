@@ -30,7 +30,7 @@ class Method:
 
     def settings(self) -> dict[str, Any]:
         """What the method does, by plain values for a plan."""
-        part = self.sparse or self.cache
+        part = self.sparse or self.kv_cache
         return {} if part is None else {**settings_of(part), "block_length": self.block_length}
 
     def sampler(self, sampler: Sampler, gen_length: int) -> Sampler:
