@@ -73,9 +73,7 @@ class SparseConfig:
         if not isinstance(self.isolate, bool):
             raise TypeError(f"SparseConfig: isolate is {self.isolate!r}, expected a bool")
         if self.selection_scale is not None:
-            check.number(
-                "selection_scale", self.selection_scale, low=0, high=1e35
-            )  # the range of `scale` in the kernels
+            check.number("selection_scale", self.selection_scale, low=0, high=1e35)  # the kernels' range of `scale`
             object.__setattr__(self, "selection_scale", float(self.selection_scale))
             if self.selection_scale == 0:
                 raise ValueError("SparseConfig: selection_scale is 0.0, expected a finite number above 0")
