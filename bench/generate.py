@@ -175,7 +175,7 @@ def _torch_steps(
         return None
     flex_reason = "not asked for" if "flex" not in options.peers else PEERS["flex"].why_not()
     if flex_reason is None and case.length % PUBLISHED_BLOCK:
-        flex_reason = f"{case.length} tokens are no multiple of {PUBLISHED_BLOCK}"
+        flex_reason = f"{case.length} tokens are not a multiple of {PUBLISHED_BLOCK}"
     if flex_reason is not None:
         report.skip("torch layers with flex", flex_reason)
     try:

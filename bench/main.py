@@ -21,7 +21,7 @@ from .report import Report
 _BENCHMARKS = {
     "attention": ("attention", "dense and sparse attention against torch", ("shape", "sparsity", "peers")),
     "selection": ("selection", "the cost of a selection, fused with a dense pass and separate", ("shape", "blocks")),
-    "gqa": ("gqa", "grouped key/value heads against as many as query heads", ("shape",)),
+    "gqa": ("gqa", "grouped key/value heads against one per query head", ("shape",)),
     "linear": ("linear", "packed linear layers against torch", ("model", "peers")),
     "step": ("step", "a denoising step by part", ("length", "model", "layers", "blocks")),
     "generate": ("generate", "whole generations from measured steps", ("length", "model", "layers", "peers")),

@@ -19,7 +19,7 @@ COLUMNS: tuple[Column, ...] = (
     ("processes", "processes", str),
     *TIME_COLUMNS,
     ("cpu_s", "CPU ms", milliseconds),
-    ("over_alone", "over alone", ratio),
+    ("over_alone", "over one process", ratio),
     ("over_baseline", "over baseline", percent),
 )
 NOTE = (

@@ -64,7 +64,7 @@ def _rows(case: GenerationCase, path: Path, options: Options, report: Report) ->
     model.step(model.select)()  # selects the blocks that the sparse steps use
     reason = "not asked for" if "flex" not in options.peers else PEERS["flex"].why_not()
     if reason is None and case.length % PUBLISHED_BLOCK:
-        reason = f"{case.length} tokens are no multiple of {PUBLISHED_BLOCK}"
+        reason = f"{case.length} tokens are not a multiple of {PUBLISHED_BLOCK}"
     if reason is None:
         steps["torch flex", "sparse"] = model.step(model.layers.flex(model.blocks()))
         _check(model, steps["torch flex", "sparse"], steps["sparsed", "sparse"], "torch flex")

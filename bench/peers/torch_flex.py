@@ -25,7 +25,7 @@ class TorchFlex(TorchPeer):
 
     def sparse(self, q: Array, k: Array, v: Array, blocks: Blocks) -> Contender:
         if blocks.length % blocks.block_size:
-            raise SkipError(f"{blocks.length} tokens are no multiple of its blocks of {blocks.block_size}")
+            raise SkipError(f"{blocks.length} tokens are not a multiple of its blocks of {blocks.block_size}")
         torch = load_torch()
         from torch._dynamo.exc import TorchDynamoException
         from torch._inductor.exc import InductorError

@@ -75,7 +75,7 @@ def _read_header(path: Path, size: int) -> tuple[dict[str, Any], int]:
             if known := first_bytes(prefix + file.read(FIRST_BYTES)):
                 raise ValueError(f"{path} is {known}")
             raise ValueError(
-                f"{path} is truncated or no safetensors file: its header has {length} bytes, "
+                f"{path} is truncated or not a safetensors file: its header has {length} bytes, "
                 f"expected at most {min(MAX_HEADER_BYTES, size - 8)}"
             )
         return parse_json(file.read(length), f"the header of {path}", unique=True), 8 + length

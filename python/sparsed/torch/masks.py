@@ -62,7 +62,7 @@ def key_mask(function: str, mask: torch.Tensor | None, batch: int) -> torch.Tens
 
 
 def _live(function: str, mask: torch.Tensor) -> Any:
-    """Returns an array that is True where a query sees a key, and checks that the mask is no bias."""
+    """Returns an array that is True where a query sees a key, and checks that the mask is not a bias."""
     if mask.dtype == torch.bool:
         return _plain(mask)
     scores = _plain(mask.detach())

@@ -151,7 +151,7 @@ def cache_handle(cache: Attends) -> int:
 
 
 def _pattern(mask: torch.Tensor, block_size: int, q_len: int, kv_len: int) -> sparsed.BlockPattern:
-    """Makes a pattern of a block mask, in every call anew, because nothing shows whether the mask was changed."""
+    """Makes a pattern from a block mask. Every call does so again, because nothing shows whether the mask changed."""
     return sparsed.BlockPattern.from_mask(mask.cpu(), block_size=block_size, q_len=q_len, kv_len=kv_len)
 
 

@@ -157,7 +157,7 @@ def _projections(module: nn.Module) -> tuple[tuple[str, ...], int, int] | None:
 
 
 def _is_linear(module: nn.Module) -> bool:
-    """Returns whether a module is a linear layer. Quantised layers and layers with adapters are no ``nn.Linear``."""
+    """Returns whether a module is a linear layer, which need not be an ``nn.Linear``: it may be quantised."""
     return all(isinstance(getattr(module, name, None), int) for name in ("in_features", "out_features"))
 
 
