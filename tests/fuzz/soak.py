@@ -2,7 +2,7 @@
 
     python tests/fuzz/soak.py --generations 1000
 
-It prints the resident memory every hundred generations, and how much the second half gained. More than 2 % is a failure.
+It prints the resident memory every hundred generations, and how much the second half gained. More than 2 % fails.
 """
 
 from __future__ import annotations
