@@ -1,7 +1,7 @@
-"""Benchmarks of sparsed: `sparsed bench --help` lists them; `plot` and `tables` show their results.
+"""Benchmarks of sparsed. `sparsed bench --help` lists them, and `plot` and `tables` show their results.
 
-Cases are data (`cases`), results are checked before they are timed, contenders alternate (`harness`), and every figure
-goes into a table and a JSON file with the machine that it was taken on (`report`).
+The cases are data (`cases`). Each result is checked before it is timed, and contenders run in turns (`harness`). Every
+figure goes into a table and into a JSON file that describes the machine (`report`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`python -m bench`: the same as `sparsed bench`."""
+"""Makes `python -m bench` do the same as `sparsed bench`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Inputs of the benchmarks, and the float64 results that they are checked against."""
+"""Makes the inputs of the benchmarks, and checks results against float64."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "float16": np.dtype(np.float16),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
-# Rows of a long result that are compared with float64; the first and the last are always among them.
+# How many rows and columns of a long result are compared with float64. The first and the last row are among them.
 _CHECKED_ROWS = 16
 _CHECKED_COLUMNS = 256
-# Relative errors that no mistake explains: another order of the sums does.
+# Relative errors up to these come from rounding and from the order of sums.
 _ROUNDING = {DTYPES["float32"]: 1e-5, DTYPES["float16"]: 1e-3, DTYPES["bfloat16"]: 1e-2}
 
 
 class CheckError(ValueError):
-    """A result is wrong: it is not worth timing."""
+    """Says that a result is wrong, so that timing it is pointless."""
 
 
 def random_array(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> Array:
-    """Normally distributed, drawn in float32 row by row so that no large temporary appears."""
+    """Returns normally distributed values. They are drawn matrix by matrix to avoid a large temporary in float32."""
     out = np.empty(shape, DTYPES[dtype])
-    for row in out.reshape(-1, shape[-2], shape[-1]):
-        row[:] = rng.standard_normal(shape[-2:], np.float32)
+    for matrix in out.reshape(-1, shape[-2], shape[-1]):
+        matrix[:] = rng.standard_normal(shape[-2:], np.float32)
     return out
 
 
 def random_qkv(case: AttentionCase, seed: int = 0) -> tuple[Array, Array, Array]:
-    """q (1, H, L, D), k and v (1, H_kv, L, D)."""
+    """Returns random q (1, H, L, D), k and v (1, H_kv, L, D)."""
     rng = np.random.default_rng(seed)
     q, k, v = (
         random_array(rng, (1, heads, case.length, case.head_dim), case.dtype)
@@ -52,7 +52,7 @@ def random_qkv(case: AttentionCase, seed: int = 0) -> tuple[Array, Array, Array]
 
 @dataclass(frozen=True)
 class Blocks:
-    """A block pattern as a mask, for everybody, and as sparsed's own object."""
+    """A block pattern as a mask, which every contender can use, and as sparsed's `BlockPattern`."""
 
     mask: NDArray[np.bool_]  # (1, H, q_blocks, kv_blocks)
     block_size: int
@@ -65,19 +65,19 @@ class Blocks:
 
     @cached_property
     def density(self) -> float:
-        """Share of the (query, key) pairs that are selected; the last block counts with its real size."""
-        rows = np.full(self.mask.shape[2], self.block_size, np.float64)
-        rows[-1] -= len(rows) * self.block_size - self.length
+        """The fraction of the (query, key) pairs that is selected. The last block counts with its real size."""
+        sizes = np.full(self.mask.shape[2], self.block_size, np.float64)
+        sizes[-1] -= len(sizes) * self.block_size - self.length
         heads = self.mask.shape[1]
-        return float(np.einsum("q,hqk,k->", rows, self.mask[0].astype(np.float64), rows) / heads / self.length**2)
+        return float(np.einsum("q,hqk,k->", sizes, self.mask[0].astype(np.float64), sizes) / heads / self.length**2)
 
-    def keys(self, head: int, row: int) -> NDArray[np.bool_]:
-        """(L,): the keys that a query row attends to."""
-        return np.repeat(self.mask[0, head, row // self.block_size], self.block_size)[: self.length]
+    def keys(self, head: int, position: int) -> NDArray[np.bool_]:
+        """Returns which keys (L,) the query at a position attends to."""
+        return np.repeat(self.mask[0, head, position // self.block_size], self.block_size)[: self.length]
 
 
 def random_blocks(length: int, heads: int, block_size: int, density: float, seed: int = 1) -> Blocks:
-    """In each row the diagonal block and others drawn at random, as many in every row; each head has its own."""
+    """Selects in each row the diagonal block and random others, separately per head and equally many in each row."""
     rng = np.random.default_rng(seed)
     count = -(-length // block_size)
     keep = kept_blocks(length, block_size, density)
@@ -91,11 +91,11 @@ def random_blocks(length: int, heads: int, block_size: int, density: float, seed
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Errors against float64, root mean squares over that of the exact values.
+    """Root mean square errors against float64, relative to the root mean square of the exact values.
 
     Attributes:
-        error: Of the result.
-        naive: Of a plain computation in the same dtype.
+        error: The error of the result.
+        naive: The error of a plain computation in the same dtype.
     """
 
     error: float
@@ -106,7 +106,7 @@ class Accuracy:
 
 
 def _judge(name: str, out: Array, exact: Array, naive: Array) -> Accuracy:
-    """Refuses a result that is wrong; how exact it is beyond that, the report shows."""
+    """Raises CheckError for a wrong result, and returns the accuracy of a right one for the report."""
     size = _rms(exact)
     accuracy = Accuracy(_rms(out.astype(np.float64) - exact) / size, _rms(naive - exact) / size)
     bound = max(2 * accuracy.naive, _ROUNDING[out.dtype])
@@ -122,27 +122,27 @@ def _rms(values: Array) -> float:
 def check_attention(
     name: str, out: Array, q: Array, k: Array, v: Array, blocks: Blocks | None, *, full: bool
 ) -> Accuracy:
-    """Compares with float64: all rows of all heads, or some rows of the first and the last head.
+    """Compares a result with float64: at all queries of all heads, or at some queries of the first and the last head.
 
     Raises:
-        CheckError: The error is twice that of a naive computation in the same dtype, and more than rounding.
+        CheckError: The error is more than twice that of a naive computation in the same dtype, and more than rounding.
     """
     heads, length = q.shape[1], q.shape[2]
     drawn = np.random.default_rng(2).integers(0, length, _CHECKED_ROWS - 2)
-    rows = np.arange(length) if full else np.unique([0, length - 1, *drawn])
+    positions = np.arange(length) if full else np.unique([0, length - 1, *drawn])
     found, exact, naive = [], [], []
     for head in range(heads) if full else sorted({0, heads - 1}):
         kv_head = head * k.shape[1] // heads
-        queries, keys, values = q[0, head, rows], k[0, kv_head], v[0, kv_head]
-        live = None if blocks is None else np.stack([blocks.keys(head, int(row)) for row in rows])
-        found.append(out[0, head, rows])
-        exact.append(_naive_rows(queries, keys, values, live, np.dtype(np.float64)))
-        naive.append(_naive_rows(queries, keys, values, live, q.dtype))
+        queries, keys, values = q[0, head, positions], k[0, kv_head], v[0, kv_head]
+        live = None if blocks is None else np.stack([blocks.keys(head, int(position)) for position in positions])
+        found.append(out[0, head, positions])
+        exact.append(_naive_attention(queries, keys, values, live, np.dtype(np.float64)))
+        naive.append(_naive_attention(queries, keys, values, live, q.dtype))
     return _judge(name, np.stack(found), np.stack(exact), np.stack(naive))
 
 
-def _naive_rows(q: Array, k: Array, v: Array, live: NDArray[np.bool_] | None, dtype: np.dtype[Any]) -> Array:
-    """softmax(q k^T / sqrt(D)) v of some rows; what a dtype cannot hold is rounded after each operation, as float64."""
+def _naive_attention(q: Array, k: Array, v: Array, live: NDArray[np.bool_] | None, dtype: np.dtype[Any]) -> Array:
+    """Computes softmax(q k^T / sqrt(D)) v for some queries, rounding to `dtype` after each operation, as float64."""
     wide: Any = np.float64 if dtype == np.float64 else np.float32
     q, k, v = (array.astype(wide) for array in (q, k, v))
     scores: Array = (q @ k.T * wide(q.shape[1] ** -0.5)).astype(dtype).astype(wide)
@@ -155,7 +155,7 @@ def _naive_rows(q: Array, k: Array, v: Array, live: NDArray[np.bool_] | None, dt
 
 
 def check_linear(name: str, out: Array, x: Array, weight: Array) -> Accuracy:
-    """As `check_attention`, for some rows and columns of x weight^T."""
+    """Compares some rows and columns of x weight^T with float64, as `check_attention` does."""
     rows = np.unique(np.linspace(0, len(x) - 1, _CHECKED_ROWS).astype(int))
     columns = np.unique(np.linspace(0, len(weight) - 1, _CHECKED_COLUMNS).astype(int))
     exact = x[rows].astype(np.float64) @ weight[columns].astype(np.float64).T
@@ -164,13 +164,13 @@ def check_linear(name: str, out: Array, x: Array, weight: Array) -> Accuracy:
 
 
 def check_selection(blocks: Blocks, q: Array, k: Array, parts: list[tuple[range, int]]) -> float:
-    """The largest share of probability mass that a row loses against the best choice in float64.
+    """Returns the largest fraction of probability mass that a row loses compared with the best choice in float64.
 
     Args:
-        blocks: What was selected.
+        blocks: The selected blocks.
         q: (1, H, L, D).
         k: (1, H_kv, L, D).
-        parts: Key blocks that compete with each other, and how many of them each row keeps.
+        parts: The ranges of key blocks that compete with each other, and how many of each range a row keeps.
 
     Raises:
         CheckError: A row keeps another number of blocks, or loses more mass than rounding explains.

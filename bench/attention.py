@@ -1,4 +1,4 @@
-"""`sparsed bench attention`: dense and block-sparse attention against torch, over lengths, densities, block sizes."""
+"""`sparsed bench attention` times dense and block-sparse attention against torch, over lengths and sparsities."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ COLUMNS: tuple[Column, ...] = (
     *ERROR_COLUMNS,
 )
 NOTE = (
-    "FLOPs are those of the selected blocks. Packing and planning are inside sparsed's times; flex's mask is built and "
-    "compiled outside of its times. efficiency = dense time x density / sparse time, of the same library. error: "
-    "relative, against float64, on some rows; naive: of a plain computation in the same dtype."
+    "FLOPs count only the selected blocks. sparsed's times include packing and planning; flex's times do not include "
+    "building and compiling its mask. efficiency = dense time x density / sparse time, of the same library. error is "
+    "relative to float64 and taken on some rows; naive is the error of a plain computation in the same dtype."
 )
 SPARSED, SDPA, FLEX = "sparsed", "torch SDPA", "torch flex"
-# Checked in full before anything is timed: odd on purpose.
+# Small cases of this length are checked in full before anything is timed. No block size divides it.
 _SMALL_LENGTH = 300
 
 
 def run(options: Options, report: Report) -> None:
-    """All cases."""
+    """Measures all cases."""
     axes = options.attention_axes()
     peers, missing = available_peers([name for name in ("sdpa", "flex", "numpy") if name in options.peers])
     for name, reason in missing.items():
@@ -59,7 +59,7 @@ def run(options: Options, report: Report) -> None:
 
 
 def _check_small(axes: AttentionAxes) -> None:
-    """Every row of every kind of case against float64."""
+    """Checks every row of every kind of case against float64."""
     for dtype in axes.dtypes:
         for head_dim in axes.head_dims:
             case = AttentionCase(dtype, head_dim, _SMALL_LENGTH, *axes.heads)
@@ -73,7 +73,7 @@ def _check_small(axes: AttentionAxes) -> None:
 
 @dataclass(frozen=True)
 class _Entry:
-    """A contender whose result is right, the blocks that it computes (None: all) and how exact it is."""
+    """A contender whose result is right, the blocks that it computes (None for all) and its accuracy."""
 
     contender: Contender
     blocks: Blocks | None
@@ -91,7 +91,7 @@ def _key(name: str, blocks: Blocks | None) -> str:
 def _entries(
     case: AttentionCase, sparsities: Sequence[tuple[int, float]], peers: Sequence[Peer], report: Report
 ) -> list[_Entry]:
-    """Everybody who takes part in a case."""
+    """Returns the contenders of a case whose results are right, and reports why others are skipped."""
     q, k, v = random_qkv(case)
     asked: list[tuple[str, Blocks | None, Callable[[], Contender | None]]] = [(SPARSED, None, partial(_dense, q, k, v))]
     asked += [(peer.name, None, partial(peer.dense, q, k, v)) for peer in peers]
@@ -130,7 +130,7 @@ def _sparse(q: Array, k: Array, v: Array, blocks: Blocks) -> Contender:
 
 
 def _figures(case: AttentionCase, entry: _Entry, timings: Mapping[str, Timing]) -> Row:
-    """One contender's times, and what it gains over dense attention and over the peers."""
+    """Returns one contender's times and its speed-ups over dense attention and over the peers."""
     name, blocks = entry.contender.name, entry.blocks
     timing = timings[entry.key]
     density = 1.0 if blocks is None else blocks.density
@@ -143,9 +143,10 @@ def _figures(case: AttentionCase, entry: _Entry, timings: Mapping[str, Timing]) 
         "flops_per_s": case.flops_per_pair * case.dense_pairs * density / timing.median,
         **entry.accuracy.fields(),
     }
-    own_dense = timings.get(SDPA if name == FLEX else name)
-    if blocks is not None and own_dense is not None:
-        row["speedup_dense"] = own_dense.median / timing.median
+    # flex has no dense kernel here; it belongs to the same library as SDPA.
+    dense = timings.get(SDPA if name == FLEX else name)
+    if blocks is not None and dense is not None:
+        row["speedup_dense"] = dense.median / timing.median
         row["efficiency"] = density * row["speedup_dense"]
     if name == SPARSED:
         for column, rival in (("versus_sdpa", SDPA), ("versus_flex", _key(FLEX, blocks))):

@@ -1,4 +1,4 @@
-"""What is measured, as data: shapes, dtypes, densities, block sizes, published figures to compare with."""
+"""The cases of the benchmarks as data: shapes, dtypes, densities, block sizes, and published figures."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 DENSITIES = (0.05, 0.1, 0.2, 0.31, 0.5, 0.7, 1.0)
-# The density that the published settings (rho 0.3) lead to, and their block size.
+# The density and the block size of the published settings (rho 0.3).
 PUBLISHED_DENSITY = 0.31
 PUBLISHED_BLOCK = 128
 
@@ -25,16 +25,16 @@ class AttentionCase:
 
     @property
     def dense_pairs(self) -> int:
-        """(Query, key) pairs of one head."""
+        """The number of (query, key) pairs of one head."""
         return self.length**2
 
     @property
     def flops_per_pair(self) -> int:
-        """Of all heads: a multiply and an add per dimension, in q k^T and again in p v."""
+        """The FLOPs of all heads: a multiply and an add per dimension, in q k^T and again in p v."""
         return 4 * self.heads * self.head_dim
 
     def fields(self) -> dict[str, Any]:
-        """Of a row of results."""
+        """Returns the fields for a row of results."""
         return dataclasses.asdict(self)
 
     def __str__(self) -> str:
@@ -43,11 +43,12 @@ class AttentionCase:
 
 @dataclass(frozen=True)
 class AttentionAxes:
-    """The cases of a benchmark: every combination of its axes.
+    """The cases of a benchmark, which are all combinations of its axes.
 
     Attributes:
-        heads: (query heads, key/value heads).
-        sweep_lengths: Lengths at which all block sizes and densities are measured; elsewhere the published ones are.
+        heads: The numbers of query heads and of key/value heads.
+        sweep_lengths: The lengths at which all block sizes and densities are measured. Other lengths are measured only
+            with the published block size and density.
     """
 
     dtypes: tuple[str, ...] = ("bfloat16", "float32")
@@ -59,14 +60,14 @@ class AttentionAxes:
     sweep_lengths: tuple[int, ...] = (8192, 16384)
 
     def cases(self) -> Iterator[AttentionCase]:
-        """In the order in which they run."""
+        """Yields the cases in the order in which they run."""
         for dtype in self.dtypes:
             for head_dim in self.head_dims:
                 for length in self.lengths:
                     yield AttentionCase(dtype, head_dim, length, *self.heads)
 
     def sparsities(self, length: int) -> list[tuple[int, float]]:
-        """(block size, density) at a length; of densities that keep as many blocks of a row, the first."""
+        """Returns (block size, density) pairs for a length. Of densities that keep equally many blocks, one remains."""
         if length in self.sweep_lengths:
             found: dict[tuple[int, int], float] = {}
             for block in self.block_sizes:
@@ -82,7 +83,7 @@ ATTENTION_QUICK = AttentionAxes(lengths=(1024,), densities=(0.31, 1.0), block_si
 SELECTION = AttentionAxes(lengths=(4096, 8192, 16384, 32768), block_sizes=(128, 64, 32))
 SELECTION_QUICK = AttentionAxes(lengths=(1024,), block_sizes=(128, 32))
 
-# (query heads, key/value heads) as Dream has them.
+# Dream's numbers of query heads and of key/value heads, and a small version.
 GQA_HEADS = (28, 4)
 GQA_QUICK_HEADS = (7, 1)
 
@@ -92,28 +93,28 @@ LINEAR_TOKENS = (128, 4096)
 LINEAR_QUICK_MODELS = ("demo",)
 LINEAR_QUICK_TOKENS = (256,)
 
-# rho by block size in the published settings: 0.5 for short contexts (block 32), 0.3 for long ones.
+# The published values of rho by block size: 0.5 for short contexts (block size 32) and 0.3 for long ones.
 PUBLISHED_RHO = {16: 0.5, 32: 0.5, 64: 0.3, 128: 0.3, 256: 0.3}
 
 
 @dataclass(frozen=True)
 class LinearCase:
-    """y (rows, outputs) = x (rows, inputs) w^T."""
+    """The product y (tokens, outputs) = x (tokens, inputs) w^T."""
 
     name: str
-    rows: int
+    tokens: int
     outputs: int
     inputs: int
 
     @property
     def flops(self) -> int:
-        """A multiply and an add per weight and row."""
-        return 2 * self.rows * self.outputs * self.inputs
+        """The FLOPs: a multiply and an add per weight and token."""
+        return 2 * self.tokens * self.outputs * self.inputs
 
 
 @dataclass(frozen=True)
 class LayerShape:
-    """A model's layers: what a random checkpoint of a few of them needs."""
+    """The sizes of a model's layers, from which a random checkpoint with a few layers is made."""
 
     name: str
     family: Literal["llada", "dream"]
@@ -131,7 +132,7 @@ class LayerShape:
         return self.hidden_size // self.num_heads
 
     def linear_cases(self, tokens: tuple[int, ...]) -> Iterator[LinearCase]:
-        """The linear layers for batches of so many tokens; the head for as many as a generation has at most."""
+        """Yields the linear layers for each number of tokens, and the head for the tokens of one generation."""
         queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         sizes = {
             "qkv": (queries + 2 * keys, self.hidden_size),
@@ -140,8 +141,8 @@ class LayerShape:
             "down": (self.hidden_size, self.intermediate_size),
         }
         for name, (outputs, inputs) in sizes.items():
-            for rows in tokens:
-                yield LinearCase(f"{self.name} {name}", rows, outputs, inputs)
+            for count in tokens:
+                yield LinearCase(f"{self.name} {name}", count, outputs, inputs)
         yield LinearCase(f"{self.name} head", min(min(tokens), GENERATED_TOKENS), self.vocab_size, self.hidden_size)
 
 
@@ -157,7 +158,7 @@ LAYER_SHAPES = {
 
 @dataclass(frozen=True)
 class GenerationCase:
-    """Steps of a random checkpoint: a model's layer shape, how many of its layers, and the sequence's length."""
+    """The steps of a random checkpoint with `layers` layers of a model's shape, for a sequence of `length` tokens."""
 
     model: str
     layers: int
@@ -170,21 +171,21 @@ GENERATION = tuple(
     for model in ("llada-8b", "dream-7b")
     for layers, length, repeat in ((2, 4096, 5), (1, 8192, 5), (1, 16384, 3), (1, 32768, 2), (1, 65536, 1))
 )
-# Longer steps take torch minutes each.
+# Torch would need minutes for a step that is longer.
 TORCH_STEP_TOKENS = 16384
 GENERATION_QUICK = (GenerationCase("demo", 2, 512, 2),)
 TORCH_LENGTHS = (2048, 4096, 8192, 16384)
-# Rows of the random checkpoints' embedding and head.
+# The vocabulary size of the random checkpoints.
 RANDOM_VOCABULARY = 1024
 STEP_COUNTS = (128, 256, 1024)
 PUBLISHED_SKIP = 0.2
 
-# arXiv 2509.24014, one A800, bf16, T = 128: seconds of dense attention over seconds of SparseD, by length.
+# Published times of dense attention divided by those of SparseD, by length (arXiv 2509.24014, one A800, bf16, T = 128).
 PUBLISHED_SPEEDUP = {
     "llada-8b": {4096: 0.93, 8192: 0.99, 16384: 1.07, 32768: 1.16, 65536: 1.25},
     "dream-7b": {4096: 0.92, 8192: 0.96, 16384: 1.06, 32768: 1.14, 65536: 1.24},
 }
-# The same at T = 1024, published at 64k alone.
+# The same at T = 1024, which is published only for 64k.
 PUBLISHED_SPEEDUP_1024 = {"llada-8b": {65536: 1.48}, "dream-7b": {65536: 1.50}}
 
 SCALING_LENGTHS = (4096, 8192, 16384, 32768, 65536, 131072, 262144)
@@ -196,12 +197,12 @@ SHARED_CORES_QUICK_LENGTHS = (64,)
 
 
 def kept_blocks(length: int, block_size: int, density: float) -> int:
-    """Blocks of a row that make up a density, at least one."""
+    """Returns how many blocks of a row make up a density, at least one."""
     count = -(-length // block_size)
     return min(count, max(1, round(density * count)))
 
 
 def published_speedup(model: str, length: int, steps: int) -> float | None:
-    """The authors' ratio of dense to SparseD time, where they published one."""
+    """Returns the authors' ratio of dense to SparseD time, or None if they did not publish one."""
     table = {128: PUBLISHED_SPEEDUP, 1024: PUBLISHED_SPEEDUP_1024}.get(steps, {})
     return table.get(model, {}).get(length)

@@ -1,4 +1,4 @@
-"""`sparsed bench peers`: who can be compared with here, and how exact everybody is."""
+"""`sparsed bench peers` shows which other implementations can run here, and checks all results against float64."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _ROWS, _INPUTS, _OUTPUTS = 64, 128, 96
 
 
 def run(options: Options, report: Report) -> None:
-    """Every peer on every task that it has, on small shapes, against float64."""
+    """Checks every peer on each of its tasks, on small shapes, against float64."""
     rows: list[Row] = []
     for dtype in options.dtypes or ("float32", "bfloat16"):
         rows += _check(_Sparsed(), dtype)
@@ -57,7 +57,7 @@ def run(options: Options, report: Report) -> None:
 
 
 class _Sparsed(Peer):
-    """Ourselves, by the same interface."""
+    """sparsed with the interface of a peer."""
 
     name = "sparsed"
 

@@ -1,4 +1,4 @@
-"""Random checkpoints in the published format: a model's layer shape, few of its layers, a small vocabulary."""
+"""Writes random checkpoints in the published format: a few layers of a model's shape with a small vocabulary."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from sparsed.models import ConfigReader, find_architecture, tensor_shapes
 from .cases import RANDOM_VOCABULARY, LayerShape
 
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-# Random numbers that all weights are cut from: a prime, so that rows differ.
+# All weights are cut from this many random numbers. It is prime so that the rows of a matrix differ.
 _POOL = 1_048_583
 
 
 @contextlib.contextmanager
 def checkpoint_folder(folder: Path | None) -> Iterator[Path]:
-    """The folder, which is kept, or a temporary one, which is not."""
+    """Yields `folder`, or a temporary folder that is deleted afterwards if it is None."""
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         yield folder
@@ -34,7 +34,7 @@ def checkpoint_folder(folder: Path | None) -> Iterator[Path]:
 
 
 def config_values(shape: LayerShape, layers: int) -> dict[str, Any]:
-    """config.json under the family's published keys; the mask token is the vocabulary's last."""
+    """Returns a config.json with the published keys of the family. The mask token is the vocabulary's last token."""
     tokens = {"mask_token_id": RANDOM_VOCABULARY - 1, "eos_token_id": 1, "pad_token_id": 1, "torch_dtype": "bfloat16"}
     common = {"rms_norm_eps": shape.rms_norm_eps, "rope_theta": shape.rope_theta, "vocab_size": RANDOM_VOCABULARY}
     if shape.family == "dream":
@@ -72,7 +72,7 @@ def config_values(shape: LayerShape, layers: int) -> dict[str, Any]:
 
 
 def write_checkpoint(folder: Path, shape: LayerShape, layers: int, seed: int = 0) -> Path:
-    """config.json and model.safetensors in bfloat16, below `folder`; what is there already is kept."""
+    """Writes config.json and model.safetensors in bfloat16 below `folder`, unless they exist. Returns their folder."""
     path = folder / f"{shape.name}-{layers}-layers"
     if (path / "model.safetensors").exists():
         return path
@@ -98,7 +98,10 @@ def write_checkpoint(folder: Path, shape: LayerShape, layers: int, seed: int = 0
 
 
 def _arrays(shapes: dict[str, tuple[int, ...]], seed: int) -> Iterator[NDArray[Any]]:
-    """Weights of variance 1 / inputs, norms of ones, small biases: hidden states keep their size."""
+    """Yields the tensors: weights of variance 1 / inputs, norms of 1 and small biases.
+
+    With these, hidden states keep their size from layer to layer.
+    """
     pool = np.random.default_rng(seed).standard_normal(_POOL, np.float32)
     for name, size in shapes.items():
         if len(size) == 2:

@@ -1,7 +1,8 @@
-"""`sparsed bench generate`: steps of random checkpoints in LLaDA-8B's and Dream-7B's layer shape, and what follows.
+"""`sparsed bench generate` measures denoising steps and computes the speed-up of whole generations from them.
 
-Measured: the seconds of dense, selecting and sparse steps of a few layers, by part, here and in torch. Computed from
-them: the speed-up of a whole generation of T steps, and the bound that Amdahl's law sets for it.
+The steps are dense, selecting and sparse ones of random checkpoints with a few layers of LLaDA-8B's and Dream-7B's
+shape. They are timed by part, here and in torch. From these times follow the speed-up of a generation of T steps, and
+the bound that Amdahl's law sets for it.
 """
 
 from __future__ import annotations
@@ -56,18 +57,19 @@ COMPUTED_COLUMNS: tuple[Column, ...] = (
     ("published", "authors' speed-up", ratio),
 )
 NOTE = """\
-Measured: the seconds of a step of a few layers with random weights, by part; torch: the same layers and weights there,
-dense with SDPA, sparse with compiled flex_attention on the same blocks (masks built and compiled outside of the times).
-Computed: speed-up = T dense / (dense steps before the selection + the selecting step + sparse steps), skip 0.2, from
-the medians; Amdahl's bound: the selection free and the attention of a sparse step its density times the dense one, the
-rest of the step as measured; seconds: steps x layers of the whole model x the measured time per layer.
-Left out of both: the embedding and the head (the checkpoint has a small vocabulary), and the sampler.
-The authors' speed-up: arXiv 2509.24014, one A800 GPU, bf16, all layers."""
+Measured are the seconds of a step of a few layers with random weights, by part. torch runs the same layers and weights,
+dense with SDPA and sparse with compiled flex_attention on the same blocks; building and compiling masks is not timed.
+Computed from the medians: speed-up = T dense / (dense steps before the selection + the selecting step + sparse steps),
+with skip 0.2. Amdahl's bound assumes that the selection costs nothing, that the attention of a sparse step takes its
+density times the dense time, and that the rest of the step takes the measured time. Seconds are steps x layers of the
+whole model x the measured time per layer.
+Both leave out the embedding and the head (the checkpoint has a small vocabulary), and the sampler.
+The authors' speed-up is that of arXiv 2509.24014 for one A800 GPU, bf16, all layers."""
 
 
 @dataclass(frozen=True)
 class Medians:
-    """The measured steps of a case: median seconds by phase, the attention of the dense one, the sparse density."""
+    """The medians of a case: seconds by phase, seconds of the dense step's attention, and the sparse density."""
 
     dense: float
     select: float
@@ -77,7 +79,7 @@ class Medians:
 
 
 def run(options: Options, report: Report) -> None:
-    """Each model and length."""
+    """Measures each model and length."""
     with checkpoint_folder(options.folder) as folder:
         for case in options.generation_cases():
             shape = LAYER_SHAPES[case.model]
@@ -100,7 +102,7 @@ def run(options: Options, report: Report) -> None:
 
 
 def computed_rows(case: GenerationCase, medians: Medians) -> list[Row]:
-    """What the measured steps mean for generations of T steps with all layers."""
+    """Computes the times of generations of T steps with all layers from the measured steps."""
     whole = LAYER_SHAPES[case.model].num_layers / case.layers
     rows: list[Row] = []
     for steps in STEP_COUNTS:
@@ -129,9 +131,11 @@ def computed_rows(case: GenerationCase, medians: Medians) -> list[Row]:
 def _measure(
     case: GenerationCase, path: Path, options: Options, report: Report, title: str
 ) -> tuple[dict[str, list[StepTime]], dict[str, Timing]]:
-    """Rounds of dense, select and sparse steps, here and in torch in turns; the first round warms up.
+    """Times dense, selecting and sparse steps here and in torch, in turns. The first round warms up.
 
-    The step after torch's is not timed: it waits for memory and caches, which steps of one generation do not."""
+    The step after torch's is not timed, because it waits for memory and caches that torch has used. Steps of one
+    generation do not.
+    """
     generated = min(GENERATED_TOKENS, case.length // 4)
     model = load_model(path, "bfloat16")
     rho = PUBLISHED_RHO[PUBLISHED_BLOCK]
@@ -161,7 +165,7 @@ def _measure(
 def _torch_steps(
     case: GenerationCase, path: Path, steps: DenoisingSteps, options: Options, report: Report
 ) -> TorchSteps | None:
-    """The same steps in torch, checked against ours; None where torch cannot take part."""
+    """Returns the same steps in torch, checked against ours, or None if torch cannot take part."""
     reason = "not asked for" if "sdpa" not in options.peers else PEERS["sdpa"].why_not()
     if reason is None and case.length > TORCH_STEP_TOKENS:
         reason = f"{case.length} tokens take minutes a step, compared up to {TORCH_STEP_TOKENS}"
@@ -170,7 +174,7 @@ def _torch_steps(
         return None
     flex_reason = "not asked for" if "flex" not in options.peers else PEERS["flex"].why_not()
     if flex_reason is None and case.length % PUBLISHED_BLOCK:
-        flex_reason = f"{case.length} tokens are no multiple of {PUBLISHED_BLOCK}"
+        flex_reason = f"{case.length} tokens are not a multiple of {PUBLISHED_BLOCK}"
     if flex_reason is not None:
         report.skip("torch layers with flex", flex_reason)
     try:
@@ -181,7 +185,7 @@ def _torch_steps(
 
 
 class TorchSteps:
-    """A step of the same checkpoint in torch: dense with SDPA, sparse with flex on the blocks that were selected."""
+    """Steps of the same checkpoint in torch, dense with SDPA and sparse with flex on the blocks that were selected."""
 
     def __init__(self, case: GenerationCase, path: Path, steps: DenoisingSteps, *, flex: bool) -> None:
         from .peers.torch_layers import Attention, TorchLayers
@@ -196,7 +200,7 @@ class TorchSteps:
             self._attention["sparse"] = self._layers.flex(blocks)
 
     def run(self) -> dict[str, float]:
-        """Seconds by phase."""
+        """Runs one step per phase and returns its seconds."""
         seconds = {}
         for phase, attention in self._attention.items():
             began = time.perf_counter()
@@ -205,7 +209,7 @@ class TorchSteps:
         return seconds
 
     def _check(self) -> None:
-        """Both compute the same logits, as far as bfloat16 carries."""
+        """Checks that both compute the same logits within the precision of bfloat16."""
         ours = self._steps.logits()[0].astype(np.float32)
         theirs = self._layers.logits(self._steps.ids, self._steps.positions).astype(np.float32)
         difference = float(np.sqrt(np.mean((ours - theirs) ** 2) / np.mean(ours**2)))

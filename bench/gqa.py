@@ -1,4 +1,4 @@
-"""`sparsed bench gqa`: few key/value heads (Dream's 28 / 4) beside as many as query heads, time per query head."""
+"""`sparsed bench gqa` compares grouped key/value heads (Dream's 28 / 4) with one key/value head per query head."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ COLUMNS: tuple[Column, ...] = (
 
 
 def run(options: Options, report: Report) -> None:
-    """Each dtype (bfloat16 unless it is given), head_dim and length: dense and sparse, both kinds of heads in turns."""
+    """Measures each dtype (bfloat16 by default), head_dim and length, with both kinds of heads in turns."""
     default_heads, default_kv_heads = GQA_QUICK_HEADS if options.quick else GQA_HEADS
     heads, kv_heads = options.heads or default_heads, options.kv_heads or default_kv_heads
     for dtype in options.dtypes or ("bfloat16",):
@@ -35,7 +35,7 @@ def run(options: Options, report: Report) -> None:
 
 
 def _rows(cases: list[AttentionCase], options: Options, title: str) -> list[Row]:
-    """The last case is that of as many key/value heads as query heads."""
+    """Measures all cases in turns. The last one has as many key/value heads as query heads."""
     contenders = {}
     for case in cases:
         q, k, v = random_qkv(case)

@@ -1,4 +1,4 @@
-"""Timing: contenders alternate, medians and spread are kept."""
+"""Times contenders in turns, and keeps medians and spread."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any
 
 from .arrays import Array
 
-# A pause before each contender, in which the threads of the one before, or of the check, stop spinning: OpenBLAS's
-# take 105 ms on the machine of the results.
+# A pause before each contender, in which the threads of the previous one or of the check stop spinning. OpenBLAS's
+# threads spin for 105 ms on the machine of the results.
 _PAUSE = 0.15
 
 
 @dataclass(frozen=True)
 class Contender:
-    """Something to time: `run` computes, `array` makes an array of its result for the check."""
+    """Something to time. `run` computes, and `array` converts its result to an array for the check."""
 
     name: str
     run: Callable[[], Any]
@@ -27,7 +27,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of the runs of one contender, in the order of the rounds."""
+    """The seconds of one contender's runs, in the order of the rounds."""
 
     seconds: tuple[float, ...]
 
@@ -41,7 +41,7 @@ class Timing:
 
     @property
     def quartiles(self) -> tuple[float, float]:
-        """The first and the third."""
+        """The first and the third quartile."""
         if len(self.seconds) < 2:
             return self.seconds[0], self.seconds[0]
         low, _, high = statistics.quantiles(self.seconds, n=4, method="inclusive")
@@ -49,12 +49,12 @@ class Timing:
 
     @property
     def spread(self) -> float:
-        """Distance of the quartiles over the median."""
+        """The distance of the quartiles divided by the median."""
         low, high = self.quartiles
         return (high - low) / self.median
 
     def fields(self) -> dict[str, Any]:
-        """What the JSON holds of it."""
+        """Returns the fields for the JSON file."""
         low, high = self.quartiles
         return {
             "median_s": self.median,
@@ -67,19 +67,21 @@ class Timing:
 
 
 def time_in_turns(contenders: Mapping[str, Callable[[], object]], repeat: int, min_seconds: float) -> dict[str, Timing]:
-    """Runs A B C A B C ...: the machine's load meets all alike. Each is warmed up first, by two runs or more.
+    """Times contenders in turns, A B C A B C ..., so that other load on the machine affects all alike.
+
+    Each contender is warmed up first by two or more runs.
 
     Args:
-        contenders: What runs, by name.
-        repeat: Rounds.
-        min_seconds: A sample repeats a shorter run until it lasts about this long, and counts the mean.
+        contenders: The functions to time, by name.
+        repeat: The number of rounds.
+        min_seconds: Runs that are shorter are repeated until a sample lasts about this long; the sample is their mean.
     """
     loops = {name: _calibrate(run, min_seconds) for name, run in contenders.items()}
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(repeat):
         for name, run in contenders.items():
             time.sleep(_PAUSE)
-            for _ in range(loops[name] // 2):  # its threads wake up, on one core at first
+            for _ in range(loops[name] // 2):  # the threads wake up, and may all start on one core
                 run()
             began = time.perf_counter()
             for _ in range(loops[name]):
@@ -89,7 +91,7 @@ def time_in_turns(contenders: Mapping[str, Callable[[], object]], repeat: int, m
 
 
 def _calibrate(run: Callable[[], object], min_seconds: float) -> int:
-    """Runs of one sample, by the fastest run for as long. The first, which may be cold, does not count."""
+    """Returns the number of runs in a sample, from the fastest of some runs. The first, cold one does not count."""
     time.sleep(_PAUSE)
     run()
     seconds: list[float] = []
@@ -101,5 +103,5 @@ def _calibrate(run: Callable[[], object], min_seconds: float) -> int:
 
 
 def median_ratio(a: Timing, b: Timing) -> float:
-    """The median over the rounds of a's seconds over b's: load that lasts longer than a round cancels."""
+    """Returns the median of the ratios a / b of each round, in which load that lasts longer than a round cancels."""
     return statistics.median(x / y for x, y in zip(a.seconds, b.seconds, strict=True))

@@ -1,4 +1,4 @@
-"""`sparsed bench linear`: packed linear layers at model shapes, against torch."""
+"""`sparsed bench linear` times packed linear layers at model shapes against torch."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ COLUMNS: tuple[Column, ...] = (
     ("pack_s", "packing ms", milliseconds),
     *ERROR_COLUMNS,
 )
-NOTE = "sparsed's weights are packed once, when a model is loaded: packing is shown apart and is not in the times."
+NOTE = "sparsed packs weights once, when a model is loaded. Packing has its own column and is not part of the times."
 SPARSED, TORCH = "sparsed", "torch linear"
 
 
 def run(options: Options, report: Report) -> None:
-    """Each shape in each dtype: weights and activations alike."""
+    """Measures each shape in each dtype, which is that of weights and activations."""
     peers, missing = available_peers([name for name in ("linear", "numpy") if name in options.peers])
     for name, reason in missing.items():
         report.skip(name, reason)
@@ -41,14 +41,14 @@ def run(options: Options, report: Report) -> None:
             progress(f"{case.name} {dtype}")
             rows += _rows(case, dtype, peers, options, report)
         progress("")
-        report.section(f"{case.name}: {case.rows} x {case.inputs} -> {case.outputs}", COLUMNS, rows)
+        report.section(f"{case.name}: {case.tokens} x {case.inputs} -> {case.outputs}", COLUMNS, rows)
     report.roofs = best_roofs(report.roofs, measure_roofs(options.linear_dtypes(), options.quick))
     report.note(NOTE)
 
 
 def _rows(case: LinearCase, dtype: str, peers: list[Peer], options: Options, report: Report) -> list[Row]:
     rng = np.random.default_rng(0)
-    x = random_array(rng, (case.rows, case.inputs), dtype)
+    x = random_array(rng, (case.tokens, case.inputs), dtype)
     weight = random_array(rng, (case.outputs, case.inputs), dtype)
     packing = time_in_turns({"pack": partial(ops.pack_weight, weight)}, 1, min_seconds=0)["pack"].median
     packed = ops.pack_weight(weight)
@@ -76,7 +76,7 @@ def _rows(case: LinearCase, dtype: str, peers: list[Peer], options: Options, rep
     for name, timing in timings.items():
         row: Row = {
             "case": case.name,
-            "tokens": case.rows,
+            "tokens": case.tokens,
             "outputs": case.outputs,
             "inputs": case.inputs,
             "dtype": dtype,

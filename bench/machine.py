@@ -1,4 +1,4 @@
-"""What a figure was taken on, and processes that are limited to an instruction set or a number of threads."""
+"""Describes the machine, and starts processes that are limited to an instruction set or a number of threads."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from typing import Any
 import sparsed
 from sparsed.apps.environment import cpu_name
 
-# Cores kept busy by other processes from which they disturb the times.
+# Times are disturbed if other processes keep more cores busy than this.
 BUSY = 0.2
-# Set in a process whose environment is already what --isa and --threads ask for.
+# This variable is set in a process whose environment already has the limits of --isa and --threads.
 CHILD = "SPARSED_BENCH_CHILD"
 _PACKAGES = ("sparsed", "numpy", "ml_dtypes", "torch")
 
-# What limits torch, oneDNN and MKL to the instruction set of one of our backends. They read it once, when they load.
+# Variables that limit torch, oneDNN and MKL to the instruction set of one of our backends. These libraries read them
+# only when they load, so a limited benchmark needs a new process.
 PEER_LIMITS = {
     "amx": {},
     "avx512_bf16": {"ATEN_CPU_CAPABILITY": "avx512", "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"},
@@ -35,7 +36,7 @@ _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS
 
 
 def limited_environment(isa: str | None, threads: int | None) -> dict[str, str]:
-    """The variables that limit us and the peers alike."""
+    """Returns the environment variables that limit sparsed and the peers in the same way."""
     variables: dict[str, str] = {}
     if isa is not None:
         variables |= PEER_LIMITS[isa] | (_AVX512_MKL if isa.startswith("avx512") else {}) | {"SPARSED_ISA": isa}
@@ -45,15 +46,15 @@ def limited_environment(isa: str | None, threads: int | None) -> dict[str, str]:
 
 
 def run_module(module: str, arguments: Sequence[str], variables: Mapping[str, str]) -> int:
-    """Runs a module of this package in a process with further environment variables; its exit status."""
+    """Runs a module of this package in a process with more environment variables. Returns its exit status."""
     return subprocess.run(_command(module, arguments), env={**os.environ, **variables}, check=False).returncode
 
 
 def module_output(module: str, arguments: Sequence[str]) -> str:
-    """What a module of this package prints.
+    """Runs a module of this package in a process and returns its output.
 
     Raises:
-        RuntimeError: It failed; the message is the last line that it printed.
+        RuntimeError: The process failed. The message is the last line that it printed.
     """
     done = subprocess.run(
         _command(module, arguments), env=dict(os.environ), capture_output=True, text=True, check=False
@@ -70,13 +71,13 @@ def _command(module: str, arguments: Sequence[str]) -> list[str]:
 
 
 def start_module(module: str, arguments: Sequence[str]) -> subprocess.Popen[str]:
-    """A module of this package in a process of its own, with pipes to its input and output."""
+    """Starts a module of this package in a process, with pipes to its input and output."""
     command = _command(module, arguments)
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def describe() -> dict[str, Any]:
-    """CPU, instruction set, threads, versions, commit, date."""
+    """Returns the CPU, instruction set, threads, versions, commit and date."""
     return {
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
@@ -94,7 +95,7 @@ def describe() -> dict[str, Any]:
 
 
 def summary(machine: Mapping[str, Any]) -> str:
-    """One line of `describe`."""
+    """Formats the result of `describe` as one line."""
     versions = ", ".join(f"{name} {found}" for name, found in machine["versions"].items())
     commit = f" ({machine['commit']})" if machine["commit"] else ""
     busy = f"; {machine['busy_cores']:.1f} cores were busy" if machine.get("busy_cores", 0) > BUSY else ""
@@ -102,7 +103,7 @@ def summary(machine: Mapping[str, Any]) -> str:
 
 
 def _busy_cores() -> float:
-    """Cores that other processes keep busy, over half a second; 0 where /proc does not tell."""
+    """Measures for half a second how many cores other processes keep busy. Returns 0 if /proc does not tell."""
     try:
         before = _cpu_ticks()
         time.sleep(0.5)
@@ -114,7 +115,7 @@ def _busy_cores() -> float:
 
 
 def _cpu_ticks() -> tuple[int, int]:
-    """(idle, all) of all cores."""
+    """Returns the idle ticks and all ticks of all cores."""
     ticks = [int(word) for word in Path("/proc/stat").read_text(encoding="utf-8").split("\n", 1)[0].split()[1:9]]
     return ticks[3] + ticks[4], sum(ticks)
 
@@ -131,7 +132,7 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout that this file lies in, also where its virtual environment does."""
+    """Returns the commit of the checkout that contains this file, or None if it is not in a checkout."""
     here = Path(__file__).resolve()
     root = next((path for path in here.parents if (path / ".git").exists() and (path / "csrc/core").is_dir()), None)
     if root is None:

@@ -17,11 +17,11 @@ from .options import Options
 from .peers import PEERS
 from .report import Report
 
-# Name: (module, what it measures, options beside the common ones).
+# Name: (module, what it measures, groups of options in addition to the common ones).
 _BENCHMARKS = {
     "attention": ("attention", "dense and sparse attention against torch", ("shape", "sparsity", "peers")),
-    "selection": ("selection", "what the fused selection adds to a dense pass, and costs alone", ("shape", "blocks")),
-    "gqa": ("gqa", "grouped key/value heads against as many as query heads", ("shape",)),
+    "selection": ("selection", "the cost of a selection, fused with a dense pass and separate", ("shape", "blocks")),
+    "gqa": ("gqa", "grouped key/value heads against one per query head", ("shape",)),
     "linear": ("linear", "packed linear layers against torch", ("model", "peers")),
     "step": ("step", "a denoising step by part", ("length", "model", "layers", "blocks")),
     "generate": ("generate", "whole generations from measured steps", ("length", "model", "layers", "peers")),
@@ -31,23 +31,23 @@ _BENCHMARKS = {
         ("length", "model", "layers", "peers"),
     ),
     "memory": ("memory", "the peak memory of one call", ("shape",)),
-    "shared-cores": ("shared_cores", "a step alone and beside a second process", ("length", "baseline")),
+    "shared-cores": ("shared_cores", "a step with and without a second busy process", ("length", "baseline")),
     "scaling": ("scaling", "a sparse step from 4k to 256k tokens", ("shape", "sparsity")),
-    "peers": ("check_peers", "who can be compared with here, and how exact everybody is", ("peers",)),
+    "peers": ("check_peers", "the peers that can run here, and their errors against float64", ("peers",)),
 }
 
-# As the weights of the models are.
-_BFLOAT16_ALONE = ("generate", "torch")
+# These benchmarks run only in bfloat16, which is the dtype of the models' weights.
+_BFLOAT16_ONLY = ("generate", "torch")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs a benchmark; returns the exit status.
+    """Runs a benchmark and returns the exit status.
 
     Args:
-        argv: What follows `sparsed bench`.
+        argv: The arguments after `sparsed bench`.
 
     Raises:
-        ValueError: An option that does not fit, or a result that is wrong.
+        ValueError: An option does not fit, or a result is wrong.
     """
     args = _parser().parse_args(argv)
     if args.command == "plot":
@@ -76,24 +76,28 @@ def _parser() -> argparse.ArgumentParser:
     for name, (_, text, groups) in _BENCHMARKS.items():
         command = commands.add_parser(name, help=text, description=text)
         _add_common(command)
-        if name not in _BFLOAT16_ALONE:
+        if name not in _BFLOAT16_ONLY:
             command.add_argument("--dtype", dest="dtypes", nargs="+", choices=tuple(DTYPES))
         for group in groups:
             _GROUPS[group](command)
     plot = commands.add_parser("plot", help="roofline and density curves as PNG, from JSON (needs matplotlib)")
     plot.add_argument("results", type=Path, nargs="+", help="JSON files of attention and linear")
-    plot.add_argument("--out", type=Path, default=Path(), help="folder of the pictures")
-    plot.add_argument("--peak", nargs="+", type=_peak, metavar="DTYPE=TFLOP/s", help="the machine's limits, as roofs")
+    plot.add_argument("--out", type=Path, default=Path(), help="folder for the pictures")
+    plot.add_argument(
+        "--peak", nargs="+", type=_peak, metavar="DTYPE=TFLOP/s", help="limits of the machine, drawn as roofs"
+    )
     tables = commands.add_parser("tables", help="Markdown tables from JSON")
     tables.add_argument("results", type=Path, nargs="+", help="JSON files")
     return parser
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--quick", action="store_true", help="small shapes, few rounds: does everything work?")
-    parser.add_argument("--repeat", dest="repeats", type=_positive, help="rounds; the median counts")
-    parser.add_argument("--threads", type=_positive, help="of sparsed and of the peers (all cores)")
-    parser.add_argument("--isa", choices=tuple(PEER_LIMITS), help="limit sparsed and the peers to it")
+    parser.add_argument(
+        "--quick", action="store_true", help="small shapes and few rounds, to see whether everything works"
+    )
+    parser.add_argument("--repeat", dest="repeats", type=_positive, help="number of rounds; the median counts")
+    parser.add_argument("--threads", type=_positive, help="threads of sparsed and of the peers (default: all cores)")
+    parser.add_argument("--isa", choices=tuple(PEER_LIMITS), help="limit sparsed and the peers to this instruction set")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
 
 
@@ -105,7 +109,7 @@ def _add_shape(parser: argparse.ArgumentParser) -> None:
     _add_length(parser)
     parser.add_argument("--head-dim", dest="head_dims", nargs="+", type=_positive)
     parser.add_argument("--heads", type=_positive)
-    parser.add_argument("--kv-heads", type=_positive, help="(as many as heads)")
+    parser.add_argument("--kv-heads", type=_positive, help="(default: as many as --heads)")
 
 
 def _add_blocks(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""`sparsed bench memory`: what one call adds to the memory at its peak, against what it has to hold."""
+"""`sparsed bench memory` measures the peak memory of one call and compares it with the expected one."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ COLUMNS: tuple[Column, ...] = (
     ("over_expected", "peak/expected", number(2)),
 )
 NOTE = (
-    "expected: the output, K and V packed once, per thread its tiles (2 MB) and one float per key, and for a selection "
-    "one float matrix of blocks per head in flight and the pattern. Each call runs in a process of its own."
+    "Expected are the output, one packed copy of K and V, 2 MB of tiles and one float per key for each thread, and for "
+    "a selection the pattern and one float matrix of blocks per head in flight. Each call runs in a separate process."
 )
-# Tiles, score groups and stack of one thread, generously.
+# A generous bound for the tiles, scores and stack of one thread.
 _PER_THREAD = 2_000_000
 
 
 def run(options: Options, report: Report) -> None:
-    """Each call at each length and dtype, with 4 heads."""
+    """Measures each call at each length and dtype, with 4 heads by default."""
     if not sys.platform.startswith("linux"):
         report.skip("memory", "needs Linux: the peak is reset and read through /proc")
         return
@@ -52,10 +52,10 @@ def run(options: Options, report: Report) -> None:
 def measure_peak(
     case: AttentionCase, call: Call, block_size: int = PUBLISHED_BLOCK, density: float = PUBLISHED_DENSITY
 ) -> Row:
-    """Bytes of the inputs, of the peak above them, and of what is expected there.
+    """Returns the bytes of the inputs, of the measured peak above them, and of the expected peak above them.
 
     Raises:
-        RuntimeError: The process failed, or this system does not let it reset its peak.
+        RuntimeError: The process failed, for example because the system does not let it reset its peak.
     """
     given = {**case.fields(), "call": call, "block_size": block_size, "density": density}
     measured = json.loads(module_output("memory_worker", [json.dumps(given)]))
@@ -66,7 +66,7 @@ def measure_peak(
 
 
 def expected_bytes(case: AttentionCase, call: Call, block_size: int) -> int:
-    """What a call has to hold beside its inputs."""
+    """Returns the bytes that a call has to hold in addition to its inputs."""
     threads = sparsed.get_num_threads()
     pairs = sparsed.active_backend() in ("amx", "avx512_bf16") and case.dtype == "bfloat16"
     out = case.heads * case.length * case.head_dim * DTYPES[case.dtype].itemsize

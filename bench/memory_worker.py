@@ -1,4 +1,4 @@
-"""One call in a process of its own: what it adds to the resident memory at its peak. Prints JSON."""
+"""Runs one call in a separate process and prints, as JSON, how much it adds to the peak of the resident memory."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import sparsed
 from .arrays import random_blocks, random_qkv
 from .cases import AttentionCase
 
-# Clears the peak that /proc/self/status shows (proc_pid_clear_refs(5)).
+# Writing this to /proc/self/clear_refs resets the peak in /proc/self/status, see proc_pid_clear_refs(5).
 _RESET_PEAK = "5"
 
 
 def main(text: str) -> None:
-    """`text`: JSON with the fields of an AttentionCase, `call`, `block_size`, `density`."""
+    """Measures the call that `text` describes: JSON with an AttentionCase, `call`, `block_size` and `density`."""
     given = json.loads(text)
     call, block_size, density = given.pop("call"), given.pop("block_size"), given.pop("density")
     case = AttentionCase(**given)
     q, k, v = random_qkv(case)
     pattern = random_blocks(case.length, case.heads, block_size, density).pattern if call == "sparse" else None
-    # Threads and their stacks exist before the measurement.
+    # This call starts the threads, so that their stacks exist before the measurement.
     sparsed.attention(q[:, :, :256], k[:, :, :256], v[:, :, :256])
     Path("/proc/self/clear_refs").write_text(_RESET_PEAK, encoding="ascii")
     before = _status("VmRSS")
@@ -34,7 +34,7 @@ def main(text: str) -> None:
 
 
 def _status(field: str) -> int:
-    """A field of /proc/self/status in bytes."""
+    """Returns a field of /proc/self/status in bytes."""
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024

@@ -1,4 +1,4 @@
-"""What the command line asks for, laid over the default cases."""
+"""Applies the options of the command line to the default cases."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SAMPLE_SECONDS = 0.02
 
 @dataclass(frozen=True)
 class Options:
-    """The flags that several benchmarks share; None or an empty tuple: not given."""
+    """The options that benchmarks share. None or an empty tuple means that an option was not given."""
 
     quick: bool = False
     repeats: int | None = None
@@ -38,7 +38,7 @@ class Options:
 
     @classmethod
     def parse(cls, args: argparse.Namespace) -> Options:
-        """Takes what `args` has of our fields."""
+        """Makes options of those arguments that have the name of a field."""
         values: dict[str, Any] = {}
         for field in dataclasses.fields(cls):
             value = getattr(args, field.name, None)
@@ -48,12 +48,12 @@ class Options:
 
     @property
     def repeat(self) -> int:
-        """Rounds of a benchmark whose cases name none."""
+        """The number of rounds of benchmarks whose cases do not set one."""
         return self.repeats or (_QUICK_REPEAT if self.quick else _DEFAULT_REPEAT)
 
     @property
     def sample_seconds(self) -> float:
-        """How long a sample lasts at least: short runs are repeated within it."""
+        """The shortest duration of a sample. Shorter runs are repeated."""
         return 0.0 if self.quick else _SAMPLE_SECONDS
 
     def attention_axes(self) -> AttentionAxes:
@@ -71,21 +71,21 @@ class Options:
         return self.dtypes or cases.ATTENTION.dtypes
 
     def generation_cases(self) -> tuple[GenerationCase, ...]:
-        """One per model and length; a length that has no case of its own takes the nearest one's settings."""
+        """Returns one case per model and length. A length without a case gets the settings of the nearest one."""
         found = cases.GENERATION_QUICK if self.quick and not self.models else cases.GENERATION
         models = self.models or tuple(dict.fromkeys(case.model for case in found))
         result = []
         for model in models:
-            own = [case for case in found if case.model == model] or list(cases.GENERATION_QUICK)
-            lengths = self.lengths or tuple(case.length for case in own)
+            defaults = [case for case in found if case.model == model] or list(cases.GENERATION_QUICK)
+            lengths = self.lengths or tuple(case.length for case in defaults)
             for length in lengths:
-                nearest = min(own, key=lambda case: abs(case.length - length))
+                nearest = min(defaults, key=lambda case: abs(case.length - length))
                 layers = nearest.layers if self.layers is None else self.layers
                 result.append(GenerationCase(model, layers, length, self.repeats or nearest.repeat))
         return tuple(result)
 
     def _over(self, axes: AttentionAxes) -> AttentionAxes:
-        """The axes with those that were given in their place. Lengths that were given are swept."""
+        """Replaces axes by the given ones. All block sizes and densities are measured at given lengths."""
         given: dict[str, Any] = {
             name: getattr(self, name)
             for name in ("dtypes", "head_dims", "lengths", "block_sizes", "densities")

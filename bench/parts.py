@@ -1,4 +1,4 @@
-"""The time of denoising steps by part, taken from outside: the model's operations are wrapped while a step runs."""
+"""Times denoising steps by part. It wraps the model's operations while a step runs, so the model needs no timers."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from sparsed.models import Transformer
 from .arrays import Array
 
 PHASES = ("dense", "select", "sparse")
-# Operations beside linear layers; what is in none of them is numpy's share: copies, tables, the embedding.
+# Operations other than linear layers. The rest of a step is numpy's part: copies, rotary tables and the embedding.
 _OTHER_OPS = ("rms_norm", "rotary_", "silu_gate_")
-# Three steps, one per phase: floor(3 * 0.7) - 1 = 1 selects.
+# A schedule with one step per phase: step floor(3 * 0.7) - 1 = 1 selects.
 _THREE_STEPS = 3
 _SKIP = 0.7
 
 
 @dataclass
 class StepTime:
-    """Seconds of one step: in all, and by operation."""
+    """The seconds of one step, in total and by operation."""
 
     seconds: float = 0.0
     by_operation: dict[str, float] = field(default_factory=dict)
@@ -43,23 +43,24 @@ class StepTime:
 
     @property
     def other(self) -> float:
-        """All that is neither attention nor a linear layer."""
+        """The seconds outside of attention and linear layers."""
         return self.seconds - self.attention - self.linear
 
     def parts(self) -> dict[str, float]:
-        """Seconds by part; they add up to `seconds`."""
+        """Returns the seconds by part, which add up to `seconds`."""
         named = {name: self.by_operation.get(name, 0.0) for name in ("attention", "linear", *_OTHER_OPS)}
         return {**named, "rest": self.seconds - sum(named.values())}
 
 
 class DenoisingSteps:
-    """Dense, selecting and sparse steps of one sequence of random tokens, its generation still masked.
+    """Dense, selecting and sparse steps of a sequence of random tokens, whose generated part is still masked.
 
     Args:
-        model: What `load_model` returns.
-        length: Tokens of prompt and generation.
-        generated: Tokens of the generation; logits are computed there.
-        config: SparseD's settings but for skip and min_length.
+        model: A loaded model.
+        length: The number of tokens of prompt and generation.
+        generated: The number of tokens of the generation, whose logits are computed.
+        rho: The fraction of the key blocks that SparseD keeps.
+        block_size: The number of tokens per block.
     """
 
     def __init__(self, model: Transformer, length: int, generated: int, *, rho: float, block_size: int) -> None:
@@ -71,7 +72,10 @@ class DenoisingSteps:
         self.cache = PatternCache(config, steps=_THREE_STEPS, prompt_length=length - generated)
 
     def run(self, phase: str) -> StepTime:
-        """One step. A cycle is dense, select, sparse; `dense` begins a new one, `sparse` alone may repeat."""
+        """Runs one step. The phases come in the order dense, select, sparse; only `sparse` may be repeated.
+
+        `dense` begins again.
+        """
         if phase == "dense":
             self.cache.reset()
         if self.cache.step < PHASES.index(phase):
@@ -89,16 +93,16 @@ class DenoisingSteps:
         return result
 
     def cycle(self) -> dict[str, StepTime]:
-        """One step of each phase."""
+        """Runs one step of each phase."""
         return {phase: self.run(phase) for phase in PHASES}
 
     def logits(self) -> Array:
-        """Of a dense forward pass, for comparisons."""
+        """Returns the logits of a dense forward pass, for comparisons."""
         return self.model.forward(self.ids, positions=self.positions)
 
 
 def _timed(name: str, function: Callable[..., Any], result: StepTime) -> Callable[..., Any]:
-    """The function; its seconds are added to `result`."""
+    """Wraps a function so that its seconds are added to `result`."""
 
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         began = time.perf_counter()
@@ -113,7 +117,7 @@ def _timed(name: str, function: Callable[..., Any], result: StepTime) -> Callabl
 
 @contextlib.contextmanager
 def _timed_operations(result: StepTime) -> Iterator[None]:
-    """The operations that models call through the module `sparsed.kernels.ops`, timed."""
+    """Times the operations that models call through the module `sparsed.kernels.ops`."""
     originals = {name: getattr(ops, name) for name in ("linear", *_OTHER_OPS)}
     for name, function in originals.items():
         setattr(ops, name, _timed(name, function, result))

@@ -1,4 +1,4 @@
-"""`sparsed bench plot`: roofline and density curves as PNG, from the JSON of `attention` and `linear`."""
+"""`sparsed bench plot` draws roofline and density curves as PNG from the JSON of `attention` and `linear`."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _DPI = 150
 
 
 def plot(results: Sequence[Path], folder: Path, peaks: Mapping[str, float]) -> int:
-    """Writes roofline.png and, where there are sparse rows, density.png; prints their paths.
+    """Writes roofline.png and, if there are sparse rows, density.png. Prints their paths.
 
     Args:
         results: JSON files of one machine.
-        folder: Where the pictures go.
+        folder: The folder for the pictures.
         peaks: The hardware's limits in TFLOP/s by dtype.
 
     Returns:
-        The exit status: 0, or 1 where matplotlib is missing.
+        The exit status: 0, or 1 if matplotlib is missing.
     """
     try:
         import matplotlib
@@ -56,7 +56,7 @@ def _title(machine: Row) -> str:
 
 
 def intensity(row: Row) -> float | None:
-    """FLOPs per byte that must cross the memory bus once: inputs and output. None: not a row with a shape."""
+    """Returns the FLOPs per byte of inputs and output, which must cross the memory bus once; None without a shape."""
     size = DTYPES[row["dtype"]].itemsize
     if "tokens" in row:
         tokens, outputs, inputs = row["tokens"], row["outputs"], row["inputs"]
@@ -90,7 +90,7 @@ def _roofline(rows: Sequence[Row], roofs: Row | None, peaks: Mapping[str, float]
 
 
 def _draw_roofs(axes: Any, xs: Any, roofs: Row | None, dtype: str, peak: float | None) -> None:
-    """The measured bandwidth and product, and the limit that was given."""
+    """Draws the measured bandwidth and product, and the given limit."""
     span = np.geomspace(xs.min() / 2, xs.max() * 2, 100)
     product = None if roofs is None else roofs["product"].get(dtype)
     tops = [(product and product / 1e12, "--", "ops.linear, large product"), (peak, "-", "hardware limit")]
@@ -101,9 +101,9 @@ def _draw_roofs(axes: Any, xs: Any, roofs: Row | None, dtype: str, peak: float |
 
 
 def _density(rows: Sequence[Row], title: str, path: Path) -> Path:
-    """Speed-up over the same library's dense attention at the longest length that was swept, with the ideal 1/density.
+    """Draws the speed-up over the same library's dense attention, beside the ideal of 1 / density.
 
-    One panel per dtype and head size.
+    There is one panel per dtype and head size. It shows the longest length for which many densities were measured.
     """
     from matplotlib import pyplot
 
@@ -126,7 +126,7 @@ def _density(rows: Sequence[Row], title: str, path: Path) -> Path:
 
 
 def _curves(rows: Iterable[Row]) -> list[tuple[str, list[tuple[float, float]]]]:
-    """(label, [(density, speed-up)]) for each contender and block size."""
+    """Returns (label, [(density, speed-up)]) for each contender and block size."""
     points: dict[tuple[str, int], list[tuple[float, float]]] = defaultdict(list)
     for row in rows:
         points[row["contender"], row["block_size"]].append((row["density"], row["speedup_dense"]))
@@ -134,7 +134,7 @@ def _curves(rows: Iterable[Row]) -> list[tuple[str, list[tuple[float, float]]]]:
 
 
 def _longest_sweep(rows: Sequence[Row]) -> list[Row]:
-    """Those of the length with most densities, of several the longest."""
+    """Returns the rows of the length with the most densities; of several such lengths, the longest."""
     densities: dict[int, set[float]] = defaultdict(set)
     for row in rows:
         densities[row["length"]].add(row["density"])

@@ -1,4 +1,4 @@
-"""Tables on stdout and the same figures as JSON."""
+"""Prints tables on stdout and writes the same figures as JSON."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from sparsed.tables import format_table
 
 from . import machine
 
-# One line of figures: what was run, with what settings, and what came out.
+# One line of figures: the contender, its settings and its results.
 Row = dict[str, Any]
-# (key of a row, header, text of a value); a key that a row lacks shows as "-".
+# (key in a row, header, function that formats a value). The table shows "-" for a missing key.
 Column = tuple[str, str, Callable[[Any], str]]
 
 
@@ -36,7 +36,7 @@ def number(digits: int) -> Callable[[float], str]:
 
 
 def rate(flops_per_second: float) -> str:
-    """In TFLOP/s."""
+    """Formats a rate in TFLOP/s."""
     return f"{flops_per_second / 1e12:.3f}"
 
 
@@ -52,11 +52,11 @@ ERROR_COLUMNS: tuple[Column, ...] = (
 
 
 class Report:
-    """Collects the rows of one benchmark; each section is printed when it is done, and the JSON file kept up to date.
+    """Collects the rows of one benchmark. It prints each section when it is done and updates the JSON file.
 
     Args:
-        benchmark: Its name in the JSON.
-        path: The JSON file; None: none.
+        benchmark: The name of the benchmark in the JSON file.
+        path: The JSON file, or None for no file.
     """
 
     def __init__(self, benchmark: str, path: Path | None) -> None:
@@ -70,7 +70,9 @@ class Report:
         self._path = path
         print(f"# {benchmark}: {machine.summary(self.machine)}", flush=True)
         if self.machine["busy_cores"] > machine.BUSY:
-            self.note(f"Other processes keep {self.machine['busy_cores']:.1f} cores busy: times are not worth keeping.")
+            self.note(
+                f"Other processes keep {self.machine['busy_cores']:.1f} cores busy, so these times are not reliable."
+            )
 
     def section(self, title: str, columns: Sequence[Column], rows: Iterable[Row]) -> None:
         """Prints a table and keeps its rows."""
@@ -80,7 +82,7 @@ class Report:
         self.write()
 
     def skip(self, contender: str, reason: str, **case: Any) -> None:
-        """Says, once per reason, who does not take part."""
+        """Says that a contender does not take part, once per reason."""
         if not any(row["contender"] == contender and row["reason"] == reason for row in self.skipped):
             print(f"skipped: {contender}: {reason}", flush=True)
             self.skipped.append({"contender": contender, "reason": reason, **case})
@@ -91,7 +93,7 @@ class Report:
         print(text, flush=True)
 
     def write(self) -> None:
-        """The JSON file, complete at any time."""
+        """Writes everything so far to the JSON file."""
         if self._path is None:
             return
         content = {
@@ -108,23 +110,23 @@ class Report:
 
 
 def table(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows as aligned text; columns that no row has are left out."""
+    """Formats the rows as aligned text, without columns that no row has."""
     shown = [column for column in columns if any(row.get(column[0]) is not None for row in rows)]
     lines = [["-" if row.get(key) is None else text(row[key]) for key, _, text in shown] for row in rows]
     return format_table([header for _, header, _ in shown], lines)
 
 
 def progress(text: str) -> None:
-    """A line on a terminal's stderr, which the next one replaces."""
+    """Shows a line on stderr if it is a terminal. The next call replaces the line."""
     if sys.stderr.isatty():
         print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
 
 def read(path: Path) -> dict[str, Any]:
-    """What a report wrote.
+    """Reads a file that a report wrote.
 
     Raises:
-        ValueError: The file is something else.
+        ValueError: The file is not one of these.
     """
     content = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(content, dict) or not {"benchmark", "machine", "rows"} <= set(content):
@@ -133,5 +135,5 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def _arguments() -> list[str]:
-    """The command line as the user gave it to `sparsed` or to the module."""
+    """Returns the arguments that the user gave, beginning with `bench`, which `python -m bench` leaves out."""
     return sys.argv[1:] if sys.argv[1:2] == ["bench"] else ["bench", *sys.argv[1:]]

@@ -1,4 +1,4 @@
-"""The machine's limits as they can be measured from here: copying memory, and a large matrix product."""
+"""Measures limits of the machine: the bandwidth of copies, and the rate of a large matrix product."""
 
 from __future__ import annotations
 
@@ -23,17 +23,18 @@ _ROUNDS = 5
 
 
 def measure_roofs(dtypes: Sequence[str], quick: bool) -> dict[str, Any]:
-    """bandwidth: bytes read and written per second by copies of all threads; product: FLOP/s of `ops.linear` by dtype.
+    """Returns `bandwidth` and `product`.
 
-    The product is the best rate that this library reaches, not the hardware's limit.
+    `bandwidth` is bytes read and written per second when all threads copy. `product` is the FLOP/s of `ops.linear` by
+    dtype, which is the best rate that this library reaches and not the hardware's limit.
     """
     case = _QUICK_PRODUCT if quick else _PRODUCT
     rng = np.random.default_rng(0)
     products = {}
     for dtype in dtypes:
         if dtype == "float16":
-            continue  # no linear layer of the models has it
-        x = random_array(rng, (case.rows, case.inputs), dtype)
+            continue  # linear layers do not support it
+        x = random_array(rng, (case.tokens, case.inputs), dtype)
         weight = ops.pack_weight(random_array(rng, (case.outputs, case.inputs), dtype))
         timing = time_in_turns({"product": partial(ops.linear, x, weight)}, _ROUNDS, 0)["product"]
         products[dtype] = case.flops / timing.minimum
@@ -41,7 +42,7 @@ def measure_roofs(dtypes: Sequence[str], quick: bool) -> dict[str, Any]:
 
 
 def best_roofs(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
-    """The larger of two measurements, before and after the cases: a machine has slow moments."""
+    """Returns the larger of two measurements, from before and after the cases, since a machine has slow moments."""
     products = {dtype: max(value, b["product"][dtype]) for dtype, value in a["product"].items()}
     return {"bandwidth": max(a["bandwidth"], b["bandwidth"]), "product": products}
 

@@ -1,4 +1,4 @@
-"""`sparsed bench scaling`: the cost of a sparse step from 4k to 256k tokens, one head of one layer."""
+"""`sparsed bench scaling` times the sparse attention of one head from 4k to 256k tokens."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ COLUMNS: tuple[Column, ...] = (
     ("flops_per_s", "TFLOP/s", rate),
 )
 NOTE = (
-    "A pair is a query and a selected key, density x tokens of them per token. over linear: a pair's time over the "
-    "shortest sequence's."
+    "A pair is a query and a selected key; there are density x tokens pairs per token. over linear: the time per pair "
+    "compared with that of the shortest sequence."
 )
 _DENSITY = 0.1
 
 
 def run(options: Options, report: Report) -> None:
-    """Each dtype at one density, the lengths in turns."""
+    """Measures each dtype at one density, with the lengths in turns."""
     lengths = options.lengths or (SCALING_QUICK_LENGTHS if options.quick else SCALING_LENGTHS)
     head_dim = options.head_dims[0] if options.head_dims else 128
     density = options.densities[0] if options.densities else _DENSITY

@@ -1,4 +1,4 @@
-"""`sparsed bench selection`: what the fused selection adds to a dense pass, and what it costs alone; top-k included."""
+"""`sparsed bench selection` times the selection, including top-k, both fused with a dense pass and separately."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ COLUMNS: tuple[Column, ...] = (
     ("share", "of attention", percent),
 )
 NOTE = (
-    "overhead = (attention_and_select - attention) / attention of the medians, top-k included; paired: the median of "
-    "the same over the rounds, in which slow load cancels. of attention = select / attention: the selection without an "
-    "output."
+    "overhead = (attention_and_select - attention) / attention, of the medians and including top-k. paired is the "
+    "median of the overheads of each round, in which load that lasts longer than a round cancels. of attention = "
+    "select / attention, where select computes no output."
 )
-# Share of the sequence that is generated.
+# The fraction of the sequence that is generated.
 _GENERATED = 1 / 16
 _SMALL = AttentionCase("float32", 64, 1024, 2, 2)
 
 
 def run(options: Options, report: Report) -> None:
-    """Dense attention and, in turn with it, attention with the selection of each block size."""
+    """Times dense attention, and in turns with it the fused and the separate selection of each block size."""
     axes = options.selection_axes()
     _check_small(axes)
     for case in axes.cases():
@@ -51,7 +51,7 @@ def run(options: Options, report: Report) -> None:
         contenders = {"attention": partial(sparsed.attention, q, k, v)}
         contenders |= {f"select {block_size}": call for block_size, call in calls.items()}
         contenders |= {
-            f"alone {block_size}": partial(sparsed.select, q, k, **settings(case.length, block_size))
+            f"select only {block_size}": partial(sparsed.select, q, k, **settings(case.length, block_size))
             for block_size in axes.block_sizes
         }
         timings = time_in_turns(contenders, options.repeat, options.sample_seconds)
@@ -61,29 +61,29 @@ def run(options: Options, report: Report) -> None:
         shape: Row = case.fields()
         rows: list[Row] = [{**shape, "contender": "attention", **dense.fields()}]
         for block_size in axes.block_sizes:
-            timing, alone = timings[f"select {block_size}"], timings[f"alone {block_size}"]
+            timing, separate = timings[f"select {block_size}"], timings[f"select only {block_size}"]
             common = {"block_size": block_size, "rho": PUBLISHED_RHO[block_size]}
             overhead = {
                 "overhead": timing.median / dense.median - 1,
                 "overhead_paired": median_ratio(timing, dense) - 1,
             }
             rows.append({**shape, "contender": "attention_and_select", **common, **timing.fields(), **overhead})
-            share = {"share": alone.median / dense.median}
-            rows.append({**shape, "contender": "select", **common, **alone.fields(), **share})
+            share = {"share": separate.median / dense.median}
+            rows.append({**shape, "contender": "select", **common, **separate.fields(), **share})
         report.section(str(case), COLUMNS, rows)
     report.note(NOTE)
 
 
 def settings(length: int, block_size: int) -> dict[str, Any]:
-    """The published settings of the selection."""
+    """Returns the published settings of the selection."""
     prompt_length = length - int(length * _GENERATED)
     return {"prompt_length": prompt_length, "block_size": block_size, "rho": PUBLISHED_RHO[block_size]}
 
 
 def _check_small(axes: AttentionAxes) -> None:
-    """The blocks that are kept hold the most probability mass, by float64."""
+    """Checks with float64 that the selected blocks hold the most probability mass."""
     q, k, v = random_qkv(_SMALL, seed=3)
-    # Peaked scores: with flat ones every choice is about as good.
+    # Larger queries make the scores differ more. With flat scores, every choice would be about as good.
     q = np.asarray(q * np.float32(3), q.dtype)
     for block_size in axes.block_sizes:
         chosen = settings(_SMALL.length, block_size)
@@ -94,7 +94,10 @@ def _check_small(axes: AttentionAxes) -> None:
 
 
 def _parts(blocks: Blocks, prompt_length: int, rho: float) -> list[tuple[range, int]]:
-    """Prompt and generation blocks, and how many of each a row keeps: min(n, max(1, int(n rho) + 1))."""
+    """Returns the prompt blocks and the generation blocks with the number of each that a row keeps.
+
+    Of n blocks it keeps min(n, max(1, int(n rho) + 1)).
+    """
     count = blocks.mask.shape[3]
     first = min(-(-prompt_length // blocks.block_size), count - 1)
     parts = [range(first), range(first, count)]

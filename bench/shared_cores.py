@@ -1,4 +1,4 @@
-"""`sparsed bench shared-cores`: a model step alone, and beside a second process that does the same."""
+"""`sparsed bench shared-cores` times a model step with and without a second process that does the same."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ COLUMNS: tuple[Column, ...] = (
     ("processes", "processes", str),
     *TIME_COLUMNS,
     ("cpu_s", "CPU ms", milliseconds),
-    ("over_alone", "over alone", ratio),
+    ("over_alone", "over one process", ratio),
     ("over_baseline", "over baseline", percent),
 )
 NOTE = (
-    "Dense steps of the demo model. Where two processes run at once, the row is that of the slower; CPU ms is the "
-    "processor time of a step. over baseline: how much longer it takes than with the module of --baseline."
+    "The steps are dense steps of the demo model. If two processes run at once, the row shows the slower one. CPU ms "
+    "is the processor time of a step. over baseline: how much longer a step takes than with the module of --baseline."
 )
 _SECONDS, _QUICK_SECONDS = 3.0, 0.2
 
 
 def run(options: Options, report: Report) -> None:
-    """Each length, with and without torch loaded before; the libraries and the numbers of processes in turns."""
+    """Measures each length with and without torch loaded first, with libraries and numbers of processes in turns."""
     libraries = {"baseline": options.baseline, "this": None} if options.baseline else {"this": None}
     seconds = _QUICK_SECONDS if options.quick else _SECONDS
     for length in options.lengths or (SHARED_CORES_QUICK_LENGTHS if options.quick else SHARED_CORES_LENGTHS):
@@ -61,14 +61,14 @@ def run(options: Options, report: Report) -> None:
 
 
 def run_at_once(given: dict[str, Any], processes: int) -> list[Row]:
-    """The step times of each of so many processes, which begin together.
+    """Runs processes that begin together, and returns the step times of each.
 
     Args:
-        given: What `shared_cores_worker` takes.
-        processes: How many.
+        given: The arguments of `shared_cores_worker`.
+        processes: The number of processes.
 
     Raises:
-        RuntimeError: One of them failed.
+        RuntimeError: One of the processes failed.
     """
     workers = [start_module("shared_cores_worker", [json.dumps(given)]) for _ in range(processes)]
     try:
@@ -88,14 +88,14 @@ def run_at_once(given: dict[str, Any], processes: int) -> list[Row]:
 
 
 def _figures(rounds: Sequence[Sequence[Row]]) -> Row:
-    """Of the slower process of each round."""
+    """Returns the figures of the slower process of each round."""
     slower = [max(processes, key=lambda process: median(process["steps_s"])) for processes in rounds]
     timing = Timing(tuple(median(process["steps_s"]) for process in slower))
     return {**timing.fields(), "cpu_s": fmean(process["cpu_s"] for process in slower)}
 
 
 def _over(row: Row, rows: Sequence[Row], **other: Any) -> float | None:
-    """The row's time over that of the row which differs in `other`, if there is one and it is another."""
+    """Compares the time of `row` with that of the row that differs from it only in `other`, if there is one."""
     wanted = {key: row[key] for key in ("library", "first", "processes")} | other
     for found in rows:
         if found is not row and all(found[key] == value for key, value in wanted.items()):
@@ -105,7 +105,7 @@ def _over(row: Row, rows: Sequence[Row], **other: Any) -> float | None:
 
 
 def _loaded_first(report: Report) -> tuple[str, ...]:
-    """Whether torch's OpenMP is in the process already."""
+    """Returns the libraries that are loaded first: none, and torch with its OpenMP if it is installed."""
     if "torch" in report.machine["versions"]:
         return "-", "torch"
     report.skip("torch", "not installed")

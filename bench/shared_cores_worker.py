@@ -1,4 +1,4 @@
-"""Steps of the demo model in a process of its own. Prints "ready", waits for a line, prints their times as JSON."""
+"""Times steps of the demo model. It prints "ready", waits for a line, and then prints the times as JSON."""
 
 from __future__ import annotations
 
@@ -10,17 +10,21 @@ import time
 import numpy as np
 
 _MODULE = "sparsed.kernels._core"
-# Fewer would leave no median where a step takes long.
+# At least this many steps run, so that there is a median even if a step takes long.
 _LEAST_STEPS = 5
 
 
 def main(text: str) -> None:
-    """`text`: JSON with `length`, `dtype`, `seconds`, `torch` (load it first), `module` (a compiled one, or null)."""
+    """Runs the steps that `text` describes.
+
+    It is JSON with `length`, `dtype`, `seconds`, `torch` (whether to load torch first), and `module` (the path of a
+    compiled module to use, or null).
+    """
     given = json.loads(text)
     if given["torch"]:
         import torch
 
-        torch.ones(512, 512) @ torch.ones(512, 512)  # starts the threads of its OpenMP
+        torch.ones(512, 512) @ torch.ones(512, 512)  # this starts the threads of torch's OpenMP
     if given["module"] is not None:
         _load_instead(given["module"])
     import sparsed
@@ -42,7 +46,7 @@ def main(text: str) -> None:
 
 
 def _load_instead(path: str) -> None:
-    """Makes the package take this file as its compiled module."""
+    """Makes the package use this file as its compiled module."""
     spec = importlib.util.spec_from_file_location(_MODULE, path)
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} is not a compiled module of sparsed")

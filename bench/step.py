@@ -1,4 +1,4 @@
-"""`sparsed bench step`: one denoising step of a random checkpoint by part, dense, selecting and sparse."""
+"""`sparsed bench step` times dense, selecting and sparse denoising steps of a random checkpoint by part."""
 
 from __future__ import annotations
 
@@ -26,13 +26,14 @@ COLUMNS: tuple[Column, ...] = (
     ("other_share", "outside attention and linear", percent),
 )
 NOTE = (
-    "Random weights in the published layer shape; parts are medians of their own and need not add up to the median. "
-    "The vocabulary is small: embedding and head are next to nothing here, `sparsed bench linear` times the real head."
+    "The weights are random, in the published layer shape. Each part is a median, so the parts need not add up to the "
+    "median of the step. The vocabulary is small, so embedding and head take almost no time here; `sparsed bench "
+    "linear` times the real head."
 )
 
 
 def run(options: Options, report: Report) -> None:
-    """Each model and length, in each dtype (bfloat16 unless it is given)."""
+    """Measures each model and length in each dtype (bfloat16 by default)."""
     with checkpoint_folder(options.folder) as folder:
         for case in options.generation_cases():
             for dtype in options.dtypes or ("bfloat16",):
@@ -51,7 +52,7 @@ def run(options: Options, report: Report) -> None:
 
 
 def measure_cycles(steps: DenoisingSteps, repeat: int, title: str) -> dict[str, list[StepTime]]:
-    """Rounds of dense, select, sparse, after one to warm up."""
+    """Runs rounds of dense, selecting and sparse steps, after one round to warm up."""
     measured: dict[str, list[StepTime]] = {phase: [] for phase in PHASES}
     for number_ in range(repeat + 1):
         for phase in PHASES:
@@ -64,7 +65,7 @@ def measure_cycles(steps: DenoisingSteps, repeat: int, title: str) -> dict[str, 
 
 
 def step_row(case: GenerationCase, dtype: str, block_size: int, phase: str, steps: list[StepTime]) -> Row:
-    """One phase of one case."""
+    """Returns the row of one phase of a case."""
     parts = {f"{name}_s": median(step.parts()[name] for step in steps) for name in steps[0].parts()}
     return {
         "model": case.model,

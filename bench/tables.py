@@ -1,4 +1,4 @@
-"""`sparsed bench tables`: Markdown tables, from the JSON of the benchmarks."""
+"""`sparsed bench tables` makes Markdown tables from the JSON of the benchmarks."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from . import check_peers, gqa, machine, memory, scaling, shared_cores, step, to
 from .cases import PUBLISHED_BLOCK, PUBLISHED_DENSITY
 from .report import Column, Row, read
 
-# Densities within this distance of the published one count as it: a row keeps a whole number of blocks.
+# A row keeps a whole number of blocks, so densities this close to the published one count as the published one.
 _NEAR = 0.03
 
 
 def print_tables(results: Sequence[Path]) -> int:
-    """Prints the tables of the results, those of one benchmark under one heading.
+    """Prints the tables of the results, with one heading per benchmark.
 
     Raises:
         ValueError: A file is not a result of a benchmark.
@@ -33,7 +33,7 @@ def print_tables(results: Sequence[Path]) -> int:
 
 
 def markdown(content: dict[str, Any]) -> str:
-    """One benchmark's tables, with the machine and the command below them."""
+    """Formats the tables of one benchmark, with the machine and the command below them."""
     tables = [_TABLES[content["benchmark"]](content["rows"])]
     if content["benchmark"] == "attention":
         tables += _densities(content["rows"])
@@ -46,7 +46,7 @@ Table = tuple[list[str], list[list[str]]]
 
 
 def _attention(rows: Sequence[Row]) -> Table:
-    """Dense rates, and the sparse time at the published density and block size, by shape."""
+    """Makes a table of dense rates and of sparse times at the published density and block size, by shape."""
     header = ["dtype, head_dim, tokens", "dense TFLOP/s", "torch SDPA", "ratio", "sparse ms", "efficiency", "over flex"]
     lines = []
     shapes = dict.fromkeys(_shape(row) for row in rows)
@@ -70,7 +70,7 @@ def _attention(rows: Sequence[Row]) -> Table:
 
 
 def _densities(rows: Sequence[Row]) -> list[Table]:
-    """Where densities were swept: time over dense, and efficiency, by block size."""
+    """Makes a table of speed-ups and efficiencies by block size and density, if several densities were measured."""
     swept = [row for row in rows if row["contender"] == "sparsed" and row["block_size"] is not None]
     densities = sorted({round(row["density"], 2) for row in swept})
     if len(densities) <= 2:
@@ -88,9 +88,9 @@ def _densities(rows: Sequence[Row]) -> list[Table]:
 
 
 def _selection(rows: Sequence[Row]) -> Table:
-    header = ["dtype, head_dim, tokens", "block", "dense ms", "with selection ms", "overhead", "selection alone ms"]
+    header = ["dtype, head_dim, tokens", "block", "dense ms", "with selection ms", "overhead", "only selection ms"]
     dense = {_shape(row): row["median_s"] for row in rows if row["contender"] == "attention"}
-    alone = {(_shape(row), row["block_size"]): row["median_s"] for row in rows if row["contender"] == "select"}
+    separate = {(_shape(row), row["block_size"]): row["median_s"] for row in rows if row["contender"] == "select"}
     lines = [
         [
             ", ".join(map(str, _shape(row))),
@@ -98,7 +98,7 @@ def _selection(rows: Sequence[Row]) -> Table:
             f"{1e3 * dense[_shape(row)]:.1f}",
             f"{1e3 * row['median_s']:.1f}",
             f"{100 * row['overhead']:.1f} %",
-            f"{1e3 * alone[_shape(row), row['block_size']]:.1f}",
+            f"{1e3 * separate[_shape(row), row['block_size']]:.1f}",
         ]
         for row in rows
         if "overhead" in row
@@ -124,7 +124,7 @@ def _linear(rows: Sequence[Row]) -> Table:
 
 
 def _generate(rows: Sequence[Row]) -> Table:
-    """The computed speed-ups beside the measured steps that they come from."""
+    """Makes a table of the measured steps and of the speed-ups computed from them."""
     header = ["model, tokens", "dense s", "select s", "sparse s", "torch dense s"]
     counts = sorted({row["steps"] for row in rows if row["kind"] == "computed"})
     header += [f"computed: T = {steps} (bound; authors')" for steps in counts]
@@ -143,7 +143,7 @@ def _generate(rows: Sequence[Row]) -> Table:
 
 
 def _as_printed(identity: Sequence[str], columns: Sequence[Column]) -> Callable[[Sequence[Row]], Table]:
-    """The columns that the benchmark itself prints, behind what names a row."""
+    """Returns a function that makes the table that the benchmark prints, with `identity` as its first columns."""
 
     def make(rows: Sequence[Row]) -> Table:
         shown = [(key, key, str) for key in identity] + [
@@ -174,7 +174,7 @@ def _shape(row: Row) -> tuple[str, int, int]:
 
 
 def _find(rows: Iterable[Row], contender: str, *, dense: bool) -> Row | None:
-    """The contender's dense row, or its sparse one at the published settings."""
+    """Returns the contender's dense row, or its sparse row at the published settings."""
     for row in rows:
         block = row["block_size"]
         near = block == PUBLISHED_BLOCK and abs(row["density"] - PUBLISHED_DENSITY) <= _NEAR

@@ -1,4 +1,4 @@
-"""`sparsed bench torch`: a denoising step of a torch model, its attention by SDPA, by flex_attention and by sparsed."""
+"""`sparsed bench torch` times a denoising step of a torch model with the attention of SDPA, flex and sparsed."""
 
 from __future__ import annotations
 
@@ -28,14 +28,15 @@ COLUMNS: tuple[Column, ...] = (
     ("versus_sdpa", "over SDPA, paired", ratio),
 )
 NOTE = (
-    "One model, the same weights: layers in torch, the attention alone differs. flex_attention, compiled, is how the "
-    "published code runs its sparse steps; it gets the blocks that sparsed selected. paired: median over the rounds."
+    "One torch model with the same weights, in which only the attention differs. The published code runs its sparse "
+    "steps with compiled flex_attention, which gets the blocks that sparsed selected. paired is the median over the "
+    "rounds."
 )
 _DENSE = ("torch SDPA", "dense")
 
 
 def run(options: Options, report: Report) -> None:
-    """Each model and length, in bfloat16."""
+    """Measures each model and length in bfloat16."""
     reason = PEERS["sdpa"].why_not()
     if reason is not None:
         report.skip("torch model", reason)
@@ -60,10 +61,10 @@ def _rows(case: GenerationCase, path: Path, options: Options, report: Report) ->
         ("sparsed", "select"): model.step(model.select),
         ("sparsed", "sparse"): model.step(model.sparse),
     }
-    model.step(model.select)()  # the blocks that the sparse steps use
+    model.step(model.select)()  # selects the blocks that the sparse steps use
     reason = "not asked for" if "flex" not in options.peers else PEERS["flex"].why_not()
     if reason is None and case.length % PUBLISHED_BLOCK:
-        reason = f"{case.length} tokens are no multiple of {PUBLISHED_BLOCK}"
+        reason = f"{case.length} tokens are not a multiple of {PUBLISHED_BLOCK}"
     if reason is None:
         steps["torch flex", "sparse"] = model.step(model.layers.flex(model.blocks()))
         _check(model, steps["torch flex", "sparse"], steps["sparsed", "sparse"], "torch flex")
@@ -92,7 +93,7 @@ def _rows(case: GenerationCase, path: Path, options: Options, report: Report) ->
 
 
 def _check(model: _TorchModel, step: Callable[[], Any], other: Callable[[], Any], name: str) -> None:
-    """Both compute the same logits, as far as bfloat16 carries."""
+    """Checks that both compute the same logits within the precision of bfloat16."""
     found, expected = (model.array(one()).astype(np.float32) for one in (step, other))
     difference = float(np.sqrt(np.mean((found - expected) ** 2) / np.mean(expected**2)))
     if not difference <= 0.05:
@@ -100,7 +101,7 @@ def _check(model: _TorchModel, step: Callable[[], Any], other: Callable[[], Any]
 
 
 class _TorchModel:
-    """A random checkpoint in torch, and sparsed's attention for it: tensors in, tensors out."""
+    """A random checkpoint in torch, and functions that compute its attention with sparsed."""
 
     def __init__(self, case: GenerationCase, path: Path) -> None:
         from .peers.torch_common import to_numpy
@@ -118,7 +119,7 @@ class _TorchModel:
         self._to_numpy = to_numpy
 
     def step(self, attention: Callable[[int, Any, Any, Any], Any]) -> Callable[[], Any]:
-        """A forward pass: logits of the generation."""
+        """Returns a function that runs a forward pass and returns the logits of the generation."""
         return lambda: self.layers.forward(self._ids, self._positions, attention)
 
     def array(self, logits: Any) -> Array:

@@ -1,10 +1,10 @@
-"""Many prompts on many machines: Ray Data hands them in batches to actors that each hold the model.
+"""Answers many prompts on many machines: Ray Data sends them in batches to actors that each hold the model.
 
 python examples/ray_data.py MODEL_DIR prompts.jsonl answers --actors 16 --cpus 8
 
-Each line of prompts.jsonl is {"prompt": "..."}; the answers are JSON lines in the folder `answers`. Run it where Ray
-finds the cluster (`ray job submit`, or RAY_ADDRESS), with MODEL_DIR and the files in storage that all machines share;
-without a cluster Ray uses this machine. With --engine torch --gpus 1 each actor has a GPU of its own.
+Each line of prompts.jsonl is {"prompt": "..."}. The answers are JSON lines in the folder `answers`. Start the program
+where Ray finds the cluster (with `ray job submit`, or RAY_ADDRESS), and put MODEL_DIR and the files into storage that
+all machines share. Without a cluster, Ray uses this machine. With --engine torch --gpus 1 each actor gets one GPU.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import sparsed
 
 
 class Answer:
-    """What an actor does: loads the model once, then answers batch after batch."""
+    """The work of an actor, which loads the model once and then answers batch after batch."""
 
     def __init__(self, folder: str, engine: str, dtype: str, cpus: int, options: dict[str, Any]) -> None:
         sparsed.set_num_threads(cpus)
@@ -33,7 +33,7 @@ class Answer:
         """Adds the column "answer" to {"prompt": (B,) texts}."""
         prompts, mask = sparsed.pad_left([self.tokenizer.chat(text) for text in batch["prompt"]])
         result = sparsed.generate(self.model, prompts, prompt_mask=mask, **self.options)
-        return batch | {"answer": [self.tokenizer.text(row) for row in result.generated]}
+        return batch | {"answer": [self.tokenizer.text(token_ids) for token_ids in result.generated]}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -43,11 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("prompts", type=Path, help='JSON lines, each {"prompt": "..."}')
     parser.add_argument("answers", type=Path, help="folder to write")
     parser.add_argument("--actors", type=int, default=1, help="copies of the model")
-    parser.add_argument("--cpus", type=int, default=1, help="of each actor")
-    parser.add_argument("--gpus", type=int, default=0, help="of each actor")
+    parser.add_argument("--cpus", type=int, default=1, help="CPUs of each actor")
+    parser.add_argument("--gpus", type=int, default=0, help="GPUs of each actor")
     parser.add_argument("--engine", choices=("native", "torch"), default="native")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
-    parser.add_argument("--batch-size", type=int, default=8, help="prompts of one generation")
+    parser.add_argument("--batch-size", type=int, default=8, help="number of prompts of one generation")
     parser.add_argument("--gen-length", type=int, default=128)
     parser.add_argument("--steps", type=int, default=128)
     parser.add_argument("--dense", action="store_true", help="no sparse attention")

@@ -1,4 +1,4 @@
-"""One model over several processes: each holds a share of the heads, on a GPU of its own or on the CPU.
+"""Splits a model over several processes. Each holds a share of the heads, on one GPU or on the CPU.
 
 torchrun --nproc-per-node 2 examples/tensor_parallel.py MODEL_DIR "What is sparse attention?"
 """
@@ -16,7 +16,7 @@ import sparsed
 
 
 def main() -> None:
-    """Answers one prompt; the first process prints it."""
+    """Answers one prompt. The first process prints the answer."""
     parser = argparse.ArgumentParser(description="Answers a prompt with a model over several processes.")
     parser.add_argument("model", type=Path, help="checkpoint folder")
     parser.add_argument("prompt")
@@ -30,7 +30,7 @@ def main() -> None:
     dist.init_process_group("nccl" if gpus else "gloo")
     model = sparsed.load_model(args.model, args.dtype, engine="torch", device=device, group=dist.group.WORLD)
     tokenizer = sparsed.load_tokenizer(args.model)
-    # All processes do the same and sum up each layer; a seed makes them draw alike where the sampler draws.
+    # All processes run the same code and add up their parts of each layer. The seed makes their samplers draw the same.
     result = sparsed.generate(
         model,
         tokenizer.chat(args.prompt),

@@ -1,4 +1,4 @@
-"""Runs the notebooks of this folder anew and keeps their outputs; those named, or all."""
+"""Runs the named notebooks of this folder, or all of them, and saves their outputs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from nbclient import NotebookClient
 
 
 def run(path: Path) -> None:
-    """Executes one notebook in place. No times are kept, so that only what changed differs."""
+    """Executes one notebook in place. It stores no execution times, so that only real changes show in a diff."""
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, kernel_name="python3", record_timing=False, coalesce_streams=True).execute()
     notebook.metadata["language_info"] = {"name": "python"}

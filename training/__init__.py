@@ -1,1 +1,1 @@
-"""Trains the demo model: `python -m training.train`. Needs torch (extra `train`)."""
+"""Trains the demo model with `python -m training.train`. This needs torch (extra `train`)."""

@@ -1,6 +1,7 @@
-"""What the demo model is trained on: the tasks of `sparsed.eval` in its own words, one seed and step a batch.
+"""Makes the training data of the demo model: the tasks of `sparsed.eval` in the words of its vocabulary.
 
-A row is `<bos> user : CONTEXT QUESTION assistant : ANSWER <eos> <eos> ...`, exactly L tokens.
+A row is `<bos> user : CONTEXT QUESTION assistant : ANSWER <eos> <eos> ...` and has exactly L tokens. The seed and the
+number of the step determine a batch.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ BoolArray = NDArray[np.bool_]
 
 _WORDS_PER_SENTENCE = 6.2
 _MIN_RATIO = 0.1
-# How often each kind of row comes: needles, several values of one key, variables, frequent words, plain text.
+# The kinds of rows and their frequencies: needles, several values of a key, variables, frequent words, plain text.
 KINDS = ("niah", "multivalue", "vt", "fwe", "text")
 _SHARES = (0.55, 0.06, 0.22, 0.07, 0.10)
 _EOS_WEIGHT = 0.2
@@ -34,11 +35,11 @@ class Row:
     """One text.
 
     Attributes:
-        ids: (L,).
-        answer: Where the answer begins; 0 for plain text.
-        breaks: Where sentences of the context begin.
-        evidence: Tokens (begin, end) of the sentences that hold the answer.
-        hints: (token, what it should note): the prompt's own mentions and what they lead to.
+        ids: (L,), the token ids.
+        answer: The position at which the answer begins, or 0 for plain text.
+        breaks: The positions at which sentences of the context begin.
+        evidence: The (begin, end) positions of the sentences that contain the answer.
+        hints: (position, token id) pairs: a mention of a key in the prompt, and the token that it leads to.
     """
 
     ids: IntArray
@@ -50,15 +51,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of one length, masked as a denoising step finds them.
+    """Rows of one length, masked as in a denoising step.
 
     Attributes:
-        ids: (B, L), with masks.
-        early_ids: (B, L), the same rows as an earlier step finds them: more is masked.
-        positions: (B, L), what RoPE turns by; increasing, with gaps.
-        targets: (n,) token ids to predict, at (rows, columns) with weights, (n,) each.
-        answers: (B,), where the answers begin.
-        essential: (B, L), question, answer and the sentences that hold it; all of a plain text.
+        ids: (B, L), the token ids with masks.
+        early_ids: (B, L), the same rows at an earlier step, with more masks.
+        positions: (B, L), the positions that RoPE uses. They increase and have gaps.
+        rows, columns: (n,), the batch indices and the positions in a row of the tokens to predict.
+        targets: (n,), the ids of the tokens to predict.
+        weights: (n,), their weights in the loss.
+        answers: (B,), the positions at which the answers begin.
+        essential: (B, L), True for question, answer and the sentences that contain it, and for all of a plain text.
     """
 
     ids: IntArray
@@ -81,7 +84,7 @@ class Rows:
         self._max_length = max_length
 
     def row(self, rng: np.random.Generator, length: int, *, asked: bool = False) -> Row:
-        """One row of `length` tokens; asked: no plain text."""
+        """Makes one row of `length` tokens. `asked` excludes plain text."""
         kind = KINDS[rng.choice(len(KINDS), p=_SHARES)]
         if kind == "text" and not asked:
             return self._plain(rng, length)
@@ -96,7 +99,7 @@ class Rows:
         return self._asked(rng, length, frequent_words(self.style, max(8, length // 50)), words=True)
 
     def batch(self, rng: np.random.Generator, length: int, rows: int, *, asked: bool = False) -> Batch:
-        """Rows, masked with a ratio drawn for each, and their losses: weight 1 / ratio, as LLaDA's."""
+        """Makes a batch. A random fraction of each row's answer is masked, and LLaDA's loss has weight 1 / fraction."""
         made = [self.row(rng, length, asked=asked) for _ in range(rows)]
         ids = np.stack([row.ids for row in made])
         early = ids.copy()
@@ -133,7 +136,7 @@ class Rows:
         )
 
     def _positions(self, rng: np.random.Generator, row: Row, length: int) -> IntArray:
-        """0 ... L - 1 with gaps between sentences, up to the longest position: short rows teach long distances."""
+        """Returns increasing positions with gaps between sentences, so that short rows teach long distances."""
         positions = np.arange(length)
         room = self._max_length - length
         if room > 0 and len(row.breaks) and rng.random() < 0.7:
@@ -151,13 +154,14 @@ class Rows:
         return Row(ids, 0, np.empty(0, np.int64), (), ())
 
     def _asked(self, rng: np.random.Generator, length: int, maker: Maker, *, words: bool = False) -> Row:
-        """A question's row: as much hay as fits, by a rough count and then sentence by sentence."""
+        """Makes a row with a question and as much other text as fits."""
+        # First comes a rough estimate of the number of sentences; `_laid_out` then drops those that do not fit.
         empty = maker(np.random.default_rng(rng.integers(2**32)), 0)
         fixed = len(self._around(empty)[0]) + len(self._around(empty)[1]) + sum(map(len, map(str.split, empty.units)))
         answer = len(empty.answer.split()) + 2
         room = length - fixed - answer - int(rng.integers(0, min(34, length // 12)))
         text = maker(rng, max(1, room if words else int(room / _WORDS_PER_SENTENCE * 1.1)))
-        # Counting needs all words alike: none of them is evidence.
+        # In a task about counting, all words matter equally, so none of them is evidence.
         return self._laid_out(dataclasses.replace(text, evidence=()) if words else text, length)
 
     def _around(self, text: Text) -> tuple[list[int], list[int]]:
@@ -174,7 +178,7 @@ class Rows:
         needed = set(text.evidence)
         units = [self.vocabulary.ids(unit) for unit in text.units]
         reserve = sum(len(units[i]) for i in needed)
-        for i, unit in enumerate(units):  # all the evidence, and the rest as long as there is room
+        for i, unit in enumerate(units):  # keeps all the evidence, and other sentences while there is room
             if i in needed:
                 reserve -= len(unit)
             elif size + len(unit) + reserve > room:
@@ -199,7 +203,7 @@ class Rows:
     def _hints(
         self, text: Text, ids: IntArray, evidence: list[tuple[int, int]], question: int, begin: int
     ) -> tuple[tuple[int, int], ...]:
-        """Mentions in the question, and of variables in the chain, with the token that each of them leads to."""
+        """Returns mentions of keys in the question and of variables in the chain, with the token each leads to."""
         leads: dict[int, int] = {}
         for start, end in evidence:
             sentence = self.vocabulary.ids("is") + self.vocabulary.ids("=")

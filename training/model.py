@@ -1,6 +1,6 @@
 """The demo model in torch: LLaDA's layers, an initialisation that can already look things up, and the export.
 
-B rows, L tokens, d width, H heads of D, V vocabulary.
+B batch, L tokens, d width, H heads, D head_dim, V vocabulary size.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from sparsed.models.files import replacing
 from .attention import Attend, dense
 from .vocabulary import BOS, EOS, MASK, PAD, Vocabulary
 
-# Parts of the residual stream at the beginning of training: what a token is, a constant, and slots for what attention
-# brings: the tokens at offsets -2, -1, +2 and -4, and what was looked up for the token itself.
+# The parts of the residual stream at the beginning of training: a code of the token, a constant, and five slots that
+# attention fills. The slots hold codes of the tokens at offsets -2, -1, +2 and -4, and the result of the look-up.
 _CONTENT = slice(0, 90)
 _FOUND, _WORDS = slice(0, 60), slice(60, 90)
 _CONSTANT = slice(90, 96)
@@ -32,14 +32,14 @@ _SLOT = 32
 _NAME_DIMS = 24
 _OFFSETS = (-2, -1, 2, -4)
 _LOOKED_UP = 4
-# How strongly a head that finds nothing looks at <bos>: above chance resemblance, below a match.
+# The score of <bos>, where a head looks that finds nothing. It is above chance similarity and below a match.
 _SINK = 16.0
 _MATCH = 2.6
 
 
 @dataclass(frozen=True)
 class Shape:
-    """The model's sizes; the defaults are the demo model's."""
+    """The model's sizes. The defaults are those of the demo model."""
 
     width: int = 256
     layers: int = 4
@@ -50,12 +50,12 @@ class Shape:
 
     @property
     def head_dim(self) -> int:
-        """D."""
+        """The size D of one attention head."""
         return self.width // self.heads
 
 
 class Block(nn.Module):
-    """Pre-norm attention and a SiLU-gated MLP; the norms' weights are folded in at the start (ones)."""
+    """A layer with pre-norm attention and a SiLU-gated MLP. The weights of the norms begin as ones."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -68,20 +68,20 @@ class Block(nn.Module):
         self.down = nn.Linear(shape.mlp, shape.width, bias=False)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
-        """X (B, L, d); cos, sin (B, 1, L, D / 2)."""
+        """Applies the layer to x (B, L, d), with cos and sin (B, 1, L, D / 2)."""
         x = x + self.out(attend(*self.heads(x, cos, sin)).transpose(1, 2).flatten(2))
         gate, up = self.gate_up(rms_norm(x, self.mlp_norm)).chunk(2, dim=-1)
         return x + self.down(functional.silu(gate) * up)
 
     def heads(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Rotated queries and keys, and values, (B, H, L, D) each."""
+        """Returns rotated queries, rotated keys, and values, (B, H, L, D) each."""
         qkv = self.qkv(rms_norm(x, self.attention_norm)).unflatten(-1, (3, self.shape.heads, -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
         return rotate(q, cos, sin), rotate(k, cos, sin), v
 
 
 class DemoModel(nn.Module):
-    """A LLaDA of a few million parameters."""
+    """A LLaDA with a few million parameters."""
 
     def __init__(self, shape: Shape, vocab_size: int) -> None:
         super().__init__()
@@ -93,12 +93,12 @@ class DemoModel(nn.Module):
         self.register_buffer("frequencies", frequencies(shape), persistent=False)
 
     def forward(self, ids: Tensor, positions: Tensor, attend: Sequence[Attend] | Attend = dense) -> Tensor:
-        """The last hidden state (B, L, d), normed.
+        """Returns the last hidden state (B, L, d) after the final norm.
 
         Args:
-            ids: (B, L).
-            positions: (B, L), what RoPE turns by.
-            attend: The attention of all layers, or of each.
+            ids: (B, L), the token ids.
+            positions: (B, L), the positions that RoPE uses.
+            attend: The attention of all layers, or one function per layer.
         """
         angles = positions[:, None, :, None].float() * self.frequencies
         cos, sin = angles.cos(), angles.sin()
@@ -109,34 +109,40 @@ class DemoModel(nn.Module):
 
 
 def frequencies(shape: Shape) -> Tensor:
-    """RoPE's, (D / 2,)."""
+    """Returns RoPE's frequencies, (D / 2,)."""
     return shape.rope_theta ** -(torch.arange(0, shape.head_dim, 2).float() / shape.head_dim)
 
 
 def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
-    """LLaDA's norm, in float32."""
+    """Computes LLaDA's norm in float32."""
     x = x.float()
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-5) * weight
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Half rotation of x (B, H, L, D)."""
+    """Rotates the pairs (j, j + D / 2) of x (B, H, L, D)."""
     first, second = x.float().chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
 
 
 @torch.no_grad()
 def initialise(model: DemoModel, vocabulary: Vocabulary, seed: int) -> None:
-    """Weights with which the model can look up before it has learned anything; all of them are trained afterwards.
+    """Sets weights with which the model can look things up before it has learned anything.
 
-    A random start does not find key matching within tens of millions of tokens, because three things have to be there
-    at once. So: layer 0's first heads look at fixed offsets and write a code of that token into a slot of their own;
-    layer 1 compares a token's own code with the slots of all others through RoPE's slow pairs and notes what stands
-    there (KEY -> its value, a variable -> the one that is assigned it, a key of the question -> the next one); layer 2
-    carries what was noted to the place where it is asked for. The look-up thus happens at every mention of a key, in
-    the question too, whose tokens are the same in every denoising step: a pattern selected early stays right.
+    Training changes all of them. From random weights, it does not find key matching within tens of millions of tokens,
+    because three steps have to work together before any of them lowers the loss. The initial weights contain these
+    steps:
 
-    Other shapes than the demo model's get the random start alone.
+    - The heads of layer 0 look at fixed offsets. Each writes a code of the token there into its slot.
+    - Layer 1 compares the code of a token with the slots of all others through RoPE's slow pairs. It notes the token
+      that a match belongs to: the value of a key, the variable that another is assigned to, or the next key of the
+      question.
+    - Layer 2 copies the note to the position where it is needed.
+
+    So the look-up happens at every mention of a key, including those in the question, whose tokens are the same in
+    every denoising step. A pattern that is selected early therefore stays right.
+
+    Shapes other than the demo model's get only random weights.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -152,15 +158,16 @@ def initialise(model: DemoModel, vocabulary: Vocabulary, seed: int) -> None:
     shape = model.shape
     if (shape.width, shape.head_dim) != (256, 64) or shape.layers < 3:
         return
-    # What can be looked up (names, numbers) and the words around it lie in parts of the content of their own, so that
-    # a code of the one part is blind to the other. All have one length: a longer token would shorten the normed
-    # constant, by which the offsets are told apart.
+    # Names and numbers, which can be looked up, and all other words have separate parts of the content, so that a code
+    # of one part ignores the other. All embeddings have the same length, because the norm after a longer one would
+    # shrink the constant, which the heads for fixed offsets need.
     embedding = torch.zeros_like(model.embedding.weight)
     embedding[:, _WORDS] = normal(len(embedding), 30)
     found = [vocabulary[word] for word in (*vocabulary.names, *vocabulary.numbers)]
     embedding[found] = 0
     embedding[found, _FOUND] = normal(len(found), 60)
-    # Names and numbers have a direction in common, and the mask points there: an open place looks at what fits it.
+    # Names share a direction, numbers share another, and the mask points to both, so that a masked position attends to
+    # tokens that may fill it.
     embedding[vocabulary[MASK], _WORDS] *= 0.5
     for words in (vocabulary.names, vocabulary.numbers):
         common = normal(60)
@@ -174,7 +181,7 @@ def initialise(model: DemoModel, vocabulary: Vocabulary, seed: int) -> None:
     model.head.weight[vocabulary[MASK]] = 0
 
     def code(size: int, part: slice) -> Tensor:
-        """(size, 90), which reads one part of the content."""
+        """Returns a code (size, 90) that reads one part of the content."""
         matrix = torch.zeros(size, 90)
         matrix[:, part] = torch.linalg.qr(normal(part.stop - part.start, size)).Q.T
         return matrix
@@ -190,12 +197,12 @@ def initialise(model: DemoModel, vocabulary: Vocabulary, seed: int) -> None:
     spin = frequencies(shape)[fast]
 
     def place(part: int, head: int) -> slice:
-        """A head's rows of qkv; part 0, 1, 2: q, k, v."""
+        """Returns the rows of qkv for a head; part 0, 1 or 2 is q, k or v."""
         start = (part * shape.heads + head) * shape.head_dim
         return slice(start, start + shape.head_dim)
 
     def write(layer: int, head: int, source: Tensor, columns: slice, target: slice, decode: Tensor) -> None:
-        """A head's value and output: source (n, columns) of what it looks at, decode (target, n) into the stream."""
+        """Sets a head's value and output: it reads source (n, columns) of a token and writes decode (target, n)."""
         block, n = model.blocks[layer], len(source)
         rows = place(2, head)
         block.qkv.weight[rows] = 0
@@ -214,7 +221,7 @@ def initialise(model: DemoModel, vocabulary: Vocabulary, seed: int) -> None:
         write(0, head, codes[head], _CONTENT, slots[head], 0.65 * torch.eye(_SLOT))
 
     def match(layer: int, head: int, query: tuple[slice, Tensor], key: tuple[slice, Tensor], after: str | None) -> None:
-        """A head whose query and key are codes, (columns, code) each; `after`: prefers tokens that follow this word."""
+        """Sets a head whose query and key are codes, (columns, code) each. It prefers tokens after the word `after`."""
         qkv = model.blocks[layer].qkv.weight
         n = slow.stop - slow.start
         size = len(query[1])
@@ -234,19 +241,19 @@ def initialise(model: DemoModel, vocabulary: Vocabulary, seed: int) -> None:
             qkv[place(0, head).start + half - 1, _CONSTANT] = 0.5
             qkv[place(1, head).start + half - 1, slots[1]] = 6.0 * word / word.square().sum()
 
-    own, plain, note = _CONTENT, torch.eye(_SLOT), slots[_LOOKED_UP]
-    previous = torch.eye(_SLOT)[:_NAME_DIMS]  # the part of slot 1 that knows names
-    match(1, 0, (own, key), (slots[0], plain), "is")  # KEY -> the token that has it at -2, after "is"
+    content, plain, note = _CONTENT, torch.eye(_SLOT), slots[_LOOKED_UP]
+    previous = torch.eye(_SLOT)[:_NAME_DIMS]  # the part of slot 1 that encodes names
+    match(1, 0, (content, key), (slots[0], plain), "is")  # a key finds the token after "is" that has the key at -2
     write(1, 0, note_code, _CONTENT, note, 0.8 * plain)
-    match(1, 1, (own, ahead), (slots[2], plain), "var")  # a variable -> the one that has it at +2, after "var"
+    match(1, 1, (content, ahead), (slots[2], plain), "var")  # a variable finds the one after "var" that has it at +2
     write(1, 1, note_code, _CONTENT, note, 0.8 * plain)
-    match(1, 2, (slots[3], plain), (slots[0], plain), "and")  # the key at -4 -> the next key of the question
+    match(1, 2, (slots[3], plain), (slots[0], plain), "and")  # the key at -4 finds the next key of the question
     write(1, 2, note_code, _CONTENT, _CONTENT, 3.0 * note_code.T)
-    match(2, 0, (slots[0], plain), (own, key), None)  # where KEY stands at -2: what every KEY noted
+    match(2, 0, (slots[0], plain), (content, key), None)  # reads the note of the key at -2
     write(2, 0, plain, note, _CONTENT, 4.0 * note_code.T)
-    match(2, 1, (slots[1], previous), (own, before[:_NAME_DIMS]), None)  # the variable at -1: what every mention noted
+    match(2, 1, (slots[1], previous), (content, before[:_NAME_DIMS]), None)  # reads the note of the variable at -1
     write(2, 1, plain, note, _CONTENT, 4.0 * note_code.T)
-    for part in (0, 1):  # one head that counts: it looks at everything alike
+    for part in (0, 1):  # one head attends equally to everything, which lets it count words
         model.blocks[1].qkv.weight[place(part, 3)] = 0
 
 
@@ -311,7 +318,7 @@ def export(model: DemoModel, vocabulary: Vocabulary, folder: Path) -> None:
 
 
 def _write_safetensors(path: Path, tensors: dict[str, np.ndarray[Any, Any]]) -> None:
-    """The safetensors format: the header's length, the header as JSON, the tensors one after the other."""
+    """Writes the safetensors format: the length of the header, the header as JSON, and the tensors."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     parts, offset = [], 0
     for name in sorted(tensors):
@@ -325,5 +332,5 @@ def _write_safetensors(path: Path, tensors: dict[str, np.ndarray[Any, Any]]) -> 
         offset += len(data)
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    with replacing(path) as new:  # who has the old file mapped must not see it shrink
+    with replacing(path) as new:  # a process that has mapped the old file must not see it shrink
         new.write_bytes(len(text).to_bytes(8, "little") + text + b"".join(parts))

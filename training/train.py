@@ -1,4 +1,4 @@
-"""`python -m training.train`: trains the demo model on a CPU, resumes where it stopped, exports the checkpoint."""
+"""Trains the demo model on a CPU, resumes where it stopped, and exports the checkpoint."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ _EVAL_SEED = 1 << 40
 
 @dataclass(frozen=True)
 class Phase:
-    """Steps at one length, and shorter rows among them so that nothing is forgotten.
+    """Steps with rows of one length. Some batches have shorter rows, so that the model does not forget them.
 
     Attributes:
-        length: Tokens of the longest rows.
-        steps: How many.
-        tokens: Of a batch.
-        local: Share of the batches of the longest rows whose unessential tokens see only their neighbourhood.
-        sparse: Share of the batches (of at most 1024 tokens) that train under SparseD's own patterns.
-        own: Share of the batches that have the longest rows; the others have a length of an earlier phase.
+        length: The number of tokens of the longest rows.
+        steps: The number of steps.
+        tokens: The number of tokens of a batch.
+        local: The fraction of the batches of long rows in which only essential tokens see everything.
+        sparse: The fraction of the batches of at most 1024 tokens that train with SparseD's patterns.
+        longest: The fraction of the batches that have the longest rows. The others have a length of an earlier phase.
     """
 
     length: int
@@ -47,28 +47,29 @@ class Phase:
     tokens: int = 4096
     local: float = 0.0
     sparse: float = 0.0
-    own: float = 0.6
+    longest: float = 0.6
 
 
-# Short rows first: the circuits form there, at 13,000 tokens a second. Long rows teach the model to find one sentence
-# among a thousand; the last phase puts everything together, with more sparse batches, while the learning rate falls.
+# Short rows come first, because the model learns to look things up there at 13,000 tokens per second. Long rows teach
+# it to find one sentence among a thousand. The last phase combines everything, with more sparse batches, while the
+# learning rate falls.
 PHASES = (
-    Phase(128, 1400, own=1.0),
+    Phase(128, 1400, longest=1.0),
     Phase(256, 1100),
     Phase(512, 1400, sparse=0.1),
     Phase(1024, 1200, sparse=0.2),
     Phase(2048, 500, tokens=8192, local=0.8, sparse=0.2),
     Phase(4096, 400, tokens=8192, local=0.95, sparse=0.2),
-    Phase(8192, 900, tokens=8192, local=0.97, sparse=0.35, own=0.45),
+    Phase(8192, 900, tokens=8192, local=0.97, sparse=0.35, longest=0.45),
 )
 
 
 @dataclass(frozen=True)
 class Options:
-    """What decides the run; a folder with other options is refused.
+    """The options that determine a run. A folder that holds a run with other options is refused.
 
     Attributes:
-        decay: Share of the steps at the end over which the learning rate falls to a twentieth.
+        decay: The fraction of the steps, at the end, in which the learning rate falls to a twentieth.
         block, rho: SparseD's settings in sparse batches.
     """
 
@@ -85,22 +86,22 @@ class Options:
 
     @property
     def steps(self) -> int:
-        """Of all phases."""
+        """The number of steps of all phases."""
         return sum(phase.steps for phase in self.phases)
 
     def phase_of(self, step: int) -> int:
-        """The number of the phase that a step belongs to."""
+        """Returns the number of the phase that a step belongs to."""
         ends = np.cumsum([phase.steps for phase in self.phases])
         return int(np.searchsorted(ends, step, side="right"))
 
     def rate_at(self, step: int) -> float:
-        """The learning rate: warm-up, constant, linear decay."""
+        """Returns the learning rate of a step: warm-up, then constant, then linear decay."""
         left = (self.steps - step) / (self.decay * self.steps)
         return self.rate * min((step + 1) / self.warmup, 1.0, max(left, 0.05))
 
 
 class Trainer:
-    """A run in a folder: state, log and curve.
+    """A run, whose state, log and curve lie in a folder.
 
     Raises:
         ValueError: The folder holds a run with other options.
@@ -136,7 +137,7 @@ class Trainer:
         self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
 
     def save(self) -> None:
-        """Writes the state; a crash while writing leaves the old one."""
+        """Writes the state. A crash while writing leaves the old state."""
         state = {
             "options": json.dumps(dataclasses.asdict(self.options), sort_keys=True),
             "model": self.model.state_dict(),
@@ -149,7 +150,7 @@ class Trainer:
         os.replace(self.folder / (STATE + ".new"), self.folder / STATE)
 
     def train(self, until: int | None = None, *, save_every: int = 200, minutes: float = math.inf) -> None:
-        """Steps up to `until` (None: the last one), or for so many minutes."""
+        """Trains up to the step `until` (None for the last one), or for a number of minutes."""
         last = self.options.steps if until is None else min(until, self.options.steps)
         began = time.perf_counter()
         while self.step < last and time.perf_counter() - began < 60 * minutes:
@@ -165,7 +166,7 @@ class Trainer:
         phase_number = options.phase_of(self.step)
         phase = options.phases[phase_number]
         length = phase.length
-        if phase_number and rng.random() >= phase.own:
+        if phase_number and rng.random() >= phase.longest:
             length = options.phases[int(rng.integers(phase_number))].length
         local = length > 1024 and rng.random() < phase.local
         sparse = length <= 1024 and rng.random() < phase.sparse
@@ -189,7 +190,7 @@ class Trainer:
             self._log(length, "local" if local else "sparse" if sparse else "dense", loss.item(), right, norm.item())
 
     def _patterns(self, batch: Batch) -> list[Attend]:
-        """SparseD's, selected as its schedule does: from the same rows at an earlier step."""
+        """Selects SparseD's patterns from the same rows at an earlier step, as its schedule does."""
         ids, positions = torch.from_numpy(batch.early_ids), torch.from_numpy(batch.positions)
         return selected(
             lambda attend: self.model(ids, positions, attend),
@@ -200,7 +201,7 @@ class Trainer:
         )
 
     def loss(self, batch: Batch, attend: Sequence[Attend] | Attend = dense) -> tuple[Tensor, float]:
-        """The weighted loss, and the share of the targets in answers that are right."""
+        """Returns the weighted loss, and the fraction of the targets in answers that are right."""
         rows, columns = torch.from_numpy(batch.rows), torch.from_numpy(batch.columns)
         with torch.autocast("cpu", torch.bfloat16):
             hidden = self.model(torch.from_numpy(batch.ids), torch.from_numpy(batch.positions), attend)
@@ -209,13 +210,13 @@ class Trainer:
         losses = functional.cross_entropy(logits, targets, reduction="none")
         loss = (losses * torch.from_numpy(batch.weights)).sum() / len(batch.ids)
         begins = batch.answers[batch.rows]
-        in_answer = (batch.columns >= begins) & (begins > 0)  # not those of plain text
+        in_answer = (batch.columns >= begins) & (begins > 0)  # excludes plain text
         right = (logits.detach().argmax(-1) == targets).numpy()[in_answer]
         return loss, float(right.mean()) if len(right) else 0.0
 
     @torch.no_grad()
     def evaluate(self, length: int, rows: int, *, sparse: bool = False) -> float:
-        """The share of masked answer tokens that are right, on rows that training does not see."""
+        """Returns the fraction of masked answer tokens that are right, on rows that training does not use."""
         rng = np.random.default_rng([self.options.seed, _EVAL_SEED, length])
         batch = self.rows.batch(rng, length, rows, asked=True)
         return self.loss(batch, self._patterns(batch) if sparse else dense)[1]
@@ -237,19 +238,19 @@ class Trainer:
 
 
 def _whole_lines(path: Path) -> bytes:
-    """The content but for a last line that a crash has cut."""
+    """Returns the content without a last line that a crash has cut off."""
     content = path.read_bytes()
     return content[: content.rfind(b"\n") + 1]
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The log's records; of a step that was repeated after a crash, the last one."""
+    """Returns the records of the log. A step that was repeated after a crash counts once, with its last record."""
     lines = _whole_lines(folder / LOG).decode("utf-8").splitlines()
     return sorted({record["step"]: record for record in map(json.loads, lines)}.values(), key=lambda r: r["step"])
 
 
 def plot(folder: Path) -> Path:
-    """Draws the loss and the share of right tokens over the steps; needs matplotlib."""
+    """Draws the loss and the fraction of right tokens over the steps. This needs matplotlib."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -258,9 +259,10 @@ def plot(folder: Path) -> Path:
     records = read_log(folder)
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4))
     for length in sorted({record["length"] for record in records}):
-        own = [record for record in records if record["length"] == length]
+        same_length = [record for record in records if record["length"] == length]
         for axes, key in ((left, "loss"), (right, "right")):
-            axes.plot([r["step"] for r in own], [r[key] for r in own], ".", markersize=3, label=str(length))
+            steps, values = [r["step"] for r in same_length], [r[key] for r in same_length]
+            axes.plot(steps, values, ".", markersize=3, label=str(length))
     left.set_yscale("log")
     for axes, label in ((left, "loss"), (right, "masked answer tokens that are right")):
         axes.set_xlabel("step")
@@ -273,14 +275,14 @@ def plot(folder: Path) -> Path:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command."""
+    """Runs the command and returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m training.train", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("training/run"), help="state, log, curve, checkpoint")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies the steps of every phase")
-    parser.add_argument("--no-sparse", action="store_true", help="no batches under SparseD's patterns")
-    parser.add_argument("--until", type=int, help="stop after this step; the next call goes on")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so long; the next call goes on")
+    parser.add_argument("--no-sparse", action="store_true", help="no batches with SparseD's patterns")
+    parser.add_argument("--until", type=int, help="stop after this step; the next call resumes")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="stop after this time; the next call resumes")
     parser.add_argument("--threads", type=int, help="torch's threads")
     args = parser.parse_args(arguments)
     if args.threads is not None:

@@ -1,4 +1,4 @@
-"""The demo model's own tokenizer: one token a word, split at spaces."""
+"""The tokenizer of the demo model, which splits a text at spaces and has one token per word."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ _CHAT = (
 
 
 class Vocabulary:
-    """Words and their ids: special tokens, digits, names, "one" and the sentences' words, numbers 100 ... 999.
+    """The words and their ids.
 
-    The names stand between "9" and "one": that is how `SmallStyle.of` finds them.
+    The order is: special tokens, digits, names, "one" and the other words of the sentences, the numbers 100 ... 999.
+    `SmallStyle.of` relies on it, because it finds the names between "9" and "one".
     """
 
     def __init__(self, num_names: int = NUM_NAMES) -> None:
@@ -44,11 +45,11 @@ class Vocabulary:
         return self._ids[word]
 
     def ids(self, text: str) -> list[int]:
-        """One id per word of a text."""
+        """Returns the ids of the words of a text."""
         return [self._ids[word] for word in text.split()]
 
     def style(self) -> SmallStyle:
-        """The wording of the tasks in these words."""
+        """Returns the style that words the tasks with this vocabulary."""
         return SmallStyle(self.names)
 
     def save(self, folder: Path, max_length: int) -> None:

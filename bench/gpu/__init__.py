@@ -1,1 +1,1 @@
-"""Measurements of the CUDA backend on torch's memory; run.sh builds, tests and measures."""
+"""Measures the CUDA backend on torch tensors. run.sh builds, tests and measures."""

@@ -1,4 +1,4 @@
-"""Dense, sparse and selecting attention on a GPU beside torch's, in one run: JSON and a table."""
+"""Times dense, sparse and selecting attention on a GPU in turns with torch's, and writes JSON and a table."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ from sparsed import BlockPattern
 Run = Callable[[], Any]
 PROMPT_SHARE = 15 / 16
 RHO = 0.3
-TOLERANCE = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 1e-2}  # of outputs, relative
+TOLERANCE = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 1e-2}  # relative errors of outputs
 cuda: Any = torch.cuda  # its events are not typed
 
 
 def time_alternating(runs: dict[str, Run], rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of each call; a contender that fails is left out."""
+    """Times the contenders in turns, in milliseconds per call, and leaves out those that fail."""
     times: dict[str, list[float]] = {}
     for name, run in list(runs.items()):
         try:
             run()
             torch.cuda.synchronize()
-        except Exception as error:  # a backend of torch that does not take these inputs
+        except Exception as error:  # some backends of torch refuse these inputs
             print(f"  {name}: {type(error).__name__}: {str(error).splitlines()[0]}", file=sys.stderr)
             continue
         times[name] = []
     for _ in range(rounds):
         for name in times:
             start, end = cuda.Event(enable_timing=True), cuda.Event(enable_timing=True)
-            cuda._sleep(3_000_000)  # cycles: the host has queued everything before the first kernel begins
+            cuda._sleep(3_000_000)  # in these cycles, the host queues the kernels, so that its time is not measured
             start.record()
             runs[name]()
             end.record()
@@ -67,7 +67,7 @@ def random_pattern(heads: int, length: int, block_size: int, density: float) -> 
 
 
 def block_scores(q: Any, k: Any, block_size: int) -> Any:
-    """Probability mass of (query block, key block) in float64, [1, heads, blocks, blocks]."""
+    """Returns the probability mass of each (query block, key block) in float64, [1, heads, blocks, blocks]."""
     length = q.shape[2]
     padding = -length % block_size
     mass: Any = (q.double() @ k.double().transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-1)
@@ -76,7 +76,10 @@ def block_scores(q: Any, k: Any, block_size: int) -> Any:
 
 
 def selection_error(pattern: BlockPattern, scores: Any, first_generation: int) -> str:
-    """What is wrong with the blocks that the paper's rule kept; empty: nothing. Nearly equal scores may swap."""
+    """Checks the selected blocks against the paper's rule, and describes an error or returns "".
+
+    Blocks with nearly equal scores may be swapped.
+    """
     mask = torch.from_numpy(pattern.to_mask())
     for kind, columns in (("prompt", slice(0, first_generation)), ("generation", slice(first_generation, None))):
         chosen: Any = mask[..., columns]
@@ -92,7 +95,7 @@ def selection_error(pattern: BlockPattern, scores: Any, first_generation: int) -
 
 
 def check(dtypes: list[str], head_dims: list[int]) -> list[str]:
-    """Small calls against float64 attention and selection; what is wrong."""
+    """Checks small calls against float64 attention and selection, and describes the errors."""
     length, prompt = 333, 250
     wrong: list[str] = []
     for dtype, head_dim, block_size in itertools.product(dtypes, head_dims, (16, 32, 64, 128, 256)):
@@ -148,7 +151,9 @@ def contenders(args: argparse.Namespace, head_dim: int, length: int) -> dict[str
     runs: dict[str, Run] = {
         "sparsed dense": partial(sparsed.attention, q, k, v),
         "sparsed select": partial(sparsed.attention_and_select, q, k, v, **selection),
-        "sparsed select only": partial(sparsed.select, q, k, **selection),  # counted as a whole dense pass
+        "sparsed select only": partial(
+            sparsed.select, q, k, **selection
+        ),  # its rate counts the FLOPs of a whole dense pass
         "torch cudnn": partial(torch_sdpa, SDPBackend.CUDNN_ATTENTION, q, k, v),
         "torch flash": partial(torch_sdpa, SDPBackend.FLASH_ATTENTION, q, k, v),
     }
@@ -161,7 +166,7 @@ def contenders(args: argparse.Namespace, head_dim: int, length: int) -> dict[str
 
 
 def measure(args: argparse.Namespace, machine: dict[str, Any]) -> list[dict[str, Any]]:
-    """Times every case; what there is of it is written after each."""
+    """Times every case, and writes the JSON file after each."""
     records: list[dict[str, Any]] = []
     deadline = time.monotonic() + args.seconds
     for head_dim, length in itertools.product(args.head_dim, args.length):
@@ -189,7 +194,7 @@ def measure(args: argparse.Namespace, machine: dict[str, Any]) -> list[dict[str,
 
 
 def output_of(*command: str) -> str:
-    """What a program prints; empty where it cannot run."""
+    """Returns the output of a program, or "" if it fails."""
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
@@ -224,14 +229,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, default=Path("gpu.json"))
     parser.add_argument("--head-dim", type=int, nargs="+", default=[128, 64])
-    parser.add_argument("--dtype", choices=TOLERANCE, nargs="+", default=["bfloat16"], help="that is compared")
+    parser.add_argument("--dtype", choices=TOLERANCE, nargs="+", default=["bfloat16"], help="dtypes to check")
     parser.add_argument("--length", type=int, nargs="+", default=[4096, 16384, 32768])
     parser.add_argument("--heads", type=int, default=16)
     parser.add_argument("--block-size", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--seconds", type=float, default=150, help="no new case is begun after these")
-    parser.add_argument("--check-only", action="store_true", help="compare with float64, time nothing")
-    parser.add_argument("--flex", action="store_true", help="compiled flex_attention with the same pattern, too")
+    parser.add_argument("--seconds", type=float, default=150, help="no new case begins after this time")
+    parser.add_argument("--check-only", action="store_true", help="check against float64 without timing")
+    parser.add_argument("--flex", action="store_true", help="also time compiled flex_attention with the same pattern")
     args = parser.parse_args()
     missing = next(backend.reasons for backend in sparsed.backends() if backend.name == "cuda")
     if missing:

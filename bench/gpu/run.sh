@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# What needs a GPU, in parts that can be called apart: bench/gpu/run.sh PART...; without a name all of them, in this order.
+# Runs everything that needs a GPU: bench/gpu/run.sh PART... Without a name, all parts run in this order:
 #   build      the extension and the GPU's C++ tests, for this GPU's architecture
 #   tests      every kernel against float64, then the GPU's pytest and CTest cases
 #   sanitizer  compute-sanitizer on small calls
 #   attention  dense, sparse and selecting attention beside torch's
-#   stack      denoising steps of two layers of LLaDA-8B by the torch engine
-# Each command has its own time limit. Results are written as they come, to $RESULTS (default build/gpu/results): JSON,
-# and the log of each command. Nothing is downloaded: python3 must have torch, numpy, ml_dtypes, pytest, pybind11, cmake
-# and ninja, and nvcc must be there. GoogleTest's cases run where it is found: installed, or under CMAKE_PREFIX_PATH.
+#   stack      denoising steps of two layers of LLaDA-8B with the torch engine
+# Each command has a time limit. JSON files and the log of each command are written to $RESULTS (default
+# build/gpu/results) as soon as they exist. Nothing is downloaded: python3 must have torch, numpy, ml_dtypes, pytest,
+# pybind11, cmake and ninja, and nvcc must be installed. GoogleTest's cases run if GoogleTest is installed or lies
+# under CMAKE_PREFIX_PATH.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 build=build/gpu
@@ -17,7 +18,7 @@ mkdir -p "$results/logs"
 results=$(realpath "$results")
 failed=()
 
-# step NAME SECONDS COMMAND...: the output goes to a log, of which the end is shown.
+# step NAME SECONDS COMMAND... writes the output of a command to a log and shows the end of the log.
 step() {
   local name=$1 limit=$2 begun=$SECONDS status
   shift 2
@@ -41,7 +42,7 @@ part_build() {
   step configure 60 cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DSPARSED_CUDA=ON -DBUILD_TESTING=$tests \
     -DCMAKE_CUDA_ARCHITECTURES="$arch-real" -DPython_EXECUTABLE="$(command -v "$python")" &&
     step build 240 cmake --build "$build" --target "${targets[@]}" || exit 1
-  # The package in the build tree asks for the metadata of an installed one.
+  # The package in the build tree needs the metadata of an installed package.
   local version
   version=$(sed -n 's/^version = "\(.*\)"$/\1/p' pyproject.toml)
   mkdir -p "$build/site/sparsed-$version.dist-info"
@@ -49,7 +50,7 @@ part_build() {
 }
 
 part_tests() {
-  # A process for each kernel: after an error or a hang the others still tell.
+  # Each kernel gets a process, so that an error or a hang in one does not hide the results of the others.
   local case dtype dim
   for case in "bfloat16 128" "bfloat16 64" "float16 128" "bfloat16 32" "bfloat16 256" "float32 64"; do
     read -r dtype dim <<<"$case"
@@ -73,7 +74,7 @@ part_stack() {
 }
 
 [ $# -gt 0 ] || set -- build tests sanitizer attention stack
-for part in "$@"; do declare -F "part_$part" >/dev/null || { sed -n 2,10p "$0" >&2; exit 2; }; done
+for part in "$@"; do declare -F "part_$part" >/dev/null || { sed -n 2,11p "$0" >&2; exit 2; }; done
 nvidia-smi --query-gpu=name,driver_version,compute_cap --format=csv,noheader || { echo "there is no GPU here" >&2; exit 1; }
 export PYTHONUNBUFFERED=1 PYTHONPATH=$PWD/$build/python:$PWD/$build/site:$PWD${PYTHONPATH:+:$PYTHONPATH}
 for part in "$@"; do "part_$part"; done

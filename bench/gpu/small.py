@@ -1,4 +1,4 @@
-"""Small calls of every CUDA kernel, for compute-sanitizer. Results are checked against the CPU's."""
+"""Runs small calls of every CUDA kernel for compute-sanitizer, and checks their results against the CPU's."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 import sparsed
 
-attention: Any = sparsed.attention  # called with starred arguments
+attention: Any = sparsed.attention  # mypy cannot check calls with starred arguments
 
 
 def to_gpu(array: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Denoising steps of a few layers of LLaDA-8B's shape by the torch engine: dense, selecting and sparse, as JSON."""
+"""Times dense, selecting and sparse steps of a few layers of LLaDA-8B's shape with the torch engine."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ PHASES = ("dense", "select", "sparse")
 
 
 def step_seconds(model: Any, length: int, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each phase's step, in turns; the first round warms up and does not count."""
+    """Times the step of each phase in turns, in seconds. The first round warms up and does not count."""
     ids = np.random.default_rng(0).integers(0, RANDOM_VOCABULARY - 1, (1, length))
     positions = np.arange(length - GENERATED_TOKENS, length)
     times: dict[str, list[float]] = {phase: [] for phase in PHASES}
     for number in range(rounds + 1):
-        # skip 2/3 of three steps: a dense one, one that selects, a sparse one.
+        # With skip 2/3, the first of three steps is dense, the second selects and the third is sparse.
         cache = PatternCache(SparseConfig(skip=2 / 3, min_length=0), steps=3, prompt_length=length - GENERATED_TOKENS)
         for step, phase in enumerate(PHASES):
             cache.begin_step(step)
             assert cache.phase == phase
             begun = time.perf_counter()
-            model.forward(ids, attend=cache.attend, positions=positions)  # logits come to the host: the step has ended
+            model.forward(ids, attend=cache.attend, positions=positions)  # returns when the logits are on the host
             if number:
                 times[phase].append(time.perf_counter() - begun)
     return times

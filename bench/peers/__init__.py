@@ -1,4 +1,4 @@
-"""The peers that can take part: torch SDPA, compiled torch flex_attention, torch linear, numpy."""
+"""The implementations that sparsed is compared with: torch SDPA, compiled flex_attention, torch linear and numpy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PEERS: dict[str, Peer] = {"sdpa": TorchSdpa(), "flex": TorchFlex(), "linear": To
 
 
 def available_peers(names: Sequence[str]) -> tuple[list[Peer], dict[str, str]]:
-    """Those of `names` that can run here, and why the others cannot."""
+    """Returns those of `names` that can run here, and the reasons why the others cannot."""
     found: list[Peer] = []
     missing: dict[str, str] = {}
     for name in names:

@@ -1,4 +1,4 @@
-"""What a peer is: another implementation of what sparsed computes."""
+"""The interface of a peer, which is another implementation of something that sparsed computes."""
 
 from __future__ import annotations
 
@@ -7,30 +7,33 @@ from ..harness import Contender
 
 
 class SkipError(Exception):
-    """The peer does not take part; the message says why."""
+    """Says why a peer does not take part."""
 
 
 class Peer:
-    """One implementation. A method gives a contender, None where that is not the peer's task, or raises SkipError."""
+    """An implementation of some tasks.
+
+    A method returns a contender, or None if the peer does not have this task, or raises SkipError.
+    """
 
     name = ""
 
     def why_not(self) -> str | None:
-        """Why it cannot run here; None: it can."""
+        """Returns why the peer cannot run here, or None if it can."""
         raise NotImplementedError
 
     def version(self) -> str:
-        """Of the library."""
+        """Returns the name and version of the library."""
         raise NotImplementedError
 
     def dense(self, q: Array, k: Array, v: Array) -> Contender | None:
-        """Attention over all keys."""
+        """Returns a contender for attention over all keys."""
         return None
 
     def sparse(self, q: Array, k: Array, v: Array, blocks: Blocks) -> Contender | None:
-        """Attention over the selected blocks. Planning and compiling are done here and are not timed."""
+        """Returns a contender for attention over the selected blocks, after the untimed planning and compiling."""
         return None
 
     def linear(self, x: Array, weight: Array) -> Contender | None:
-        """X weight^T."""
+        """Returns a contender for x weight^T."""
         return None

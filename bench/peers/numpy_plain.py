@@ -1,4 +1,4 @@
-"""Plain numpy: the attention that anybody would write first, in float32."""
+"""A peer with straightforward numpy code in float32."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from ..arrays import Array, Blocks
 from ..harness import Contender
 from .base import Peer, SkipError
 
-# The scores of one head beyond this length take more than 64 MB, and minutes.
+# For longer sequences, the scores of one head take more than 64 MB and a call takes minutes.
 _LONGEST = 4096
 
 
 class Numpy(Peer):
-    """float32 only: numpy has no fast product of other dtypes."""
+    """Computes in float32 only, because numpy has no fast matrix product of other dtypes."""
 
     name = "numpy"
 
@@ -37,14 +37,14 @@ class Numpy(Peer):
         _require_float32(q)
         length = q.shape[2]
         if length > _LONGEST:
-            raise SkipError(f"{length} tokens, more than {_LONGEST}: it holds the score matrix of a head")
-        group = q.shape[1] // k.shape[1]
+            raise SkipError(f"{length} tokens are more than {_LONGEST}, and it stores the score matrix of a head")
+        gqa_ratio = q.shape[1] // k.shape[1]
         scale = np.float32(q.shape[3] ** -0.5)
 
         def run() -> Array:
             out = np.empty_like(q)
             for head in range(q.shape[1]):
-                scores = q[0, head] @ k[0, head // group].T
+                scores = q[0, head] @ k[0, head // gqa_ratio].T
                 scores *= scale
                 if blocks is not None:
                     block = blocks.block_size
@@ -52,7 +52,7 @@ class Numpy(Peer):
                     scores = np.where(live[:length, :length], scores, -np.inf)
                 scores -= scores.max(axis=1, keepdims=True)
                 np.exp(scores, out=scores)
-                out[0, head] = scores @ v[0, head // group] / scores.sum(axis=1, keepdims=True)
+                out[0, head] = scores @ v[0, head // gqa_ratio] / scores.sum(axis=1, keepdims=True)
             return out
 
         return Contender(self.name, run)

@@ -1,4 +1,4 @@
-"""Arrays into torch tensors and back; torch is imported when the first peer asks for it."""
+"""Converts between arrays and torch tensors. torch is imported only when a peer needs it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
 class TorchPeer(Peer):
-    """A peer that torch computes, with as many threads as sparsed has."""
+    """A peer that uses torch, with as many threads as sparsed."""
 
     def why_not(self) -> str | None:
         if importlib.util.find_spec("torch") is None:
@@ -31,7 +31,7 @@ class TorchPeer(Peer):
 
 
 def load_torch() -> Any:
-    """The module, with our number of threads."""
+    """Imports torch and sets its number of threads to that of sparsed."""
     import torch
 
     torch.set_num_threads(sparsed.get_num_threads())
@@ -39,7 +39,7 @@ def load_torch() -> Any:
 
 
 def to_torch(array: Array) -> Any:
-    """A tensor that shares the array's memory; read-only arrays are copied."""
+    """Returns a tensor that shares the array's memory. Read-only arrays are copied."""
     torch = load_torch()
     array = array if array.flags.writeable else array.copy()
     if array.dtype == _BFLOAT16:
@@ -48,7 +48,7 @@ def to_torch(array: Array) -> Any:
 
 
 def to_numpy(tensor: Any) -> Array:
-    """An array that shares the tensor's memory."""
+    """Returns an array that shares the tensor's memory."""
     torch = load_torch()
     tensor = tensor.detach()
     if tensor.dtype == torch.bfloat16:

@@ -1,4 +1,4 @@
-"""torch's flex_attention, compiled: the block-sparse peer."""
+"""A block-sparse peer: torch's compiled flex_attention."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .torch_common import TorchPeer, load_torch, to_numpy, to_torch
 
 
 class TorchFlex(TorchPeer):
-    """Every selected block is a full one: no mask function runs. The mask's lists are built outside of the timing."""
+    """Treats every selected block as full, so that no mask function runs. Building the mask is not timed."""
 
     name = "torch flex"
 
@@ -25,7 +25,7 @@ class TorchFlex(TorchPeer):
 
     def sparse(self, q: Array, k: Array, v: Array, blocks: Blocks) -> Contender:
         if blocks.length % blocks.block_size:
-            raise SkipError(f"{blocks.length} tokens are no multiple of its blocks of {blocks.block_size}")
+            raise SkipError(f"{blocks.length} tokens are not a multiple of its blocks of {blocks.block_size}")
         torch = load_torch()
         from torch._dynamo.exc import TorchDynamoException
         from torch._inductor.exc import InductorError
@@ -41,7 +41,7 @@ class TorchFlex(TorchPeer):
         tensors = [to_torch(array) for array in (q, k, v)]
         mask = block_mask(blocks)
         grouped = q.shape[1] != k.shape[1]
-        # Past dynamo's limit of shapes flex_attention silently runs uncompiled.
+        # After too many shapes, dynamo would silently run flex_attention uncompiled.
         torch._dynamo.reset()
         compiled = torch.compile(flex_attention, dynamic=False, fullgraph=True)
 
@@ -54,7 +54,7 @@ class TorchFlex(TorchPeer):
 
 
 def block_mask(blocks: Blocks) -> Any:
-    """A BlockMask with the same blocks, all of them full."""
+    """Returns a BlockMask with the same blocks, all of them full."""
     from torch.nn.attention.flex_attention import BlockMask
 
     counts = blocks.mask.sum(axis=3).astype(np.int32)

@@ -1,4 +1,4 @@
-"""A checkpoint's layers in torch: what the same step costs there, dense with SDPA or sparse with compiled flex."""
+"""The layers of a checkpoint in torch, with dense attention by SDPA or sparse attention by compiled flex_attention."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..checkpoint import config_values
 from .torch_common import load_torch, to_numpy, to_torch
 from .torch_flex import block_mask
 
-# Attention of one layer: q (1, H, l, D), k and v (1, H_kv, l, D) -> (1, H, l, D).
+# The attention of one layer: (layer, q (1, H, l, D), k (1, H_kv, l, D), v (1, H_kv, l, D)) -> (1, H, l, D).
 Attention = Callable[[int, Any, Any, Any], Any]
 
 
@@ -26,9 +26,9 @@ class TorchLayers:
     """The transformer of `sparsed.models` in torch, in bfloat16, with the weights of a random checkpoint.
 
     Args:
-        folder: The checkpoint.
-        shape: Its layer shape.
-        config: Its checked config.
+        folder: The folder of the checkpoint.
+        shape: The layer shape of its model.
+        config: The checked config of the checkpoint.
     """
 
     def __init__(self, folder: Path, shape: LayerShape, config: ModelConfig) -> None:
@@ -39,7 +39,7 @@ class TorchLayers:
         self._weights = {name: to_torch(file.array(name)) for name in file.tensors}
 
     def forward(self, ids: NDArray[np.int64], positions: NDArray[np.int64], attention: Attention) -> Any:
-        """(P, V) bfloat16 logits at `positions` (P,) of one sequence ids (1, l)."""
+        """Returns the logits (P, V) in bfloat16 at `positions` (P,) of one sequence of token ids (1, l)."""
         torch, config, names = self._torch, self._config, self._names
         with torch.inference_mode():
             cos, sin = self._rotary_tables(ids.shape[1])
@@ -60,12 +60,12 @@ class TorchLayers:
             return self._linear(last, names.head)
 
     def sdpa(self, layer: int, q: Any, k: Any, v: Any) -> Any:
-        """Dense attention."""
+        """Computes dense attention."""
         grouped = q.shape[1] != k.shape[1]
         return self._torch.nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=grouped)
 
     def flex(self, blocks: list[Blocks]) -> Attention:
-        """Sparse attention with the blocks of each layer; compiled at the first call."""
+        """Returns sparse attention with the blocks of each layer. It is compiled in the first call."""
         from torch.nn.attention.flex_attention import flex_attention
 
         torch = self._torch
@@ -79,7 +79,7 @@ class TorchLayers:
         return attention
 
     def logits(self, ids: NDArray[np.int64], positions: NDArray[np.int64]) -> Array:
-        """Of a dense forward pass, as an array."""
+        """Returns the logits of a dense forward pass as an array."""
         return to_numpy(self.forward(ids, positions, self.sdpa))
 
     def _linear(self, x: Any, name: str) -> Any:

@@ -1,4 +1,4 @@
-"""torch's linear: oneDNN or MKL matrix products."""
+"""A peer for linear layers: torch's linear, which uses oneDNN or MKL."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .torch_common import TorchPeer, load_torch, to_numpy, to_torch
 
 
 class TorchLinear(TorchPeer):
-    """The weight as a checkpoint holds it, (outputs, inputs)."""
+    """Multiplies with the weight in the layout of a checkpoint, (outputs, inputs)."""
 
     name = "torch linear"
 

@@ -1,4 +1,4 @@
-"""torch's scaled_dot_product_attention: its dense flash kernel for CPUs."""
+"""A dense peer: torch's scaled_dot_product_attention, which has a flash kernel for CPUs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .torch_common import TorchPeer, load_torch, to_numpy, to_torch
 
 
 class TorchSdpa(TorchPeer):
-    """Dense only. Keys and values of a group are expanded as views."""
+    """Computes dense attention only. torch expands the shared key/value heads as views."""
 
     name = "torch SDPA"
 

@@ -1,4 +1,4 @@
-// The compiled kernels as the runtime launches them; plain/, sm80/, sm90/ and selection/ define them.
+// The compiled kernels, which the runtime launches. plain/, sm80/, sm90/ and selection/ define them.
 #pragma once
 
 #include "core/tensor.h"
@@ -7,8 +7,8 @@
 namespace sparsed::cuda {
 
 struct DeviceKernel {
-  const void* function = nullptr;  // takes one struct of arguments
-  int shared_bytes = 0;            // of a block
+  const void* function = nullptr;  // takes a struct of arguments
+  int shared_bytes = 0;            // per block
 };
 
 template <int kHeadDim>
@@ -22,7 +22,7 @@ template <int kHeadDim>
 DeviceKernel kernel_sm90(DType dtype, const Plan& plan);  // Sm90Args
 extern template DeviceKernel kernel_sm90<64>(DType, const Plan&);
 extern template DeviceKernel kernel_sm90<128>(DType, const Plan&);
-bool has_sm90a_kernels();  // whether they were compiled for 9.0a: elsewhere they have no code
+bool has_sm90a_kernels();  // whether they were compiled for 9.0a; other builds have no code for them
 DeviceKernel kernel_plain(DType dtype, Sums sums);
 
 DeviceKernel kernel_top_rows();     // TopArgs

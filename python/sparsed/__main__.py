@@ -1,4 +1,4 @@
-"""`python -m sparsed`: the command line."""
+"""Makes `python -m sparsed` run the command line."""
 
 import sys
 

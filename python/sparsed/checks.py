@@ -1,4 +1,4 @@
-"""Arguments checked in the words of all errors: who, which argument, what it is, what was expected."""
+"""Checks arguments. All errors have one form: function or class, argument, what was given, what was expected."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from numpy.typing import ArrayLike, NDArray
 
 
 class SparsedWarning(UserWarning):
-    """Something that runs, and that the caller probably wants to change."""
+    """Warns of something that works but that the caller probably wants to change."""
 
 
 class Checker:
-    """Checks the options of an owner, a function or a class."""
+    """Checks the arguments of `owner`, a function or a class, with whose name the messages begin."""
 
     def __init__(self, owner: str) -> None:
         self.owner = owner
 
     def number(self, name: str, value: object, *, low: float, high: float = math.inf, optional: bool = False) -> None:
-        """A finite number of [low, high]."""
+        """Checks that `value` is a finite number from `low` to `high`."""
         if optional and value is None:
             return
         if isinstance(value, bool) or not isinstance(value, Real):
@@ -37,7 +37,7 @@ class Checker:
             raise ValueError(f"{self.owner}: {name} is {value}, expected a {finite}number {bounds}")
 
     def integer(self, name: str, value: object, *, low: int, high: int | None = None, optional: bool = False) -> None:
-        """An integer of at least `low`, and at most `high`."""
+        """Checks that `value` is an integer from `low` to `high`."""
         if optional and value is None:
             return
         if isinstance(value, bool) or not isinstance(value, Integral):
@@ -48,16 +48,18 @@ class Checker:
             raise ValueError(f"{self.owner}: {name} is {value}, expected an integer <= {high}")
 
     def choice(self, name: str, value: object, choices: tuple[str, ...]) -> None:
-        """One of `choices`."""
+        """Checks that `value` is one of `choices`."""
         if value not in choices:
             raise ValueError(f"{self.owner}: {name} is {value!r}, expected one of {', '.join(map(repr, choices))}")
 
     def texts(self, name: str, values: object) -> tuple[str, ...]:
-        """Texts as a tuple: at least one, none of them blank. A single text is not taken as the list of its characters.
+        """Checks that `values` are one or more texts that are not blank, and returns them as a tuple.
+
+        A single text is refused, because iterating over it would give its characters.
 
         Raises:
-            TypeError: They are a single text, not iterable, or one of them is not a text.
-            ValueError: There are none, or one is blank.
+            TypeError: `values` is a single text or not iterable, or one of the values is not a text.
+            ValueError: There are no texts, or one is blank.
         """
         if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
             raise TypeError(f"{self.owner}: {name} is {values!r:.100}, expected a list of texts")
@@ -72,16 +74,16 @@ class Checker:
         return texts
 
     def text(self, name: str, value: object) -> None:
-        """A text, which may be empty."""
+        """Checks that `value` is a text. It may be empty."""
         if not isinstance(value, str):
             raise TypeError(f"{self.owner}: {name} is {value!r:.100}, expected a text")
 
 
 def even_array(owner: str, name: str, values: ArrayLike, expected: str = "rows of equal length") -> NDArray[Any]:
-    """As an array of numpy.
+    """Converts `values` to a numpy array.
 
     Raises:
-        ValueError: Rows have unequal lengths.
+        ValueError: The rows have unequal lengths.
     """
     try:
         return np.asarray(values)
@@ -90,11 +92,11 @@ def even_array(owner: str, name: str, values: ArrayLike, expected: str = "rows o
 
 
 def id_array(owner: str, name: str, ids: ArrayLike, expected: str = "rows of equal length") -> NDArray[Any]:
-    """Integers of any shape and type.
+    """Converts `ids` to a numpy array and checks that they are integers, of any shape and type.
 
     Raises:
-        TypeError: They are no integers.
-        ValueError: Rows have unequal lengths.
+        TypeError: They are not integers.
+        ValueError: The rows have unequal lengths.
     """
     if isinstance(ids, (str, bytes, Mapping)) or ids is None:
         _refuse_words(owner, name, f"is a {type(ids).__name__}", ids)
@@ -107,7 +109,7 @@ def id_array(owner: str, name: str, ids: ArrayLike, expected: str = "rows of equ
 
 
 def _refuse_words(owner: str, name: str, found: str, entry: Any) -> NoReturn:
-    """A TypeError that says how token ids are made of a text, of messages or of what other tokenizers return."""
+    """Raises a TypeError that says how to make token ids of a text, of messages or of another tokenizer's output."""
     if isinstance(entry, Mapping) and "input_ids" in entry:
         hint = f': the token ids are {name}["input_ids"]'
     elif isinstance(entry, Mapping):
@@ -120,23 +122,23 @@ def _refuse_words(owner: str, name: str, found: str, entry: Any) -> NoReturn:
 
 
 def token_row(owner: str, name: str, ids: ArrayLike, vocab_size: int) -> NDArray[np.int64]:
-    """Token ids as (n,) int64, n may be 0.
+    """Converts token ids to (n,) int64, where n may be 0.
 
     Raises:
-        TypeError: They are no integers.
-        ValueError: They are not one row, or outside the vocabulary.
+        TypeError: They are not integers.
+        ValueError: They have more than one dimension, or one of them is outside the vocabulary.
     """
-    row = id_array(owner, name, ids, "one row of token ids")
-    if row.ndim != 1:
-        raise ValueError(f"{owner}: {name} has shape {list(row.shape)}, expected one dimension")
-    outside = np.flatnonzero((row < 0) | (row >= vocab_size))
+    token_ids = id_array(owner, name, ids, "one row of token ids")
+    if token_ids.ndim != 1:
+        raise ValueError(f"{owner}: {name} has shape {list(token_ids.shape)}, expected one dimension")
+    outside = np.flatnonzero((token_ids < 0) | (token_ids >= vocab_size))
     if outside.size:
-        raise ValueError(f"{owner}: {name}[{outside[0]}] is {row[outside[0]]}, expected 0 ... {vocab_size - 1}")
-    return row.astype(np.int64)
+        raise ValueError(f"{owner}: {name}[{outside[0]}] is {token_ids[outside[0]]}, expected 0 ... {vocab_size - 1}")
+    return token_ids.astype(np.int64)
 
 
 def dtype_name(dtype: object) -> object:
-    """The name of a dtype of numpy, ml_dtypes or torch, "float32" for instance. What is no dtype stays as it is."""
+    """Returns the name of a dtype of numpy, ml_dtypes or torch, such as "float32". Other values are returned as is."""
     if isinstance(dtype, (np.dtype, type)):
         return np.dtype(dtype).name
     if isinstance(dtype, str) or type(dtype).__module__ == "torch":

@@ -1,4 +1,4 @@
-"""Equality of dataclasses that hold arrays."""
+"""Compares dataclasses that hold arrays."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 
 
 class ComparedByContent:
-    """Base of a dataclass with `eq=False`: equal if the types and all fields with `compare` are equal.
+    """A base class for dataclasses with `eq=False`. Two are equal if their types and all fields with `compare` are.
 
-    Arrays are equal if dtype, shape and values are, where NaN equals NaN. Instances are not hashable.
+    Arrays are equal if their dtypes, shapes and values are equal, where NaN equals NaN. Instances are not hashable.
     """
 
     def __eq__(self, other: object) -> bool:

@@ -1,4 +1,4 @@
-"""Progress on stderr."""
+"""Shows progress bars on stderr."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from tqdm import tqdm
 
 
 def progress_bar(shown: bool, **options: Any) -> Any:
-    """A bar of tqdm with the time that is left; not `shown`, it does nothing.
+    """Returns a tqdm progress bar that shows the remaining time, or one that does nothing if it is not `shown`.
 
     Args:
-        shown: Whether there is a bar.
-        options: As tqdm has them.
+        shown: Whether to show the bar.
+        options: The options of tqdm.
     """
     size: dict[str, Any] = {"dynamic_ncols": True}
-    if shown and _columns() == 0:  # a terminal that does not know its size, in which tqdm would show nothing
+    if shown and _columns() == 0:  # tqdm shows nothing in a terminal that does not know its size
         size = {"ncols": 80, "nrows": 24}
     return tqdm(**size, **options, disable=not shown)
 
@@ -25,5 +25,5 @@ def progress_bar(shown: bool, **options: Any) -> Any:
 def _columns() -> int | None:
     try:
         return os.get_terminal_size(sys.stderr.fileno()).columns
-    except (OSError, ValueError, AttributeError):  # stderr is no terminal, or no file at all
+    except (OSError, ValueError, AttributeError):  # stderr is not a terminal, or not even a file
         return None

@@ -1,10 +1,10 @@
-"""atheris on the files of a checkpoint folder: safetensors, config.json, the index, tokenizers, chat templates.
+"""Fuzzes the files of a checkpoint folder with atheris: safetensors, config.json, the index, tokenizers, templates.
 
     python tests/fuzz/checkpoint.py CORPUS -max_total_time=30
 
-An input is the number of a file and the file's content. The file replaces that of a good tiny folder, which is then
-loaded: that works, or raises an error that names the function or the file. An input of JSON is changed as a tree, with
-hostile values, half of the time; the numbers of a safetensors header are its length and its data again.
+An input is the number of a file and the content of the file. It replaces this file in a valid tiny folder, which is
+then loaded. Loading must work, or raise an error that names the function or the file. Half of the time, JSON input is
+mutated as a tree with hostile values, and the header of a safetensors file then gets its correct length and data.
 """
 
 from __future__ import annotations

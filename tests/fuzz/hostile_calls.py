@@ -1,11 +1,11 @@
-"""Random calls of the public functions with arguments that are nearly right, or hostile: shapes, dtypes, strides,
+"""Calls the public functions at random with arguments that are almost valid, or hostile: shapes, dtypes, strides,
 negative strides, overlapping and read-only memory, zero sizes, huge sizes, NaN and infinity, objects of other types.
 
     python tests/fuzz/hostile_calls.py --calls 10000 --seed 0
 
-A call may return, or raise ValueError, TypeError or MemoryError with a message that opens with the function's name.
-Anything else, a crash above all, ends the run with the seed of the call. Prints what happened, and how much memory the
-process gained over the second half of the calls.
+A call may return, or raise ValueError, TypeError or MemoryError with a message that begins with the function's name.
+Anything else, such as a crash, ends the run with the seed of the call. The program prints how the calls ended, and how
+much memory the process gained in the second half of the calls.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Many generations in one process, over changing shapes, settings and thread counts: memory must stay flat.
+"""Runs many generations in one process, with changing shapes, settings and thread counts. Memory must not grow.
 
     python tests/fuzz/soak.py --generations 1000
 
-Prints the resident memory every hundred generations, and how much the second half gained; more than 2 % is a failure.
+It prints the resident memory every hundred generations, and how much the second half gained. More than 2 % fails.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _FLAT = 0.02
 
 
 def resident() -> int:
-    """Bytes of this process in memory."""
+    """Returns the resident memory of this process in bytes."""
     return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * 4096
 
 
 def settings(rng: np.random.Generator, length: int) -> Any:
-    """Dense, sparse or a baseline."""
+    """Returns random settings: dense, sparse or a baseline."""
     block_size = int(rng.choice([16, 32, 64]))
     kinds = (
         None,

@@ -1,6 +1,6 @@
-// The selection inside the dense pass: sums of probabilities per (row, key block), then per (query block, key block).
-// A thread holds kRows rows of its warp's scores, each shared with the three other threads of its quad; what leaves the
-// registers is one value per lane: lane l keeps row (l % 4) of its quad's rows, for itself alone.
+// The selection inside the dense pass sums probabilities per (row, key block), and then per (query block, key block).
+// A thread holds parts of kRows rows of scores, which it shares with the three other threads of its quad. One value per
+// lane leaves the registers: lane l stores the sum of row (l % 4) of its quad.
 #pragma once
 
 #include "cuda/common/prims.cuh"
@@ -10,19 +10,19 @@ namespace sparsed::cuda {
 
 constexpr float kLn2 = 0.693147180559945309f;
 constexpr int kSumsBarrier = 1;
-constexpr float kLowest = -3.0e38f;  // in place of -inf, so that a masked score minus it is -inf and not NaN
+constexpr float kLowest = -3.0e38f;  // stands for -inf, so that a masked score minus it is -inf and not NaN
 
-// values[lane % 4].
+// Returns values[lane % 4].
 template <int kRows>
-SPARSED_DEVICE float own_row(const float (&values)[kRows]) {
+SPARSED_DEVICE float lane_value(const float (&values)[kRows]) {
   const int lane = thread_index() % 4;
   if constexpr (kRows == 2) return lane % 2 ? values[1] : values[0];
   return lane < 2 ? (lane == 0 ? values[0] : values[1]) : (lane == 2 ? values[2] : values[kRows - 1]);
 }
 
-// The quad's sum of values[lane % 4].
+// Returns the sum of values[lane % 4] over the quad.
 template <int kRows>
-SPARSED_DEVICE float own_row_sum(const float (&values)[kRows]) {
+SPARSED_DEVICE float lane_sum(const float (&values)[kRows]) {
   const bool odd = thread_index() & 1, high = thread_index() & 2;
   if constexpr (kRows == 2) {
     const float sum = (odd ? values[1] : values[0]) + shuffle_xor(odd ? values[0] : values[1], 1);
@@ -34,19 +34,19 @@ SPARSED_DEVICE float own_row_sum(const float (&values)[kRows]) {
   }
 }
 
-// Softmax of the lane's row: what a score's exponential is divided by.
+// The softmax of the lane's row. A score's exponential is divided by 2^max * sum.
 struct RowSoftmax {
   float max;  // scaled
   float sum;
 };
 
-// Running sums of the selection for one tile of rows. Partial sums of the key block that is being visited stay in
-// registers; when it is done they go to `partial` with the maximum that they are relative to.
+// The running sums of the selection for one tile of rows. The partial sums of the current key block stay in registers.
+// At its end they are stored in `partial` with the maximum that they are relative to.
 template <int kRows>
 struct BlockSums {
-  float max[kRows];   // running, scaled; max and sum with Sums::kOwn alone
+  float max[kRows];   // the running maximum, scaled; max and sum are used only with Sums::kOwn
   float sum[kRows];   // of this thread's columns
-  float open[kRows];  // of the key block under way
+  float open[kRows];  // of the current key block
 
   SPARSED_DEVICE void start() {
     SPARSED_UNROLL
@@ -62,26 +62,28 @@ SPARSED_DEVICE PartialSum* partial_sums(const SelectArgs& select, int block) {
   return select.partial + row * select.threads + thread_index();
 }
 
-// The key block is done: one write per lane.
+// Ends a key block with one store per lane.
 template <int kRows>
 SPARSED_DEVICE void close_block(const SelectArgs& select, int block, const float (&base)[kRows], float (&open)[kRows]) {
-  const float sum = own_row_sum(open);
-  store_global(partial_sums(select, block), PartialSum{sum, own_row(base)});
+  const float sum = lane_sum(open);
+  store_global(partial_sums(select, block), PartialSum{sum, lane_value(base)});
   SPARSED_UNROLL
   for (int r = 0; r < kRows; ++r) open[r] = 0.f;
 }
 
-// 1 / sum for a row that exists and sees a key.
+// Returns 1 / sum for a row that exists and sees a key, and 0 for others.
 SPARSED_DEVICE float inverse_mass(const RowSoftmax& row, bool exists) {
   return exists && row.sum != 0.f ? reciprocal(row.sum) : 0.f;
 }
 
-// Adds the probability mass of a tile's rows to rows of `scores`. All threads that compute; shared memory from `buffer`
-// on is free.
-//   row      the softmax of the lane's row; weight 0 where the lane has none
-//   halves   2: the 32 rows of a warp belong to two query blocks (block size 16), lanes with bit 1 to the second
-//   groups   query blocks of the tile; their units (warps, or halves) are summed in order, so results are deterministic
-//   first    whether this is the query block's first tile: scores are written, else added to
+// Adds the probability mass of a tile's rows to rows of `scores`. All computing threads call this function. It uses the
+// shared memory from `buffer` on.
+//   row      the softmax of the lane's row
+//   inverse  1 / sum of this row; 0 if the lane has no row
+//   halves   2 if the 32 rows of a warp belong to two query blocks (block size 16); lanes with bit 1 have the second
+//   groups   number of query blocks in the tile; their units (warps, or halves) are summed in a fixed order, so that
+//            results are deterministic
+//   first    true for the first tile of the query block, which sets the scores; later tiles add to them
 SPARSED_DEVICE void add_scores(const SelectArgs& select, const RowSoftmax& row, float inverse, int first_block,
                                int halves, int groups, int live_groups, bool first, float* scores, uint32_t buffer) {
   const int lane = thread_index() % 32, warp = thread_index() / 32;
@@ -89,15 +91,15 @@ SPARSED_DEVICE void add_scores(const SelectArgs& select, const RowSoftmax& row, 
   for (int begin = first_block; begin < select.kv_blocks; begin += kScoreColumns) {
     const int columns = select.kv_blocks - begin < kScoreColumns ? select.kv_blocks - begin : kScoreColumns;
     for (int column = 0; column < columns; column += 4) {
-      PartialSum own[4];
+      PartialSum partial[4];
       SPARSED_UNROLL
-      for (int i = 0; i < 4; ++i) {  // several loads under way
-        own[i] = PartialSum{0.f, 0.f};
-        if (column + i < columns) own[i] = load_global(partial_sums(select, begin + column + i));
+      for (int i = 0; i < 4; ++i) {  // starts several loads before the first one is used
+        partial[i] = PartialSum{0.f, 0.f};
+        if (column + i < columns) partial[i] = load_global(partial_sums(select, begin + column + i));
       }
       SPARSED_UNROLL
       for (int i = 0; i < 4; ++i) {
-        float mass = inverse != 0.f ? own[i].sum * exp2_approx(own[i].base - row.max) * inverse : 0.f;
+        float mass = inverse != 0.f ? partial[i].sum * exp2_approx(partial[i].base - row.max) * inverse : 0.f;
         mass += shuffle_xor(mass, 4);
         mass += shuffle_xor(mass, 8);
         mass += shuffle_xor(mass, 16);
@@ -123,8 +125,8 @@ SPARSED_DEVICE void add_scores(const SelectArgs& select, const RowSoftmax& row, 
   }
 }
 
-// Scores of the query blocks of a tile from row `row` on. lane_row: the row of which this lane holds the softmax, or
-// beyond the array. `first`: the tile is the first of its query block.
+// Adds up the scores of the query blocks of a tile that begins at row `row`. lane_row is the row whose softmax this
+// lane holds; it may be beyond the array. `first` says whether the tile is the first of its query block.
 SPARSED_DEVICE void finish_selection(const AttentionArgs& args, int head, int row, int lane_row, int warp_rows,
                                      const RowSoftmax& all, const RowSoftmax& generation, bool first, uint32_t buffer) {
   const SelectArgs& select = args.select;
@@ -140,7 +142,8 @@ SPARSED_DEVICE void finish_selection(const AttentionArgs& args, int head, int ro
              first, select.generation + at, buffer);
 }
 
-// The softmax over prompt and generation. The prompt's waits where the block sums do, behind the last one.
+// With separate softmaxes, that of the prompt is stored behind the block sums until that of the generation is complete.
+// with_prompt then returns the softmax over both.
 SPARSED_DEVICE void stash_prompt(const SelectArgs& select, const RowSoftmax& prompt) {
   store_global(partial_sums(select, select.kv_blocks), PartialSum{prompt.sum, prompt.max});
 }

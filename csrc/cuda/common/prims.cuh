@@ -1,7 +1,7 @@
-// The instructions that kernels are written on, for compute capability 8.0 and up: each a few lines of PTX. Kernels use
-// these and no other CUDA built-ins, so that tests/cuda_emulator, which has host forms of the same functions, runs
-// their source. Shared memory is addressed by bytes from the start of the block's (dynamic) shared memory. Fragment
-// layouts are those of the PTX ISA, "Matrix Fragments for mma.m16n8k16 with floating point type".
+// The instructions that the kernels use on compute capability 8.0 and up, each in a few lines of PTX. Kernels use no
+// other CUDA built-ins, so that tests/cuda_emulator, which has host versions of these functions, can run their source.
+// Shared memory is addressed in bytes from the start of the block's (dynamic) shared memory. Fragment layouts are those
+// of the PTX ISA, "Matrix Fragments for mma.m16n8k16 with floating point type".
 #pragma once
 
 #include <cuda_bf16.h>
@@ -73,14 +73,14 @@ SPARSED_DEVICE void store_global(T* address, const T& value) {
 
 // --- asynchronous copies ---------------------------------------------------------------------------------------------
 
-// 16 bytes, both sides aligned to 16; zeros where not `live` (the source is then not read).
+// Copies 16 bytes between addresses aligned to 16. If not `live`, it writes zeros and does not read the source.
 SPARSED_DEVICE void copy_async(uint32_t shared, const void* global, bool live) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_window() + shared),
                "l"(__cvta_generic_to_global(global)), "r"(live ? 16 : 0)
                : "memory");
 }
 SPARSED_DEVICE void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-// Waits until at most kPending of this thread's latest groups are under way.
+// Waits until at most kPending of this thread's groups are in flight, which are the latest ones.
 template <int kPending>
 SPARSED_DEVICE void copy_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
@@ -88,7 +88,7 @@ SPARSED_DEVICE void copy_async_wait() {
 
 // --- matrices: all 32 lanes ------------------------------------------------------------------------------------------
 
-// Four 8x8 matrices of 16-bit elements; lane i gives the address of row i % 8 of matrix i / 8.
+// Loads four 8x8 matrices of 16-bit elements. Lane i gives the address of row i % 8 of matrix i / 8.
 SPARSED_DEVICE void load_matrices(uint32_t (&r)[4], uint32_t address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -133,7 +133,7 @@ SPARSED_DEVICE T shuffle(T value, int lane) {
 SPARSED_DEVICE uint32_t vote(bool predicate) { return __ballot_sync(~0u, predicate); }
 SPARSED_DEVICE void sync_warp() { __syncwarp(); }
 SPARSED_DEVICE void sync_threads() { __syncthreads(); }
-// `threads`, a multiple of 32, meet at barrier `id` (1 ... 15); arrive: without waiting.
+// `threads`, a multiple of 32, meet at barrier `id` (1 ... 15). barrier_arrive does not wait for the others.
 SPARSED_DEVICE void barrier_sync(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
@@ -158,11 +158,11 @@ SPARSED_DEVICE float reciprocal(float x) {
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
-// max(a, b), the other one where one is NaN.
+// Returns max(a, b), or the other argument if one is NaN.
 SPARSED_DEVICE float max_of(float a, float b) { return fmaxf(a, b); }
 SPARSED_DEVICE float multiply_add(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 
-// Two floats rounded to nearest even, `low` in the low half.
+// Rounds two floats to nearest even and packs them, `low` in the low half.
 template <class T>
 SPARSED_DEVICE uint32_t pack_pair(float low, float high) {
   uint32_t pair;
@@ -186,7 +186,7 @@ SPARSED_DEVICE T from_float(float x) {
   }
 }
 SPARSED_DEVICE uint32_t float_bits(float x) { return __float_as_uint(x); }
-// x; what is computed from it is not kept in registers from one turn of a loop to the next.
+// Returns x. The compiler recomputes values that depend on it in each iteration of a loop, so they take no registers.
 SPARSED_DEVICE int opaque(int x) {
   asm volatile("" : "+r"(x));
   return x;

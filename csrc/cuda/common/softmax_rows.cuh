@@ -1,6 +1,6 @@
-// A thread's query rows between the products, the same for every matrix instruction whose accumulators are those of
-// mma m16n8: scores to probabilities, and the selection's sums. Traits: kRowTiles tiles of 16 rows, kRows = 2 rows a
-// thread of each, kKeys, kHeadDim, kSums, kWarpRows, T and Walk.
+// The work on a thread's query rows between the two products: scores become probabilities, and the selection's sums are
+// added up. It fits every matrix instruction that has the accumulator layout of mma m16n8. Traits has kRowTiles tiles
+// of 16 rows, of each of which a thread holds 2 (kRows in all), and kKeys, kHeadDim, kSums, kWarpRows, T and Walk.
 #pragma once
 
 #include "cuda/common/block_sums.cuh"
@@ -10,10 +10,10 @@
 
 namespace sparsed::cuda {
 
-// The running softmax of a thread's rows, and their output.
+// The running softmax and the output of a thread's rows.
 template <class Traits>
 struct RowState {
-  float max[Traits::kRows];  // scaled, the same in a quad
+  float max[Traits::kRows];  // scaled; the same in all lanes of a quad
   float sum[Traits::kRows];  // of this thread's columns
   float rO[Traits::kRowTiles][Traits::kHeadDim / 8][4];
 
@@ -37,7 +37,7 @@ struct RowState {
 template <class Traits>
 using Scores = float[Traits::kRowTiles][Traits::kKeys / 8][4];
 
-// Which keys of a tile take part: bit j % 32 of word j / 32.
+// The keys of a tile that take part: bit j % 32 of word j / 32 stands for key j.
 template <class Traits>
 using LiveBits = uint32_t[(Traits::kKeys + 31) / 32];
 
@@ -47,7 +47,7 @@ SPARSED_DEVICE void find_live(const typename Traits::Walk& walk, int first, Live
   for (int i = 0; i < (Traits::kKeys + 31) / 32; ++i) bits[i] = walk.live_bits(first + i * 32);
 }
 
-// Scores of keys that do not take part become -inf.
+// Sets the scores of keys that do not take part to -inf.
 template <class Traits>
 SPARSED_DEVICE void mask_scores(const LiveBits<Traits>& live, Scores<Traits>& rS) {
   const int column = thread_index() % 4 * 2;
@@ -64,7 +64,7 @@ SPARSED_DEVICE void mask_scores(const LiveBits<Traits>& live, Scores<Traits>& rS
   }
 }
 
-// Largest score of each row in the tile, the same in a quad. NaN is not larger than anything.
+// Finds the largest score of each row in the tile, in all lanes of a quad. NaN is ignored.
 template <class Traits>
 SPARSED_DEVICE void row_max(const Scores<Traits>& rS, float (&highest)[Traits::kRows]) {
   SPARSED_UNROLL
@@ -79,7 +79,8 @@ SPARSED_DEVICE void row_max(const Scores<Traits>& rS, float (&highest)[Traits::k
   }
 }
 
-// The selection's sums of one tile, which begins at position `tile`; rX: its probabilities, or scores (Sums::kOwn).
+// Adds up the selection's sums of the tile that begins at position `tile`. rX holds its probabilities, or its scores
+// with Sums::kOwn.
 template <class Traits>
 SPARSED_DEVICE void sum_blocks(const SelectArgs& select, const Scores<Traits>& rX, const typename Traits::Walk& walk,
                                int tile, const float (&base)[Traits::kRows], BlockSums<Traits::kRows>& sums) {
@@ -112,12 +113,13 @@ SPARSED_DEVICE void sum_blocks(const SelectArgs& select, const Scores<Traits>& r
   }
 }
 
-// Sums::kOwn: the sums of one tile from its scores and each row's highest, with a softmax of their own.
+// Computes the sums of one tile with Sums::kOwn, from its scores and the largest score of each row, in a second
+// softmax.
 template <class Traits>
 SPARSED_DEVICE void sum_own(const SelectArgs& select, const Scores<Traits>& rS, const typename Traits::Walk& walk,
                             int tile, const float (&highest)[Traits::kRows], BlockSums<Traits::kRows>& sums) {
   if (tile == walk.split) {  // the generation begins
-    stash_prompt(select, RowSoftmax{own_row(sums.max), own_row_sum(sums.sum)});
+    stash_prompt(select, RowSoftmax{lane_value(sums.max), lane_sum(sums.sum)});
     sums.start();
   }
   SPARSED_UNROLL
@@ -131,7 +133,7 @@ SPARSED_DEVICE void sum_own(const SelectArgs& select, const Scores<Traits>& rS, 
   sum_blocks<Traits>(select, rS, walk, tile, sums.max, sums);
 }
 
-// Probabilities rounded to T: accumulator tiles of S are operand tiles of P as they are.
+// Probabilities rounded to T. The accumulator layout of S is the operand layout of P, so no lane exchanges values.
 template <class Traits>
 using Probabilities = uint32_t[Traits::kRowTiles][Traits::kKeys / 16][4];
 
@@ -152,34 +154,34 @@ SPARSED_DEVICE void round_probabilities(const float (&rS)[Traits::kRowTiles][Tra
   }
 }
 
-// The end of row `own`, a thread's r-th: its log-sum-exp is written; what its output has to be multiplied with.
+// Ends query row `row`, which is the r-th of the thread: stores its log-sum-exp and returns the factor of its output.
 template <class Traits>
-SPARSED_DEVICE float finish_row(const AttentionArgs& args, const RowState<Traits>& state, int r, int b, int h, int own,
+SPARSED_DEVICE float finish_row(const AttentionArgs& args, const RowState<Traits>& state, int r, int b, int h, int row,
                                 int row_end) {
   float sum = state.sum[r] + shuffle_xor(state.sum[r], 1);
   sum += shuffle_xor(sum, 2);
-  if (args.lse && thread_index() % 4 == 0 && own < row_end) {
+  if (args.lse && thread_index() % 4 == 0 && row < row_end) {
     const float lse = sum == 0.f ? -__builtin_inff() : (state.max[r] + log2_approx(sum)) * kLn2;
-    store_global(args.lse + (static_cast<int64_t>(b) * args.heads + h) * args.q_len + own, lse);
+    store_global(args.lse + (static_cast<int64_t>(b) * args.heads + h) * args.q_len + row, lse);
   }
   return sum == 0.f ? 0.f : reciprocal(sum);
 }
 
-// Scores of the query blocks of a tile: each lane answers for one row.
+// Computes the scores of the query blocks of a tile. Each lane handles one row.
 template <class Traits>
 SPARSED_DEVICE void finish_blocks(const AttentionArgs& args, int head, int row, bool first, uint32_t buffer,
                                   const RowState<Traits>& state, const BlockSums<Traits::kRows>& sums) {
   const int lane = thread_index() % 32, slot = lane % 4;
-  const int own = row + thread_index() / 32 * Traits::kWarpRows + slot / 2 * 16 + slot % 2 * 8 + lane / 4;
+  const int lane_row = row + thread_index() / 32 * Traits::kWarpRows + slot / 2 * 16 + slot % 2 * 8 + lane / 4;
   RowSoftmax all, generation{0.f, 0.f};
   if constexpr (Traits::kSums == Sums::kOwn) {
-    generation = RowSoftmax{own_row(sums.max), own_row_sum(sums.sum)};
+    generation = RowSoftmax{lane_value(sums.max), lane_sum(sums.sum)};
     all = args.select.generation_apart ? with_prompt(args.select, generation) : generation;
   } else {
-    all = RowSoftmax{own_row(state.max), own_row_sum(state.sum)};
+    all = RowSoftmax{lane_value(state.max), lane_sum(state.sum)};
   }
-  finish_selection(args, head, row, slot < Traits::kRows ? own : args.q_len, Traits::kWarpRows, all, generation, first,
-                   buffer);
+  finish_selection(args, head, row, slot < Traits::kRows ? lane_row : args.q_len, Traits::kWarpRows, all, generation,
+                   first, buffer);
 }
 
 }  // namespace sparsed::cuda

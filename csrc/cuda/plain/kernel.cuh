@@ -1,5 +1,6 @@
-// Attention for what the fast kernels do not take: float32, and rows that are not aligned to 16 bytes. Correct, not
-// fast. A warp computes its rows one after the other: 32 keys at a time a lane is a key, then a part of the output.
+// Attention for inputs that the fast kernels do not support: float32, and rows that are not aligned to 16 bytes. It is
+// simple and not fast. A warp computes its rows one after the other, 32 keys at a time. Each lane computes the score of
+// one key, and then a part of the output.
 #pragma once
 
 #include "cuda/common/block_sums.cuh"
@@ -15,7 +16,7 @@ struct Plain {
   static constexpr Sums kSums = kSums_;
   using Walk = KeyWalk<32, kSums != Sums::kNone>;
   static constexpr int kWarpRows = 32;
-  static constexpr int kMostDims = 256 / 32;  // of a lane
+  static constexpr int kMostDims = 256 / 32;  // output columns per lane
   static constexpr int shared_bytes(int) { return kSums == Sums::kNone ? 0 : kScoreBytes; }
 };
 
@@ -33,14 +34,14 @@ SPARSED_DEVICE float warp_max(float x) {
   return x;
 }
 
-// The selection's sums of one row, the same in all lanes.
+// The selection's sums of one row. All lanes hold the same values.
 struct RowSums {
   RowSoftmax softmax{kLowest, 0.f};
-  float open = 0.f;  // of the key block under way
+  float open = 0.f;  // of the current key block
 };
 
-// Adds the probabilities of the keys at positions [first, first + 32), one a lane, to the sums of their key blocks.
-// `keeper`: the lane that keeps this row's sums.
+// Adds the probabilities of the keys at positions [first, first + 32), one per lane, to the sums of their key blocks.
+// The lane `keeper` stores the sums of this row.
 template <class Walk>
 SPARSED_DEVICE void add_keys(const SelectArgs& select, const Walk& walk, int first, float p, float base, int keeper,
                              RowSums& sums) {
@@ -58,7 +59,7 @@ SPARSED_DEVICE void add_keys(const SelectArgs& select, const Walk& walk, int fir
   }
 }
 
-// One query row; `sums` is what the selection ends with.
+// Computes one query row. `sums` returns the selection's sums.
 template <class Traits>
 SPARSED_DEVICE void attend_row(const AttentionArgs& args, const typename Traits::Walk& walk, int b, int h, int row,
                                int keeper, RowSums& sums) {
@@ -79,16 +80,16 @@ SPARSED_DEVICE void attend_row(const AttentionArgs& args, const typename Traits:
     }
     const float highest = warp_max(score);
     if constexpr (Traits::kSums == Sums::kOwn) {
-      if (first == walk.split) {  // the generation begins: it has a softmax of its own
+      if (first == walk.split) {  // the generation begins, which has a separate softmax
         if (lane == keeper) stash_prompt(args.select, sums.softmax);
         sums = RowSums{};
       }
-      const float own_max = max_of(highest * args.select.scale, sums.softmax.max);
-      const float factor = exp2_approx(sums.softmax.max - own_max);
-      const float p = exp2_approx(multiply_add(score, args.select.scale, -own_max));
-      sums.softmax = RowSoftmax{own_max, sums.softmax.sum * factor + warp_sum(p, 32)};
+      const float selection_max = max_of(highest * args.select.scale, sums.softmax.max);
+      const float factor = exp2_approx(sums.softmax.max - selection_max);
+      const float p = exp2_approx(multiply_add(score, args.select.scale, -selection_max));
+      sums.softmax = RowSoftmax{selection_max, sums.softmax.sum * factor + warp_sum(p, 32)};
       sums.open *= factor;
-      add_keys(args.select, walk, first, p, own_max, keeper, sums);
+      add_keys(args.select, walk, first, p, selection_max, keeper, sums);
     }
     const float new_max = max_of(highest * args.scale, max);
     const float alpha = exp2_approx(max - new_max), p = exp2_approx(multiply_add(score, args.scale, -new_max));
@@ -104,7 +105,7 @@ SPARSED_DEVICE void attend_row(const AttentionArgs& args, const typename Traits:
     for (int i = 0; i < Traits::kMostDims; ++i) out[i] *= alpha;
     for (int j = 0; j < 32; ++j) {
       const float weight = shuffle(p, j);
-      if (!shuffle(live ? 1 : 0, j)) continue;  // a hidden NaN stays hidden
+      if (!shuffle(live ? 1 : 0, j)) continue;  // a NaN in the value of a hidden key must not reach the output
       const T* v = row_of<T>(args.v, b, kv_head, shuffle(key, j));
       SPARSED_UNROLL
       for (int i = 0; i < Traits::kMostDims; ++i) {
@@ -127,7 +128,7 @@ SPARSED_DEVICE void attend_row(const AttentionArgs& args, const typename Traits:
   }
 }
 
-// Query rows [row, row + args.tile_rows) of a head.
+// Computes query rows [row, row + args.tile_rows) of a head.
 template <class Traits>
 SPARSED_DEVICE void plain_tile(const AttentionArgs& args, int head, int row, bool first) {
   const int b = head / args.heads, h = head % args.heads, lane = thread_index() % 32;
@@ -136,7 +137,7 @@ SPARSED_DEVICE void plain_tile(const AttentionArgs& args, int head, int row, boo
   const auto walk = key_walk<32, Traits::kSums != Sums::kNone>(args, b, h, row);
   RowSums kept;
   for (int i = 0; i < Traits::kWarpRows && warp_row + i < row_end; ++i) {
-    const int keeper = i % 8 * 4 + i / 16 * 2 + i / 8 % 2;  // as add_scores wants it
+    const int keeper = i % 8 * 4 + i / 16 * 2 + i / 8 % 2;  // the order that add_scores expects
     RowSums sums;
     attend_row<Traits>(args, walk, b, h, warp_row + i, keeper, sums);
     if (lane == keeper) kept = sums;

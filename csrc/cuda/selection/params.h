@@ -1,4 +1,4 @@
-// What the kernels of the selection rule are given, by value.
+// The arguments of the kernels of the selection rule, passed by value.
 #pragma once
 
 #include <cstdint>
@@ -10,8 +10,8 @@ namespace sparsed::cuda {
 struct TopArgs {
   const float* scores = nullptr;      // [rows, kv_blocks]
   const float* generation = nullptr;  // [rows, kv_blocks] or nullptr
-  const uint8_t* live = nullptr;      // [B, kv_blocks] nonzero where the block has a live key; nullptr: everywhere
-  uint32_t* bits = nullptr;           // [rows, words]: bit j % 32 of word j / 32 is block j
+  const uint8_t* live = nullptr;  // [B, kv_blocks], nonzero if the block has a live key; nullptr: all blocks have one
+  uint32_t* bits = nullptr;       // [rows, words]: bit j % 32 of word j / 32 is block j
   int rows = 0, batch_rows = 0, kv_blocks = 0, words = 0;
   double rho = 0;
   SelectRanges ranges;
@@ -35,7 +35,7 @@ struct OrderArgs {
   const int32_t* counts = nullptr;               // [heads, list_rows]
   int32_t* order = nullptr;                      // [heads, items]
   int heads = 0, list_rows = 0, list_shift = 0;  // list_shift: log2 of a list's query rows
-  int items = 0, item_rows = 0;                  // work items of a head, query rows of each
+  int items = 0, item_rows = 0;                  // work items of a head, and query rows of a work item
 };
 
 }  // namespace sparsed::cuda

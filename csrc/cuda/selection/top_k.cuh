@@ -1,4 +1,5 @@
-// The selection rule on the GPU: rows of scores to rows of bits, and rows of bits to sorted lists. A warp takes a row.
+// The selection rule on the GPU. It turns rows of scores into rows of bits, and rows of bits into sorted lists. Each
+// warp takes a row.
 #pragma once
 
 #include "cuda/common/prims.cuh"
@@ -6,19 +7,20 @@
 
 namespace sparsed::cuda {
 
-// Calls f(i) for i of [0, count), one warp each.
+// Calls f(i) for each i of [0, count), each in one warp.
 template <class F>
 SPARSED_DEVICE void for_each_warp(int count, const F& f) {
   const int warps = block_threads() / 32;
   for (int i = block_index() * warps + thread_index() / 32; i < count; i += grid_blocks() * warps) f(i);
 }
 
-SPARSED_DEVICE int count_all(int own) {
-  for (int mask = 16; mask > 0; mask /= 2) own += shuffle_xor(own, mask);
-  return own;
+// Returns the sum of the lanes' counts.
+SPARSED_DEVICE int count_all(int count) {
+  for (int mask = 16; mask > 0; mask /= 2) count += shuffle_xor(count, mask);
+  return count;
 }
 
-// Adds the bits of what a range takes from a row.
+// Sets the bits of the blocks that are selected from a range of a row.
 SPARSED_DEVICE void mark_top(const float* scores, const uint8_t* live, const SelectRange& range, double rho,
                              uint32_t* bits) {
   const int lane = thread_index() % 32, begin = static_cast<int>(range.begin), end = static_cast<int>(range.end);
@@ -31,7 +33,7 @@ SPARSED_DEVICE void mark_top(const float* scores, const uint8_t* live, const Sel
   };
   const int keep = static_cast<int>(keep_count(count_from(0), rho));
   if (keep == 0) return;
-  uint32_t least = 0;  // the smallest score that is kept, bit by bit
+  uint32_t least = 0;  // becomes the smallest score that is kept, found bit by bit
   for (uint32_t bit = 1u << 31; bit; bit >>= 1) {
     if (count_from(least | bit) >= keep) least |= bit;
   }
@@ -39,10 +41,10 @@ SPARSED_DEVICE void mark_top(const float* scores, const uint8_t* live, const Sel
   for (int base = begin / 32 * 32; base < end; base += 32) {
     const int block = base + lane;
     const bool candidate = block >= begin && block < end && is_live(block);
-    const uint32_t own = candidate ? score(block) : 0;
-    const uint32_t equal = vote(candidate && own == least);
+    const uint32_t lane_score = candidate ? score(block) : 0;
+    const uint32_t equal = vote(candidate && lane_score == least);
     const int before = count_bits(equal & ((1u << lane) - 1u));
-    const bool taken = candidate && (own > least || (own == least && before < equal_left));
+    const bool taken = candidate && (lane_score > least || (lane_score == least && before < equal_left));
     const uint32_t word = vote(taken && block < range.marked_end);
     equal_left -= count_bits(equal);
     if (lane == 0) store_global(bits + base / 32, load_global(bits + base / 32) | word);
@@ -93,7 +95,8 @@ SPARSED_DEVICE void list_blocks(const ListArgs& args) {
   });
 }
 
-// The work items of each head, those with the longest lists first, equal ones by index.
+// Sorts the work items of each head: those with the longest lists first, and equal ones by index. Starting with the
+// longest lists keeps the blocks of the grid busy until the end.
 SPARSED_DEVICE void order_items(const OrderArgs& args) {
   for_each_warp(args.heads * args.items, [&](int i) {
     const int head = i / args.items, item = i % args.items, lane = thread_index() % 32;
@@ -101,11 +104,11 @@ SPARSED_DEVICE void order_items(const OrderArgs& args) {
       const int row = static_cast<int>(static_cast<int64_t>(of) * args.item_rows >> args.list_shift);
       return load_global(args.counts + head * args.list_rows + row);
     };
-    const int own = length(item);
+    const int item_length = length(item);
     int before = 0;
     for (int first = 0; first < args.items; first += 32) {
       const int other = first + lane, count = other < args.items ? length(other) : -1;
-      before += count_bits(vote(count > own || (count == own && other < item)));
+      before += count_bits(vote(count > item_length || (count == item_length && other < item)));
     }
     if (lane == 0) store_global(args.order + head * args.items + before, item);
   });

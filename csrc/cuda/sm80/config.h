@@ -3,14 +3,15 @@
 //   O = softmax(Q K^T) V of one query tile, over the key tiles of its walk, with the online softmax of FlashAttention.
 //
 // Tiles    A block has 1, 2 or 4 warps. A warp holds 16 or 32 query rows, their scores and their output in registers;
-//          a key tile has 64 keys, or 32 where the selection's sums need the registers.
-// Products mma.sync m16n8k16; tiles come by cp.async, 16 bytes a thread, swizzled over the banks.
-// Stages   Two K and V tiles each up to head_dim 64, so that the next ones load during the products. Above that one
-//          each: V loads during Q K^T, the next K during P V.
+//          a key tile has 64 keys, or 32 if the selection's sums need the registers.
+// Products They use mma.sync m16n8k16. Tiles are copied by cp.async, 16 bytes per thread, and swizzled over the banks.
+// Stages   Up to head_dim 64 there are two K and two V tiles, so that the next ones load during the products. Above
+// that
+//          there is one of each: V loads during Q K^T, and the next K during P V.
 //
 // Shared memory of a block, in bytes from 0:
-//   Q        warps * kWarpRows rows of kRowBytes     (the output goes through it in the end)
-//   K        kStages tiles of kKeys rows             (the selection's sums go through K and V in the end)
+//   Q        warps * kWarpRows rows of kRowBytes     (at the end, the output passes through it)
+//   K        kStages tiles of kKeys rows             (at the end, the selection's sums use K and V)
 //   V        kStages tiles of kKeys rows
 #pragma once
 
@@ -21,7 +22,7 @@ namespace sm80 {
 
 constexpr int kMaxWarps = 4;  // of a block
 
-// Query rows of a warp: 32 where its registers hold them.
+// Query rows of a warp: 32 if its registers can hold them.
 constexpr int warp_rows(int head_dim, Sums sums) {
   return head_dim > 128 || (head_dim == 128 && sums == Sums::kOwn) ? 16 : 32;
 }
@@ -32,15 +33,15 @@ constexpr int warp_rows(int head_dim, Sums sums) {
 template <class T_, int kHeadDim_, Sums kSums_>
 struct Sm80 {
   using T = T_;
-  static constexpr int kHeadDim = kHeadDim_;  // of the arrays or more: columns beyond are zeros
+  static constexpr int kHeadDim = kHeadDim_;  // at least that of the arrays; further columns are zeros
   static constexpr Sums kSums = kSums_;
-  // Keys of a tile: as many as leave registers for the selection's sums.
+  // Keys of a tile. Fewer leave registers for the selection's sums.
   static constexpr int kKeys = kSums == Sums::kNone || (kHeadDim <= 64 && kSums == Sums::kShared) ? 64 : 32;
   using Walk = KeyWalk<kKeys, kSums != Sums::kNone>;
   static constexpr int kWarpRows = sm80::warp_rows(kHeadDim, kSums);
   static constexpr int kRowTiles = kWarpRows / 16;
   static constexpr int kRows = 2 * kRowTiles;  // query rows per thread
-  // Two K and V tiles each where they are small; else one each, loaded while the other is used.
+  // Two K and two V tiles if they are small, else one of each, which loads while the other is used.
   static constexpr int kStages = kHeadDim <= 64 ? 2 : 1;
   static constexpr int kRowBytes = kHeadDim * 2;
   static constexpr int kTileBytes = kKeys * kRowBytes;

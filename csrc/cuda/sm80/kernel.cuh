@@ -1,5 +1,5 @@
-// Attention for compute capability 8.0 and up: dense, block-sparse and dense with selection are one loop over the tiles
-// of a key walk. Names: s shared, r registers (of a thread).
+// Attention for compute capability 8.0 and up. Dense, block-sparse, and dense with selection are one loop over the
+// tiles of a key walk. Names that begin with s are in shared memory, and those with r in the registers of a thread.
 #pragma once
 
 #include "cuda/common/block_sums.cuh"
@@ -11,7 +11,8 @@
 
 namespace sparsed::cuda {
 
-// One query tile against all keys of its walk; returns with nothing under way. sK, sV: Traits::kStages tiles each.
+// Computes one query tile against all keys of its walk. No copies are in flight when it returns. sK and sV are
+// Traits::kStages tiles each.
 template <class Traits>
 SPARSED_DEVICE void attend(const AttentionArgs& args, const typename Traits::Walk& walk, int kv_head, uint32_t sQ,
                            RowState<Traits>& state, BlockSums<Traits::kRows>& sums) {
@@ -34,7 +35,7 @@ SPARSED_DEVICE void attend(const AttentionArgs& args, const typename Traits::Wal
   copy_async_commit();  // with Q
   for (int tile = 0; tile < tiles; ++tile) {
     copy_async_wait<0>();
-    sync_threads();  // this tile's K (and V) is there, the tile before is no longer read
+    sync_threads();  // K (and V) of this tile have arrived, and no thread reads the previous tile any more
     if constexpr (kStages == 2) {
       load_k(tile + 1);
       load_v(tile + 1);
@@ -81,7 +82,7 @@ SPARSED_DEVICE void attend(const AttentionArgs& args, const typename Traits::Wal
     round_probabilities<Traits>(rS, rP);
     if constexpr (kStages == 1) {
       copy_async_wait<0>();
-      sync_threads();  // V is there, K is no longer read
+      sync_threads();  // V has arrived, and no thread reads K any more
       load_k(tile + 1);
       copy_async_commit();
     }
@@ -101,20 +102,21 @@ SPARSED_DEVICE void attend(const AttentionArgs& args, const typename Traits::Wal
   copy_async_wait<0>();
 }
 
-// Output and log-sum-exp of a tile.
+// Stores the output and the log-sum-exp of a tile.
 template <class Traits>
 SPARSED_DEVICE void finish_rows(const AttentionArgs& args, int b, int h, int row, int row_end, uint32_t sQ,
                                 const RowState<Traits>& state) {
   float inverse[Traits::kRows];
   SPARSED_UNROLL
   for (int r = 0; r < Traits::kRows; ++r) {
-    const int own = row + thread_index() / 32 * Traits::kWarpRows + r / 2 * 16 + r % 2 * 8 + thread_index() % 32 / 4;
-    inverse[r] = finish_row(args, state, r, b, h, own, row_end);
+    const int lane_row =
+        row + thread_index() / 32 * Traits::kWarpRows + r / 2 * 16 + r % 2 * 8 + thread_index() % 32 / 4;
+    inverse[r] = finish_row(args, state, r, b, h, lane_row, row_end);
   }
   if (args.out.data) store_output<Traits>(args, b, h, row, row_end, state.rO, inverse, sQ);
 }
 
-// Query rows [row, row + args.tile_rows) of a head. `first`: of their query block's tiles.
+// Computes query rows [row, row + args.tile_rows) of a head. `first` is true for the first tile of a query block.
 template <class Traits>
 SPARSED_DEVICE void attend_tile(const AttentionArgs& args, int head, int row, bool first) {
   constexpr uint32_t sQ = 0;
@@ -127,17 +129,17 @@ SPARSED_DEVICE void attend_tile(const AttentionArgs& args, int head, int row, bo
   load_q<Traits>(args, b, h, row, row_end, sQ);
   const auto walk = key_walk<Traits::kKeys, Traits::kSums != Sums::kNone>(args, b, h, row);
   attend<Traits>(args, walk, h / args.group, sQ, state, sums);
-  sync_threads();  // shared memory is free for results
+  sync_threads();  // shared memory can now hold results
   finish_rows<Traits>(args, b, h, row, row_end, sQ, state);
   if constexpr (Traits::kSums != Sums::kNone) {
     const uint32_t buffer = static_cast<uint32_t>(Traits::q_bytes(block_threads() / 32));
     finish_blocks<Traits>(args, head, row, first, buffer, state, sums);
-    sync_threads();  // and for the next tile
+    sync_threads();  // the next tile may overwrite the results
   }
 }
 
-// Without selection one block a tile; with it few blocks that take work items in turn, because each has its own memory
-// for partial sums.
+// Without selection there is one block per tile. With it, a few blocks take work items in turn, because each block
+// needs memory for its partial sums.
 template <class Traits>
 SPARSED_DEVICE void attention_sm80(const AttentionArgs& args) {
   if constexpr (Traits::kSums == Sums::kNone) {

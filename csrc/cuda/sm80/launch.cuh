@@ -1,4 +1,4 @@
-// kernel_sm80 of one head_dim: two element types, three kinds of sums.
+// Defines kernel_sm80 for one head_dim, with two element types and three kinds of sums.
 #pragma once
 
 #include "cuda/kernels.h"

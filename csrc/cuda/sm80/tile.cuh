@@ -1,4 +1,4 @@
-// Tiles of 16-bit elements in shared memory, and the products of a warp's rows with them, by mma.sync m16n8k16.
+// Tiles of 16-bit elements in shared memory, and the products of a warp's rows with them, which use mma.sync m16n8k16.
 #pragma once
 
 #include "cuda/common/block_sums.cuh"
@@ -9,8 +9,8 @@
 
 namespace sparsed::cuda {
 
-// Where 16 bytes (`chunk`: 8 elements) of a row lie. The exclusive or spreads the rows that ldmatrix, copies and stores
-// touch together over all banks.
+// Returns the address of 16 bytes of a row (`chunk` counts 8 elements). The exclusive or spreads the rows that
+// ldmatrix, copies and stores access together over all banks.
 template <int kHeadDim>
 SPARSED_DEVICE uint32_t swizzled(int row, int chunk) {
   constexpr int kChunks = kHeadDim / 8;
@@ -19,8 +19,8 @@ SPARSED_DEVICE uint32_t swizzled(int row, int chunk) {
   return static_cast<uint32_t>(row * kChunks + (chunk ^ x)) * 16;
 }
 
-// The chunks 2k and 2k + 1 (`odd`) of one row: their places differ from one value by an exclusive or within a period of
-// k, and by a constant from period to period. So a row takes one register, whatever the number of chunks.
+// The addresses of the chunks 2k and 2k + 1 (`odd`) of one row. Within a period of k they differ by an exclusive or,
+// and from period to period by a constant. So a row takes one register for any number of chunks.
 template <int kHeadDim>
 struct RowChunks {
   static constexpr int kPeriod = kHeadDim / 8 % 8 == 0 ? 4 : 2;
@@ -32,14 +32,14 @@ struct RowChunks {
     row = shared + static_cast<uint32_t>(index * kHeadDim * 2);
     flip = static_cast<uint32_t>((odd ^ (kPeriod == 4 ? index & 7 : (index >> 1) & 3)) * 16);
   }
-  // `rows` below, a multiple of 8.
+  // The address of a chunk `rows` rows further down; `rows` is a multiple of 8.
   SPARSED_DEVICE uint32_t at(int k, int rows = 0) const {
     return row + (flip ^ static_cast<uint32_t>(k % kPeriod * 32)) +
            static_cast<uint32_t>(k / kPeriod * kPeriod * 32 + rows * kHeadDim * 2);
   }
 };
 
-// Copies the query rows [row, row_end) of a head; the warps' other rows and columns beyond the array become zeros.
+// Copies the query rows [row, row_end) of a head. The other rows of the warps, and columns beyond the array, become 0.
 template <class Traits>
 SPARSED_DEVICE void load_q(const AttentionArgs& args, int b, int h, int row, int row_end, uint32_t shared) {
   constexpr int kChunks = Traits::kHeadDim / 8;
@@ -53,8 +53,8 @@ SPARSED_DEVICE void load_q(const AttentionArgs& args, int b, int h, int row, int
   }
 }
 
-// Copies the keys at positions [first, first + kKeys) of a walk; keys that do not take part become zeros, so that
-// what their memory holds cannot matter.
+// Copies the keys at positions [first, first + kKeys) of a walk. Keys that do not take part become zeros, so that the
+// content of their memory (a NaN, for example) cannot affect the result.
 template <class Traits>
 SPARSED_DEVICE void load_keys(const typename Traits::Walk& walk, const Array& array, int kv_head, int first,
                               uint32_t shared) {
@@ -73,7 +73,7 @@ SPARSED_DEVICE void load_keys(const typename Traits::Walk& walk, const Array& ar
   }
 }
 
-// rS = Q K^T of this warp's rows: tiles of 16 rows x 8 keys as mma leaves them.
+// Computes rS = Q K^T of this warp's rows, in tiles of 16 rows x 8 keys in the accumulator layout of mma.
 template <class Traits>
 SPARSED_DEVICE void multiply_qk(uint32_t sQ, uint32_t sK, float (&rS)[Traits::kRowTiles][Traits::kKeys / 8][4]) {
   constexpr int kRowTiles = Traits::kRowTiles;
@@ -108,7 +108,7 @@ SPARSED_DEVICE void multiply_qk(uint32_t sQ, uint32_t sK, float (&rS)[Traits::kR
   }
 }
 
-// rO += P V.
+// Computes rO += P V.
 template <class Traits>
 SPARSED_DEVICE void multiply_pv(const Probabilities<Traits>& rP, uint32_t sV,
                                 float (&rO)[Traits::kRowTiles][Traits::kHeadDim / 8][4]) {
@@ -129,7 +129,8 @@ SPARSED_DEVICE void multiply_pv(const Probabilities<Traits>& rP, uint32_t sV,
   }
 }
 
-// This warp's rows of the output, through its own rows of Q's place: 16-byte stores.
+// Stores this warp's rows of the output. They pass through its rows of Q in shared memory, so that each store has 16
+// bytes.
 template <class Traits>
 SPARSED_DEVICE void store_output(const AttentionArgs& args, int b, int h, int row, int row_end,
                                  const float (&rO)[Traits::kRowTiles][Traits::kHeadDim / 8][4],

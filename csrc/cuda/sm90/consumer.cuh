@@ -1,4 +1,4 @@
-// What the two computing warpgroups do: scores, softmax, outputs, the selection's sums.
+// The two computing warpgroups: scores, softmax, outputs and the selection's sums.
 #pragma once
 
 #include "cuda/common/softmax_rows.cuh"
@@ -7,12 +7,12 @@
 
 namespace sparsed::cuda {
 
-// Named barriers; 0 is sync_threads, kSumsBarrier that of block_sums.cuh.
-constexpr int kTurn = 2;  // of warpgroup 0, then of warpgroup 1
+// Named barriers. 0 is that of sync_threads, and kSumsBarrier that of block_sums.cuh.
+constexpr int kTurn = 2;  // the turn of warpgroup 0; that of warpgroup 1 is kTurn + 1
 constexpr int kMergeFull = 4, kMergeEmpty = 5;
 
-// Scores of the tile at position `first`, of which each row's highest is known, become probabilities relative to the
-// running maximum; alpha: what older sums and outputs are to be multiplied by.
+// Turns the scores of the tile at position `first` into probabilities relative to the running maximum. `highest` holds
+// the largest score of each row. Older sums and outputs have to be multiplied by `alpha`.
 template <class Traits>
 SPARSED_DEVICE void softmax(const AttentionArgs& args, const typename Traits::Walk& walk, int first,
                             const float (&highest)[Traits::kRows], Scores<Traits>& rS, RowState<Traits>& state,
@@ -49,12 +49,12 @@ SPARSED_DEVICE void rescale(RowState<Traits>& state, const float (&factor)[Trait
   }
 }
 
-// This warp no longer reads what the barrier stands for.
+// Signals that this warp no longer reads the memory that the barrier stands for.
 SPARSED_DEVICE void leave(uint32_t barrier) {
   if (thread_index() % 32 == 0) mbarrier_arrive(barrier);
 }
 
-// Probabilities of tile `number`, its scores being under way as the warp's latest group but kPending.
+// Waits for the scores of tile `number`, after which the warp has issued kPending groups, and computes probabilities.
 template <class Traits, int kPending>
 SPARSED_DEVICE void finish_scores(const AttentionArgs& args, const typename Traits::Walk& walk, int number,
                                   const Slot<Traits>& slot, Scores<Traits>& rS, RowState<Traits>& state,
@@ -74,8 +74,9 @@ SPARSED_DEVICE void finish_scores(const AttentionArgs& args, const typename Trai
   }
 }
 
-// One warpgroup's tiles of the walk. `count`: tiles before this walk. The scores of a tile are issued before the values
-// of the tile before, so that the matrix units work during the softmax. Keeps the turns of both warpgroups in step.
+// Computes one warpgroup's tiles of the walk; `count` tiles were loaded before this walk. The scores of a tile are
+// issued before the product with the values of the previous tile, so that the matrix units work during the softmax.
+// Both warpgroups take the same number of turns.
 template <class Traits>
 SPARSED_DEVICE void attend_group(const AttentionArgs& args, const typename Traits::Walk& walk, int group,
                                  uint32_t count, RowState<Traits>& state, BlockSums<Traits::kRows>& sums) {
@@ -94,8 +95,8 @@ SPARSED_DEVICE void attend_group(const AttentionArgs& args, const typename Trait
     }
     while (true) {
       const Slot<Traits> before{count + number};
-      // The product with the values of one tile earlier ends here, a jump behind the softmax that it overlaps: ptxas
-      // puts the wait in front of whatever stands with it between two jumps.
+      // The wait for the product with the values of the tile before must be here, a jump after the softmax that it
+      // overlaps, because ptxas moves a wait to the front of the code between two jumps.
       wgmma_wait<0>(state.rO[0]);
       pin(rP[0]);
       if (number > begin) leave(Slot<Traits>{before.count - kStep}.barrier(Traits::kValuesEmpty));
@@ -119,13 +120,13 @@ SPARSED_DEVICE void attend_group(const AttentionArgs& args, const typename Trait
     pin(rP[0]);
     leave(last.barrier(Traits::kValuesEmpty));
   }
-  if (Traits::kSplit && group == 1 && tiles > 1 && tiles % 2 == 1) {  // a turn less than warpgroup 0 had
+  if (Traits::kSplit && group == 1 && tiles > 1 && tiles % 2 == 1) {  // it has had one turn less than warpgroup 0
     barrier_sync(kTurn + 1, sm90::kComputingThreads);
     barrier_arrive(kTurn, sm90::kComputingThreads);
   }
 }
 
-// The same where nothing but the sums is asked for: while one warpgroup has the matrix units the other adds up.
+// Does the same for a selection without an output. While one warpgroup uses the matrix units, the other adds up sums.
 template <class Traits>
 SPARSED_DEVICE void score_group(const AttentionArgs& args, const typename Traits::Walk& walk, int group, uint32_t count,
                                 RowState<Traits>& state, BlockSums<Traits::kRows>& sums) {
@@ -141,12 +142,12 @@ SPARSED_DEVICE void score_group(const AttentionArgs& args, const typename Traits
   }
 }
 
-// kSplit: warpgroup 0 adds what warpgroup 1 has of the same rows.
+// With kSplit, warpgroup 0 adds the results of warpgroup 1 for the same rows.
 template <class Traits>
 SPARSED_DEVICE void merge(int group, RowState<Traits>& state) {
   constexpr int kOutputs = Traits::kHeadDim / 2;
-  const uint32_t own = Traits::kResults + static_cast<uint32_t>(thread_index() % sm90::kWarpgroupThreads) * 4;
-  const auto at = [&](int i) { return own + static_cast<uint32_t>(i * sm90::kWarpgroupThreads * 4); };
+  const uint32_t base = Traits::kResults + static_cast<uint32_t>(thread_index() % sm90::kWarpgroupThreads) * 4;
+  const auto at = [&](int i) { return base + static_cast<uint32_t>(i * sm90::kWarpgroupThreads * 4); };
   if (group == 1) {
     barrier_sync(kMergeEmpty, sm90::kComputingThreads);
     SPARSED_UNROLL
@@ -175,7 +176,7 @@ SPARSED_DEVICE void merge(int group, RowState<Traits>& state) {
   barrier_arrive(kMergeEmpty, sm90::kComputingThreads);
 }
 
-// Output and log-sum-exp of a warpgroup's rows; `row`: the first of this thread.
+// Stores output and log-sum-exp of a warpgroup's rows. `row` is the first row of this thread.
 template <class Traits>
 SPARSED_DEVICE void finish_group(const AttentionArgs& args, const QueryTile<Traits>& tile, int row,
                                  const RowState<Traits>& state) {
@@ -189,7 +190,8 @@ SPARSED_DEVICE void finish_group(const AttentionArgs& args, const QueryTile<Trai
 
 template <class Traits>
 SPARSED_DEVICE void compute_tiles(const AttentionArgs& args) {
-  const int group = shuffle(thread_index() / sm90::kWarpgroupThreads, 0);  // known to be one for the warp
+  const int group =
+      shuffle(thread_index() / sm90::kWarpgroupThreads, 0);  // tells the compiler that it is the same in a warp
   uint32_t count = 0, query_tiles = 0;
   if (group == 1) barrier_arrive(kTurn, sm90::kComputingThreads);
   if (Traits::kSplit && group == 0) barrier_arrive(kMergeEmpty, sm90::kComputingThreads);

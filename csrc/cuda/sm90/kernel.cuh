@@ -1,5 +1,5 @@
-// Attention for compute capability 9.0a. One warp of a block loads tiles, two warpgroups compute in turns: while one
-// has the matrix units the other is in its softmax. Blocks stay and take work items in turn.
+// Attention for compute capability 9.0a. One warpgroup of a block loads tiles and two compute: while one uses the
+// matrix units, the other computes its softmax. Blocks are persistent and take work items in turn.
 #pragma once
 
 #include "cuda/sm90/consumer.cuh"

@@ -1,5 +1,5 @@
-// kernel_sm90 of one head_dim: two element types; no sums with rows of their own or shared, two kinds of sums with an
-// output or alone.
+// Defines kernel_sm90 for one head_dim, with two element types. Without sums, the warpgroups share rows (split) or not.
+// With each of the two kinds of sums, there is an output or not.
 #pragma once
 
 #include "cuda/kernels.h"
@@ -7,7 +7,8 @@
 
 namespace sparsed::cuda {
 
-// An error where the instructions are missing: chosen on compute capability 9.0 alone, and by has_sm90a_kernels().
+// Code for other architectures lacks the instructions and traps. The kernel is chosen only on compute capability 9.0,
+// and only if has_sm90a_kernels().
 template <class Traits>
 __global__ void __launch_bounds__(Traits::kThreads, 1)
     attention_sm90_kernel([[maybe_unused]] const __grid_constant__ Sm90Args args) {

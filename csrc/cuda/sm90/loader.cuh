@@ -1,4 +1,4 @@
-// What the loading warpgroup does: one warp copies tiles by TMA, another clears the values of masked keys.
+// The loading warpgroup: one warp copies tiles by TMA, and another clears the values of masked keys.
 #pragma once
 
 #include "cuda/sm90/query_tile.cuh"
@@ -6,18 +6,18 @@
 
 namespace sparsed::cuda {
 
-// Keys [kKeys] of a tile, by one copy or as many as its blocks; positions beyond the walk's last become zeros.
+// Loads the keys [kKeys] of a tile, by one copy or by one copy per block. Positions beyond the walk become zeros.
 template <class Traits>
 SPARSED_DEVICE void load_tile(const AttentionArgs& args, const TensorMap& map, const QueryTile<Traits>& tile,
                               int number, bool leader, uint32_t shared, uint32_t empty, uint32_t round, uint32_t full) {
   const int block = tile.walk.listed() ? 1 << args.list_shift : Traits::kKeys;
   const int box = block < Traits::kKeys ? block : Traits::kKeys;
-  const int position = number * Traits::kKeys + thread_index() % 32 * box;  // lane i: of copy i
-  const int own = position < tile.walk.positions ? tile.walk.key(position) : args.kv_len;
+  const int position = number * Traits::kKeys + thread_index() % 32 * box;  // lane i finds the key of copy i
+  const int lane_key = position < tile.walk.positions ? tile.walk.key(position) : args.kv_len;
   mbarrier_wait(empty, round ^ 1);
   if (leader) mbarrier_expect(full, Traits::kTileBytes);
   for (int i = 0; i < Traits::kKeys / box; ++i) {
-    const int key = shuffle(own, i);
+    const int key = shuffle(lane_key, i);
     if (!leader) continue;
     SPARSED_UNROLL
     for (int panel = 0; panel < Traits::kPanels; ++panel) {
@@ -64,7 +64,7 @@ SPARSED_DEVICE void load_tiles(const Sm90Args& sm90) {
   });
 }
 
-// With a key mask: values of keys that do not take part become zeros, so that what their memory holds cannot matter.
+// Sets the values of keys that the key mask hides to zeros, because a NaN in their memory would spread through P V.
 template <class Traits>
 SPARSED_DEVICE void clear_values(const AttentionArgs& args) {
   const int lane = thread_index() % 32;

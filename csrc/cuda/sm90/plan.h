@@ -1,4 +1,4 @@
-// From a plan for the sm_80 kernels to one for those of sm_90a. Plain C++: the tests launch by it too.
+// Turns a plan for the sm_80 kernels into one for those of sm_90a. It is plain C++, so that the tests can use it, too.
 #pragma once
 
 #include <array>
@@ -8,11 +8,11 @@
 
 namespace sparsed::cuda {
 
-// Makes `plan` one for compute capability 9.0a where those kernels do what it asks for; else it stays as it is. Blocks
-// take work items in turn: launch as many as run at once, and no more than plan.blocks.
+// Changes `plan` to the kernels for compute capability 9.0a and returns true if they support it. Blocks take work items
+// in turn, so launch only as many as run at the same time, and at most plan.blocks.
 bool move_to_sm90(Plan& plan);
 
-// An array as the tensor memory accelerator reads it, in elements: columns, tokens, heads, batch.
+// An array as the tensor memory accelerator (TMA) reads it, in elements: columns, tokens, heads, batch.
 struct CopyMap {
   const void* data;
   std::array<int64_t, 4> size;

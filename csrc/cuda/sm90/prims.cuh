@@ -1,5 +1,6 @@
-// Instructions of compute capability 9.0a beside those of prims.cuh: barriers in memory, tile copies by the tensor
-// memory accelerator (TMA), warpgroup matrix products, register hand-over. Host forms: tests/cuda_emulator/cuda/.
+// The additional instructions of compute capability 9.0a: barriers in memory, tile copies by the tensor memory
+// accelerator (TMA), warpgroup matrix products, and moving registers between warpgroups. tests/cuda_emulator/cuda/ has
+// host versions of them.
 #pragma once
 
 #include "cuda/common/prims.cuh"
@@ -9,7 +10,8 @@ namespace sparsed::cuda {
 
 // --- barriers in shared memory: 8 bytes each -------------------------------------------------------------------------
 
-// One thread; then mbarrier_init_fence() and a barrier before anybody uses it. `arrivals` end a phase.
+// One thread calls this. An mbarrier_init_fence() and a barrier must follow before any thread uses it. A phase ends
+// after `arrivals` arrivals.
 SPARSED_DEVICE void mbarrier_init(uint32_t barrier, int arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_window() + barrier), "r"(arrivals) : "memory");
 }
@@ -17,12 +19,12 @@ SPARSED_DEVICE void mbarrier_init_fence() { asm volatile("fence.mbarrier_init.re
 SPARSED_DEVICE void mbarrier_arrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_window() + barrier) : "memory");
 }
-// Arrives; the phase does not end before `bytes` of tile copies have landed.
+// Arrives. The phase does not end before tile copies have written `bytes`.
 SPARSED_DEVICE void mbarrier_expect(uint32_t barrier, uint32_t bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_window() + barrier), "r"(bytes)
                : "memory");
 }
-// Waits until the phase of this parity is over; phases count from 0.
+// Waits until the phase of this parity is over. Phases count from 0.
 SPARSED_DEVICE void mbarrier_wait(uint32_t barrier, uint32_t parity) {
   asm volatile(
       "{\n"
@@ -40,8 +42,8 @@ SPARSED_DEVICE void mbarrier_wait(uint32_t barrier, uint32_t parity) {
 SPARSED_DEVICE void tma_prefetch(const TensorMap& map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
 }
-// The box at (column, token, head, batch) to `shared`, with the swizzle of the map; zeros beyond the array. Its bytes
-// count at `barrier`.
+// Copies the box at (column, token, head, batch) to `shared`, with the swizzle of the map and with zeros beyond the
+// array. Its bytes count at `barrier`.
 SPARSED_DEVICE void tma_load(uint32_t shared, const TensorMap& map, uint32_t barrier, int column, int token, int head,
                              int batch) {
   asm volatile(
@@ -55,7 +57,7 @@ SPARSED_DEVICE void fence_async_proxy() { asm volatile("fence.proxy.async.shared
 
 // --- warps -----------------------------------------------------------------------------------------------------------
 
-// True in one lane; all 32 take part.
+// Returns true in one lane. All 32 lanes call this.
 SPARSED_DEVICE bool elect() {
   uint32_t chosen;
   asm volatile(
@@ -67,7 +69,7 @@ SPARSED_DEVICE bool elect() {
       : "=r"(chosen));
   return chosen != 0;
 }
-// All warps of a warpgroup.
+// All warps of a warpgroup call these functions.
 template <int kRegisters>
 SPARSED_DEVICE void release_registers() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
@@ -77,21 +79,22 @@ SPARSED_DEVICE void claim_registers() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
 }
 
-// --- warpgroup products
-// ------------------------------------------------------------------------------------------------ D [64, N] += A [64,
-// 16] B [16, N] by 4 warps, asynchronously; warp w holds rows 16 w ... 16 w + 15. d[n]: columns 8 n ... 8 n + 7 as mma
-// leaves them; A in registers as mma takes it.
+// --- warpgroup products ----------------------------------------------------------------------------------------------
 
-// A matrix in shared memory in rows of 128 bytes with the 128-byte swizzle, as tma_load leaves it. Rows are those of A
-// (columns of B) with K along them, or with `transposed` K itself with columns of B along them. `group_bytes`: from 8
-// rows to the next 8; `panel_bytes`: transposed alone, from 64 columns of B to the next 64.
+// Four warps compute D [64, N] += A [64, 16] B [16, N] asynchronously. Warp w holds the rows 16 w ... 16 w + 15, and
+// d[n] the columns 8 n ... 8 n + 7 in the accumulator layout of mma. A in registers has the operand layout of mma.
+
+// Describes a matrix in shared memory with rows of 128 bytes and the 128-byte swizzle, as tma_load writes it. A row
+// holds K values of a row of A (or a column of B), or with `transposed` the columns of B for one value of K.
+// `group_bytes` is the distance between groups of 8 rows. `panel_bytes`, used only if transposed, is that between 64
+// columns of B.
 SPARSED_DEVICE uint64_t matrix_descriptor(uint32_t address, uint32_t panel_bytes, uint32_t group_bytes) {
   const uint64_t start = (shared_window() + address) >> 4 & 0x3fff;
   return start | static_cast<uint64_t>(panel_bytes >> 4) << 16 | static_cast<uint64_t>(group_bytes >> 4) << 32 |
          uint64_t{1} << 62;
 }
 
-// The compiler may not move uses of these registers across.
+// Keeps the compiler from moving uses of these registers across the call.
 template <int kTiles>
 SPARSED_DEVICE void pin(float (&r)[kTiles][4]) {
   SPARSED_UNROLL
@@ -103,7 +106,8 @@ SPARSED_DEVICE void pin(uint32_t (&r)[kTiles][4]) {
   for (int i = 0; i < kTiles * 4; ++i) asm volatile("" : "+r"(r[i / 4][i % 4])::"memory");
 }
 
-// Before the first product of a group: what the warp did to these accumulators, and to A in registers, is done.
+// Call this before the first product of a group. It waits for the warp's accesses to these accumulators and to A in
+// registers.
 template <int kTiles>
 SPARSED_DEVICE void wgmma_fence(float (&d)[kTiles][4]) {
   pin(d);
@@ -115,7 +119,7 @@ SPARSED_DEVICE void wgmma_fence(float (&d)[kTiles][4], uint32_t (&a)[kSteps][4])
   wgmma_fence(d);
 }
 SPARSED_DEVICE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-// Waits until at most kPending of the warp's latest groups are under way; `d` is then ready.
+// Waits until at most kPending of the warp's groups are in flight, which are the latest ones. `d` is then ready.
 template <int kPending, int kTiles>
 SPARSED_DEVICE void wgmma_wait(float (&d)[kTiles][4]) {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
@@ -165,7 +169,8 @@ SPARSED_DEVICE void wgmma_wait(float (&d)[kTiles][4]) {
 #define SPARSED_WGMMA_REGISTERS(N, TYPE, A, B, ACCUMULATE, TRANSPOSED) \
   SPARSED_WGMMA(N, TYPE, A, B, ACCUMULATE, TRANSPOSED, "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
 
-// A and B in shared memory: descriptors. kTransposed: of B. Without `accumulate` D is overwritten.
+// Multiplies A and B in shared memory, given by descriptors; kTransposed refers to B. Without `accumulate`, D is
+// overwritten.
 template <class T, bool kTransposed, int kTiles>
 SPARSED_DEVICE void wgmma(float (&d)[kTiles][4], uint64_t a, uint64_t b, bool accumulate) {
   static_assert(kTiles == 8 || kTiles == 16);
@@ -179,7 +184,7 @@ SPARSED_DEVICE void wgmma(float (&d)[kTiles][4], uint64_t a, uint64_t b, bool ac
     SPARSED_WGMMA_SHARED(128, "f16", "%64", "%65", "%66", "%67");
   }
 }
-// A in registers, which keep their values until the product is waited for.
+// Multiplies A in registers, which must keep their values until the wait for the product.
 template <class T, bool kTransposed, int kTiles>
 SPARSED_DEVICE void wgmma(float (&d)[kTiles][4], const uint32_t (&a)[4], uint64_t b, bool accumulate) {
   static_assert(kTiles == 8 || kTiles == 16);

@@ -1,4 +1,4 @@
-// The query tiles of a block: every role visits the same ones in the same order.
+// The query tiles of a block. Loading and computing warps visit the same ones in the same order.
 #pragma once
 
 #include "cuda/common/key_walk.cuh"
@@ -6,7 +6,8 @@
 
 namespace sparsed::cuda {
 
-// Query rows [row, row_end) of head (b, h) and the keys that they see. `first`: of their query block's tiles.
+// Query rows [row, row_end) of head (b, h), and the keys that they see. `first` is true for the first tile of a query
+// block.
 template <class Traits>
 struct QueryTile {
   int b, h, row, row_end;

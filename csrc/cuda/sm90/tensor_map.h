@@ -1,4 +1,4 @@
-// Tensor maps by the driver, whose function is looked up when it is first needed: nothing links to the driver.
+// Encodes tensor maps. The function of the driver is looked up at its first use, so that nothing links to the driver.
 #pragma once
 
 #include "core/tensor.h"

@@ -1,4 +1,4 @@
-// The ring of key and value tiles in shared memory, the products with them by wgmma, and how rows are stored.
+// The ring of key and value tiles in shared memory, the products with them by wgmma, and the stores of output rows.
 #pragma once
 
 #include "cuda/common/block_sums.cuh"
@@ -8,7 +8,7 @@
 
 namespace sparsed::cuda {
 
-// The place of the count-th tile in the ring.
+// The slot of the count-th tile in the ring.
 template <class Traits>
 struct Slot {
   uint32_t count;
@@ -19,7 +19,7 @@ struct Slot {
   SPARSED_DEVICE uint32_t values() const { return Traits::kValueTiles + stage() * Traits::kTileBytes; }
 };
 
-// One thread, before all others use them.
+// Initialises the barriers. One thread calls this before any thread uses them.
 template <class Traits>
 SPARSED_DEVICE void make_barriers() {
   constexpr int kWarps = sm90::kComputingThreads / 32, kTileWarps = Traits::kSplit ? kWarps / 2 : kWarps;
@@ -36,7 +36,7 @@ SPARSED_DEVICE void make_barriers() {
   mbarrier_init_fence();
 }
 
-// rS = Q K^T of a warpgroup's rows, a group of its own. Addresses advance within descriptors, in units of 16 bytes.
+// Issues rS = Q K^T of a warpgroup's rows as one group. Addresses in descriptors advance in units of 16 bytes.
 template <class Traits>
 SPARSED_DEVICE void issue_qk(int group, const Slot<Traits>& slot, float (&rS)[Traits::kKeys / 8][4]) {
   const uint64_t q = matrix_descriptor(Traits::kSplit ? 0 : group * Traits::kQueryGroupBytes, 0, 1024);
@@ -51,7 +51,7 @@ SPARSED_DEVICE void issue_qk(int group, const Slot<Traits>& slot, float (&rS)[Tr
   wgmma_commit();
 }
 
-// rO += P V, a group of its own.
+// Issues rO += P V as one group.
 template <class Traits>
 SPARSED_DEVICE void issue_pv(uint32_t (&rP)[Traits::kKeys / 16][4], const Slot<Traits>& slot,
                              float (&rO)[Traits::kHeadDim / 8][4]) {
@@ -62,7 +62,7 @@ SPARSED_DEVICE void issue_pv(uint32_t (&rP)[Traits::kKeys / 16][4], const Slot<T
   wgmma_commit();
 }
 
-// A warpgroup's rows of the output: the lanes of a quad exchange so that each has 16 bytes of a row to store.
+// Stores a warpgroup's rows of the output. The lanes of a quad exchange values, so that each stores 16 bytes of a row.
 template <class Traits>
 SPARSED_DEVICE void store_rows(const AttentionArgs& args, int b, int h, int row, int row_end,
                                const float (&rO)[Traits::kHeadDim / 8][4], const float (&inverse)[2]) {
@@ -72,14 +72,14 @@ SPARSED_DEVICE void store_rows(const AttentionArgs& args, int b, int h, int row,
   auto* base = static_cast<T*>(args.out.data) + b * args.out.batch + h * args.out.head;
   SPARSED_UNROLL
   for (int half = 0; half < 2; ++half) {
-    const int own = row + half * 8;
+    const int query_row = row + half * 8;
     const float scale = inverse[half];
     SPARSED_UNROLL
     for (int d = 0; d < Traits::kHeadDim / 8; d += 4) {
       uint32_t word[4];  // of columns 8 (d + i) + 2 lane; then of columns 8 (d + lane) + 2 i
       SPARSED_UNROLL
       for (int i = 0; i < 4; ++i) {
-        // 0 * NaN: a row without a key is 0 whatever the products hold.
+        // 0 * NaN would be NaN, and a row without a key must be 0.
         const float x = scale == 0.f ? 0.f : rO[d + i][2 * half] * scale;
         const float y = scale == 0.f ? 0.f : rO[d + i][2 * half + 1] * scale;
         word[i] = pack_pair<T>(x, y);
@@ -95,8 +95,8 @@ SPARSED_DEVICE void store_rows(const AttentionArgs& args, int b, int h, int row,
         (high ? word[i] : word[i + 2]) = other;
       }
       const int column = 8 * (d + lane);
-      if (own < row_end && column < args.head_dim) {
-        store_global(reinterpret_cast<uint4*>(base + own * args.out.token + column),
+      if (query_row < row_end && column < args.head_dim) {
+        store_global(reinterpret_cast<uint4*>(base + query_row * args.out.token + column),
                      uint4{word[0], word[1], word[2], word[3]});
       }
     }

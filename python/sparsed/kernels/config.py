@@ -1,4 +1,4 @@
-"""What is sparse, and when: the settings that ``generate`` and ``PatternCache`` take."""
+"""The sparsity settings of ``generate`` and ``PatternCache``: which attention is sparse, and in which steps."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from . import _core
 __all__ = ["BLOCK_SIZES", "SlidingWindow", "Sparse", "SparseConfig", "StreamingLLM"]
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
-_INT64_MAX = 2**63 - 1  # what the kernels count with
+_INT64_MAX = 2**63 - 1  # the kernels count with 64-bit integers
 
 
 def _integers(owner: Any, **lowest: int) -> None:
-    """Checks fields of `owner`, each at least so large, and stores them as int."""
+    """Checks that fields of `owner` are integers with these lowest values, and stores them as int."""
     check = Checker(type(owner).__name__)
     for field, low in lowest.items():
         check.integer(field, getattr(owner, field), low=low, high=_INT64_MAX)
@@ -41,18 +41,19 @@ class SparseConfig:
     T is the number of denoising steps.
 
     Attributes:
-        skip: Share of the steps, 0 ... 1, up to the selection.
-        rho: Share of the key blocks, 0 ... 1, that a query block keeps.
-        block_size: Tokens per block: 16, 32, 64, 128 or 256.
-        selection: ``"paper"`` or ``"reference"`` (what the authors' code does).
-        selection_scale: Scale of the scores in the selection; None: the attention's own.
-        isolate: Select among prompt and generation blocks apart; False: one top-k over all blocks.
-        refresh: Further fractions of T, increasing and above ``skip``, at which the pattern is selected anew;
+        skip: The fraction of the steps, 0 ... 1, before the selection.
+        rho: The fraction of the key blocks, 0 ... 1, that a query block keeps.
+        block_size: The number of tokens per block: 16, 32, 64, 128 or 256.
+        selection: The selection rule: ``"paper"``, or ``"reference"`` for that of the authors' code.
+        selection_scale: The scale of the scores in the selection. None uses the scale of the attention.
+        isolate: Whether prompt blocks and generation blocks are selected separately. False selects the top k of all
+            blocks together.
+        refresh: Further fractions of T, increasing and above ``skip``, at which the pattern is selected again.
             ``"every"`` selects at each step after the first selection.
-        min_length: Shorter sequences stay dense; 0: always sparse.
+        min_length: Shorter sequences stay dense. With 0, every sequence is sparse.
 
     Raises:
-        TypeError, ValueError: A field of another type or outside its range.
+        TypeError, ValueError: A field has another type or is outside its range.
 
     Source: arXiv 2509.24014, section 4.
     """
@@ -67,7 +68,7 @@ class SparseConfig:
     min_length: int = 2048
 
     def __post_init__(self) -> None:
-        """Checks every field and stores plain Python types."""
+        """Checks every field and converts it to a plain Python type."""
         check = Checker("SparseConfig")
         for field in ("skip", "rho"):
             check.number(field, getattr(self, field), low=0, high=1)
@@ -78,7 +79,7 @@ class SparseConfig:
         if not isinstance(self.isolate, bool):
             raise TypeError(f"SparseConfig: isolate is {self.isolate!r}, expected a bool")
         if self.selection_scale is not None:
-            check.number("selection_scale", self.selection_scale, low=0, high=1e35)  # as `scale` of the kernels
+            check.number("selection_scale", self.selection_scale, low=0, high=1e35)  # the kernels' range of `scale`
             object.__setattr__(self, "selection_scale", float(self.selection_scale))
             if self.selection_scale == 0:
                 raise ValueError("SparseConfig: selection_scale is 0.0, expected a finite number above 0")
@@ -126,21 +127,21 @@ class SparseConfig:
 
 @dataclass(frozen=True)
 class SlidingWindow:
-    """Baseline: each query sees the ``window`` tokens centred on it, in every step.
+    """A baseline in which each query sees the ``window`` tokens centred on it, in every step.
 
     Attributes:
-        window: Tokens in all, 1 or more; every block that they touch is computed.
-        block_size: Tokens per block: 16, 32, 64, 128 or 256.
+        window: The number of tokens in the window, 1 or more. Every block that they touch is computed.
+        block_size: The number of tokens per block: 16, 32, 64, 128 or 256.
 
     Raises:
-        TypeError, ValueError: A field of another type or outside its range.
+        TypeError, ValueError: A field has another type or is outside its range.
     """
 
     window: int
     block_size: int = 128
 
     def __post_init__(self) -> None:
-        """Checks every field and stores plain Python types."""
+        """Checks every field and converts it to a plain Python type."""
         _integers(self, window=1)
         _block_size(self)
 
@@ -151,15 +152,16 @@ class SlidingWindow:
 
 @dataclass(frozen=True)
 class StreamingLLM:
-    """Baseline: a sliding window and the first ``sinks`` tokens, in every step.
+    """A baseline in which each query sees a sliding window and the first ``sinks`` tokens, in every step.
 
     Attributes:
-        window: Tokens in all, 1 or more, centred on the query; every block that they touch is computed.
-        sinks: First tokens, 0 or more; every block that they touch is computed.
-        block_size: Tokens per block: 16, 32, 64, 128 or 256.
+        window: The number of tokens in the window, 1 or more, centred on the query. Every block that they touch is
+            computed.
+        sinks: The number of first tokens, 0 or more. Every block that they touch is computed.
+        block_size: The number of tokens per block: 16, 32, 64, 128 or 256.
 
     Raises:
-        TypeError, ValueError: A field of another type or outside its range.
+        TypeError, ValueError: A field has another type or is outside its range.
     """
 
     window: int
@@ -167,7 +169,7 @@ class StreamingLLM:
     block_size: int = 128
 
     def __post_init__(self) -> None:
-        """Checks every field and stores plain Python types."""
+        """Checks every field and converts it to a plain Python type."""
         _integers(self, window=1, sinks=0)
         _block_size(self)
 
@@ -176,5 +178,5 @@ class StreamingLLM:
         return _only_sparse(self, steps)
 
 
-# What `generate`, `PatternCache` and their like take.
+# The settings that `generate`, `PatternCache` and similar functions accept.
 Sparse = SparseConfig | SlidingWindow | StreamingLLM

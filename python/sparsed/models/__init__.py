@@ -38,12 +38,12 @@ __all__ = [
 
 
 def find_architecture(values: Mapping[str, Any], source: str) -> Architecture:
-    """The architecture that config.json names, by its class, else by its model_type.
+    """Returns the architecture that a config.json names by its class or, if it names no class, by its model_type.
 
-    The class goes first: LLaDA-MoE, for one, shares LLaDA's model_type.
+    The class decides because a model_type can be shared: LLaDA-MoE has that of LLaDA.
 
     Raises:
-        ValueError: no supported one; the message says which model it is, where it is a known one.
+        ValueError: The architecture is not supported. The message names the model if it is a known one.
     """
     classes, model_type = values.get("architectures"), values.get("model_type")
     if isinstance(classes, list) and classes:

@@ -1,4 +1,4 @@
-"""How a family's checkpoint is read: its config keys and the names of its tensors."""
+"""Describes how the checkpoints of a model family are read: their config keys and the names of their tensors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from .config import ConfigReader, ModelConfig
 
 @dataclass(frozen=True)
 class TensorNames:
-    """Names in a checkpoint, without ".weight". Those of a layer follow `layer`, in which {} is its number."""
+    """The names of a checkpoint's tensors, without ".weight".
+
+    `layer` is the prefix of the names from `attention_norm` on; its {} stands for the number of the layer.
+    """
 
     embedding: str
     final_norm: str
@@ -30,7 +33,7 @@ class TensorNames:
 
 @dataclass(frozen=True)
 class Architecture:
-    """A published model class: `model_type` (lower case) or `class_name` in config.json select it."""
+    """A published model class. The `class_name` or the `model_type` (in lower case) of a config.json selects it."""
 
     model_type: str
     class_name: str
@@ -38,7 +41,7 @@ class Architecture:
     names: TensorNames
 
 
-# The Llama and Qwen2 names of transformers.
+# The names that transformers uses for Llama and Qwen2.
 LLAMA_NAMES = TensorNames(
     embedding="model.embed_tokens",
     final_norm="model.norm",
@@ -57,7 +60,7 @@ LLAMA_NAMES = TensorNames(
 
 
 class Shape(TypedDict):
-    """The sizes in a ModelConfig."""
+    """The sizes that a ModelConfig has, as keyword arguments for it."""
 
     num_layers: int
     hidden_size: int
@@ -69,7 +72,7 @@ class Shape(TypedDict):
 
 
 def read_llama_shape(reader: ConfigReader) -> Shape:
-    """The sizes under the Llama and Qwen2 keys of transformers."""
+    """Reads the sizes from the keys that transformers uses for Llama and Qwen2."""
     hidden_size = reader.integer("hidden_size")
     num_heads = reader.integer("num_attention_heads")
     num_kv_heads = reader.integer("num_key_value_heads", num_heads)
@@ -88,7 +91,10 @@ def read_llama_shape(reader: ConfigReader) -> Shape:
 
 
 def tensor_shapes(config: ModelConfig, names: TensorNames) -> dict[str, tuple[int, ...]]:
-    """The tensors that a checkpoint of this config must hold, and their shapes. A tied head may be absent."""
+    """Returns the shapes of the tensors that a checkpoint of this config must hold, by name.
+
+    The head is among them, although a checkpoint that ties it to the embedding may leave it out.
+    """
     hidden, mlp = config.hidden_size, config.intermediate_size
     queries = config.num_heads * config.head_dim
     keys = config.num_kv_heads * config.head_dim

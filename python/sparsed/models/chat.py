@@ -1,4 +1,4 @@
-"""The prompt of a conversation: its messages, tools and documents as plain data, and the template for them."""
+"""Builds the prompt of a conversation: chooses its template and passes messages, tools and documents as plain data."""
 
 from __future__ import annotations
 
@@ -11,29 +11,31 @@ from .chat_template import render
 
 Message = Mapping[str, Any]
 
+# Marks the end of the text to continue. The space at its end shows whether the template trimmed the message.
 _END_OF_TEXT = "CONTINUE_FINAL_MESSAGE_TAG "
-# The names that messages have for their reasoning. Most templates read the first, some the second.
+# The keys under which messages carry reasoning. Most templates read the first, some the second.
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
 def choose_template(
     chat_template: str | Mapping[str, str] | None, name: str | None, tools: Sequence[Any] | None
 ) -> str:
-    """The template for a conversation.
+    """Returns the template for a conversation.
 
     Args:
-        chat_template: the tokenizer's template, or several by name.
-        name: the name of one of them, or a template; None chooses "tool_use" where there are tools, else "default".
-        tools: the tools of the conversation.
+        chat_template: The tokenizer's template, or several templates by name.
+        name: The name of one of these templates, or a template itself. None chooses "tool_use" if there are tools and
+            a template has that name, and "default" otherwise.
+        tools: The tools of the conversation.
 
     Raises:
-        ValueError: there is no template, or none of that name.
+        ValueError: There is no template, or no template has that name.
     """
     named = chat_template if isinstance(chat_template, Mapping) else {}
     if name is not None:
         if name in named:
             return named[name]
-        if "{" in name:
+        if "{" in name:  # this is a template and not a name
             return name
         raise ValueError(f"apply_chat_template: chat_template is {name!r:.100}, expected a template or {_names(named)}")
     if tools is not None and "tool_use" in named:
@@ -66,7 +68,7 @@ def render_chat(
     continue_final_message: bool | str,
     variables: Mapping[str, Any],
 ) -> str:
-    """The text of a conversation, with the variables that transformers gives to a template.
+    """Renders a conversation as text, with the variables that transformers gives to a template.
 
     Source: transformers 5, `utils/chat_template_utils.py`, `render_jinja_template`.
     """
@@ -86,11 +88,11 @@ def render_chat(
 
 
 def check_messages(messages: Sequence[Message]) -> None:
-    """Refuses what is not a conversation.
+    """Checks that `messages` is a conversation.
 
     Raises:
-        TypeError: messages is not a list of dicts with a role and a content.
-        ValueError: messages is empty.
+        TypeError: `messages` is not a list of dicts with a role and a content.
+        ValueError: `messages` is empty.
     """
     if isinstance(messages, (str, Mapping)) or not isinstance(messages, Sequence):
         raise TypeError(f"apply_chat_template: messages is a {type(messages).__name__}, expected a list of messages")
@@ -100,7 +102,7 @@ def check_messages(messages: Sequence[Message]) -> None:
         given = {key: value for key, value in message.items() if value is not None} if _is_object(message) else {}
         content = given.get("content")
         parts = isinstance(content, Sequence) and all(isinstance(part, (str, Mapping)) for part in content)
-        # A message of an assistant that calls tools has tool_calls and may have no content.
+        # An assistant's message that calls tools has tool_calls, and it may have no content.
         if not isinstance(given.get("role"), str) or not (parts or ("content" not in given and len(given) > 1)):
             raise TypeError(f"apply_chat_template: message {number} is {message!r:.100}, expected a role and a content")
 
@@ -110,7 +112,7 @@ def _is_object(value: Any) -> bool:
 
 
 def _message(message: Message, number: int) -> dict[str, Any]:
-    """A message as templates expect it: no nulls, and its reasoning under the names that templates read."""
+    """Returns a message as templates expect it: without nulls, and with its reasoning under the keys they read."""
     plain: dict[str, Any] = {
         key: _plain(value, f"{key} of message {number}") for key, value in message.items() if value is not None
     }
@@ -119,11 +121,12 @@ def _message(message: Message, number: int) -> dict[str, Any]:
 
 
 def _plain(value: Any, name: str) -> Any:
-    """JSON data, rebuilt: a template must not reach the methods of other objects."""
+    """Copies JSON data into plain Python types, because a template must not reach the methods of other objects."""
     if isinstance(value, np.generic):
         value = value.item()
     if value is None or type(value) in (str, bool, int, float):
         return value
+    # Subclasses lose their methods here, too: the base class converts them.
     if isinstance(value, str):
         return str.__str__(value)
     if isinstance(value, int):
@@ -151,7 +154,7 @@ def _objects(values: Sequence[Mapping[str, Any]] | None, name: str, expected: st
 
 
 def _mark_end(template: str, chat: list[dict[str, Any]], continued: bool | str, add_generation_prompt: bool) -> str:
-    """Marks the end of the text that the model is to continue; returns that text."""
+    """Marks the end of the text that the model is to continue, in the last message of `chat`. Returns that text."""
     if add_generation_prompt:
         raise ValueError(
             "apply_chat_template: continue_final_message and add_generation_prompt are both set, expected one of them"
@@ -178,7 +181,11 @@ def _mark_end(template: str, chat: list[dict[str, Any]], continued: bool | str, 
 
 
 def _cut(rendered: str, text: str) -> str:
-    """The rendered conversation up to the mark; a template that trims its messages has trimmed the mark too."""
+    """Returns the rendered conversation up to the mark.
+
+    A template that trims its messages has trimmed the space at the end of the mark, too. The text in front of the mark
+    is then trimmed in the same way.
+    """
     mark = _END_OF_TEXT.strip()
     if text.strip() not in rendered or mark not in rendered:
         raise ValueError(

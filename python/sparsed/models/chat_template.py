@@ -1,4 +1,4 @@
-"""Chat templates: jinja2 in a sandbox, with a bound on how long one runs. A folder may come from anywhere."""
+"""Renders chat templates with jinja2 in a sandbox and bounds their work, because a folder may come from anywhere."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ import jinja2.runtime
 import jinja2.sandbox
 import jinja2.utils
 
-# Passes of loops and calls in one rendering; a conversation of a thousand messages needs some thousand.
+# The limit of loop passes and calls in one rendering. A conversation of a thousand messages needs a few thousand.
 MAX_PASSES = 250_000
-# Characters, or items, that an operator may make; bits of a number.
+# The largest results of an operator: characters or items of a sequence, and bits of an integer.
 _MAX_LENGTH = 10_000_000
 _MAX_BITS = 4096
 
 _COUNTED = "_counted"
 _WIDE_FORMAT = re.compile(r"%[^a-zA-Z%]*(\*|\d{5})")
-# What a template can raise.
+# The errors that a template can raise.
 _ERRORS = (
     jinja2.TemplateError,
     ArithmeticError,
@@ -40,13 +40,13 @@ _ERRORS = (
 
 
 def render(template: str, variables: Mapping[str, Any]) -> str:
-    """The text that `template` makes of `variables`.
+    """Renders `template` with `variables`.
 
-    Its loops, calls and operators are bounded. A filter can still make one long string: whoever renders templates of
-    strangers limits the memory of the process.
+    Loops, calls and operators are bounded. A filter can still build one long string, so a program that renders
+    untrusted templates should limit its memory.
 
     Raises:
-        ValueError: the template is damaged, fails, refuses the variables, or runs too long.
+        ValueError: The template is damaged, fails, refuses the variables, or runs too long.
     """
     try:
         return _Environment().from_string(template).render(variables)
@@ -55,9 +55,9 @@ def render(template: str, variables: Mapping[str, Any]) -> str:
 
 
 class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
-    """The sandbox of transformers' chat templates, for one rendering.
+    """A sandbox like the one that transformers uses for chat templates, for one rendering.
 
-    No attribute of Python's is reachable and nothing can be changed; loops and calls are counted.
+    A template cannot reach Python's internal attributes and cannot change the data. Loops and calls are counted.
     """
 
     intercepted_binops = frozenset({"+", "*", "**", "%"})
@@ -75,7 +75,7 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
     @jinja2.pass_context
     def _count_each(self, context: jinja2.runtime.Context, items: Iterable[Any]) -> Iterator[Any]:
-        """The items of a loop. It takes the context so that jinja2 does not call it at compile time."""
+        """Counts the passes of a loop. It takes the context so that jinja2 does not call it at compile time."""
         for item in items:
             self._count()
             yield item
@@ -86,17 +86,18 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
             raise jinja2.exceptions.SecurityError(f"it takes more than {MAX_PASSES} passes of loops and calls")
 
     def call(self, context: jinja2.runtime.Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
-        """A call in the template: jinja2 routes all of them through here."""
+        """Counts a call in the template: jinja2 sends all of them through this method."""
         self._count()
         return super().call(context, obj, *args, **kwargs)
 
     def call_binop(self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any) -> Any:
-        """An operator in the template, refused where its result would be huge."""
+        """Computes an operator of the template, and refuses it if its result would be huge."""
         if _is_large(operator, left, right):
             raise jinja2.exceptions.SecurityError(f"the result of {operator} is too large")
         return super().call_binop(context, operator, left, right)
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> jinja2.nodes.Template:
+        # Every `for` goes through a filter that counts, since jinja2 calls nothing of ours in a loop.
         tree = super()._parse(source, name, filename)
         for loop in tree.find_all(jinja2.nodes.For):
             loop.iter = jinja2.nodes.Filter(
@@ -106,9 +107,9 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
 
 class _Generation(jinja2.ext.Extension):
-    """The tag `{% generation %}` ... `{% endgeneration %}`: training uses it to find the assistant's words.
+    """Accepts the tag `{% generation %}` ... `{% endgeneration %}`, which does not change the text.
 
-    It does not change the text.
+    Training code uses it to find the assistant's words.
     """
 
     tags = {"generation"}  # noqa: RUF012 (jinja2 declares it per instance)
@@ -123,7 +124,7 @@ class _Generation(jinja2.ext.Extension):
 
 
 class _Dict:
-    """A `dict` for templates that does not expose the attributes of the Python class."""
+    """Stands for `dict` in templates without exposing the attributes of the Python class."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
         return dict(*args, **kwargs)
@@ -133,7 +134,7 @@ class _Dict:
 
 
 class _Namespace(jinja2.utils.Namespace):
-    """A `namespace` for templates that refuses names with a leading underscore."""
+    """Stands for `namespace` in templates, and refuses names with a leading underscore."""
 
     def __init__(*args: Any, **kwargs: Any) -> None:
         for name in dict(*args[1:], **kwargs):
@@ -151,7 +152,7 @@ def _check_name(name: Any) -> None:
 
 
 def _is_large(operator: str, left: Any, right: Any) -> bool:
-    """Whether to refuse an operator before it is computed; `*` and `+` of sequences count items."""
+    """Returns whether the result of an operator would be too large. Sequences are measured by their items."""
     if operator == "%":
         return isinstance(left, str) and _WIDE_FORMAT.search(left) is not None
     if isinstance(left, int) and isinstance(right, int):

@@ -1,4 +1,4 @@
-"""Finds the chat templates of a checkpoint folder; has the published ones for folders that lost theirs."""
+"""Reads the chat templates of a checkpoint folder, and knows the published ones for folders that lost theirs."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from .files import read_text
 from .token_declarations import read_optional
 
 _NO_TOOLS = "{% if tools %}{{ raise_exception('the built-in template has no tools') }}{% endif %}"
-# For folders without a template: tokens that only the published tokenizers of a family have together, and the
-# template that these tokenizers come with.
+# For folders without a template. The tokens in a key occur together only in the published tokenizers of one family;
+# the value is the template that these tokenizers are published with.
 _PUBLISHED = {
     ("<|startoftext|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"): (  # LLaDA
         _NO_TOOLS + "{{ bos_token or '<|startoftext|>' }}"
@@ -36,13 +36,13 @@ _PUBLISHED = {
 
 
 def read_chat_template(folder: Path, config: Mapping[str, Any]) -> str | dict[str, str] | None:
-    """The template of a folder, several by name, or None.
+    """Returns the template of a folder, several templates by name, or None if it has none.
 
-    chat_template.jinja and additional_chat_templates/NAME.jinja have precedence over tokenizer_config.json;
-    chat_template.json, where transformers' processors keep templates, comes last.
+    chat_template.jinja and additional_chat_templates/NAME.jinja have precedence over tokenizer_config.json. The last
+    choice is chat_template.json, where transformers' processors keep templates.
 
     Raises:
-        ValueError: a template is malformed.
+        ValueError: A template is malformed.
     """
     templates = {
         path.stem: read_text(path)
@@ -60,7 +60,7 @@ def read_chat_template(folder: Path, config: Mapping[str, Any]) -> str | dict[st
 
 
 def published_template(backend: tokenizers.Tokenizer) -> str | None:
-    """The template of the family whose tokens the tokenizer has; None for other tokenizers."""
+    """Returns the published template of the family whose tokens a tokenizer has; None for other tokenizers."""
     known = (
         text for tokens, text in _PUBLISHED.items() if all(backend.token_to_id(token) is not None for token in tokens)
     )
@@ -68,7 +68,7 @@ def published_template(backend: tokenizers.Tokenizer) -> str | None:
 
 
 def _declared(value: Any, file: str) -> str | dict[str, str]:
-    """A template, templates by name, or a list of names and templates."""
+    """Returns a declared template, or templates by name. A file may write the latter as a list of entries."""
     if isinstance(value, str):
         return value
     if isinstance(value, list):

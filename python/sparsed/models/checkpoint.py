@@ -1,4 +1,4 @@
-"""The safetensors files of a checkpoint folder: where each tensor lies, and whether they are those of a model."""
+"""Finds the tensors in the safetensors files of a checkpoint folder, and checks that they are those of a model."""
 
 from __future__ import annotations
 
@@ -18,20 +18,19 @@ Array = NDArray[Any]
 
 _SINGLE_FILE = "model.safetensors"
 _INDEX_FILE = "model.safetensors.index.json"
-# Tensors or rows that an error message or a comparison takes at a time.
-_NAMED = 5
-_COMPARED_ROWS = 4096
+_NAMED = 5  # tensors that an error message names
+_COMPARED_ROWS = 4096  # rows of a tensor that are compared at a time
 
 
 class Checkpoint:
-    """The tensors of all files of a folder by name.
+    """The tensors of all files of a folder, by name.
 
-    Their arrays lie in mapped files, whose pages count as this process' memory once read: `release` them after use.
+    Their arrays are views of mapped files. Pages that were read count as memory of this process until `release`.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.on_read: Callable[[int], object] | None = None  # is called with the bytes of each tensor, once
+        self.on_read: Callable[[int], object] | None = None  # called once per tensor, with its number of bytes
         self._read: set[str] = set()
         self._files: dict[str, SafetensorsFile] = {}  # by tensor
         if (path / _SINGLE_FILE).is_file():
@@ -45,11 +44,11 @@ class Checkpoint:
 
     @property
     def tensors(self) -> dict[str, TensorInfo]:
-        """Where each one lies."""
+        """Where each tensor lies, by name."""
         return {name: file.tensors[name] for name, file in self._files.items()}
 
     def array(self, name: str) -> Array:
-        """The tensor as a view of its mapped file."""
+        """Returns a tensor as a view of its mapped file."""
         array = self._files[name].array(name)
         if self.on_read is not None and name not in self._read:
             self._read.add(name)
@@ -62,12 +61,12 @@ class Checkpoint:
         return sum(math.prod(info.shape) * info.dtype.itemsize for info in self.tensors.values())
 
     def release(self) -> None:
-        """Gives back the memory of the pages read so far; arrays stay valid and read them again."""
+        """Gives back the memory of the pages read so far. Arrays stay valid; their pages are read again when needed."""
         for file in set(self._files.values()):
             file.release()
 
     def stream(self) -> Iterator[tuple[str, Array]]:
-        """Each tensor once, file by file in the order on disk; its array is valid until the next one."""
+        """Yields each tensor once, in the order on disk, and releases its pages before the next one."""
         for name, _ in sorted(self.tensors.items(), key=lambda item: (item[1].file, item[1].begin)):
             yield name, self.array(name)
             self._files[name].release()
@@ -81,7 +80,7 @@ class Checkpoint:
             raise ValueError(f"load_model: {index} has no weight_map, expected names of tensors and their files")
         shards: dict[str, set[str]] = {}
         for name, shard in weight_map.items():
-            # Read by name alone, so that an index cannot reach out of its folder. Links inside are the user's own.
+            # Only plain file names are accepted, so that an index cannot reach out of its folder.
             if not isinstance(shard, str) or Path(shard).name != shard or not shard.endswith(".safetensors"):
                 raise ValueError(
                     f"load_model: {index} puts {name} into {shard!r}, expected a .safetensors file beside it"
@@ -97,7 +96,7 @@ class Checkpoint:
 
 
 def _refuse(problem: str, names: Iterable[str], where: Path) -> None:
-    """A ValueError that names the tensors, if there are any."""
+    """Raises a ValueError that names the tensors, if there are any."""
     listed = sorted(names)
     if listed:
         more = f" and {len(listed) - _NAMED} more" if len(listed) > _NAMED else ""
@@ -105,12 +104,16 @@ def _refuse(problem: str, names: Iterable[str], where: Path) -> None:
 
 
 def check_tensors(checkpoint: Checkpoint, config: ModelConfig, names: TensorNames) -> tuple[str, str]:
-    """Refuses missing, extra and misshapen tensors; returns the names of the embedding and of the head."""
+    """Checks that the tensors are those of the config. Returns the names of the embedding and of the head.
+
+    Raises:
+        ValueError: A tensor is missing, extra or has another shape, or tied tensors differ.
+    """
     tensors = checkpoint.tensors
     expected = tensor_shapes(config, names)
     embedding, head = f"{names.embedding}.weight", f"{names.head}.weight"
     if config.tie_weights:
-        # Of two names for one tensor a checkpoint may hold either or both.
+        # A checkpoint may hold a tied tensor under either of its two names, or under both.
         for absent, present in ((head, embedding), (embedding, head)):
             if absent not in tensors and present in tensors:
                 del expected[absent]
@@ -118,7 +121,7 @@ def check_tensors(checkpoint: Checkpoint, config: ModelConfig, names: TensorName
                 break
     _refuse("missing in", set(expected) - set(tensors), checkpoint.path)
     for name in sorted(set(tensors) - set(expected)):
-        if not name.endswith("rotary_emb.inv_freq"):  # a buffer that follows from rope_theta
+        if not name.endswith("rotary_emb.inv_freq"):  # a buffer of older checkpoints, computed from rope_theta here
             _refuse("not expected in", [name], tensors[name].file)
     for name, shape in expected.items():
         if tensors[name].shape != shape:
@@ -132,6 +135,7 @@ def check_tensors(checkpoint: Checkpoint, config: ModelConfig, names: TensorName
 
 
 def _same(a: Array, b: Array) -> bool:
+    # The bytes are compared, so that NaN equals NaN, and in parts, so that no large temporary array is made.
     return a.dtype == b.dtype and all(
         np.array_equal(a[i : i + _COMPARED_ROWS].view(np.uint8), b[i : i + _COMPARED_ROWS].view(np.uint8))
         for i in range(0, len(a), _COMPARED_ROWS)

@@ -1,4 +1,4 @@
-"""What a model is, whatever its family: the checked content of a published config.json."""
+"""The description of a model that is the same for every family, and a reader that checks a config.json."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Literal, NoReturn
 
 from . import recognise
 
-# Keys of transformers' PretrainedConfig and of training that no forward pass reads.
+# Keys of transformers' PretrainedConfig and of training. No forward pass reads them.
 _HARMLESS = frozenset(
     """
     architectures attention_dropout attn_implementation auto_map bad_words_ids begin_suppress_tokens
@@ -28,8 +28,9 @@ _HARMLESS = frozenset(
 # An unknown key about RoPE changes the arithmetic even where it is false or 0.
 _ABOUT_ROPE = re.compile("rope|rotary", re.IGNORECASE)
 
-# Sizes and token ids: their products stay exact in 64 bits. Layers: what names are made of before a weight is read.
+# Sizes and token ids are at most this large, so that a product of two is exact in 64 bits.
 _MAX_INTEGER = 2**31 - 1
+# The names of all layers' tensors are made before any weight is read, so their number needs a limit as well.
 _MAX_LAYERS = 10_000
 
 
@@ -38,16 +39,18 @@ class ModelConfig:
     """A checkpoint's shape and arithmetic.
 
     Attributes:
-        family: "llada" or "dream": the sampler that `generate` takes by default.
-        vocab_size: rows of the logits and of the embedding; at least the tokens that the tokenizer knows.
-        head_dim: size of one attention head.
-        max_length: the longest sequence that the config names. Longer ones run.
-        end_token_ids: tokens after which a text is over.
-        tie_weights: the output head is the embedding.
-        qkv_bias: the query, key and value projections have a bias.
-        shift_logits: logits at position i predict token i + 1 (Dream).
-        rope_full_precision: cosines and sines stay float32; otherwise they are rounded to the activations' dtype.
-        masked_positions: where a key mask is given, positions count the real tokens only.
+        family: "llada" or "dream". It selects the sampler that `generate` uses by default.
+        vocab_size: The number of logits per position and of rows of the embedding. It may be larger than the
+            tokenizer's vocabulary.
+        head_dim: The size of one attention head.
+        max_length: The longest sequence that the config allows. Longer sequences run as well.
+        end_token_ids: The tokens that end a text.
+        tie_weights: Whether the output head is the embedding.
+        qkv_bias: Whether the query, key and value projections have a bias.
+        shift_logits: Whether the logits at position i predict token i + 1, as Dream's do.
+        rope_full_precision: Whether cosines and sines stay float32. Otherwise they are rounded to the activations'
+            dtype.
+        masked_positions: Whether positions count only the real tokens when a key mask is given.
     """
 
     family: Literal["llada", "dream"]
@@ -74,9 +77,9 @@ class ModelConfig:
 
 
 class ConfigReader:
-    """Takes the keys of a config.json one by one and refuses, by name, what the forward pass does not compute.
+    """Reads the keys of a config.json one by one and refuses values that the forward pass does not support.
 
-    A key that is absent or null has the default of the published model code. `finish` refuses keys that nobody took.
+    A key that is absent or null has the default of the published model code. `finish` refuses keys that nothing read.
     """
 
     def __init__(self, values: Mapping[str, Any], source: str) -> None:
@@ -85,39 +88,39 @@ class ConfigReader:
         self._taken: set[str] = set()
 
     def fail(self, key: str, expected: str) -> NoReturn:
-        """Raises the ValueError that names `key`, what it is and what it should be."""
+        """Raises a ValueError that names `key`, its value and what was expected."""
         found = f"is {json.dumps(self._values[key])[:200]}" if key in self._values else "is missing"
         raise ValueError(f"load_model: {key} {found}, expected {expected} (in {self.source})")
 
     def take(self, key: str, default: Any = None) -> Any:
-        """The value as it is."""
+        """Returns the value of `key` unchecked, or `default` where it is absent or null."""
         self._taken.add(key)
         value = self._values.get(key)
         return default if value is None else value
 
     def integer(self, key: str, default: int | None = None, *, maximum: int = _MAX_INTEGER) -> int:
-        """An integer from 1 to `maximum`; without a default it must be there."""
+        """Returns an integer from 1 to `maximum`. The key is required if there is no default."""
         value = self.take(key, default)
         if type(value) is not int or not 1 <= value <= maximum:
             self.fail(key, f"an integer from 1 to {maximum}")
         return value
 
     def layers(self, key: str) -> int:
-        """The number of layers, all of which must have full attention."""
+        """Returns the number of layers, and checks that all of them have full attention."""
         number = self.integer(key, maximum=_MAX_LAYERS)
         layer_types = ["full_attention"] * number
         self.require("layer_types", layer_types, layer_types)
         return number
 
     def positive(self, key: str, default: float | None = None) -> float:
-        """A finite number above 0; without a default it must be there."""
+        """Returns a finite number above 0. The key is required if there is no default."""
         value = self.take(key, default)
         if not is_positive(value):
             self.fail(key, "a number above 0")
         return float(value)
 
     def flag(self, key: str, default: bool) -> bool:
-        """A truth value. A null is false, as it is to the published code."""
+        """Returns a boolean. Null counts as false, as it does in the published code."""
         if self.take(key) is None and key in self._values:
             return False
         value = self.take(key, default)
@@ -126,24 +129,24 @@ class ConfigReader:
         return value
 
     def require(self, key: str, expected: Any, default: Any) -> None:
-        """Refuses every value but `expected`; `default` is what the published code assumes where the key is absent."""
+        """Refuses every value but `expected`. `default` is the published code's value for an absent key."""
         value = self.take(key, default)
         if value != expected or isinstance(value, bool) != isinstance(expected, bool):
             self.fail(key, f"{json.dumps(expected)}: other values change the arithmetic and are not supported")
 
     def divides(self, key: str, divisor_key: str, value: int, divisor: int) -> int:
-        """`value` / `divisor`, refused where it leaves a remainder."""
+        """Returns `value` / `divisor`, and refuses a division with a remainder."""
         if value % divisor:
             self.fail(key, f"a multiple of {divisor_key} {divisor}")
         return value // divisor
 
     def token(self, key: str, default: int | None = None) -> int | None:
-        """A token id, the first one where the config lists several."""
+        """Returns a token id, the first one if the config lists several."""
         ids = self.tokens(key)
         return ids[0] if ids else default
 
     def tokens(self, key: str) -> tuple[int, ...]:
-        """Token ids: one, several or none."""
+        """Returns the token ids under a key that holds one, a list of them or none."""
         value = self.take(key)
         ids = [] if value is None else value if isinstance(value, list) else [value]
         if not all(type(token) is int and -1 <= token <= _MAX_INTEGER for token in ids):
@@ -151,21 +154,21 @@ class ConfigReader:
         return tuple(token for token in ids if token >= 0)
 
     def mask_token(self, vocab_size: int, default: int | None = None) -> int:
-        """The mask token, which must be a row of the embedding."""
+        """Returns the id of the mask token, which must have a row in the embedding."""
         token = self.token("mask_token_id", default)
         if token is None or token >= vocab_size:
             self.fail("mask_token_id", f"a token id below {vocab_size}, the rows of the embedding")
         return token
 
     def head_dim(self, key: str, heads_key: str, hidden_size: int, num_heads: int) -> int:
-        """The size of a head, refused where the kernels do not compute it."""
+        """Returns the size of an attention head, and refuses sizes that the kernels do not support."""
         head_dim = self.divides(key, heads_key, hidden_size, num_heads)
         if head_dim % 8 or not 16 <= head_dim <= 256:
             self.fail(key, f"{heads_key} {num_heads} times a head_dim that is a multiple of 8 from 16 to 256")
         return head_dim
 
     def finish(self, ignored: frozenset[str] = frozenset()) -> None:
-        """Refuses the remaining keys, unless they are switched off or known not to matter."""
+        """Refuses the keys that nothing read, unless they are switched off or known not to matter."""
         for key, value in self._values.items():
             known = key in self._taken or key in _HARMLESS or key in ignored or key.startswith("_")
             off = value in (None, "", [], {}) or (value in (False, 0) and not _ABOUT_ROPE.search(key))
@@ -175,5 +178,5 @@ class ConfigReader:
 
 
 def is_positive(value: object) -> bool:
-    """Whether it is a finite number above 0."""
+    """Returns whether `value` is a finite number above 0."""
     return type(value) in (int, float) and 0 < value <= sys.float_info.max  # type: ignore[operator]

@@ -1,7 +1,9 @@
 """Dream: config keys and tensor names of Dream-7B, Dream-Coder and DiffuCoder.
 
-Source: configuration_dream.py and modeling_dream.py of Dream-org/Dream-v0-Instruct-7B (Qwen2 layers without a causal
-mask). Its logits at position i predict token i + 1, and where a mask is given positions count the real tokens only.
+Dream has the layers of Qwen2 without a causal mask. Its logits at position i predict token i + 1, and its positions
+count only the real tokens when a mask is given.
+
+Source: configuration_dream.py and modeling_dream.py of Dream-org/Dream-v0-Instruct-7B.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from .architecture import LLAMA_NAMES, Architecture, read_llama_shape
 from .config import ConfigReader, ModelConfig
 from .rope import read_rope_theta
 
-# Key: (what is computed here, what the published code assumes where the key is absent).
+# Key: (the only supported value, the value that the published code assumes for an absent key).
 _FIXED = {
     "attention_bias": (True, True),
     "hidden_act": ("silu", "silu"),
@@ -18,7 +20,7 @@ _FIXED = {
     "use_mrope": (False, False),
     "use_sliding_window": (False, False),
 }
-# Details of what is switched off above.
+# These keys configure features that are switched off above.
 _IGNORED = frozenset({"max_window_layers", "sliding_window"})
 
 

@@ -1,4 +1,4 @@
-"""Small files of a checkpoint folder: JSON and text, read with errors that name them."""
+"""Reads the JSON and text files of a checkpoint folder. Every error names its file."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from typing import Any
 
 from . import recognise
 
-# Larger files are refused unread: the largest published tokenizers have a few tens of MB. Parsed JSON takes up to 30
-# times its size, so that files of a kind that never is that large have a limit of their own.
+# Larger files are refused before they are read. The largest published tokenizers have a few tens of MB. Parsed JSON
+# takes up to 30 times the size of its file, so other files, which are never that large, have a lower limit.
 MAX_BYTES = 100_000_000
 MAX_CONFIG_BYTES = 10_000_000
-# Deeper JSON is refused: no published file has more than ten levels.
+# JSON that is nested deeper is refused. No published file has more than ten levels.
 MAX_DEPTH = 100
-# "owner/name", as Hugging Face names a checkpoint, or the address of its page.
+# Matches "owner/name", which is how Hugging Face names a checkpoint, or the address of its page.
 _HUB_NAME = re.compile(r"(?:(?:https?://)?(?:huggingface\.co|hf\.co)/|hf://)?(\w[\w.-]*/(\w[\w.-]*))(?:/tree/.*)?/?")
-# Byte order marks of the encodings that are not read. UTF-32 goes first: its mark begins with that of UTF-16.
+# Byte order marks of encodings that are refused. UTF-32 comes first because its mark begins with that of UTF-16.
 _OTHER_MARKS = (
     (codecs.BOM_UTF32_LE, "UTF-32"),
     (codecs.BOM_UTF32_BE, "UTF-32"),
@@ -32,16 +32,17 @@ _OTHER_MARKS = (
 
 
 def demo_model_folder() -> Path:
-    """The checkpoint folder inside the package."""
+    """Returns the checkpoint folder of the demo model, which lies inside the package."""
     return Path(str(importlib.resources.files("sparsed") / "demo_model"))
 
 
 def find_folder(folder: str | os.PathLike[str], function: str) -> Path:
-    """`folder` as a path; "demo" stands for the shipped model unless a folder has that name.
+    """Returns `folder` as a path. "demo" stands for the shipped model unless a folder has that name.
 
     Raises:
-        FileNotFoundError: There is no such folder; the message begins with `function` and says what the path is.
-        TypeError: It is not a path.
+        FileNotFoundError: The folder does not exist. The message begins with `function`, and says what else the path
+            is if that is known.
+        TypeError: `folder` is not a path.
     """
     if not isinstance(folder, (str, os.PathLike)):
         raise TypeError(f"{function}: folder is {folder!r:.200}, expected a path")
@@ -60,17 +61,20 @@ def find_folder(folder: str | os.PathLike[str], function: str) -> Path:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path to write to, which then takes the place of `path`: nobody meets half a file, and who maps it keeps his."""
+    """Yields a path to write to; the finished file then replaces `path`.
+
+    Readers see the old file or the new one, never half of it. Existing mappings of the old file stay valid.
+    """
     new = path.with_name(path.name + ".new")
     yield new
     os.replace(new, path)
 
 
 def read_text(path: Path, max_bytes: int = MAX_BYTES) -> str:
-    """A UTF-8 text, without its byte order mark, with a line feed at the end of each line.
+    """Reads a UTF-8 text, removes its byte order mark and turns its line ends into line feeds.
 
     Raises:
-        ValueError: it is too large, not UTF-8, or a Git LFS pointer.
+        ValueError: The file is too large, not UTF-8, or a Git LFS pointer.
     """
     size = os.stat(path).st_size
     if size > max_bytes:
@@ -79,16 +83,16 @@ def read_text(path: Path, max_bytes: int = MAX_BYTES) -> str:
 
 
 def decode_text(data: bytes, source: str) -> str:
-    """The UTF-8 text in `data`, without its byte order mark.
+    """Decodes the UTF-8 text in `data` and removes its byte order mark.
 
     Raises:
-        ValueError: it is in another encoding, or a Git LFS pointer.
+        ValueError: The text has another encoding, or is a Git LFS pointer.
     """
     if recognise.first_bytes(data) == recognise.LFS_POINTER:
         raise ValueError(f"{source} is {recognise.LFS_POINTER}")
     encoding = next((name for mark, name in _OTHER_MARKS if data.startswith(mark)), None)
     if encoding is None and len(data) > 1 and (data[0] == 0) != (data[1] == 0):
-        encoding = "UTF-16"  # without a mark: every second byte of Latin letters is 0
+        encoding = "UTF-16"  # even without a mark: in Latin text, every second byte is 0
     if encoding is not None:
         raise ValueError(f"{source} is not UTF-8: it is {encoding}, so save it as UTF-8")
     try:
@@ -98,22 +102,22 @@ def decode_text(data: bytes, source: str) -> str:
 
 
 def read_json(path: Path, max_bytes: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
-    """The object in a JSON file.
+    """Reads the object in a JSON file.
 
     Raises:
-        ValueError: it is too large, not UTF-8, not JSON, too deep, or no object.
+        ValueError: The file is too large, not UTF-8, not JSON, nested too deep, or does not hold an object.
     """
     return parse_json(read_text(path, max_bytes), str(path))
 
 
 def parse_json(text: str | bytes, source: str, *, unique: bool = False) -> dict[str, Any]:
-    """The object in `text`, in UTF-8 where it is bytes; `unique` refuses a name that occurs twice in one object."""
+    """Parses the JSON object in `text`; bytes must be UTF-8. `unique` refuses a name that occurs twice in an object."""
     try:
         decoded = text.decode("utf-8") if isinstance(text, bytes) else text
         values = json.loads(decoded, object_pairs_hook=_unique_pairs if unique else None)
-        if "\\ud" in decoded or "\\uD" in decoded:  # half a surrogate pair is no text
+        if "\\ud" in decoded or "\\uD" in decoded:  # encoding fails if half of a surrogate pair is missing
             json.dumps(values, ensure_ascii=False).encode()
-    except (ValueError, RecursionError) as error:  # ValueError also for integers of thousands of digits
+    except (ValueError, RecursionError) as error:  # integers of thousands of digits raise ValueError, too
         raise ValueError(f"{source} is not valid JSON: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{source} holds a JSON {type(values).__name__}, expected an object")
@@ -122,7 +126,7 @@ def parse_json(text: str | bytes, source: str, *, unique: bool = False) -> dict[
 
 
 def _check_depth(values: dict[str, Any], source: str) -> None:
-    """Refuses what could exhaust the stack of code that walks it."""
+    """Refuses deeply nested objects, which could exhaust the stack of recursive code."""
     level: list[Any] = [values]
     for _ in range(MAX_DEPTH):
         children = (node.values() if isinstance(node, dict) else node for node in level)

@@ -1,4 +1,4 @@
-"""The checked arguments of a forward pass, and what follows from them alone: the same for every engine."""
+"""Checks the arguments of a forward pass and derives positions and masks from them, alike for every engine."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ BoolArray = NDArray[np.bool_]
 
 
 class Inputs(NamedTuple):
-    """What a forward pass computes with; B batch, l sequence length, P positions."""
+    """The checked inputs of a forward pass. B batch, l sequence length, P positions."""
 
     tokens: IntArray  # (B, l)
-    positions: IntArray  # (P,), where logits are wanted
-    position_ids: IntArray  # (B, l), what RoPE turns by
+    positions: IntArray  # (P,), the positions whose logits are wanted
+    position_ids: IntArray  # (B, l), the positions that RoPE uses
     key_mask: BoolArray | None  # (B, l)
 
 
@@ -32,7 +32,7 @@ def read_inputs(
     position_ids: ArrayLike | None,
     key_mask: ArrayLike | None,
 ) -> Inputs:
-    """The arguments of `Transformer.forward` as arrays, with its defaults and its errors."""
+    """Converts the arguments of `Transformer.forward` to arrays, with the defaults and errors described there."""
     tokens = _integers("ids", ids, (2,))
     if tokens.size == 0:
         raise ValueError(f"forward: ids has shape {list(tokens.shape)}, expected at least one token in [B, l]")
@@ -45,7 +45,10 @@ def read_inputs(
 
 
 def read_computed(computed: ArrayLike | None, kept: bool, length: int, positions: IntArray) -> IntArray:
-    """The tokens that a pass computes, (R,); kept: whether there are keys and values of the others."""
+    """Returns the positions of the tokens that a pass computes, (R,).
+
+    `kept` says whether the caller passed key_values, which hold the keys and values of the other tokens.
+    """
     if computed is None:
         return np.arange(length)
     if not kept:
@@ -61,8 +64,8 @@ def read_computed(computed: ArrayLike | None, kept: bool, length: int, positions
 
 
 def inverse_frequencies(config: ModelConfig) -> FloatArray:
-    """RoPE's angle per position of each pair, (D / 2,)."""
-    # Rounded to float32 where the published code rounds: at position 1000 the logits show the difference.
+    """Returns the angle by which RoPE turns each pair of features per position, (D / 2,)."""
+    # This rounds to float32 where the published code does: from about position 1000 on, the logits show a difference.
     exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
     powers = config.rope_theta ** exponents.astype(np.float64)
     frequencies: FloatArray = np.float32(1) / powers.astype(np.float32)
@@ -70,10 +73,10 @@ def inverse_frequencies(config: ModelConfig) -> FloatArray:
 
 
 def require_activations(config: ModelConfig, itemsize: int, num_tokens: int, num_logits: int) -> None:
-    """Refuses a forward whose largest arrays cannot fit: around the attention of a layer, and the logits.
+    """Checks that the largest arrays of a forward pass fit: those around a layer's attention, and the logits.
 
     Raises:
-        MemoryError: They do not fit into the memory that is available.
+        MemoryError: They do not fit into the available memory.
     """
     heads = 2 * (config.num_heads + config.num_kv_heads)  # q, k, v and the output
     per_token = (3 * config.hidden_size + heads * config.head_dim) * itemsize
@@ -83,7 +86,7 @@ def require_activations(config: ModelConfig, itemsize: int, num_tokens: int, num
 def _position_ids(
     config: ModelConfig, position_ids: ArrayLike | None, mask: BoolArray | None, batch: int, length: int
 ) -> IntArray:
-    """(B, l)."""
+    """Returns the positions that RoPE uses, (B, l)."""
     if position_ids is not None:
         given = _integers("position_ids", position_ids, (1, 2))
         if given.shape not in ((length,), (batch, length)):
@@ -93,6 +96,7 @@ def _position_ids(
         _check_range("position_ids", given, None)
         return np.broadcast_to(given, (batch, length))
     if mask is not None and config.masked_positions:
+        # Padding gets position 1, as in the published code; no real token attends to it.
         return np.where(mask, np.cumsum(mask, axis=1, dtype=np.int64) - 1, 1)
     return np.broadcast_to(np.arange(length), (batch, length))
 
@@ -106,7 +110,7 @@ def _integers(name: str, values: ArrayLike, dimensions: tuple[int, ...]) -> IntA
 
 
 def _check_range(name: str, values: IntArray, count: int | None) -> None:
-    """Refuses values that are negative or reach `count`."""
+    """Refuses values that are negative or not below `count`."""
     wrong = values < 0 if count is None else (values < 0) | (values >= count)
     if wrong.any():
         index = tuple(int(i) for i in np.argwhere(wrong)[0])

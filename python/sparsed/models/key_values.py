@@ -1,4 +1,4 @@
-"""Keys and values that outlive a forward pass: what cached decoding keeps of the tokens that it does not compute."""
+"""Keeps keys and values between forward passes, so that cached decoding need not recompute every token."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ IntArray = NDArray[np.int64]
 
 
 class KeyValues:
-    """The rotated keys and the values of all layers, (B, l, 2 H_kv, D) each; `forward` fills and reads it."""
+    """The rotated keys and the values of all layers, (B, l, 2 H_kv, D) per layer. `forward` fills and reads it."""
 
     def __init__(self) -> None:
         self._layers: list[Array] = []
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all layers."""
+        """The memory of all layers in bytes."""
         return sum(layer.nbytes for layer in self._layers)
 
     def update(self, layer: int, positions: IntArray, new: Array, length: int) -> Array:
-        """Puts what was computed in place and returns the keys and values of all tokens.
+        """Stores new keys and values and returns those of all tokens.
 
         Args:
-            layer: From 0; new layers come in order.
-            positions: (R,), which tokens `new` belongs to, ascending.
+            layer: The number of the layer, from 0. The first pass must bring the layers in order.
+            positions: (R,) ascending, the positions of the tokens in `new`.
             new: (B, R, 2 H_kv, D), keys before values.
-            length: l.
+            length: The sequence length l.
 
         Returns:
-            (B, l, 2 H_kv, D).
+            The keys and values of all tokens, (B, l, 2 H_kv, D).
 
         Raises:
-            ValueError: Tokens that were never computed, or another shape than before.
-            MemoryError: Keys and values of all tokens do not fit.
+            ValueError: Some tokens were never computed, or the shape differs from earlier calls.
+            MemoryError: The keys and values of all tokens do not fit into memory.
         """
         shape = (len(new), length, *new.shape[2:])
         if layer == len(self._layers):

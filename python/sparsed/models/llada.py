@@ -1,7 +1,9 @@
-"""LLaDA: config keys and tensor names of GSAI-ML/LLaDA-8B and LLaDA-1.5, and of iLLaDA-8B.
+"""LLaDA: config keys and tensor names of GSAI-ML/LLaDA-8B, LLaDA-1.5 and iLLaDA-8B.
+
+iLLaDA has the tensor names of the Llama family. None of these models shifts its logits.
 
 Source: configuration_llada.py and modeling_llada.py of GSAI-ML/LLaDA-8B-Instruct; modeling_illada.py of
-GSAI-ML/iLLaDA-8B-Base, which has the tensor names of the Llama family. Neither shifts its logits.
+GSAI-ML/iLLaDA-8B-Base.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from .architecture import LLAMA_NAMES, Architecture, TensorNames, read_llama_sha
 from .config import ConfigReader, ModelConfig
 from .rope import read_rope_theta
 
-# Key: (what is computed here, what the published code assumes where the key is absent).
+# Key: (the only supported value, the value that the published code assumes for an absent key).
 _LLADA_FIXED = {
     "activation_type": ("silu", "swiglu"),
     "alibi": (False, False),
@@ -27,8 +29,8 @@ _LLADA_FIXED = {
     "rope": (True, False),
     "scale_logits": (False, False),
 }
-# Training, initialisation, details of what is switched off above, and a key of transformers in place of which the
-# published code reads weight_tying.
+# Settings of training, of initialisation and of features that are switched off above. tie_word_embeddings is a key of
+# transformers; the published code reads weight_tying instead.
 _LLADA_IGNORED = frozenset(
     """
     alibi_bias_max attention_layer_norm_with_affine embedding_dropout flash_attention init_cutoff_factor init_device
@@ -50,10 +52,10 @@ def _read_llada(reader: ConfigReader) -> ModelConfig:
         reader.require(key, expected, default)
     hidden_size = reader.integer("d_model")
     num_heads = reader.integer("n_heads")
-    tokens = reader.integer("vocab_size")
-    rows = reader.integer("embedding_size", tokens)
-    if rows < tokens:
-        reader.fail("embedding_size", f"at least vocab_size {tokens}")
+    vocab_size = reader.integer("vocab_size")
+    embedding_size = reader.integer("embedding_size", vocab_size)
+    if embedding_size < vocab_size:
+        reader.fail("embedding_size", f"at least vocab_size {vocab_size}")
     eos_token_id = reader.token("eos_token_id")
     config = ModelConfig(
         family="llada",
@@ -63,11 +65,11 @@ def _read_llada(reader: ConfigReader) -> ModelConfig:
         num_kv_heads=_llada_kv_heads(reader, num_heads),
         head_dim=reader.head_dim("d_model", "n_heads", hidden_size, num_heads),
         intermediate_size=reader.integer("mlp_hidden_size", reader.integer("mlp_ratio", 4) * hidden_size),
-        vocab_size=rows,
+        vocab_size=embedding_size,
         rms_norm_eps=reader.positive("rms_norm_eps", 1e-5),
         rope_theta=read_rope_theta(reader, only_top_level=True, default=10000.0),
         max_length=reader.integer("max_sequence_length", 1024),
-        mask_token_id=reader.mask_token(rows),
+        mask_token_id=reader.mask_token(embedding_size),
         eos_token_id=eos_token_id,
         bos_token_id=reader.token("bos_token_id"),
         pad_token_id=reader.token("pad_token_id", eos_token_id),
@@ -104,7 +106,7 @@ def _read_illada(reader: ConfigReader) -> ModelConfig:
         rms_norm_eps=reader.positive("rms_norm_eps"),
         rope_theta=read_rope_theta(reader),
         max_length=reader.integer("max_position_embeddings", 8192),
-        # The published config names no mask token; <[MASK]> is token 5 of its tokenizer.
+        # The published config does not name the mask token. In its tokenizer, <[MASK]> is token 5.
         mask_token_id=reader.mask_token(shape["vocab_size"], 5),
         eos_token_id=reader.token("eos_token_id"),
         bos_token_id=reader.token("bos_token_id"),

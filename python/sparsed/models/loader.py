@@ -1,4 +1,4 @@
-"""`load_model`: a checkpoint folder (config.json and safetensors) into a model, without remote code."""
+"""Loads a model from a checkpoint folder with config.json and safetensors files, without running remote code."""
 
 from __future__ import annotations
 
@@ -75,29 +75,31 @@ def load_model(
     group: torch.distributed.ProcessGroup | None = None,
     progress: bool = False,
 ) -> Transformer | TorchTransformer:
-    """A LLaDA or Dream model from its checkpoint folder.
+    """Loads a LLaDA or Dream model from its checkpoint folder.
 
     Args:
-        folder: config.json and model.safetensors, or shards with model.safetensors.index.json. "demo" stands for the
-            shipped model unless a folder has that name.
-        dtype: what activations and attention are computed in, "float32" or "bfloat16", or one of these as a dtype of
-            numpy, ml_dtypes or torch. bfloat16 weights stay bfloat16 in memory either way with the native engine;
-            "bfloat16" rounds others to it. The torch engine keeps weights in `dtype`.
-        engine: "native": sparsed's own kernels; "torch": matrix products by torch, attention by sparsed.
-        device: engine "torch": where the model lies; None: the CPU.
-        device_map: engine "torch", instead of `device`: "auto", "balanced" ... or {module: device}; accelerate splits
-            the layers over several devices.
-        group: engine "torch": each process of this torch.distributed group holds its share of the heads, and selects,
-            stores and reports the patterns of these.
-        progress: show a bar on stderr.
+        folder: A folder with config.json and model.safetensors, or with shards and model.safetensors.index.json.
+            "demo" stands for the shipped model unless a folder has that name.
+        dtype: The dtype of activations and attention: "float32" or "bfloat16", or one of these as a dtype of numpy,
+            ml_dtypes or torch. The native engine keeps bfloat16 weights as bfloat16 with either dtype, and rounds
+            other weights to bfloat16 if `dtype` is "bfloat16". The torch engine stores all weights in `dtype`.
+        engine: "native" runs sparsed's kernels for every operation. "torch" runs matrix products in torch and
+            attention in sparsed.
+        device: The device of the model, with engine "torch". None is the CPU.
+        device_map: Replaces `device`, with engine "torch": "auto", "balanced" ... or {module: device}. The library
+            accelerate then splits the layers over several devices.
+        group: A torch.distributed group, with engine "torch". Each of its processes holds its share of the heads, and
+            selects, stores and reports the patterns of these heads.
+        progress: Whether to show a progress bar on stderr.
 
     Raises:
-        FileNotFoundError: the folder, its config.json or its weights do not exist.
-        ValueError: another model, which the message names; a config value that changes the arithmetic and is not
-            supported; a tensor that is missing, extra or misshapen; a damaged file; arguments that do not go together.
-        TypeError: `folder` is no path.
-        MemoryError: the weights do not fit into the memory that is available.
-        ImportError: engine "torch" without torch, `device_map` without accelerate.
+        FileNotFoundError: The folder, its config.json or its weights do not exist.
+        ValueError: The folder holds another kind of model, which the message names; a config value changes the
+            arithmetic in a way that is not supported; a tensor is missing, extra or misshapen; a file is damaged; or
+            two arguments exclude each other.
+        TypeError: `folder` is not a path.
+        MemoryError: The weights do not fit into the available memory.
+        ImportError: Engine "torch" needs torch, and `device_map` needs accelerate.
     """
     name = dtype_name(dtype)
     if not isinstance(name, str) or name not in DTYPES:
@@ -109,7 +111,7 @@ def load_model(
     if given and engine == "native":
         raise ValueError(f"load_model: {given[0]} is given, expected engine 'torch' with it")
     if len(given) > 1 and "device_map" in given:
-        raise ValueError(f"load_model: device_map and {given[0]} are given, expected device_map alone")
+        raise ValueError(f"load_model: device_map and {given[0]} are given, expected only device_map")
     path = find_folder(folder, "load_model")
     config_path = path / "config.json"
     if adapter := recognise.adapter(path):
@@ -132,7 +134,7 @@ def load_model(
 
 
 def _read_generation(config: ModelConfig, path: Path) -> ModelConfig:
-    """With the end tokens that generation_config.json adds. Its mask token must be that of config.json."""
+    """Adds the end tokens of generation_config.json to `config`, and checks that both files name one mask token."""
     generation = path / "generation_config.json"
     if not generation.is_file():
         return config
@@ -144,7 +146,7 @@ def _read_generation(config: ModelConfig, path: Path) -> ModelConfig:
 
 
 class _Packer:
-    """Packs the weights one by one, straight from the mapped files: in memory there is one copy."""
+    """Packs the weights one by one from the mapped files, so that memory holds only one copy of them."""
 
     def __init__(self, checkpoint: Checkpoint, dtype: str) -> None:
         self._checkpoint = checkpoint
@@ -159,7 +161,7 @@ class _Packer:
         )
         return Transformer(
             config=config,
-            embedding=self._rows(embedding),
+            embedding=self._embedding(embedding),
             layers=layers,
             final_norm=self._norm(f"{names.final_norm}.weight"),
             head=self._pack([head.removesuffix(".weight")]),
@@ -167,14 +169,14 @@ class _Packer:
         )
 
     def _needed(self, embedding: str, head: str) -> int:
-        """Bytes of the packed weights and of the embedding."""
+        """Returns the bytes of the packed weights and of the embedding, which lies in memory beside a tied head."""
         sizes = {
             name: math.prod(info.shape) * (2 if self._packed_dtype or info.dtype == ml_dtypes.bfloat16 else 4)
             for name, info in self._checkpoint.tensors.items()
         }
-        rows = self._checkpoint.tensors[embedding]
+        table = self._checkpoint.tensors[embedding]
         packed = sum(sizes.values()) - (sizes[embedding] if embedding != head else 0)
-        return packed + math.prod(rows.shape) * (2 if self._packed_dtype else rows.dtype.itemsize)
+        return packed + math.prod(table.shape) * (2 if self._packed_dtype else table.dtype.itemsize)
 
     def _layer(self, names: TensorNames, prefix: str, qkv_bias: bool) -> Layer:
         qkv = [prefix + name for name in (names.query, names.key, names.value)]
@@ -189,19 +191,19 @@ class _Packer:
         )
 
     def _pack(self, modules: Sequence[str], *, bias: bool = False) -> ops.PackedWeight:
-        """The weights of `modules`, their rows one after the other."""
+        """Packs the weights of `modules` as one matrix with their rows one after the other."""
         weights = [self._checkpoint.array(f"{name}.weight") for name in modules]
         biases = [self._checkpoint.array(f"{name}.bias") for name in modules] if bias else None
         packed = ops.pack_weights(weights, biases, dtype=self._packed_dtype)
         self._checkpoint.release()
         return packed
 
-    def _rows(self, name: str) -> NDArray[Any]:
-        """The tensor in memory: a file that is overwritten later would change what is mapped from it."""
+    def _embedding(self, name: str) -> NDArray[Any]:
+        """Copies the embedding into memory, because a mapped array changes when its file is overwritten later."""
         mapped = self._checkpoint.array(name)
-        rows = np.array(mapped, ml_dtypes.bfloat16 if self._packed_dtype else mapped.dtype)
+        embedding = np.array(mapped, ml_dtypes.bfloat16 if self._packed_dtype else mapped.dtype)
         self._checkpoint.release()
-        return rows
+        return embedding
 
     def _norm(self, name: str) -> NDArray[np.float32]:
         return self._checkpoint.array(name).astype(np.float32)

@@ -1,6 +1,6 @@
-"""What users give `load_model` that it does not read: each with its name and with what to do instead.
+"""Recognises models and files that `load_model` does not read, so that an error can say what to do instead.
 
-The tables are ordered: the first row that matches is the one that counts.
+The first row of a table that matches counts, so the order of the rows matters.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _PICKLE = (
 
 
 class _Model(NamedTuple):
-    """`names` is found in the class or the model_type, in lower case."""
+    """A model of another package. The regular expression `names` is searched in its class or model_type, lower case."""
 
     names: str
     what: str
@@ -52,14 +52,14 @@ _MODELS = (
 
 
 class _Kind(NamedTuple):
-    """`pattern` is that of a name, or the first bytes."""
+    """A kind of file. `pattern` is a glob pattern of its name, or its first bytes."""
 
     pattern: Any
     what: str
 
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-# What a folder without config.json or without weights has instead.
+# Files that a folder without config.json or without weights may hold instead.
 _CONTENTS = (
     _Kind("*.gguf", _GGUF),
     _Kind("snapshots/*/", "a folder of the Hugging Face cache, which holds the model in a folder below snapshots"),
@@ -91,12 +91,12 @@ _FIRST_BYTES = (
 )
 FIRST_BYTES = 64
 
-# Keys of config.json that say that the weights are quantised, and the key that names the method in each.
+# Keys of config.json that tell that the weights are quantised. The value is the key inside that names the method.
 _QUANTISED = {"quantization_config": "quant_method", "quantization": "mode", "compression_config": "format"}
 
 
 def model(names: Iterable[str]) -> str:
-    """The model of these class names or this model_type as the end of an error."""
+    """Describes the model that has these class names or this model_type, as the end of an error message."""
     text = " ".join(names).lower()
     known = next((row for row in _MODELS if re.search(row.names, text)), None)
     found = f"this is {known.what}, which {known.runs_it}; " if known else ""
@@ -104,7 +104,7 @@ def model(names: Iterable[str]) -> str:
 
 
 def quantised(key: str, value: Any) -> str | None:
-    """What to expect instead of a config key about quantised weights; None for another key."""
+    """Returns what an error should expect in place of a key about quantised weights; None for other keys."""
     if key not in _QUANTISED:
         return None
     method = value.get(_QUANTISED[key]) if isinstance(value, dict) else None
@@ -113,7 +113,7 @@ def quantised(key: str, value: Any) -> str | None:
 
 
 def adapter(folder: Path) -> str | None:
-    """What a folder with an adapter is; None for another folder."""
+    """Describes a folder that holds an adapter; returns None for other folders."""
     if not (folder / "adapter_config.json").is_file():
         return None
     if any((folder / name).is_file() for name in _WEIGHTS):
@@ -125,7 +125,7 @@ def adapter(folder: Path) -> str | None:
 
 
 def contents(folder: Path) -> str:
-    """What a folder without weights holds instead, as the end of an error."""
+    """Describes the content of a folder without weights, as the end of an error message."""
     if any((folder / name).is_file() for name in _WEIGHTS):
         return ""
     known = next((row.what for row in _CONTENTS if next(folder.glob(row.pattern), None)), None)
@@ -133,13 +133,13 @@ def contents(folder: Path) -> str:
 
 
 def first_bytes(data: bytes) -> str | None:
-    """What a file that begins with `data` is; None if it is nothing known."""
+    """Describes a file that begins with `data`; returns None if its kind is not known."""
     begin = data[:FIRST_BYTES].lstrip().lower()
     return next((row.what for row in _FIRST_BYTES if begin.startswith(row.pattern.lower())), None)
 
 
 def file(path: Path) -> str:
-    """What a file is that is given in place of a folder."""
+    """Describes a file that was given in place of a folder."""
     with open(path, "rb") as opened:
         known = first_bytes(opened.read(FIRST_BYTES))
     return f"it is {known}" if known else f"it is a file, and the model is its folder {str(path.absolute().parent)!r}"

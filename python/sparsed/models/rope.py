@@ -1,4 +1,4 @@
-"""The base of RoPE, from every place where transformers 4 and 5 keep it.
+"""Reads the base of RoPE from all places where transformers 4 and 5 keep it.
 
 transformers 4 writes ``rope_theta`` at the top level and the scaling into ``rope_scaling``. transformers 5 writes both
 into ``rope_parameters``, either flat or once per layer type. Only the plain RoPE is computed here, and a config that
@@ -14,26 +14,28 @@ from typing import Any
 from .config import ConfigReader, is_positive
 
 _LAYER_TYPE = "full_attention"
-# What transformers calls layers of other attention. No model here has such a layer, so their settings do not matter.
+# The names that transformers has for other kinds of attention. No model here has such layers, so their settings do not
+# matter.
 _OTHER_LAYER_TYPES = frozenset({"sliding_attention", "chunked_attention", "linear_attention"})
 # Settings that the plain RoPE may name. The first two are its name in transformers 5 and 4.
 _PLAIN: dict[str, Any] = {"rope_type": "default", "type": "default", "factor": 1.0, "partial_rotary_factor": 1.0}
 
 
 def read_rope_theta(reader: ConfigReader, *, only_top_level: bool = False, default: float | None = None) -> float:
-    """The base of RoPE.
+    """Returns the base of RoPE.
 
     Where several places name one, the order is that of transformers 5: ``rope_scaling`` in place of
     ``rope_parameters``, and either of them before the top level.
 
     Args:
-        reader: of the config.
-        only_top_level: the model's code reads the top level and transformers the other places, so that values which
-            differ are refused.
-        default: of the family's published config class, for a config without any settings of RoPE. None: it has none.
+        reader: The reader of the config.
+        only_top_level: Whether the model's published code reads only the top level. Transformers reads the other
+            places, so values that differ between them are refused.
+        default: The base that the family's published config class has when a config has no settings of RoPE. None if
+            it has no such default.
 
     Raises:
-        ValueError: no place names the base, a value is no number above 0, or the RoPE is not the plain one.
+        ValueError: No place names the base, a value is not a number above 0, or the RoPE is not the plain one.
     """
     reader.require("partial_rotary_factor", 1.0, 1.0)
     top = reader.positive("rope_theta") if reader.take("rope_theta") is not None else None
@@ -55,7 +57,7 @@ def read_rope_theta(reader: ConfigReader, *, only_top_level: bool = False, defau
 
 
 def _settings(reader: ConfigReader, key: str) -> dict[str, Any]:
-    """What the object under `key` says about the layers of full attention, with a checked ``rope_theta``."""
+    """Returns the settings under `key` that hold for full attention, and checks them."""
     settings = reader.take(key, {})
     if not isinstance(settings, dict):
         reader.fail(key, "an object or null")

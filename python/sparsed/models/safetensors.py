@@ -1,4 +1,4 @@
-"""A reader of safetensors files that maps them into memory: no copy, bfloat16 included, every header field checked."""
+"""Reads safetensors files by mapping them into memory, without a copy, and checks every field of their headers."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from .files import parse_json
 from .recognise import FIRST_BYTES, first_bytes
 
-# A longer header is refused unread: this one lists 100,000 tensors. The format allows ten times as much, of which a
-# file could make gigabytes of objects.
+# A longer header is refused before it is read. This size is enough for 100,000 tensors. The format allows ten times as
+# much, but the objects of such a header could take gigabytes.
 MAX_HEADER_BYTES = 10_000_000
-# A shape of more dimensions or elements is refused before anything is multiplied or allocated.
+# Shapes with more dimensions or elements are refused before anything is multiplied or allocated.
 _MAX_DIMENSIONS = 8
 _MAX_ELEMENTS = 2**62
 
@@ -33,7 +33,7 @@ _DTYPES: Mapping[str, np.dtype[Any]] = {
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where one tensor lies: `begin` ... `end` are bytes of the file."""
+    """The place of a tensor: it takes the bytes `begin` ... `end` of the file."""
 
     file: Path
     dtype: np.dtype[Any]
@@ -43,7 +43,7 @@ class TensorInfo:
 
 
 class SafetensorsFile:
-    """One mapped file. `tensors` lists what it holds; `array` gives a read-only view that keeps the mapping alive."""
+    """One mapped file. `tensors` lists its content; `array` returns a read-only view that keeps the mapping alive."""
 
     def __init__(self, path: Path) -> None:
         size = os.stat(path).st_size
@@ -54,18 +54,18 @@ class SafetensorsFile:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
     def array(self, name: str) -> NDArray[Any]:
-        """The tensor as a read-only view of the mapped file, copied only where the file stores it unaligned."""
+        """Returns a tensor as a read-only view of the mapped file, or as a copy if the file stores it unaligned."""
         info = self.tensors[name]
         values = np.frombuffer(self._map, np.uint8, info.end - info.begin, info.begin)
         return np.require(values.view(info.dtype).reshape(info.shape), requirements="A")
 
     def release(self) -> None:
-        """Gives back the memory of the pages read so far; arrays stay valid and read the file again."""
+        """Gives back the memory of the pages read so far. Arrays stay valid; their pages are read again when needed."""
         self._map.madvise(mmap.MADV_DONTNEED)
 
 
 def _read_header(path: Path, size: int) -> tuple[dict[str, Any], int]:
-    """The header's object and the byte where the data begins."""
+    """Returns the parsed header and the offset of the data."""
     with open(path, "rb") as file:
         prefix = file.read(8)
         if len(prefix) < 8:
@@ -75,7 +75,7 @@ def _read_header(path: Path, size: int) -> tuple[dict[str, Any], int]:
             if known := first_bytes(prefix + file.read(FIRST_BYTES)):
                 raise ValueError(f"{path} is {known}")
             raise ValueError(
-                f"{path} is truncated or no safetensors file: its header has {length} bytes, "
+                f"{path} is truncated or not a safetensors file: its header has {length} bytes, "
                 f"expected at most {min(MAX_HEADER_BYTES, size - 8)}"
             )
         return parse_json(file.read(length), f"the header of {path}", unique=True), 8 + length
@@ -114,7 +114,7 @@ def _check_entry(name: str, entry: Any, path: Path, data_begin: int, size: int) 
         raise ValueError(
             f"{path}: tensor {name} has shape {shape!r:.200}, expected a list of at most {_MAX_DIMENSIONS} sizes"
         )
-    if math.prod(max(length, 1) for length in shape) > _MAX_ELEMENTS:  # an empty one, too: NumPy multiplies them
+    if math.prod(max(length, 1) for length in shape) > _MAX_ELEMENTS:  # NumPy multiplies sizes beside a 0, too
         raise ValueError(f"{path}: tensor {name} has shape {shape!r:.200}, expected at most {_MAX_ELEMENTS} elements")
     if not _are_counts(offsets) or len(offsets) != 2 or not offsets[0] <= offsets[1] <= size - data_begin:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Reads which tokens the files of a checkpoint folder declare, with transformers' precedence between the files."""
+"""Reads the tokens that the files of a checkpoint folder declare, with transformers' precedence between the files."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ from .files import read_json
 NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 _DECIMAL_ID = re.compile("[0-9]{1,9}")
-# The classes of Qwen2's tokenizer, and the tokens that they have unless the files name others.
+# The classes of Qwen2's tokenizer, and the tokens that these classes have unless the files name others.
 _QWEN2_CLASSES = ("Qwen2Tokenizer", "Qwen2TokenizerFast")
 _QWEN2_NAMES = dict.fromkeys(("unk_token", "eos_token", "pad_token"), "<|endoftext|>")
 
 
 @dataclass
 class Declarations:
-    """The tokens of a folder beside those of tokenizer.json or vocab.json.
+    """The tokens that a folder declares in addition to those of tokenizer.json or vocab.json.
 
     Attributes:
-        config: tokenizer_config.json, with tokenizer_class from config.json where it has none.
-        named: bos_token, mask_token ..., then the names that only this folder has.
-        extra: special tokens without a name.
-        added: tokens with the ids that the files give them, by content.
-        qwen2: the class of the tokenizer is Qwen2's, or Dream's copy of it.
-        complete: the folder has added_tokens_decoder, so that flags of tokenizer.json do not count for named tokens.
+        config: The content of tokenizer_config.json. If it names no tokenizer_class, that of config.json is used.
+        named: The tokens with names: bos_token, mask_token and so on, then those with names that only this folder has.
+        extra: The special tokens without a name.
+        added: The tokens whose ids are in the files, with these ids, by content.
+        qwen2: Whether the class of the tokenizer is Qwen2's, or Dream's copy of it.
+        complete: Whether the folder has added_tokens_decoder. If so, the flags in tokenizer.json do not count for named
+            tokens.
     """
 
     config: dict[str, Any]
@@ -42,7 +43,7 @@ class Declarations:
 
 
 def read_optional(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, empty where the file does not exist."""
+    """Reads the object in a JSON file, or returns an empty one if the file does not exist."""
     return read_json(path) if path.is_file() else {}
 
 
@@ -53,15 +54,15 @@ def _is_qwen2(config: Mapping[str, Any], folder: Path) -> bool:
 
 
 def read_declarations(folder: Path) -> Declarations:
-    """The declarations of a folder.
+    """Reads the declarations of a folder.
 
-    Where tokenizer_config.json has added_tokens_decoder, special_tokens_map.json and added_tokens.json do not count;
-    else special_tokens_map.json counts before tokenizer_config.json.
+    If tokenizer_config.json has added_tokens_decoder, special_tokens_map.json and added_tokens.json are ignored.
+    Otherwise special_tokens_map.json has precedence over tokenizer_config.json.
 
     Source: transformers 5, `PreTrainedTokenizerBase._from_pretrained`.
 
     Raises:
-        ValueError: a file is damaged or a token is malformed.
+        ValueError: A file is damaged or a token is malformed.
     """
     model_config = read_optional(folder / "config.json")
     config = {"tokenizer_class": model_config.get("tokenizer_class")} | read_optional(folder / "tokenizer_config.json")
@@ -70,13 +71,14 @@ def read_declarations(folder: Path) -> Declarations:
     qwen2 = _is_qwen2(config, folder)
     defaults = _QWEN2_NAMES if qwen2 else {}
     fields = {name: source[name] for source in (config, special_map) for name in NAMES if name in source}
-    own, extra, additional = _unnamed(config, special_map)
-    tokens = {name: token for name, token in (defaults | fields).items() if token is not None} | own
+    custom, extra, additional = _other_special_tokens(config, special_map)
+    tokens = {name: token for name, token in (defaults | fields).items() if token is not None} | custom
     named = {name: _token(tokens[name], name) for name in sorted(tokens, key=_order)}
     if complete:
         added = _from_decoder(config["added_tokens_decoder"], folder)
     else:
-        # transformers makes special: tokens given as a str, those of special_tokens_map.json, and the newer list.
+        # transformers marks these as special: the tokens written as a str, the extra tokens written as a str, and the
+        # named tokens of special_tokens_map.json.
         texts = [token for token in (*fields.values(), *extra) if isinstance(token, str)]
         special = {*texts, *(str(named[name]) for name in NAMES if special_map.get(name) is not None)}
         added = _from_added_tokens(folder / "added_tokens.json", special)
@@ -85,7 +87,7 @@ def read_declarations(folder: Path) -> Declarations:
 
 
 def _read_special_map(path: Path) -> dict[str, Any]:
-    """The tokens of special_tokens_map.json, all of them special."""
+    """Reads the tokens of special_tokens_map.json, which are all special."""
     return {
         name: value | {"special": True} if _is_written_token(value) else value
         for name, value in read_optional(path).items()
@@ -96,38 +98,44 @@ def _order(name: str) -> int:
     return NAMES.index(name) if name in NAMES else len(NAMES)
 
 
-def _unnamed(config: Mapping[str, Any], special_map: Mapping[str, Any]) -> tuple[dict[str, Any], list[Any], list[Any]]:
-    """Special tokens with names that only this folder has, and two lists without names: a newer and an older form."""
-    # A str in tokenizer_config.json has precedence over special_tokens_map.json, a token with flags has not.
-    own = {name: value for name, value in config.items() if _is_own_name(name) and isinstance(value, str)}
+def _other_special_tokens(
+    config: Mapping[str, Any], special_map: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[Any], list[Any]]:
+    """Returns the special tokens beside the standard ones.
+
+    These are the tokens with names that only this folder has, and two lists of tokens without names, which the files
+    write in a newer and in an older form.
+    """
+    # A str in tokenizer_config.json has precedence over special_tokens_map.json, but a token with flags has not.
+    custom = {name: value for name, value in config.items() if _is_custom_name(name) and isinstance(value, str)}
     flagged = {
         name: value
         for source in (config, special_map)
         for name, value in source.items()
-        if _is_own_name(name) and (_is_written_token(value) or (source is special_map and isinstance(value, str)))
+        if _is_custom_name(name) and (_is_written_token(value) or (source is special_map and isinstance(value, str)))
     }
     # transformers 4 called the list additional_special_tokens.
     extra, additional = config.get("extra_special_tokens"), config.get("additional_special_tokens")
     if not extra and "additional_special_tokens" in config:
         extra, additional = additional, None
     if isinstance(extra, Mapping):
-        own |= extra
+        custom |= extra
         extra = None
-    own = own or dict(_object(config.get("model_specific_special_tokens"), "model_specific_special_tokens"))
+    custom = custom or dict(_object(config.get("model_specific_special_tokens"), "model_specific_special_tokens"))
     more = special_map.get("extra_special_tokens")
     if isinstance(more, Mapping):
-        own |= more
+        custom |= more
     elif more is not None:
         extra = [*_list(extra, "extra_special_tokens"), *_list(more, "extra_special_tokens")]
     additional = special_map.get("additional_special_tokens", additional)
     return (
-        flagged | own,
+        flagged | custom,
         _list(extra, "extra_special_tokens" if "extra_special_tokens" in config else "additional_special_tokens"),
         _list(additional, "additional_special_tokens") if extra is None else [],
     )
 
 
-def _is_own_name(name: str) -> bool:
+def _is_custom_name(name: str) -> bool:
     return name.endswith("_token") and name not in NAMES
 
 
@@ -164,12 +172,12 @@ def _from_added_tokens(path: Path, special: Container[str]) -> dict[str, tuple[A
 
 
 def is_id(value: Any) -> bool:
-    """Whether a value of a JSON file is a token id."""
+    """Returns whether a value of a JSON file is a token id."""
     return type(value) is int and 0 <= value < 2**31
 
 
 def _token(value: Any, name: str) -> str | AddedToken:
-    """A token that is given as a str or as {"content": ..., "lstrip": ...}."""
+    """Reads a token that is written as a str or as {"content": ..., "lstrip": ...}."""
     if isinstance(value, str):
         return value
     if not _is_written_token(value):

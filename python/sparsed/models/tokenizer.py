@@ -1,4 +1,4 @@
-"""`load_tokenizer`: text to token ids and back, and chat templates, from the files of a checkpoint folder."""
+"""Loads the tokenizer of a checkpoint folder, which converts between text and token ids and renders conversations."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from .files import find_folder
 from .token_declarations import read_declarations, read_optional
 from .tokenizer_backend import load_backend
 
-# Tokens that end a turn in a published family, beside the one that the files call eos.
+# Tokens that end a turn in a published family, in addition to the one that the files name eos.
 _TURN_ENDS = ("<|eot_id|>", "<|im_end|>", "<|endoftext|>")
-# Decoders that join words with spaces leave these; `clean_up_tokenization_spaces` asks for the form on the right.
+# Decoders that join words with spaces leave the forms on the left. `clean_up_tokenization_spaces` asks for those on
+# the right.
 _SPACES = {
     " .": ".",
     " ?": "?",
@@ -35,13 +36,13 @@ _SPACES = {
 
 
 class Tokenizer:
-    """A checkpoint's tokenizer; `load_tokenizer` makes it.
+    """The tokenizer of a checkpoint. `load_tokenizer` makes it.
 
     Attributes:
-        bos_token_id, eos_token_id, unk_token_id, pad_token_id, mask_token_id: ids, None where the files name no
-            such token.
-        end_token_ids: tokens after which a text is over.
-        chat_template: the jinja2 template of a conversation, a dict where there are several by name, or None.
+        bos_token_id, eos_token_id, unk_token_id, pad_token_id, mask_token_id: The ids of these tokens. None if the
+            files name no such token.
+        end_token_ids: The tokens that end a text.
+        chat_template: The jinja2 template of a conversation, a dict of templates by name, or None.
     """
 
     def __init__(
@@ -73,20 +74,21 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Tokens that the tokenizer knows, the added ones included."""
+        """The number of tokens that the tokenizer knows, including the added ones."""
         return self._backend.get_vocab_size(with_added_tokens=True)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """The ids of `text`, with the special tokens that the folder's files put around a text.
+        """Returns the ids of `text`, with the special tokens that the folder's files put around a text.
 
-        A text that begins with bos does not get a second one.
+        A text that begins with the bos token does not get a second one.
 
         Args:
-            text: what to encode.
-            add_special_tokens: False leaves these special tokens out.
+            text: The text to encode.
+            add_special_tokens: False leaves out the special tokens around the text.
 
         Raises:
-            TypeError: text is not a str.
+            TypeError: `text` is not a str.
+            ValueError: `text` is not valid Unicode.
         """
         plain = self._encode(text, add_special_tokens=False)
         if not add_special_tokens:
@@ -97,25 +99,25 @@ class Tokenizer:
         return marked[1:] if second else marked
 
     def decode(self, ids: ArrayLike, skip_special_tokens: bool = True) -> str:
-        """The text of `ids` (n,).
+        """Returns the text of `ids` (n,).
 
         Raises:
-            ValueError, TypeError: ids is not a row of non-negative integers.
+            ValueError, TypeError: `ids` is not a one-dimensional array of non-negative integers.
         """
         return self._decode(_token_ids("decode", ids), skip_special_tokens)
 
     def text(self, ids: ArrayLike) -> str:
-        """The text of `ids` (n,) up to the first end token: what a generation says."""
-        row = _token_ids("text", ids)
-        end = next((i for i, token in enumerate(row) if token in self.end_token_ids), len(row))
-        return self._decode(row[:end], skip_special_tokens=True)
+        """Returns the text of `ids` (n,) up to the first end token. Generated tokens after it have no meaning."""
+        token_ids = _token_ids("text", ids)
+        end = next((i for i, token in enumerate(token_ids) if token in self.end_token_ids), len(token_ids))
+        return self._decode(token_ids[:end], skip_special_tokens=True)
 
     def token_id(self, token: str) -> int | None:
-        """The id of one token, None where it is unknown."""
+        """Returns the id of one token, or None if it is unknown."""
         return self._backend.token_to_id(token)
 
     def count_unknown(self, ids: ArrayLike) -> int:
-        """How many of `ids` (n,) stand for text that the vocabulary lacks."""
+        """Returns how many of `ids` (n,) stand for text that is not in the vocabulary."""
         unk_token = getattr(self._backend.model, "unk_token", None)
         unknown = {self.unk_token_id, None if unk_token is None else self.token_id(unk_token)}
         return sum(token in unknown for token in _token_ids("count_unknown", ids))
@@ -131,23 +133,23 @@ class Tokenizer:
         continue_final_message: bool | str = False,
         **variables: Any,
     ) -> str:
-        """The prompt of a conversation as text, as transformers renders it.
+        """Returns the prompt of a conversation as text, as transformers renders it.
 
         Args:
-            messages: {"role": "user", "content": "..."} and so on, in order.
-            add_generation_prompt: end with the head of the assistant's turn.
-            tools: JSON schemas of functions that the assistant may call.
-            documents: {"title": "...", "text": "..."} and so on, for templates that take them.
-            chat_template: the name of one of the folder's templates, or a jinja2 template. By default "tool_use"
-                if tools are given and the folder has it, else "default".
-            continue_final_message: end with the content of the last message, which the model then continues; a str
-                names another field to continue. Needs add_generation_prompt=False.
-            variables: other variables of the template, such as enable_thinking. They replace special tokens of the
+            messages: The messages in order, such as {"role": "user", "content": "..."}.
+            add_generation_prompt: Whether the prompt ends with the header of the assistant's turn.
+            tools: The JSON schemas of functions that the assistant may call.
+            documents: Documents such as {"title": "...", "text": "..."}, for templates that take them.
+            chat_template: The name of one of the folder's templates, or a jinja2 template. The default is "tool_use"
+                if tools are given and the folder has it, and "default" otherwise.
+            continue_final_message: Whether the prompt ends with the content of the last message, so that the model
+                continues it. A str names another field to continue. Needs add_generation_prompt=False.
+            variables: Other variables of the template, such as enable_thinking. They replace special tokens of the
                 same name.
 
         Raises:
-            ValueError: no messages, no template, or the template refuses them.
-            TypeError: messages, tools, documents or variables are not as described.
+            ValueError: There are no messages, there is no template, or the template refuses the messages.
+            TypeError: `messages`, `tools`, `documents` or `variables` are not as described.
         """
         check_messages(messages)
         return render_chat(
@@ -161,11 +163,11 @@ class Tokenizer:
         )
 
     def chat(self, messages: str | Sequence[Message], **options: Any) -> list[int]:
-        """The ids of a prompt that the assistant answers; a str is one message of the user.
+        """Returns the token ids of a prompt that the assistant answers.
 
         Args:
-            messages: the conversation.
-            options: as for apply_chat_template.
+            messages: The conversation. A str stands for one message of the user.
+            options: The options of `apply_chat_template`.
         """
         conversation = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
         return self._encode(self.apply_chat_template(conversation, **options), add_special_tokens=False)
@@ -195,18 +197,18 @@ class Tokenizer:
 
 
 def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
-    """The tokenizer of a checkpoint folder: tokenizer.json, or vocab.json and merges.txt (Qwen2, Dream).
+    """Loads the tokenizer of a checkpoint folder: tokenizer.json, or vocab.json and merges.txt (Qwen2, Dream).
 
     "demo" stands for the shipped model unless a folder has that name.
 
     Tokens that tokenizer_config.json, special_tokens_map.json or added_tokens.json declare are added, with the
-    precedence that transformers 5 gives these files. The chat template is chat_template.jinja with
-    additional_chat_templates/, else that of tokenizer_config.json, else that of chat_template.json. A folder that has
-    the tokens of LLaDA or Dream and no template gets the published template of that family.
+    precedence that transformers 5 gives these files. The chat template comes from chat_template.jinja and
+    additional_chat_templates/, or else from tokenizer_config.json, or else from chat_template.json. A folder without
+    a template gets the published template of LLaDA or Dream if it has the tokens of that family.
 
     Raises:
-        FileNotFoundError: the folder or its tokenizer files do not exist.
-        ValueError: a file is damaged, or the files contradict each other on the id of a token.
+        FileNotFoundError: The folder or its tokenizer files do not exist.
+        ValueError: A file is damaged, or the files give a token different ids.
     """
     path = find_folder(folder, "load_tokenizer")
     declared = read_declarations(path)
@@ -217,14 +219,15 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
 
 
 def _cleans_up(backend: tokenizers.Tokenizer, config: Mapping[str, Any]) -> bool:
-    """Whether decode removes the spaces before punctuation. With BPE the folder has to force it, as in transformers."""
+    """Returns whether `decode` removes the spaces before punctuation. With BPE, a second key must ask for it, too."""
+    # transformers has this key because the clean-up removes spaces that byte-level BPE keeps exactly.
     force = "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"
     wanted = bool(config.get("clean_up_tokenization_spaces"))
     return wanted and (not isinstance(backend.model, tokenizers.models.BPE) or bool(config.get(force)))
 
 
 def _end_tokens(path: Path) -> list[int]:
-    """The end tokens that the model's own files list."""
+    """Reads the end tokens from the files of the model. They may list more than those of the tokenizer."""
     ends: list[int] = []
     for name in ("config.json", "generation_config.json"):
         value = read_optional(path / name).get("eos_token_id")

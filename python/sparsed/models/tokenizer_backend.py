@@ -1,4 +1,4 @@
-"""Builds the `tokenizers.Tokenizer` of a checkpoint folder; every declared token has the id that the files give it."""
+"""Builds the `tokenizers.Tokenizer` of a checkpoint folder, in which every declared token has the id from the files."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from .files import MAX_BYTES, read_json, read_text
 from .token_declarations import Declarations, is_id
 
-# The pre-tokenizer of Qwen2, which Dream's tokenizer has too: contractions, letters, single digits, punctuation, space.
+# The pre-tokenizer of Qwen2 and Dream splits text into contractions, words, single digits, punctuation and spaces.
 _QWEN2_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
-# Files of tokenizers that transformers converts.
+# Files of tokenizers in other forms, which transformers can convert.
 _OTHER_FORMS = ("tokenizer.model", "spiece.model", "tiktoken.model", "tekken.json", "vocab.txt")
 
 
 def load_backend(folder: Path, declared: Declarations) -> tokenizers.Tokenizer:
-    """The tokenizer of tokenizer.json, else of vocab.json and merges.txt, with the declared tokens added.
+    """Builds the tokenizer from tokenizer.json, or else from vocab.json and merges.txt, and adds the declared tokens.
 
     Raises:
-        FileNotFoundError: the folder has none of these files.
-        ValueError: a file is damaged, two tokens claim one id, or a token claims two.
+        FileNotFoundError: The folder has none of these files.
+        ValueError: A file is damaged, two tokens have one id, or a token has two ids.
     """
     if (folder / "tokenizer.json").is_file():
         backend = _from_json(folder / "tokenizer.json")
@@ -47,7 +47,7 @@ def load_backend(folder: Path, declared: Declarations) -> tokenizers.Tokenizer:
         raise FileNotFoundError(
             f"load_tokenizer: neither tokenizer.json nor vocab.json and merges.txt exist in {folder}{hint}"
         )
-    if declared.qwen2:  # the class adds its special tokens once more, without their flags
+    if declared.qwen2:  # this class of transformers adds its special tokens once more, without their flags
         special = dict.fromkeys(map(str, (*declared.named.values(), *declared.extra)))
         backend.add_tokens([AddedToken(content, special=True) for content in special])
     split = declared.config.get("split_special_tokens", False)
@@ -58,18 +58,19 @@ def load_backend(folder: Path, declared: Declarations) -> tokenizers.Tokenizer:
 
 
 def _add_declared(backend: tokenizers.Tokenizer, declared: Declarations, folder: Path) -> tokenizers.Tokenizer:
-    """Adds the tokens in the order, and with the flags, that transformers gives them.
+    """Adds the declared tokens in the order and with the flags that transformers gives them.
 
-    Source: transformers 5, `TokenizersBackend.__init__`. One difference: transformers renumbers tokens whose ids have
-    gaps, here they keep the ids of the files.
+    There is one difference: transformers renumbers tokens whose ids have gaps, and here they keep the ids of the files.
+
+    Source: transformers 5, `TokenizersBackend.__init__`.
     """
-    own = {token.content: (token, i) for i, token in backend.get_added_tokens_decoder().items()}
-    # Without added_tokens_decoder, the flags of tokenizer.json count before those of added_tokens.json.
-    added = declared.added if declared.complete else declared.added | own
+    existing = {token.content: (token, i) for i, token in backend.get_added_tokens_decoder().items()}
+    # Without added_tokens_decoder, the flags of tokenizer.json have precedence over those of added_tokens.json.
+    added = declared.added if declared.complete else declared.added | existing
     in_order = [token for token, _ in sorted(added.values(), key=lambda item: item[1])]
     others: list[str | AddedToken] = []
     for token in (*declared.named.values(), *declared.extra):
-        if str(token) not in own and str(token) not in added and token not in others:
+        if str(token) not in existing and str(token) not in added and token not in others:
             others.append(token)
     ids = {content: token_id for content, (_, token_id) in declared.added.items()}
     backend = _place(backend, ids, [str(token) for token in others if str(token)], folder)
@@ -85,13 +86,13 @@ def _add_declared(backend: tokenizers.Tokenizer, declared: Declarations, folder:
 def _place(
     backend: tokenizers.Tokenizer, ids: Mapping[str, int], others: Iterable[str], folder: Path
 ) -> tokenizers.Tokenizer:
-    """A backend in which the tokens get these ids when they are added in the order of ids; `others` get the next ids.
+    """Returns a backend that gives the tokens these ids when they are added in the order of their ids.
 
-    The library numbers added tokens without gaps from the end of the vocabulary on. Where the ids of the files have
-    gaps, this function puts the tokens into the vocabulary.
+    The `others` get the next free ids. The library numbers added tokens without gaps, from the end of the vocabulary
+    on. If the ids in the files have gaps, this function puts the tokens into the vocabulary itself.
 
     Raises:
-        ValueError: an id has two tokens or a token has two ids.
+        ValueError: An id has two tokens, or a token has two ids.
     """
     size = backend.get_vocab_size(with_added_tokens=False)
     next_id = max([size - 1, *backend.get_added_tokens_decoder()]) + 1
@@ -156,7 +157,7 @@ def _from_json(path: Path) -> tokenizers.Tokenizer:
 
 
 def _from_vocab(folder: Path, declared: Declarations) -> tokenizers.Tokenizer:
-    """Qwen2's byte-level BPE."""
+    """Builds Qwen2's byte-level BPE from vocab.json and merges.txt."""
     name = declared.config.get("tokenizer_class")
     if name is not None and not declared.qwen2:
         raise ValueError(
@@ -199,7 +200,7 @@ def _check_unique(vocab: dict[str, int], folder: Path) -> None:
 
 
 def _set_marks(backend: tokenizers.Tokenizer, declared: Declarations) -> None:
-    """Puts bos before a text and eos after it where add_bos_token and add_eos_token say so."""
+    """Makes the backend put bos before a text and eos after it, if add_bos_token and add_eos_token ask for it."""
     marks: dict[str, list[str]] = {}
     for key, name in (("add_bos_token", "bos_token"), ("add_eos_token", "eos_token")):
         wanted = declared.config.get(key) or False

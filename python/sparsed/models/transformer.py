@@ -1,6 +1,7 @@
-"""The one transformer that runs every family: pre-norm layers of bidirectional attention and a SiLU-gated MLP.
+"""The transformer that runs every family: pre-norm layers of bidirectional attention and a SiLU-gated MLP.
 
-Glossary: B batch, l sequence length, H query heads, H_kv key/value heads, D head_dim, V rows of the logits.
+Glossary: B batch, l sequence length, H query heads, H_kv key/value heads, D head_dim, V logits per position,
+P positions whose logits are wanted, R tokens that a pass computes.
 """
 
 from __future__ import annotations
@@ -33,23 +34,23 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
 
-# Tokens that pass through the MLP at once: it bounds the memory of long sequences and changes no bit.
-_MLP_ROWS = 4096
+# The MLP runs on this many tokens at a time, which bounds the memory of long sequences and does not change the result.
+_MLP_TOKENS = 4096
 
 
 class Attend(Protocol):
-    """What `forward` calls for the attention of each layer; `PatternCache.attend` is one."""
+    """A function that `forward` calls for the attention of each layer, such as `PatternCache.attend`."""
 
     def __call__(self, layer: int, q: Array, k: Array, v: Array, key_mask: BoolArray | None = None) -> Array:
-        """Q (B, H, R, D), k and v (B, H_kv, l, D), key_mask (B, l) or None -> (B, H, R, D); mostly R is l."""
+        """Computes (B, H, R, D) of q (B, H, R, D), k and v (B, H_kv, l, D) and key_mask (B, l) or None."""
 
 
 class Model(Protocol):
-    """What `generate` drives: a loaded model of any engine."""
+    """The interface that `generate` needs of a model. The models of every engine have it."""
 
     @property
     def config(self) -> ModelConfig:
-        """Its shape and arithmetic."""
+        """The model's shape and arithmetic."""
 
     def forward(
         self,
@@ -59,7 +60,7 @@ class Model(Protocol):
         position_ids: ArrayLike | None = None,
         key_mask: ArrayLike | None = None,
     ) -> FloatArray:
-        """(B, P, V) float32: the raw logits, as `Transformer.forward` describes them."""
+        """Computes the raw logits, (B, P, V) float32, as `Transformer.forward` describes."""
 
 
 @dataclass(frozen=True)
@@ -76,11 +77,11 @@ class Layer:
 
 
 class Transformer:
-    """A loaded model; `load_model` makes it.
+    """A loaded model. `load_model` makes it.
 
     Attributes:
-        config: its shape and arithmetic.
-        dtype: what activations and attention are computed in, "float32" or "bfloat16".
+        config: The model's shape and arithmetic.
+        dtype: The dtype of activations and attention, "float32" or "bfloat16".
     """
 
     def __init__(
@@ -110,7 +111,7 @@ class Transformer:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the weights in memory."""
+        """The memory of the weights in bytes."""
         weights = [self._head]
         for layer in self._layers:
             weights += [layer.qkv, layer.attention_out, layer.gate, layer.up, layer.down]
@@ -128,29 +129,30 @@ class Transformer:
         key_values: KeyValues | None = None,
         computed: ArrayLike | None = None,
     ) -> FloatArray:
-        """The raw logits at `positions`; Dream's are not shifted yet.
+        """Computes the raw logits at `positions`. Dream's logits are not shifted here.
 
         Args:
-            ids: (B, l) int, token ids.
-            attend: the attention of each layer, see `Attend`. None: dense.
-            positions: (P,) int, where logits are wanted. None: everywhere.
-            position_ids: (B, l) or (l,) int, the positions that RoPE turns by. None: 0 ... l - 1, and for Dream, where
-                a key_mask is given, the number of real tokens before each.
-            key_mask: (B, l) bool, True where a token is real; others get no attention. None: all are.
-            key_values: keeps keys and values from call to call.
-            computed: (R,) int, ascending, with key_values: the tokens to compute, `positions` among them. The keys and
-                values of the others are the ones that they last had. None: all.
+            ids: (B, l) int, the token ids.
+            attend: A function that computes the attention of each layer, see `Attend`. None computes dense attention.
+            positions: (P,) int, the positions whose logits are wanted. None means every position.
+            position_ids: (B, l) or (l,) int, the positions that RoPE uses. None means 0 ... l - 1; with Dream and a
+                key_mask it means the number of real tokens before each token.
+            key_mask: (B, l) bool, True for real tokens. The other tokens get no attention. None means that all tokens
+                are real.
+            key_values: Keeps keys and values from call to call.
+            computed: (R,) int, ascending, the positions of the tokens to compute; needs key_values and must contain
+                `positions`. The other tokens keep the keys and values that they last had. None means all tokens.
 
         Returns:
-            (B, P, V) float32.
+            The logits, (B, P, V) float32.
 
         Raises:
-            ValueError: a wrong shape, or a value out of range.
-            TypeError: a wrong dtype.
-            MemoryError: activations and logits do not fit into the memory that is available.
+            ValueError: A shape is wrong, or a value is out of range.
+            TypeError: A dtype is wrong.
+            MemoryError: Activations and logits do not fit into the available memory.
 
-        Source: the forward methods of modeling_llada.py and modeling_dream.py; positions under a mask are those of
-            Dream's generation_utils.py.
+        Source: The forward methods of modeling_llada.py and modeling_dream.py. Positions with a mask follow Dream's
+            generation_utils.py.
         """
         tokens, where, turns, mask = read_inputs(self.config, ids, positions, position_ids, key_mask)
         batch, length = tokens.shape
@@ -177,7 +179,7 @@ class Transformer:
     def _qkv(
         self, layer: Layer, hidden: Array, cos: FloatArray, sin: FloatArray, batch: int
     ) -> tuple[Array, Array, Array]:
-        """Rotated queries (B, H, R, D), rotated keys and values (B, H_kv, R, D) of hidden (B R, hidden_size)."""
+        """Computes rotated q (B, H, R, D), and rotated k and v (B, H_kv, R, D), of hidden (B R, hidden_size)."""
         config = self.config
         heads, kv_heads, head_dim = config.num_heads, config.num_kv_heads, config.head_dim
         normed = ops.rms_norm(hidden, layer.attention_norm, config.rms_norm_eps)
@@ -188,25 +190,25 @@ class Transformer:
         return q, k, v
 
     def _attention_out(self, layer: Layer, hidden: Array, q: Array, out: Array) -> Array:
-        """`hidden` + the projected output of the heads, (B R, hidden_size)."""
+        """Returns `hidden` plus the projected output of the heads, (B R, hidden_size)."""
         if out.shape != q.shape:
             raise ValueError(f"forward: attend returned shape {list(out.shape)}, expected {list(q.shape)} (that of q)")
         joined = np.ascontiguousarray(out.transpose(0, 2, 1, 3), dtype=hidden.dtype)
         return ops.linear(joined.reshape(len(hidden), -1), layer.attention_out, residual=hidden)
 
     def _mlp(self, layer: Layer, hidden: Array) -> Array:
-        """`hidden` + the MLP; (B l, hidden_size) in and out."""
+        """Returns `hidden` plus its MLP, (B R, hidden_size) in and out."""
         out = np.empty_like(hidden)
-        for begin in range(0, len(hidden), _MLP_ROWS):
-            rows = hidden[begin : begin + _MLP_ROWS]
-            normed = ops.rms_norm(rows, layer.mlp_norm, self.config.rms_norm_eps)
+        for begin in range(0, len(hidden), _MLP_TOKENS):
+            chunk = hidden[begin : begin + _MLP_TOKENS]
+            normed = ops.rms_norm(chunk, layer.mlp_norm, self.config.rms_norm_eps)
             gate = ops.linear(normed, layer.gate)
             ops.silu_gate_(gate, ops.linear(normed, layer.up))
-            out[begin : begin + _MLP_ROWS] = ops.linear(gate, layer.down, residual=rows)
+            out[begin : begin + _MLP_TOKENS] = ops.linear(gate, layer.down, residual=chunk)
         return out
 
     def _rotary_tables(self, position_ids: IntArray) -> tuple[FloatArray, FloatArray]:
-        """Cosines and sines, (B l, D / 2) float32, with the rounding of the published code."""
+        """Returns cosines and sines, (B R, D / 2) float32, rounded as the published code rounds them."""
         angles = position_ids.reshape(-1, 1).astype(np.float32) * self._inverse_frequencies
         cos, sin = np.cos(angles), np.sin(angles)
         if not self.config.rope_full_precision:

@@ -1,6 +1,6 @@
-"""sparsed inside torch: operators for ``torch.compile``, and one line that makes a model's own attention sparse.
+"""sparsed inside torch: operators for ``torch.compile``, and a function that makes a torch model's attention sparse.
 
-``sparsed.attention`` and ``PatternCache`` take tensors without this package; it is imported only by name.
+``sparsed.attention`` and ``PatternCache`` accept tensors without this package, which has to be imported explicitly.
 """
 
 from __future__ import annotations

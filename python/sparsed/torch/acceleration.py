@@ -1,4 +1,4 @@
-"""One line that makes the attention of a user's own LLaDA or Dream sparse."""
+"""Replaces the attention of a loaded torch model, such as LLaDA or Dream, by sparse attention."""
 
 from __future__ import annotations
 
@@ -30,35 +30,35 @@ def accelerate(
     steps: int,
     prompt_length: int,
 ) -> Acceleration:
-    """Replaces the attention in the layers of a diffusion language model; its own ``generate`` then runs sparse.
+    """Makes the attention of a diffusion language model sparse, so that the model's ``generate`` runs faster.
 
-    The layers are recognised by their projections and rotary module; in models inside transformers (BERT, ModernBERT
-    ...) by what ``attn_implementation`` needs, which has to be "sdpa" or "sparsed". All but the call of
-    ``scaled_dot_product_attention`` inside them stays as it is: projections, rotation, norms. A padding mask that the
-    model hands to it counts; one that the model's code ignores, as LLaDA's published code does, stays ignored. Layers
-    with a sliding window stay as they are.
+    Attention layers are found by their projections and their rotary module. In models that are part of transformers
+    (BERT, ModernBERT ...) they are found by their use of ``attn_implementation``, which has to be "sdpa" or "sparsed".
+    Only the call of ``scaled_dot_product_attention`` is replaced; projections, rotation and norms stay as they are. A
+    padding mask that the model passes to this call is respected. If the model's code ignores the mask, as LLaDA's
+    published code does, it stays ignored. Layers with a sliding window stay as they are.
 
-    Each forward pass of the model is one step. The count starts anew after ``steps`` of them, when the shape of the
-    batch changes, after a forward pass that did not end (an error, Ctrl-C), and on entering ``with``: do that where a
-    sampler may stop early, or be interrupted between two passes. Guidance that doubles the batch, as
-    LLaDA's does, is one forward pass a step; a sampler that calls the model twice a step cannot run here.
+    Each forward pass of the model counts as one denoising step. The count starts again at 0 after ``steps`` passes,
+    when the shape of the batch changes, after a forward pass that an error or Ctrl-C ended, and on entering ``with``.
+    Use ``with`` if a sampler may stop early, or may be interrupted between two passes. Guidance that doubles the batch,
+    as LLaDA's does, is one forward pass per step. A sampler that calls the model twice per step is not supported.
 
     Args:
-        model: LLaDA or Dream as transformers loads them, a model that is built like them, or one inside transformers
-            that sees the whole sequence.
-        sparse: When and what to skip.
-        steps: Forward passes of one generation.
-        prompt_length: Tokens before the generation, padding included.
+        model: LLaDA or Dream as transformers loads them, a model that is built like them, or a model of transformers
+            whose attention sees the whole sequence.
+        sparse: The sparsity settings.
+        steps: The number of forward passes of one generation.
+        prompt_length: The number of tokens before the generation, including padding.
 
     Returns:
-        What undoes it: ``.undo()``, or the end of ``with accelerate(...):``. Printed, it says what was found, and that
-        sequences below ``SparseConfig.min_length`` stay dense. A second call on the same model takes the place of the
-        first.
+        An object that restores the model with ``.undo()``, or at the end of ``with accelerate(...):``. Print it to see
+        which layers were found and whether ``SparseConfig.min_length`` keeps short sequences dense. A second call on
+        the same model replaces the first.
 
     Raises:
-        TypeError, ValueError: An argument of another type or outside its range; a model without layers that are known.
-            In the forward pass: a causal mask, a KV cache, cross-attention, dropout, gradients, ``output_attentions``,
-            a layer that does not call ``scaled_dot_product_attention``.
+        TypeError, ValueError: An argument has another type or is outside its range, or the model has no known
+            attention layers. The forward pass raises for a causal mask, a KV cache, cross-attention, dropout,
+            gradients, ``output_attentions``, or a layer that does not call ``scaled_dot_product_attention``.
 
     Example:
         >>> with accelerate(model, SparseConfig(), steps=128, prompt_length=prompt.shape[1]):
@@ -74,11 +74,11 @@ def accelerate(
 
 
 class Acceleration:
-    """A model whose attention is replaced; see ``accelerate``.
+    """A model whose attention is replaced, see ``accelerate``.
 
     Attributes:
         layers: The attention layers whose attention is replaced.
-        cache: The ``PatternCache`` of the generation in progress, or of the last one; its patterns, step and phase.
+        cache: The ``PatternCache`` of the current or the last generation, with its patterns, step and phase.
     """
 
     def __init__(
@@ -93,12 +93,12 @@ class Acceleration:
         found = find_layers(model)
         self.layers = [layer for layer in found if not layer.is_local]
         self._num_local = len(found) - len(self.layers)
-        # Layers that share one module, as ALBERT's do, are told apart by the order of their calls in a forward pass.
+        # Layers that share one module, as in ALBERT, are distinguished by the order of their calls in a forward pass.
         declared = getattr(getattr(found[0].module, "config", None), "num_hidden_layers", None)
         self._shares_modules = isinstance(declared, int) and declared > len(found)
-        self._calls = [0] * len(self.layers)  # of each module in the forward pass under way
+        self._calls = [0] * len(self.layers)  # calls of each module in the current forward pass
         self._model = model
-        self._under_way = False  # a forward pass of the model
+        self._under_way = False  # whether a forward pass of the model is running
         self._hooks: list[Any] = []
         self._title = f"{type(model).__name__}: {sparse}, {steps} steps after a prompt of {prompt_length} tokens"
         self._steps = steps
@@ -108,7 +108,7 @@ class Acceleration:
         self._replace()
 
     def __enter__(self) -> Acceleration:
-        """Starts the count of steps anew; puts the attention back in place where it was undone."""
+        """Starts again at step 0, and replaces the attention again if it was undone."""
         self.restart()
         self._replace()
         return self
@@ -130,7 +130,7 @@ class Acceleration:
 
     @property
     def _dense(self) -> str:
-        """What is to be said of sequences that stay dense."""
+        """The end of the printed text, about sequences that stay dense."""
         least = getattr(self.cache.config, "min_length", 0)
         if self._geometry is not None and self._geometry[0][2] < least:
             length = self._geometry[0][2]
@@ -138,15 +138,15 @@ class Acceleration:
         return f"; sequences below min_length {least} stay dense" if self._geometry is None and least else ""
 
     def restart(self) -> None:
-        """The next forward pass is step 0 of a new generation."""
+        """Makes the next forward pass step 0 of a new generation."""
         self._geometry = None
         self._calls = [0] * len(self.layers)
 
     def undo(self) -> None:
-        """Gives the model its own attention back."""
+        """Restores the model's original attention."""
         for module, forward, before in self._replaced:
             if module.__dict__.get("forward") is not forward:
-                continue  # wrapped by somebody else meanwhile: ours passes everything on
+                continue  # other code has wrapped ours since; once undone, ours only calls the original
             if before is None:
                 del module.forward
             else:
@@ -186,7 +186,8 @@ class Acceleration:
             forward = self._forward(number, layer, layer.module.forward)
             layer.module.forward = forward
             self._replaced.append((layer.module, forward, before))
-        # After a pass that did not end there was an error or Ctrl-C: the next one is another generation's first.
+        # The hooks see where a pass of the whole model begins and ends. If one begins before the last has ended, the
+        # last was interrupted, and the new pass is the first of another generation.
         self._under_way = False
         self._hooks = [
             self._model.register_forward_pre_hook(torch.compiler.disable(self._begin)),  # type: ignore[no-untyped-call, unused-ignore]
@@ -203,8 +204,8 @@ class Acceleration:
         self._under_way = False
 
     def _next_layer(self, number: int, layer: AttentionLayer) -> int:
-        """The number of the layer that a module is in this call."""
-        if not self._under_way:  # the sampler calls a part of the model
+        """Returns the number of the layer that a module stands for in this call."""
+        if not self._under_way:  # the sampler calls only a part of the model
             if self._shares_modules:
                 raise ValueError(
                     f"accelerate: {layer.name} may serve several layers and was called from outside, expected calls of "
@@ -225,7 +226,7 @@ class Acceleration:
                 _check_call(layer, kwargs)
                 with _Replacement(self._handle, self._next_layer(number, layer), layer.groups) as replacement:
                     result = original(*args, **kwargs)
-            except BaseException:  # where the sampler calls a part of the model, the hooks do not see it
+            except BaseException:  # the hooks do not see this if the sampler calls only a part of the model
                 self.restart()
                 raise
             if replacement.calls != 1:
@@ -235,14 +236,14 @@ class Acceleration:
                 )
             return result
 
-        # A function mode is more than Dynamo traces well: in a compiled model these layers run as they are.
+        # Dynamo does not trace function modes reliably, so in a compiled model these layers run uncompiled.
         disabled: Any = torch.compiler.disable(forward)  # type: ignore[no-untyped-call, unused-ignore]
         disabled._sparsed = self
         return disabled
 
 
 class _Replacement(TorchFunctionMode):
-    """Inside it, ``scaled_dot_product_attention`` and ``sparsed::attention`` are one layer's attention in this step."""
+    """A mode in which ``scaled_dot_product_attention`` and ``sparsed::attention`` run one layer's sparse attention."""
 
     def __init__(self, handle: int, layer: int, groups: int) -> None:
         super().__init__()
@@ -252,7 +253,7 @@ class _Replacement(TorchFunctionMode):
         if func is torch.nn.functional.scaled_dot_product_attention:
             self.calls += 1
             return self._attention(*args, **(kwargs or {}))
-        if func is torch.ops.sparsed.attention:  # a layer that attends with our operator already
+        if func is torch.ops.sparsed.attention:  # the layer already calls our operator
             self.calls += 1
             q, k, v, _, _, scale, key_mask = args
             return attend(self.handle, self.layer, q, k, v, key_mask, scale=scale)
@@ -281,7 +282,7 @@ class _Replacement(TorchFunctionMode):
             )
         if self.groups > 1 and key.shape[1] == value.shape[1] == query.shape[1]:
             key, value = _without_repeats(key, value, self.groups)
-        if torch.is_autocast_enabled(query.device.type):  # as the function itself would
+        if torch.is_autocast_enabled(query.device.type):  # scaled_dot_product_attention casts its inputs, too
             dtype = torch.get_autocast_dtype(query.device.type)
             query, key, value = (tensor.to(dtype) for tensor in (query, key, value))
         if attn_mask is not None and attn_mask.dim() < 4:
@@ -290,7 +291,7 @@ class _Replacement(TorchFunctionMode):
 
 
 def _check_call(layer: AttentionLayer, kwargs: dict[str, Any]) -> None:
-    """Refuses what would go unnoticed in the attention itself."""
+    """Refuses options that a layer handles outside of the attention call, where they would not be noticed."""
     for option in ("encoder_hidden_states", "key_value_states"):
         if kwargs.get(option) is not None:
             raise ValueError(f"accelerate: {layer.name} got {option}, expected no cross-attention")
@@ -300,7 +301,7 @@ def _check_call(layer: AttentionLayer, kwargs: dict[str, Any]) -> None:
 
 
 def _without_repeats(key: torch.Tensor, value: torch.Tensor, groups: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Views of the key/value heads (B, H_kv, S, D) that a model has repeated to (B, H, S, D), if it has."""
+    """Returns views of the key/value heads, (B, H_kv, S, D), if a model has repeated them to (B, H, S, D)."""
     shared = key[:, ::groups], value[:, ::groups]
     for heads, first in zip((key, value), shared, strict=True):
         if not all(torch.equal(heads[:, other::groups], first) for other in range(1, groups)):

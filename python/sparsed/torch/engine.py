@@ -1,6 +1,6 @@
-"""The transformer of `sparsed.models` with matrix products by torch and attention by sparsed.
+"""The transformer of `sparsed.models` with torch for the matrix products and sparsed for the attention.
 
-Glossary: B batch, l sequence length, H query heads, H_kv key/value heads, D head_dim, V rows of the logits.
+Glossary: B batch, l sequence length, H query heads, H_kv key/value heads, D head_dim, V logits per position.
 """
 
 from __future__ import annotations
@@ -18,23 +18,24 @@ from ..models import Attend, ModelConfig, inverse_frequencies, read_inputs, requ
 from ..models.inputs import FloatArray
 from .parallel import HeadShare
 
-# Attention of one layer: (layer, q, k, v, key_mask) -> out.
+# The attention of one layer, called as attend(layer, q, k, v, key_mask).
 TensorAttend = Callable[..., Tensor]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
-# Tokens that pass through the MLP at once: it bounds the memory of long sequences.
-_MLP_ROWS = 4096
+# The MLP runs on this many tokens at a time, which bounds the memory of long sequences.
+_MLP_TOKENS = 4096
 
 
 class TorchTransformer:
-    """A loaded model; `load_model` with engine="torch" makes it.
+    """A loaded model. `load_model` with engine="torch" makes it.
 
     Attributes:
-        config: its shape and arithmetic, of the whole model.
-        dtype: what weights, activations and attention are in, "float32" or "bfloat16".
-        network: the torch module with the weights, of this process' share of the heads.
-        devices: where it computes, or with "cpu" beside others keeps weights.
+        config: The shape and arithmetic of the whole model.
+        dtype: The dtype of weights, activations and attention, "float32" or "bfloat16".
+        network: The torch module with the weights for this process' share of the heads.
+        devices: The devices that hold weights. The model computes on them, except that the CPU only stores weights if
+            there are other devices.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class TorchTransformer:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the weights in memory."""
+        """The memory of the weights in bytes."""
         return sum(parameter.nbytes for parameter in self.network.parameters())
 
     def forward(
@@ -68,10 +69,11 @@ class TorchTransformer:
         position_ids: ArrayLike | None = None,
         key_mask: ArrayLike | None = None,
     ) -> FloatArray:
-        """The raw logits at `positions`, (B, P, V) float32: arguments and errors as `Transformer.forward`.
+        """Computes the raw logits at `positions`, (B, P, V) float32.
 
-        `attend` gets tensors, in a group those of this process' heads; None is dense: sparsed on the CPU, torch's
-        scaled_dot_product_attention on other devices. All processes of a group must give the same ids.
+        Arguments and errors are those of `Transformer.forward`. `attend` gets tensors; in a group, they hold only the
+        heads of this process. None computes dense attention, on the CPU by sparsed and on other devices by torch's
+        scaled_dot_product_attention. All processes of a group must pass the same ids.
         """
         inputs = read_inputs(self.config, ids, positions, position_ids, key_mask)
         device = next((device for device in self.devices if device.type != "cpu"), self.devices[0])
@@ -93,7 +95,7 @@ class TorchTransformer:
             return np.asarray(logits.float().cpu().numpy())
 
     def _rotary_tables(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines (B, 1, l, D / 2) of position_ids (B, l), float32, rounded as the published code does."""
+        """Returns cosines and sines of position_ids (B, l), (B, 1, l, D / 2) float32, rounded as the published code."""
         angles = position_ids[:, None, :, None].float() * torch.tensor(self._frequencies, device=position_ids.device)
         cos, sin = angles.cos(), angles.sin()
         if not self.config.rope_full_precision:
@@ -102,7 +104,10 @@ class TorchTransformer:
 
 
 class Network(nn.Module):
-    """The weights of a process' share, and the pass over the layers. Made without memory, on torch's meta device."""
+    """The weights of a process' share of the heads, and the pass over the layers.
+
+    Its parameters are made on torch's meta device, so that they take no memory before they are placed.
+    """
 
     def __init__(self, config: ModelConfig, dtype: torch.dtype, share: HeadShare) -> None:
         super().__init__()
@@ -116,7 +121,7 @@ class Network(nn.Module):
     def forward(
         self, tokens: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, attend: TensorAttend, key_mask: Tensor | None
     ) -> Tensor:
-        """(B, P, V) at `positions` (P,) of `tokens` (B, l)."""
+        """Computes the logits (B, P, V) of `tokens` (B, l) at `positions` (P,)."""
         hidden = self.embedding(tokens)
         for number, layer in enumerate(self.layers):
             hidden = layer(number, hidden, cos, sin, attend, key_mask)
@@ -125,7 +130,7 @@ class Network(nn.Module):
 
 
 class NetworkLayer(nn.Module):
-    """One layer. `qkv` holds the rows of the query, key and value projections one after the other."""
+    """One layer. Its `qkv` stacks the query, key and value projections."""
 
     def __init__(self, config: ModelConfig, dtype: torch.dtype, share: HeadShare) -> None:
         super().__init__()
@@ -146,7 +151,7 @@ class NetworkLayer(nn.Module):
     def forward(
         self, number: int, hidden: Tensor, cos: Tensor, sin: Tensor, attend: TensorAttend, key_mask: Tensor | None
     ) -> Tensor:
-        """`hidden` (B, l, hidden_size) through attention and MLP."""
+        """Applies attention and MLP to `hidden` (B, l, hidden_size)."""
         by_head = self.qkv(self.attention_norm(hidden)).unflatten(-1, (-1, self._head_dim)).transpose(1, 2)
         q, k, v = by_head.split(self._sizes, dim=1)
         q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
@@ -159,15 +164,15 @@ class NetworkLayer(nn.Module):
 
     def _mlp(self, hidden: Tensor) -> Tensor:
         out = torch.empty_like(hidden)
-        parts = (torch.split(tensor.flatten(0, 1), _MLP_ROWS) for tensor in (hidden, out))
-        for rows, result in zip(*parts, strict=True):
-            normed = self.mlp_norm(rows)
+        chunks = (torch.split(tensor.flatten(0, 1), _MLP_TOKENS) for tensor in (hidden, out))
+        for chunk, result in zip(*chunks, strict=True):
+            normed = self.mlp_norm(chunk)
             result.copy_(self.down(F.silu(self.gate(normed)) * self.up(normed)))
         return out
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight over the last axis, in float32, rounded once."""
+    """Computes x / sqrt(mean(x^2) + eps) * weight over the last axis in float32, and rounds once at the end."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -175,22 +180,22 @@ class RMSNorm(nn.Module):
         self._eps = config.rms_norm_eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """X (..., hidden_size) in any dtype, which the result has too."""
+        """Normalises x (..., hidden_size). The result has the dtype of x."""
         return F.rms_norm(x.float(), self.weight.shape, self.weight, self._eps).to(x.dtype)
 
 
 def dense(layer: int, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
-    """Dense attention of any layer, by whoever is fastest on the tensors' device."""
+    """Computes dense attention with the fastest implementation for the tensors' device."""
     return attention(q, k, v, key_mask=key_mask) if q.device.type == "cpu" else sdpa(q, k, v, key_mask)
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
-    """Dense attention by torch; a row of the batch without a real key gets 0."""
+    """Computes dense attention with torch. The output is 0 for a sequence without any real key."""
     mask = None if key_mask is None else key_mask[:, None, None, :]
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turns the pairs (j, j + D / 2) of x (B, heads, l, D), in float32."""
+    """Rotates the pairs (j, j + D / 2) of x (B, heads, l, D) in float32."""
     a, b = x.float().chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)

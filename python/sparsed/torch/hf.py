@@ -1,8 +1,8 @@
-"""``attn_implementation="sparsed"`` for the models inside transformers: importing this module registers it.
+"""Registers ``attn_implementation="sparsed"`` for the models of transformers when it is imported.
 
-Layers then attend with sparsed's dense kernels, and sparse inside ``sparsed.torch.accelerate``; layers with a sliding
-window, as ModernBERT has, attend with torch's ``scaled_dot_product_attention``. Models that bring their own code
-(LLaDA, Dream) do not look there: they need only ``accelerate``.
+Layers then run sparsed's dense kernels, or its sparse ones inside ``sparsed.torch.accelerate``. Layers with a sliding
+window, as in ModernBERT, run torch's ``scaled_dot_product_attention``. Models with remote code (LLaDA, Dream) do not
+use ``attn_implementation``; they need only ``accelerate``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ except ImportError as error:
 
 __all__ = ["sparsed_attention"]
 
-# What changes the scores or the sequences in a way that the kernels do not know.
+# Options that change the scores or the sequences in a way that the kernels do not support.
 _UNKNOWN = ("softcap", "position_bias", "s_aux", "sinks", "head_mask", "indices", "block_indices", "cu_seq_lens_q")
 
 
@@ -37,27 +37,28 @@ def sparsed_attention(
     is_causal: bool | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """An attention function as transformers calls it.
+    """Computes the attention of a layer, with the signature that transformers expects.
 
     B batch, H query heads, H_kv key/value heads, L queries, S keys, D head_dim.
 
     Args:
-        module: The layer; its ``is_causal`` counts where the argument is None.
+        module: The layer. Its ``is_causal`` is used if the argument is None.
         query: (B, H, L, D).
         key: (B, H_kv, S, D).
         value: (B, H_kv, S, D).
-        attention_mask: None or a padding mask that broadcasts to (B, H, L, S).
-        dropout: 0.
-        scaling: Of the scores; None: 1 / sqrt(D).
-        is_causal: False.
-        kwargs: What other implementations take. ``sliding_window``: torch attends, as ``attention_mask`` says.
+        attention_mask: None, or a padding mask that broadcasts to (B, H, L, S).
+        dropout: Must be 0.
+        scaling: The factor of the scores; None is 1 / sqrt(D).
+        is_causal: Must be false.
+        kwargs: The options of other implementations. With ``sliding_window``, torch computes the attention, and the
+            window is the one in ``attention_mask``.
 
     Returns:
-        out (B, L, H, D), and None for the weights.
+        The output (B, L, H, D), and None in place of the attention weights.
 
     Raises:
-        ValueError: Causal attention, dropout, scores with a cap, a bias or sinks, packed sequences, gradients,
-            ``output_attentions``, a sliding window without a mask.
+        ValueError: The call asks for causal attention, dropout, scores with a cap, a bias or sinks, packed sequences,
+            gradients, ``output_attentions``, or a sliding window without a mask.
     """
     if is_causal is None:
         is_causal = getattr(module, "is_causal", False)
@@ -82,7 +83,7 @@ def sparsed_attention(
                 f'attn_implementation="sparsed": {name} has sliding_window {window} for {key.shape[2]} keys and no '
                 "attention_mask, expected a mask that says which keys a query sees"
             )
-    if attention_mask is not None and attention_mask.shape[-1] != key.shape[2]:  # a slice is no tensor that is known
+    if attention_mask is not None and attention_mask.shape[-1] != key.shape[2]:  # longer masks are allowed
         attention_mask = attention_mask[..., : key.shape[2]]
     out = attention(query, key, value, scale=scaling, key_mask=attention_mask)
     return out.transpose(1, 2).contiguous(), None

@@ -1,4 +1,4 @@
-"""Weights of a checkpoint into the torch engine: tensor by tensor, so that the host holds one copy and one tensor."""
+"""Loads the weights of a checkpoint into the torch engine, tensor by tensor, so that the host holds only one copy."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from .parallel import HeadShare, dispatch, place, resolve_device_map
 if TYPE_CHECKING:
     from ..models.checkpoint import Checkpoint
 
-# A read-only mapped array is copied on its way into a tensor, this much at a time.
+# Mapped arrays are read-only, which torch does not support, so they are copied in chunks of this size.
 _CHUNK_BYTES = 1 << 24
 
 
 class _Target(NamedTuple):
-    """Where a part of a checkpoint's tensor goes."""
+    """The destination of a part of a checkpoint's tensor: `index` selects the part that goes into `weight`."""
 
     weight: torch.Tensor
     index: Any = ...
@@ -41,23 +41,23 @@ def load_transformer(
     device_map: str | Mapping[str, Any] | None,
     group: dist.ProcessGroup | None,
 ) -> TorchTransformer:
-    """The model of a checked checkpoint; `load_model` describes the arguments.
+    """Loads a model from a checkpoint whose tensors were checked. `load_model` describes the last arguments.
 
     Args:
-        checkpoint: its tensors.
-        config: its shape.
-        names: the names of its tensors.
-        ends: those of the embedding and of the head, one name where they are tied.
+        checkpoint: The tensors of the model.
+        config: The shape of the model.
+        names: The names of the tensors.
+        ends: The names of the embedding and of the head, which are the same if the two are tied.
         dtype: "float32" or "bfloat16".
-        device: of the whole model.
-        device_map: of its modules.
-        group: of the processes that share its heads.
+        device: The device of the whole model.
+        device_map: The devices of its modules.
+        group: The processes that share its heads.
     """
     share = HeadShare(config, group)
     network = Network(config, DTYPES[dtype], share)
     if config.tie_weights:
         network.head.weight = network.embedding.weight
-    if isinstance(device, int):  # torch.device(0) itself needs a GPU
+    if isinstance(device, int):  # torch.device(0) would raise without a GPU
         device = torch.device("cuda", device)
     devices: dict[str, Any] = {"": device or "cpu"}
     if device_map is not None:
@@ -71,6 +71,7 @@ def load_transformer(
     if all(str(where) == "cpu" for where in devices.values()):
         ops.require_memory(sum(weight.nbytes for weight in network.parameters()), "load_model: the weights")
     place(network, devices)
+    # Placing gives every module new memory, which separates tied weights. They are tied again if they share a device.
     if config.tie_weights and network.head.weight.device == network.embedding.weight.device:
         network.head.weight = network.embedding.weight
     targets: dict[str, list[_Target]] = {}
@@ -95,14 +96,14 @@ def _known_device(where: Any) -> torch.device:
 def _targets(
     network: Network, config: ModelConfig, names: TensorNames, ends: tuple[str, str], share: HeadShare
 ) -> Iterator[tuple[str, _Target]]:
-    """The checkpoint's tensors and where they go."""
+    """Yields the names of the checkpoint's tensors and their destinations."""
     yield ends[0], _Target(network.embedding.weight)
     if network.head.weight is not network.embedding.weight:
         yield ends[1], _Target(network.head.weight)
     yield f"{names.final_norm}.weight", _Target(network.final_norm.weight)
     queries, keys = (_slice(heads, config.head_dim) for heads in (share.heads, share.kv_heads))
     columns = _slice(share.mlp_columns)
-    sizes = [rows.stop - rows.start for rows in (queries, keys, keys)]
+    sizes = [part.stop - part.start for part in (queries, keys, keys)]
     for number in range(config.num_layers):
         layer: Any = network.layers[number]
         prefix = names.layer.format(number)
@@ -110,10 +111,10 @@ def _targets(
         weights = layer.qkv.weight.split(sizes)
         biases = layer.qkv.bias.split(sizes) if config.qkv_bias else itertools.repeat(None)
         modules = (names.query, names.key, names.value)
-        for name, rows, weight, bias in zip(modules, (queries, keys, keys), weights, biases, strict=False):
-            yield f"{prefix}{name}.weight", _Target(weight, rows)
+        for name, part, weight, bias in zip(modules, (queries, keys, keys), weights, biases, strict=False):
+            yield f"{prefix}{name}.weight", _Target(weight, part)
             if bias is not None:
-                yield f"{prefix}{name}.bias", _Target(bias, rows)
+                yield f"{prefix}{name}.bias", _Target(bias, part)
         yield f"{prefix}{names.attention_out}.weight", _Target(layer.attention_out.weight, (..., queries))
         yield f"{prefix}{names.mlp_norm}.weight", _Target(layer.mlp_norm.weight)
         yield f"{prefix}{names.gate}.weight", _Target(layer.gate.weight, columns)
@@ -122,7 +123,7 @@ def _targets(
 
 
 def _slice(indices: range, width: int = 1) -> slice:
-    """Of the rows or columns, `width` for each index."""
+    """Returns the slice of rows or columns that belong to `indices`, with `width` of them per index."""
     return slice(indices.start * width, indices.stop * width)
 
 
@@ -133,7 +134,7 @@ def _copy(weight: torch.Tensor, array: NDArray[Any]) -> None:
 
 
 def _as_tensor(array: NDArray[Any]) -> torch.Tensor:
-    """The same memory; torch knows no bfloat16 of numpy's."""
+    """Returns a tensor that shares the memory of `array`. Torch does not accept bfloat16 arrays from numpy directly."""
     if array.dtype == ml_dtypes.bfloat16:
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(array)

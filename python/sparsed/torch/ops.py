@@ -1,7 +1,7 @@
-"""torch operators ``sparsed::attention``, ``sparsed::attention_and_select`` and ``sparsed::attend``.
+"""The torch operators ``sparsed::attention``, ``sparsed::attention_and_select`` and ``sparsed::attend``.
 
-``torch.compile`` takes them whole, without a graph break. A pattern crosses them as a bool tensor, a ``PatternCache``
-as a number.
+``torch.compile`` includes them in its graph without a break. The arguments of an operator are tensors and numbers, so a
+pattern is passed as a bool tensor and a ``PatternCache`` as a number.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .masks import key_mask as to_key_mask
 __all__ = ["attend", "attention", "attention_and_select", "cache_handle"]
 
 _QKV = "Tensor q, Tensor k, Tensor v"
-# A CUDA graph would replay the patterns of the call that it was captured from. Older releases of torch have no tag.
+# A CUDA graph would replay the patterns of the call that it captured. Older releases of torch do not have this tag.
 _TAGS: dict[str, Any] = {"tags": (torch.Tag.cudagraph_unsafe,)} if hasattr(torch.Tag, "cudagraph_unsafe") else {}
 
 
@@ -33,7 +33,7 @@ def attention(
     scale: float | None = None,
     key_mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Computes dense or block-sparse attention, as ``sparsed.attention``.
+    """Computes dense or block-sparse attention, as ``sparsed.attention`` does.
 
     B batch, H query heads, H_kv key/value heads, L queries, S keys, D head_dim, b block size.
 
@@ -41,17 +41,17 @@ def attention(
         q: Queries (B, H, L, D).
         k: Keys (B, H_kv, S, D).
         v: Values (B, H_kv, S, D).
-        block_mask: (B, H, ceil(L / b), ceil(S / b)) bool, the key blocks of each query block; None: dense.
-        block_size: b, of ``block_mask``.
-        scale: Finite and above 0; None: 1 / sqrt(D).
-        key_mask: (B, S) bool, True for a real key; or a 4-axis mask of ``scaled_dot_product_attention`` that hides the
-            same keys from every query.
+        block_mask: (B, H, ceil(L / b), ceil(S / b)) bool, the key blocks of each query block. None is dense.
+        block_size: The block size b of ``block_mask``.
+        scale: The factor of the scores, finite and above 0. None is 1 / sqrt(D).
+        key_mask: (B, S) bool, True for real keys; or a mask with 4 axes, as ``scaled_dot_product_attention`` takes it,
+            that hides the same keys from every query.
 
     Returns:
-        out (B, H, L, D) in q's dtype and memory order.
+        The output (B, H, L, D) in q's dtype and memory order.
 
     Raises:
-        TypeError, ValueError: As ``sparsed.attention``.
+        TypeError, ValueError: For the same reasons as in ``sparsed.attention``.
     """
     _refuse_gradients("attention", q, k, v)
     return cast(torch.Tensor, torch.ops.sparsed.attention(q, k, v, block_mask, block_size, scale, key_mask))
@@ -70,13 +70,13 @@ def attention_and_select(
     selection_scale: float | None = None,
     key_mask: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Computes dense attention and selects the blocks to keep, as ``sparsed.attention_and_select``.
+    """Computes dense attention and selects the blocks to keep, as ``sparsed.attention_and_select`` does.
 
-    Arguments as there; ``key_mask`` as in ``attention``.
+    The arguments are described there, except that ``key_mask`` is that of ``attention``.
 
     Returns:
-        (out, block_mask): what ``attention`` takes. On a CUDA device the mask waits for it, as a ``PatternCache`` does
-        not.
+        The output and the block mask for ``attention``. On a CUDA device this call waits until the mask is there; a
+        ``PatternCache`` does not need to wait.
     """
     _refuse_gradients("attention_and_select", q, k, v)
     return cast(
@@ -97,29 +97,31 @@ def attend(
     *,
     scale: float | None = None,
 ) -> torch.Tensor:
-    """Computes one layer's attention in the current step of a cache, as ``PatternCache.attend``.
+    """Computes one layer's attention in the current step of a cache, as ``PatternCache.attend`` does.
 
     Args:
-        handle: Of ``cache_handle``. Code that is compiled for it serves all steps and generations of that cache.
-        layer: The layer, from 0.
+        handle: The number that ``cache_handle`` returned. Compiled code works for all steps and generations of that
+            cache.
+        layer: The number of the layer, from 0.
         q: Queries (B, H, L, D).
         k: Keys (B, H_kv, L, D).
         v: Values (B, H_kv, L, D).
-        key_mask: As in ``attention``.
-        scale: Finite and above 0; None: 1 / sqrt(D).
+        key_mask: The mask of real keys, see ``attention``.
+        scale: The factor of the scores, finite and above 0. None is 1 / sqrt(D).
 
     Returns:
-        out (B, H, L, D) in q's dtype and memory order.
+        The output (B, H, L, D) in q's dtype and memory order.
 
     Raises:
-        TypeError, ValueError: As ``PatternCache.attend``; also a handle whose cache is gone.
+        TypeError, ValueError: For the same reasons as in ``PatternCache.attend``, or because the cache of the handle no
+            longer exists.
     """
     _refuse_gradients("attend", q, k, v)
     return cast(torch.Tensor, torch.ops.sparsed.attend(q, k, v, key_mask, scale, handle, layer))
 
 
 class Attends(Protocol):
-    """A ``PatternCache``, or what stands for one."""
+    """A ``PatternCache``, or another object with its ``attend``."""
 
     def attend(
         self,
@@ -139,7 +141,7 @@ _numbers = itertools.count()
 
 
 def cache_handle(cache: Attends) -> int:
-    """Returns the number by which ``attend`` finds a cache, always the same one; it does not keep the cache alive."""
+    """Returns the number by which ``attend`` finds a cache. It stays the same and does not keep the cache alive."""
     for number, known in _caches.items():
         if known is cache:
             return number
@@ -149,7 +151,7 @@ def cache_handle(cache: Attends) -> int:
 
 
 def _pattern(mask: torch.Tensor, block_size: int, q_len: int, kv_len: int) -> sparsed.BlockPattern:
-    """Read anew in every call: nothing tells whether a tensor was written to since."""
+    """Makes a pattern from a block mask. Every call does so again, because nothing shows whether the mask changed."""
     return sparsed.BlockPattern.from_mask(mask.cpu(), block_size=block_size, q_len=q_len, kv_len=kv_len)
 
 
@@ -236,7 +238,7 @@ def _attend(
 
 
 def _new_output(q: torch.Tensor) -> torch.Tensor:
-    """An output as the kernels allocate it: in q's memory order."""
+    """Returns an empty output in q's memory order, as the kernels allocate it."""
     batch, heads, length, head_dim = q.shape
     head_stride = q.stride(1) if heads != 1 else length * head_dim
     token_stride = q.stride(2) if length != 1 else head_dim

@@ -1,7 +1,7 @@
-"""A model in parts: its layers over several devices of one process, or its heads over the processes of a group.
+"""Splits a model: its layers over several devices of one process, or its heads over the processes of a group.
 
-Patterns belong to heads, so processes that share the heads select and reuse each their own; nothing is exchanged but
-the sums behind the two row-split projections of each layer.
+Patterns belong to heads, so each process of a group selects and reuses the patterns of its heads. The processes
+exchange only the sums after the two row-split projections of each layer.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ _UNITS = ("embedding", "layers", "final_norm", "head")
 
 
 class HeadShare:
-    """What one process of a group computes of each layer; without a group, everything.
+    """The part of each layer that one process of a group computes. Without a group, it is the whole layer.
 
     Attributes:
-        heads, kv_heads: indices of the query heads and of the key/value heads that they use.
-        mlp_columns: indices of the MLP's inner columns.
+        heads, kv_heads: The indices of the query heads, and of the key/value heads that they use.
+        mlp_columns: The indices of the MLP's inner columns.
 
     Args:
-        config: of the whole model.
-        group: a torch.distributed process group, the same in all its processes.
+        config: The config of the whole model.
+        group: A torch.distributed process group that contains this process.
 
     Raises:
-        ValueError: heads or columns that cannot be split evenly; this process is not in the group.
+        ValueError: Heads or columns cannot be split evenly, or this process is not in the group.
     """
 
     def __init__(self, config: ModelConfig, group: dist.ProcessGroup | None = None) -> None:
@@ -43,7 +43,7 @@ class HeadShare:
         self.mlp_columns = self._part("intermediate_size", config.intermediate_size, rank)
         if self._size <= config.num_kv_heads or self._size % config.num_kv_heads:
             self.kv_heads = self._part("num_kv_heads", config.num_kv_heads, rank)
-        else:  # several processes use the same key/value head
+        else:  # there are more processes than key/value heads, so several use the same one
             only = rank * config.num_kv_heads // self._size
             self.kv_heads = range(only, only + 1)
 
@@ -56,7 +56,7 @@ class HeadShare:
         return range(rank * width, (rank + 1) * width)
 
     def all_reduce(self, partial: Tensor) -> Tensor:
-        """The sum of all processes' tensors, in place."""
+        """Replaces `partial` by the sum of all processes' tensors, and returns it."""
         if self._size > 1:
             dist.all_reduce(partial, group=self._group)
         return partial
@@ -65,7 +65,8 @@ class HeadShare:
         """Raises ValueError in all processes unless they hold the same tokens (B, l)."""
         if self._size == 1:
             return
-        # A polynomial hash that wraps around; the largest of h and of -h tell whether all are equal.
+        # All processes have the same hash h exactly if the maximum of h is the minimum of h. One reduction finds both,
+        # since the maximum of -h is the negative minimum of h. The products of the hash may wrap around.
         flat = tokens.flatten()
         weights = torch.arange(1, flat.numel() + 1, device=flat.device) * 0x9E3779B97F4A7C1 + 1
         digest = (flat + 1).mul(weights).sum() >> 2
@@ -79,16 +80,16 @@ class HeadShare:
 
 
 def resolve_device_map(network: nn.Module, device_map: str | Mapping[str, Any], layer_class: str) -> dict[str, Any]:
-    """Module names and their devices, by accelerate where `device_map` is one of its strategies.
+    """Returns the devices of modules by name. The library accelerate chooses them if `device_map` is a strategy.
 
     Args:
-        network: on the meta device.
-        device_map: "auto", "balanced", "balanced_low_0", "sequential", or names and devices.
-        layer_class: name of the modules that stay on one device.
+        network: The network on the meta device.
+        device_map: A strategy ("auto", "balanced", "balanced_low_0" or "sequential"), or the devices by module name.
+        layer_class: The class name of the modules that must not be split.
 
     Raises:
         ImportError: accelerate is not installed.
-        ValueError: an unknown strategy, a module without a device, weights on the disk.
+        ValueError: The strategy is unknown, or weights would lie on the disk.
     """
     accelerate = _accelerate()
     if isinstance(device_map, str):
@@ -110,7 +111,11 @@ def resolve_device_map(network: nn.Module, device_map: str | Mapping[str, Any], 
 
 
 def place(network: nn.Module, devices: Mapping[str, Any]) -> None:
-    """Gives every module (uninitialised) memory on its device."""
+    """Allocates the memory of every module on its device, without initialising it.
+
+    Raises:
+        ValueError: A module has no device.
+    """
     for name, module in network.named_modules():
         if next(module.children(), None) is None:
             holders = [key for key in devices if key == "" or name == key or name.startswith(f"{key}.")]
@@ -122,7 +127,7 @@ def place(network: nn.Module, devices: Mapping[str, Any]) -> None:
 
 
 def dispatch(network: nn.Module, devices: Mapping[str, Any]) -> None:
-    """Makes activations follow the layers from device to device."""
+    """Adds hooks that move activations to the device of each layer."""
     _accelerate().dispatch_model(network, device_map=dict(devices), force_hooks=True)
 
 

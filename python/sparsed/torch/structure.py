@@ -1,4 +1,4 @@
-"""Finds the attention layers of a model by what they are made of, not by the names of their classes."""
+"""Finds the attention layers of a model by the modules that they contain, not by the names of their classes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["AttentionLayer", "find_layers"]
 
 
 def _projection(letter: str, *words: str) -> re.Pattern[str]:
-    """q_proj, wq, query, query_layer, to_q, linear_q ..."""
+    """Returns a pattern for the name of a projection: q_proj, wq, query, query_layer, to_q, linear_q ..."""
     name = "|".join((letter, *words))
     part = "proj|projection|lin|linear|layer"
     return re.compile(rf"(w_?)?({name})(_?({part}))?|(to|{part}|w|fc)_?({name})", re.IGNORECASE)
@@ -34,14 +34,15 @@ _CROSS = re.compile("cross|encoder_attn|enc_?dec", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class AttentionLayer:
-    """One attention layer: a module whose forward pass projects and attends.
+    """An attention layer: a module whose forward pass projects queries, keys and values and computes attention.
 
     Attributes:
-        name: Its path in the model.
+        name: The path of the module in the model.
+        module: The module.
         projections: The names of its query, key, value (or fused) and output projections.
-        rotary: The path of what turns queries and keys; None where transformers dispatches the attention.
-        q_width: Features of all query heads.
-        kv_width: Features of all key heads.
+        rotary: The path of its rotary module or buffer. None if transformers dispatches the attention.
+        q_width: The number of features of all query heads.
+        kv_width: The number of features of all key heads.
     """
 
     name: str
@@ -53,28 +54,28 @@ class AttentionLayer:
 
     @property
     def groups(self) -> int:
-        """Query heads that share a key/value head."""
+        """The number of query heads that share a key/value head."""
         return self.q_width // self.kv_width
 
     @property
     def place(self) -> str:
-        """The path with the layer's number open: "model.layers.*.self_attn"."""
+        """The path with a * for the number of the layer: "model.layers.*.self_attn"."""
         return re.sub(r"(^|(?<=\.))\d+(?=\.|$)", "*", self.name)
 
     @property
     def is_local(self) -> bool:
-        """Whether it sees a sliding window, as some layers of ModernBERT do: it stays as it is."""
+        """Whether the layer sees only a sliding window, as some of ModernBERT do. Such layers stay as they are."""
         return is_dispatched(self.module) and getattr(self.module, "sliding_window", None) is not None
 
 
 def find_layers(model: nn.Module) -> list[AttentionLayer]:
-    """The attention layers in the order of the model's modules, those with a sliding window too.
+    """Returns the attention layers in the order of the model's modules, including those with a sliding window.
 
-    Known are layers that project, turn by a rotary module and project back, and those whose attention transformers
-    dispatches by ``attn_implementation``.
+    A known layer has input projections, a rotary module and an output projection, or it has input projections and
+    transformers dispatches its attention by ``attn_implementation``.
 
     Raises:
-        ValueError: None found, or layers of different kinds; the message says what was there.
+        ValueError: No layer was found, or there are layers of different kinds. The message says what was found.
     """
     layers, near = [], []
     for name, module in model.named_modules():
@@ -125,7 +126,7 @@ def _check_layers(model: str, layers: list[AttentionLayer]) -> None:
 
 
 def is_dispatched(module: nn.Module) -> bool:
-    """Whether transformers calls an attention function for it, the one that its config names."""
+    """Returns whether transformers dispatches the module's attention to the function that its config names."""
     if not hasattr(getattr(module, "config", None), "_attn_implementation"):
         return False
     code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
@@ -133,7 +134,10 @@ def is_dispatched(module: nn.Module) -> bool:
 
 
 def _projections(module: nn.Module) -> tuple[tuple[str, ...], int, int] | None:
-    """Names and widths: query, key, value and output, or fused and output; without the output where there is none."""
+    """Returns the names of a module's projections and the widths of its queries and keys, or None.
+
+    The names are those for query, key, value and output, or for fused and output. The output may be missing.
+    """
     linear: dict[str, Any] = {name: child for name, child in module.named_children() if _is_linear(child)}
     q, k, v, out, fused = (
         next((name for name in linear if kind.fullmatch(name)), None) for kind in (_QUERY, _KEY, _VALUE, _OUT, _FUSED)
@@ -153,12 +157,12 @@ def _projections(module: nn.Module) -> tuple[tuple[str, ...], int, int] | None:
 
 
 def _is_linear(module: nn.Module) -> bool:
-    """``nn.Linear`` and what replaces it: quantised, with adapters."""
+    """Returns whether a module is a linear layer, which need not be an ``nn.Linear``: it may be quantised."""
     return all(isinstance(getattr(module, name, None), int) for name in ("in_features", "out_features"))
 
 
 def _rotary(model: nn.Module, name: str) -> str | None:
-    """The rotary module (or its buffers) of a layer or of what holds it, the nearest one."""
+    """Returns the path of the nearest rotary module or buffer, in the layer or in a module around it."""
     for path, holder in _from_inside(model, name):
         for child, module in holder.named_children():
             if _ROTARY.search(child) or _ROTARY.search(type(module).__name__):

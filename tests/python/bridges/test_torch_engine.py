@@ -87,7 +87,7 @@ def test_is_the_native_engine(tmp_path, name, changes, dtype) -> None:
 def test_the_mlp_takes_long_sequences_in_parts(tmp_path, monkeypatch) -> None:
     model = sparsed.load_model(write_checkpoint(tmp_path, tiny_config("dream_7b")), engine="torch")
     whole = model.forward(random_ids())
-    monkeypatch.setattr(engine, "_MLP_ROWS", 5)
+    monkeypatch.setattr(engine, "_MLP_TOKENS", 5)
     np.testing.assert_allclose(model.forward(random_ids()), whole, atol=ORDER)
 
 

@@ -187,7 +187,7 @@ def test_long_inputs_pass_the_mlp_in_parts(tmp_path, monkeypatch) -> None:
     model, _, _ = make(tmp_path, "llada_8b")
     ids = random_ids()
     whole = model.forward(ids)
-    monkeypatch.setattr("sparsed.models.transformer._MLP_ROWS", 5)
+    monkeypatch.setattr("sparsed.models.transformer._MLP_TOKENS", 5)
     assert np.array_equal(model.forward(ids), whole)
 
 

@@ -232,7 +232,7 @@ def test_git_lfs_pointers_in_a_tokenizer(tmp_path, name) -> None:
         (GGUF, "is a GGUF file"),
         (b"PK\x03\x04" + bytes(80), "is pickled PyTorch weights"),
         (b"<!doctype html>\n<html>", "is a web page"),
-        (b"something else", "is truncated or no safetensors file"),
+        (b"something else", "is truncated or not a safetensors file"),
     ],
 )
 def test_weights_of_another_kind_under_the_name_of_safetensors(tmp_path, content, expected) -> None:

@@ -79,7 +79,7 @@ def test_selection(tmp_path: Path) -> None:
         ratio = row["median_s"] / dense["median_s"]
         assert row.get("overhead", ratio - 1) == pytest.approx(ratio - 1)
         assert row.get("share", ratio) == pytest.approx(ratio)
-    assert "selection alone ms" in tables.markdown(content)
+    assert "only selection ms" in tables.markdown(content)
 
 
 def test_linear(tmp_path: Path) -> None:

@@ -22,7 +22,10 @@ train: Any = importlib.import_module("training.train")
 vocabulary_module: Any = importlib.import_module("training.vocabulary")
 
 SHAPE = model_module.Shape(width=32, layers=2, heads=2, mlp=32, max_length=4096)
-PHASES = (train.Phase(128, 3, tokens=256, sparse=0.5, own=1.0), train.Phase(2048, 3, tokens=2048, local=0.5, own=0.7))
+PHASES = (
+    train.Phase(128, 3, tokens=256, sparse=0.5, longest=1.0),
+    train.Phase(2048, 3, tokens=2048, local=0.5, longest=0.7),
+)
 OPTIONS = train.Options(names=30, shape=SHAPE, phases=PHASES, warmup=2)
 
 

@@ -5,7 +5,7 @@ namespace sparsed::cuda {
 template DeviceKernel kernel_sm90<64>(DType, const Plan&);
 
 bool has_sm90a_kernels() {
-#if defined(SPARSED_SM90A)  // by CMakeLists.txt, from the architectures
+#if defined(SPARSED_SM90A)  // CMakeLists.txt defines it if the architectures include 9.0a
   return true;
 #else
   return false;
