@@ -76,17 +76,17 @@ class Tokenizer:
         """Tokens that the tokenizer knows, the added ones included."""
         return self._backend.get_vocab_size(with_added_tokens=True)
 
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+    def encode(self, text: str, add_special_tokens: bool = True, *, repeat_bos: bool = False) -> list[int]:
         """The ids of `text`, with the special tokens that the folder's files put around a text.
-
-        A text that begins with bos does not get a second one.
 
         Args:
             text: what to encode.
             add_special_tokens: False leaves these special tokens out.
+            repeat_bos: give a text that begins with bos a second one, as transformers does; by default it gets none.
 
         Raises:
             TypeError: text is not a str.
+            ValueError: text has half a surrogate pair, which is no Unicode.
         """
         plain = self._encode(text, add_special_tokens=False)
         if not add_special_tokens:
@@ -94,7 +94,7 @@ class Tokenizer:
         marked = self._encode(text, add_special_tokens=True)
         bos = [self.bos_token_id]
         second = len(marked) > len(plain) and plain[:1] == bos and marked[:2] == bos * 2
-        return marked[1:] if second else marked
+        return marked[1:] if second and not repeat_bos else marked
 
     def decode(self, ids: ArrayLike, skip_special_tokens: bool = True) -> str:
         """The text of `ids` (n,).
