@@ -56,7 +56,7 @@ def test_a_folder_called_demo_comes_first(capsys, tmp_path, monkeypatch) -> None
     (tmp_path / "demo").unlink()
     (tmp_path / "demo").mkdir()
     status, _, err = run(capsys, "generate", "demo", TEXT)
-    assert status == 2 and "exist in demo" in err
+    assert status == 2 and "demo/config.json does not exist" in err
 
 
 def test_generate_reads_files_and_stdin(capsys, tmp_path, monkeypatch) -> None:

@@ -16,6 +16,7 @@ from ..generation.generate import generate
 from ..generation.kv_cache import DelayedCache, DualCache, KVCachePolicy, PrefixCache
 from ..generation.sampling import SAMPLERS, DreamSampler, LLaDASampler, Sampler
 from ..models.files import decode_text, demo_model_folder, find_folder, read_text
+from ..models.loader import read_config
 from ..models.tokenizer import Tokenizer, load_tokenizer
 from .cli_options import add_engine_options, load_chosen
 from .parser import option
@@ -130,6 +131,7 @@ def run_generate(args: argparse.Namespace) -> int:
     sparse = _sparse_config(args)
     folder = find_folder(args.model, "generate")
     text = _prompt_text(args)
+    read_config(folder)  # what a folder is that holds no model here counts before its tokenizer
     tokenizer = load_tokenizer(folder)
     _check_known(tokenizer, text, folder)
     progress = args.progress or (sys.stderr.isatty() and not args.quiet)
