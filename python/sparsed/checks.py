@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
@@ -9,6 +10,16 @@ from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+
+def store_plain_numbers(owner: Any) -> None:
+    """Stores the numbers of a frozen dataclass, which may be scalars of numpy, as Python's int and float."""
+    for field in dataclasses.fields(owner):
+        value = getattr(owner, field.name)
+        if isinstance(value, Integral) and not isinstance(value, bool):
+            object.__setattr__(owner, field.name, int(value))
+        elif isinstance(value, Real) and not isinstance(value, bool):
+            object.__setattr__(owner, field.name, float(value))
 
 
 class SparsedWarning(UserWarning):

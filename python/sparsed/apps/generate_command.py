@@ -15,7 +15,8 @@ from ..generation.generate import generate
 from ..generation.kv_cache import DelayedCache
 from ..generation.sampling import SAMPLERS, DreamSampler, LLaDASampler, Sampler
 from ..kernels.config import BLOCK_SIZES, SlidingWindow, Sparse, SparseConfig, StreamingLLM
-from ..models.files import demo_model_folder, find_folder, read_text
+from ..models.files import decode_text, demo_model_folder, find_folder, read_text
+from ..models.loader import read_config
 from ..models.tokenizer import Tokenizer, load_tokenizer
 from .cli_options import add_engine_options, load_chosen
 from .methods import CACHE_KINDS
@@ -133,6 +134,7 @@ def run_generate(args: argparse.Namespace) -> int:
     sparse = _sparse_config(args)
     folder = find_folder(args.model, "generate")
     text = _prompt_text(args)
+    read_config(folder)  # what a folder is that holds no model here counts before its tokenizer
     tokenizer = load_tokenizer(folder)
     _check_known(tokenizer, text, folder)
     progress = args.progress or (sys.stderr.isatty() and not args.quiet)
@@ -208,7 +210,7 @@ def _prompt_text(args: argparse.Namespace) -> str:
     if args.prompt_file is not None:
         text = read_text(args.prompt_file)
     elif given:
-        text = str(sources[source])
+        text = str(sources[source]).removeprefix("\ufeff")  # $(cat FILE) hands on the mark of a file
     elif sys.stdin.isatty():
         raise ValueError("generate: no prompt, expected --prompt, --prompt-file, PROMPT or text on stdin")
     else:
@@ -222,10 +224,9 @@ def _prompt_text(args: argparse.Namespace) -> str:
 
 
 def _read_stdin() -> str:
-    try:
-        return sys.stdin.read().removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"stdin is not {error.encoding.upper()}: {error}") from error
+    """The text on stdin, read like a prompt file, whatever the encoding of the terminal."""
+    stream = getattr(sys.stdin, "buffer", None)  # a stdin that a program put in its place may hold text only
+    return decode_text(sys.stdin.read().encode() if stream is None else stream.read(), "stdin")
 
 
 def _check_known(tokenizer: Tokenizer, text: str, folder: Path) -> None:

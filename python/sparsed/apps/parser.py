@@ -12,7 +12,14 @@ from typing import Any, NoReturn
 _INVALID_CHOICE = re.compile(r"invalid choice: '(.*?)' \(choose from (.*)\)$")
 _NAMED_FIRST = re.compile(r"(\w+): (\w+)(?=(?:\[\d+\])? (?:is|has)\b)")
 # Arguments of the library that have another name on the command line.
-_ALIASES = {"generate: folder": "MODEL_DIR", "eval: folder": "MODEL_DIR", "set_num_threads: n": "--threads"}
+_ALIASES = {
+    "generate: folder": "MODEL_DIR",
+    "eval: folder": "MODEL_DIR",
+    "set_num_threads: n": "--threads",
+    "TaskSet: task": "--tasks",
+}
+# The end of an error about a key of a model's file; a key can have the name of an option.
+_OF_A_FILE = re.compile(r" \(in [^()]+\.json\)$")
 
 
 class HelpFormatter(argparse.HelpFormatter):
@@ -65,6 +72,8 @@ def in_terms_of_options(error: Exception, arguments: Mapping[str, Any]) -> str:
         arguments: Values by the name of the option.
     """
     message = str(error)
+    if _OF_A_FILE.search(message):
+        return message
     for name, value in arguments.items():
         for path in _paths(value):
             if isinstance(error, OSError) and error.filename is not None and Path(error.filename) == path:
@@ -86,7 +95,8 @@ def _paths(value: Any) -> list[Path]:
     """Returns the files of an option: FILE, or a list of NAME=FILE."""
     if isinstance(value, Path):
         return [value]
-    return [Path(str(entry).rpartition("=")[2]) for entry in value] if isinstance(value, list) else []
+    named = [str(entry).rpartition("=") for entry in value] if isinstance(value, list) else []
+    return [Path(path) for _, equals, path in named if equals]
 
 
 def option(name: str) -> str:

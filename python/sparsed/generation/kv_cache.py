@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checks import Checker
+from ..checks import Checker, store_plain_numbers
 from ..models.key_values import KeyValues
 
 __all__ = ["DelayedCache", "DualCache", "KVCachePolicy", "KVCacheSchedule", "PrefixCache"]
@@ -56,8 +56,7 @@ class KVCachePolicy(abc.ABC):
     def __post_init__(self) -> None:
         """Checks the field and stores a plain Python integer."""
         Checker(type(self).__name__).integer("refresh", self.refresh, low=1, optional=True)
-        if self.refresh is not None:
-            object.__setattr__(self, "refresh", int(self.refresh))
+        store_plain_numbers(self)
 
     def is_full(self, forward: Forward) -> bool:
         """Returns whether every token is computed."""

@@ -19,6 +19,7 @@ from ..kernels.pattern_cache import PatternCache
 from .generate import generate
 from .notes import ever_sparse, log_notes, notes_before
 from .predict import predict
+from .samplers.logits import checked
 from .sampling import FloatArray, IntArray, LLaDASampler
 
 if TYPE_CHECKING:
@@ -151,6 +152,7 @@ def _mask_counts(length: int, samples: int, rng: np.random.Generator) -> IntArra
 
 def _log_probability(logits: FloatArray, tokens: IntArray) -> float:
     """The sum of the tokens' (k,) log-probabilities under logits (k, V)."""
+    logits = checked(logits, "log_likelihood")
     above = logits - logits.max(axis=1, keepdims=True)
     of_tokens = np.take_along_axis(above, tokens[:, None], axis=1)[:, 0]
     return float((of_tokens - np.log(np.exp(above).sum(axis=1, dtype=np.float64))).sum())

@@ -79,11 +79,11 @@ def read_text(path: Path, max_bytes: int = MAX_BYTES) -> str:
     size = os.stat(path).st_size
     if size > max_bytes:
         raise ValueError(f"{path} has {size} bytes, expected at most {max_bytes}")
-    return decode_text(path.read_bytes(), str(path)).replace("\r\n", "\n").replace("\r", "\n")
+    return decode_text(path.read_bytes(), str(path))
 
 
 def decode_text(data: bytes, source: str) -> str:
-    """Decodes the UTF-8 text in `data` and removes its byte order mark.
+    """Decodes the UTF-8 text in `data`, removes its byte order mark and ends each line with a line feed.
 
     Raises:
         ValueError: The text has another encoding, or is a Git LFS pointer.
@@ -96,9 +96,10 @@ def decode_text(data: bytes, source: str) -> str:
     if encoding is not None:
         raise ValueError(f"{source} is not UTF-8: it is {encoding}, so save it as UTF-8")
     try:
-        return data.removeprefix(codecs.BOM_UTF8).decode("utf-8")
+        text = data.removeprefix(codecs.BOM_UTF8).decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{source} is not UTF-8: {error}") from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_json(path: Path, max_bytes: int = MAX_CONFIG_BYTES) -> dict[str, Any]:

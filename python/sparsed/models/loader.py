@@ -18,6 +18,7 @@ from ..kernels import ops
 from ..progress import progress_bar
 from . import (
     DTYPES,
+    Architecture,
     ConfigReader,
     Layer,
     ModelConfig,
@@ -113,14 +114,7 @@ def load_model(
     if len(given) > 1 and "device_map" in given:
         raise ValueError(f"load_model: device_map and {given[0]} are given, expected only device_map")
     path = find_folder(folder, "load_model")
-    config_path = path / "config.json"
-    if adapter := recognise.adapter(path):
-        raise ValueError(f"load_model: {path} is {adapter}")
-    if not config_path.is_file():
-        raise FileNotFoundError(f"load_model: {config_path} does not exist{recognise.contents(path)}")
-    values = read_json(config_path)
-    architecture = find_architecture(values, str(config_path))
-    config = _read_generation(architecture.read_config(ConfigReader(values, str(config_path))), path)
+    config, architecture = read_config(path)
     checkpoint = Checkpoint(path)
     ends = check_tensors(checkpoint, config, architecture.names)
     bytes_read = {"total": checkpoint.nbytes, "unit": "B", "unit_scale": True, "unit_divisor": 1024}
@@ -131,6 +125,22 @@ def load_model(
 
             return load_transformer(checkpoint, config, architecture.names, ends, name, device, device_map, group)
         return _Packer(checkpoint, name).transformer(config, architecture.names, ends)
+
+
+def read_config(path: Path) -> tuple[ModelConfig, Architecture]:
+    """What the files of a folder say about its model, without the weights.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_model`.
+    """
+    config_path = path / "config.json"
+    if adapter := recognise.adapter(path):
+        raise ValueError(f"load_model: {path} is {adapter}")
+    if not config_path.is_file():
+        raise FileNotFoundError(f"load_model: {config_path} does not exist{recognise.contents(path)}")
+    values = read_json(config_path)
+    architecture = find_architecture(values, str(config_path))
+    return _read_generation(architecture.read_config(ConfigReader(values, str(config_path))), path), architecture
 
 
 def _read_generation(config: ModelConfig, path: Path) -> ModelConfig:

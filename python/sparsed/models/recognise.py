@@ -58,6 +58,7 @@ class _Kind(NamedTuple):
     what: str
 
 
+_TOKENIZER = "a tokenizer without a model: load_tokenizer reads it"
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 # Files that a folder without config.json or without weights may hold instead.
 _CONTENTS = (
@@ -74,8 +75,8 @@ _CONTENTS = (
     _Kind("*.msgpack", "weights of Flax: save them as safetensors"),
     _Kind("*.onnx", "an ONNX model, which ONNX Runtime runs"),
     _Kind("*/config.json", "the model in a folder below it: give that folder"),
-    _Kind("tokenizer*", "a tokenizer without a model: load_tokenizer reads it"),
-    _Kind("vocab*", "a tokenizer without a model: load_tokenizer reads it"),
+    _Kind("tokenizer*", _TOKENIZER),
+    _Kind("vocab*", _TOKENIZER),
 )
 LFS_POINTER = (
     "a Git LFS pointer, which stands for the file: fetch the file itself with `git lfs pull` (or with `hf download`)"
@@ -126,10 +127,20 @@ def adapter(folder: Path) -> str | None:
 
 def contents(folder: Path) -> str:
     """Describes the content of a folder without weights, as the end of an error message."""
-    if any((folder / name).is_file() for name in _WEIGHTS):
-        return ""
-    known = next((row.what for row in _CONTENTS if next(folder.glob(row.pattern), None)), None)
+    known = _contents(folder)
     return f"; the folder holds {known}" if known else ""
+
+
+def without_tokenizer(folder: Path) -> str:
+    """Describes the content of a folder without tokenizer files, as the end of an error message."""
+    known = adapter(folder) or _contents(folder)
+    return f"; the folder holds {known}" if known and known != _TOKENIZER else ""
+
+
+def _contents(folder: Path) -> str | None:
+    if any((folder / name).is_file() for name in _WEIGHTS):
+        return None
+    return next((row.what for row in _CONTENTS if next(folder.glob(row.pattern), None)), None)
 
 
 def first_bytes(data: bytes) -> str | None:

@@ -77,14 +77,13 @@ class Tokenizer:
         """The number of tokens that the tokenizer knows, including the added ones."""
         return self._backend.get_vocab_size(with_added_tokens=True)
 
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+    def encode(self, text: str, add_special_tokens: bool = True, *, repeat_bos: bool = False) -> list[int]:
         """Returns the ids of `text`, with the special tokens that the folder's files put around a text.
-
-        A text that begins with the bos token does not get a second one.
 
         Args:
             text: The text to encode.
             add_special_tokens: False leaves out the special tokens around the text.
+            repeat_bos: Give a text that begins with the bos token a second one, as transformers does.
 
         Raises:
             TypeError: `text` is not a str.
@@ -96,7 +95,7 @@ class Tokenizer:
         marked = self._encode(text, add_special_tokens=True)
         bos = [self.bos_token_id]
         second = len(marked) > len(plain) and plain[:1] == bos and marked[:2] == bos * 2
-        return marked[1:] if second else marked
+        return marked[1:] if second and not repeat_bos else marked
 
     def decode(self, ids: ArrayLike, skip_special_tokens: bool = True) -> str:
         """Returns the text of `ids` (n,).

@@ -10,6 +10,7 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
+from . import recognise
 from .files import MAX_BYTES, read_json, read_text
 from .token_declarations import Declarations, is_id
 
@@ -42,7 +43,9 @@ def load_backend(folder: Path, declared: Declarations) -> tokenizers.Tokenizer:
     else:
         others = [name for name in _OTHER_FORMS if (folder / name).is_file()]
         hint = (
-            f" ({others[0]} is another form: save_pretrained of transformers writes a tokenizer.json)" if others else ""
+            f" ({others[0]} is another form: save_pretrained of transformers writes a tokenizer.json)"
+            if others
+            else recognise.without_tokenizer(folder)
         )
         raise FileNotFoundError(
             f"load_tokenizer: neither tokenizer.json nor vocab.json and merges.txt exist in {folder}{hint}"

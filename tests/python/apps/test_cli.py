@@ -62,6 +62,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
         (["generate", MODEL, ""], "PROMPT is empty"),
         (["generate", MODEL, "--prompt", " \n"], "--prompt is empty"),
         (["generate", "nowhere", "the"], "MODEL_DIR is 'nowhere', expected an existing folder or 'demo'"),
+        (["eval", "demo", "--tasks", "vtt"], "--tasks is 'vtt', expected one of"),
         (["eval", "demo", "--lengths", "0"], "--lengths is 0, expected an integer >= 1"),
         (["eval", "demo", "--likelihood", "nowhere.txt"], "--likelihood is nowhere.txt: No such file"),
         (["eval", "demo", "--jsonl", "vt=nowhere.jsonl"], "--jsonl is nowhere.jsonl: No such file"),
@@ -73,6 +74,42 @@ def test_errors_are_one_line_and_status_2(capsys, arguments, message) -> None:
     assert err.startswith("sparsed: error: ") and message in err and err.count("\n") == 1
     with pytest.raises((ValueError, OSError)):
         cli.main([*arguments, "--debug"])
+
+
+@pytest.mark.parametrize("command", ["generate", "eval", "heads"])
+def test_what_a_folder_is_comes_before_its_tokenizer(capsys, tmp_path, command) -> None:
+    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "tokenizer.model").write_bytes(b"")
+    text = ["the"] if command == "generate" else []
+    status, _, err = run(capsys, command, str(tmp_path), *text)
+    assert status == 2 and "an autoregressive model" in err
+
+
+def test_a_key_of_a_file_is_not_named_as_an_option(capsys, tmp_path) -> None:
+    config = json.loads((demo_model_folder() / "config.json").read_text(encoding="utf-8"))
+    (tmp_path / "config.json").write_text(json.dumps(config | {"block_length": 32}))
+    err = run(capsys, "generate", str(tmp_path), "the")[2]
+    assert err.startswith("sparsed: error: load_model: block_length is 32, expected no such key")
+
+
+def test_earlier_settings_are_named_as_they_are(capsys, tmp_path) -> None:
+    small = (
+        "eval",
+        "demo",
+        "--tasks",
+        "niah_single_1",
+        "--lengths",
+        "128",
+        "--samples",
+        "1",
+        "--out",
+        str(tmp_path / "out"),
+    )
+    methods = ("--methods", "SparseD")
+    assert run(capsys, *small, *methods)[0] == 0
+    status, _, err = run(capsys, *small, *methods, "--rho", "0.9")
+    assert status == 2 and err.startswith("sparsed: error: eval: SparseD at length 128: rho was 0.3, is 0.9")
 
 
 @pytest.mark.parametrize(

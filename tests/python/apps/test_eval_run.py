@@ -191,7 +191,7 @@ def test_eval_by_torch_leaves_caches_out(capsys, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--tasks", "cwe"], "task is 'cwe', expected one of"),
+        (["--tasks", "cwe"], "--tasks is 'cwe', expected one of"),
         (["--samples", "0"], "samples is 0, expected an integer >= 1"),
         (["--seed", "-1"], "seed is -1, expected an integer >= 0"),
         (["--lengths", "0"], "lengths is 0, expected an integer >= 1"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import fcntl
 import io
@@ -24,6 +25,7 @@ import sparsed
 from paths import DATA
 from sparsed.apps import cli, generate_command
 from sparsed.models.files import demo_model_folder
+from sparsed.models.tokenizer import Tokenizer
 
 MODEL = str(demo_model_folder())
 TEXT = "the grass is green . the magic number for zileba is 107 . question : what are the magic numbers for zileba ?"
@@ -54,7 +56,7 @@ def test_a_folder_called_demo_comes_first(capsys, tmp_path, monkeypatch) -> None
     (tmp_path / "demo").unlink()
     (tmp_path / "demo").mkdir()
     status, _, err = run(capsys, "generate", "demo", TEXT)
-    assert status == 2 and "exist in demo" in err
+    assert status == 2 and "demo/config.json does not exist" in err
 
 
 def test_generate_reads_files_and_stdin(capsys, tmp_path, monkeypatch) -> None:
@@ -67,6 +69,40 @@ def test_generate_reads_files_and_stdin(capsys, tmp_path, monkeypatch) -> None:
         assert run(capsys, "generate", MODEL, *short) == from_file
     monkeypatch.setattr(sys, "stdin", io.StringIO("\ufeff" + TEXT))
     assert run(capsys, "generate", MODEL, *short) == from_file
+
+
+def stdin_of(data: bytes, encoding: str = "utf-8") -> io.TextIOWrapper:
+    return io.TextIOWrapper(io.BytesIO(data), encoding=encoding)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1", "utf-16"])
+def test_every_source_of_a_prompt_reads_the_same_text(capsys, tmp_path, monkeypatch, encoding) -> None:
+    lines = TEXT.replace(" . ", " .\n")
+    data = codecs.BOM_UTF8 + lines.replace("\n", "\r\n").encode()
+    (tmp_path / "prompt.txt").write_bytes(data)
+    seen = []
+    monkeypatch.setattr(Tokenizer, "chat", lambda self, text: seen.append(text) or self.encode(text))
+    short = (MODEL, "--chat", "--gen-length", "1", "--steps", "1", "--dense")
+    assert run(capsys, "generate", *short, "--prompt-file", str(tmp_path / "prompt.txt"))[0] == 0
+    monkeypatch.setattr(sys, "stdin", stdin_of(data, encoding))
+    assert run(capsys, "generate", *short)[0] == 0
+    assert run(capsys, "generate", *short, "--prompt", "\ufeff" + lines)[0] == 0
+    assert run(capsys, "generate", *short, "\ufeff" + lines)[0] == 0
+    assert seen == 4 * [lines]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("the".encode("utf-16"), "stdin is not UTF-8: it is UTF-16"),
+        (b"version https://git-lfs.github.com/spec/v1\noid 1", "stdin is a Git LFS pointer"),
+        (codecs.BOM_UTF8, "stdin is empty"),
+    ],
+)
+def test_stdin_is_refused_where_a_prompt_file_is(capsys, monkeypatch, data, message) -> None:
+    monkeypatch.setattr(sys, "stdin", stdin_of(data))
+    status, _, err = run(capsys, "generate", MODEL)
+    assert status == 2 and message in err
 
 
 def test_a_prompt_that_is_the_name_of_a_file_is_warned_of(capsys, tmp_path, monkeypatch) -> None:

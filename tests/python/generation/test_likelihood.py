@@ -180,3 +180,22 @@ def test_shifted_logits_need_a_prefix(tmp_path) -> None:
     dream = sparsed.load_model(write_checkpoint(tmp_path, tiny_config("dream_7b")))
     with pytest.raises(ValueError, match="log_likelihood: prefix is empty, expected a token"):
         log_likelihood(dream, [], [5])
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_logits_that_are_no_answer_are_refused(value, monkeypatch):
+    model = FakeModel()
+    forward = model.forward
+    monkeypatch.setattr(model, "forward", lambda *args, **options: np.where(True, value, forward(*args, **options)))
+    for target in ([6], [6, 7]):
+        with pytest.raises(ValueError, match="log_likelihood: the model's logits for . of . positions have"):
+            log_likelihood(model, [5], target, samples=4, batch_size=2)
+
+
+def test_an_infinite_logit_is_certain(monkeypatch):
+    model = FakeModel()
+    certain = np.zeros((1, 1, 40), np.float32)
+    certain[..., 6] = np.inf
+    monkeypatch.setattr(model, "forward", lambda *args, **options: certain)
+    assert log_likelihood(model, [5], [6]) == 0
+    assert log_likelihood(model, [5], [7]) == -np.inf

@@ -5,6 +5,8 @@ Warnings are errors here: nothing may divide by 0 or overflow on the way.
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from fractions import Fraction
 from typing import Any
 
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 
 from fake_model import FakeModel, prompt_of
-from sparsed import DreamSampler, LLaDASampler, generate
+from sparsed import DelayedCache, DreamSampler, DualCache, LLaDASampler, generate
 from sparsed.generation.samplers.logits import guided
 from sparsed.generation.sampling import Candidates, Request, Sampler
 
@@ -116,6 +118,15 @@ def test_numbers_of_any_type(value: Any) -> None:
     for family in (LLaDASampler, DreamSampler):
         same_choice(choose(family(temperature=value), logits_of()), choose(family(temperature=0.5), logits_of()))
     same_choice(choose(DreamSampler(alg_temp=value), logits_of()), choose(DreamSampler(alg_temp=0.5), logits_of()))
+
+
+def test_numbers_are_stored_as_python_s() -> None:
+    half, three = np.float32(0.5), np.int64(3)
+    llada = LLaDASampler(block_length=three, temperature=half, cfg_scale=half, threshold=half)
+    dream = DreamSampler(temperature=half, top_p=half, top_k=three, alg_temp=half, eps=half, block_length=three)
+    for options in (llada, dream, DelayedCache(refresh=three), DualCache(refresh=three)):
+        assert "np." not in repr(options)
+        json.dumps(dataclasses.asdict(options))
 
 
 # --- filters

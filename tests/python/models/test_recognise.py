@@ -145,6 +145,23 @@ def test_adapters_are_named(tmp_path) -> None:
         sparsed.load_model(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [
+        ("llada-8b-instruct-q4_k_m.gguf", "a GGUF file, which llama.cpp runs"),
+        ("adapter_config.json", "a PEFT adapter"),
+        ("snapshots/0f1e/config.json", "Hugging Face cache"),
+        ("tokenizer_config.json", "exist in"),
+    ],
+)
+def test_folders_without_a_tokenizer_are_described(tmp_path, file, expected):
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_text("{}")
+    with pytest.raises(FileNotFoundError, match=f"^load_tokenizer: neither .*{expected}") as caught:
+        sparsed.load_tokenizer(tmp_path)
+    assert "without a model" not in str(caught.value)
+
+
 # Paths --------------------------------------------------------------------------------------------------------------
 
 

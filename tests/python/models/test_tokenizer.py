@@ -181,6 +181,8 @@ def test_bos_comes_once_and_texts_stay_whole(tmp_path) -> None:
     tokenizer = with_bos(tmp_path)
     assert tokenizer.encode("a b a b") == [0, 1, 2, 1, 2]
     assert tokenizer.encode("<s> a b") == [0, 1, 2]
+    assert tokenizer.encode("<s> a b", repeat_bos=True) == [0, 0, 1, 2]
+    assert tokenizer.encode("<s> a b", False, repeat_bos=True) == [0, 1, 2]
     assert tokenizer.chat("a b a") == [0, 1, 2, 1]
 
 

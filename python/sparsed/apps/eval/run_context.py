@@ -14,6 +14,7 @@ from ...checks import Checker
 from ...kernels.config import BLOCK_SIZES, SparseConfig
 from ...models import Model
 from ...models.files import demo_model_folder, find_folder
+from ...models.loader import read_config
 from ...models.tokenizer import Tokenizer, load_tokenizer
 from ..cli_options import add_engine_options, load_chosen
 from ..methods import Method, Preset, default_sampler, settings_of, sparse_config
@@ -89,6 +90,7 @@ class RunContext:
             if task in found and found[task] is None:
                 raise ValueError(f"eval: task {task} needs a file, expected --{_FILE_OPTIONS[task]} FILE")
         folder = demo_model_folder() if args.model is None else find_folder(args.model, "eval")
+        read_config(folder)  # as in `sparsed generate`
         tokenizer = load_tokenizer(folder)
         fits = SmallStyle.fits(tokenizer)
         preset: Preset = args.preset or ("demo" if fits else "paper")

@@ -226,8 +226,8 @@ class SparsedLM(TemplateLM):
         marks = add_special_tokens is not False
         if add_special_tokens is None and string.startswith(self._token_text(self.prefix_token_id)):
             marks = False
-        # `encode` never adds a second bos token, but lm-eval decides by the text whether one is added.
-        ids = self.tokenizer._encode(string, add_special_tokens=marks and self._add_bos_token is None)
+        # lm-eval decides by the text whether bos is repeated.
+        ids = self.tokenizer.encode(string, marks and self._add_bos_token is None, repeat_bos=True)
         if marks and self._add_bos_token and self.tokenizer.bos_token_id is not None:
             ids = [self.tokenizer.bos_token_id, *ids]
         return ids[-left_truncate_len:] if left_truncate_len else ids

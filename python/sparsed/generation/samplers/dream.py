@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ...checks import Checker
+from ...checks import Checker, store_plain_numbers
 from ...kernels import ops
 from .base import NOTHING, Candidates, Request, Sampler, block_of_step, check_blocks, steps_of_block
 from .logits import HOTTEST, FloatArray, IntArray, draw, filtered, in_parts, tempered
@@ -64,6 +64,7 @@ class DreamSampler(Sampler):
         check.number("alg_temp", self.alg_temp, low=0)
         check.number("eps", self.eps, low=0, high=1)
         check.integer("block_length", self.block_length, low=1, optional=True)
+        store_plain_numbers(self)
 
     def check(self, request: Request) -> None:
         check_blocks(request, self.block_length, steps_too=True)

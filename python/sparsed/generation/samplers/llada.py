@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ...checks import Checker
+from ...checks import Checker, store_plain_numbers
 from ...kernels import ops
 from .base import NOTHING, Candidates, Request, Sampler, block_of_step, check_blocks, steps_of_block
 from .logits import FloatArray, IntArray, checked, gumbel_max, in_parts
@@ -45,6 +45,7 @@ class LLaDASampler(Sampler):
         check.number("cfg_scale", self.cfg_scale, low=0)
         check.choice("remasking", self.remasking, ("low_confidence", "random"))
         check.number("threshold", self.threshold, low=0, high=1, optional=True)
+        store_plain_numbers(self)
 
     def check(self, request: Request) -> None:
         check_blocks(request, self.block_length, steps_too=self.threshold is None)

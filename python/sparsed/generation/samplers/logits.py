@@ -19,8 +19,10 @@ HOTTEST = 1e300
 _FLOAT32 = np.finfo(np.float32)
 
 
-def checked(logits: FloatArray) -> FloatArray:
+def checked(logits: FloatArray, owner: str = "generate") -> FloatArray:
     """Logits (n, V) whose largest value in each row is finite: +inf takes all the probability.
+
+    `owner` is the function that errors name.
 
     Raises:
         ValueError: A logit is NaN, or a row has none above -inf.
@@ -31,7 +33,7 @@ def checked(logits: FloatArray) -> FloatArray:
     for wrong, what in ((np.isnan(peak), "NaN"), (peak == -np.inf, "no token above -inf")):
         if wrong.any():
             raise ValueError(
-                f"generate: the model's logits for {np.count_nonzero(wrong)} of {len(logits)} positions have {what}, "
+                f"{owner}: the model's logits for {np.count_nonzero(wrong)} of {len(logits)} positions have {what}, "
                 "expected numbers (damaged weights, or activations that overflow)"
             )
     certain = np.where(logits == np.inf, np.float32(0), np.float32(-np.inf))
