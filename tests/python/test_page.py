@@ -89,7 +89,7 @@ def generation_of(masks: np.ndarray) -> tuple[sparsed.GenerationResult, sparsed.
     saved = cache.__getstate__()
     layers = {i: (masks.shape[1], masks.shape[1], 64, pattern, True, 15) for i, pattern in enumerate(patterns)}
     cache.__setstate__({**saved, "_state": (15, 2, 1, 1, 3, 1, length, layers)})
-    return dataclasses.replace(result, groups=(dataclasses.replace(result.groups[0], cache=cache),)), tokenizer
+    return dataclasses.replace(result, groups=(dataclasses.replace(result.groups[0], patterns=cache),)), tokenizer
 
 
 # --- without a browser -----------------------------------------------------------------------------------------------
