@@ -1,4 +1,4 @@
-// What an instruction set provides: leaf kernels behind plain function pointers. Drivers (attention.cpp, ops.cpp) own
+// What an instruction set provides: leaf kernels behind plain function pointers. Drivers (attention.cpp, ops.cpp) do
 // memory, threads and planning, and are compiled once for the baseline; isa_*.cpp fill these tables.
 #pragma once
 
@@ -31,13 +31,13 @@ struct PackRows {
 // Block sums that come out of the dense pass (fused selection). A cell is block_size keys, or a chunk where a block is
 // larger; cell sums are probabilities relative to the maximum of the chunk that the cell lies in.
 struct SelectItem {
-  float scale;     // of the selection, times log2(e)
-  bool own_scale;  // differs from the attention's: exponentiate a second time
+  float scale;         // of the selection, times log2(e)
+  bool scale_differs;  // from the attention's: exponentiate a second time
   int cell_keys;
   int64_t cells;             // ceil(padded keys / cell_keys)
-  int64_t generation_cell;   // chunks do not cross it; from here on sums are kept relative to their chunk's own maximum
+  int64_t generation_cell;   // chunks do not cross it; from here on sums are relative to their chunk's maximum
   int64_t generation_group;  // the same place as a position in the group list
-  bool generation_apart;     // the rule wants a second softmax over generation keys alone
+  bool generation_apart;     // the rule wants a second softmax over only the generation keys
   int block_size;
   int64_t block_cells;  // cells per block
   int64_t kv_blocks;
