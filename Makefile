@@ -9,7 +9,7 @@ BUILD_TOOLS := "scikit-build-core>=0.11" "pybind11==3.1.0" "cmake>=3.25" ninja
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 INSTALL := $(PIP) install --no-build-isolation --config-settings=build-dir=$(BUILD)
 INSTALL_TESTS := $(INSTALL) --config-settings=cmake.define.BUILD_TESTING=ON
-CXX_FILES = $(shell find csrc tests/cpp -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
+CXX_FILES = $(shell find csrc tests/cpp -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 PACKAGE_FILES := CMakeLists.txt pyproject.toml README.md $(shell find csrc python bench -type f -not -name '*.pyc' -not -path 'bench/results/*')
 TEST_FILES := $(shell find tests/cpp -type f)
 JOBS := $(shell getconf _NPROCESSORS_ONLN)

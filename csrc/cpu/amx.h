@@ -1,5 +1,5 @@
-// AMX-bf16 as functions: eight tile registers of 16 rows x 64 bytes. Included only by isa_amx.cpp, and by the tests
-// with SPARSED_AMX_EMULATED, where plain C++ follows the instructions' published definition on any machine.
+// AMX-bf16 as functions: eight tile registers of 16 rows x 64 bytes. With SPARSED_AMX_EMULATED, in
+// the tests, plain C++ follows the instructions' published definition on any machine.
 #pragma once
 
 #include <cstddef>
@@ -11,7 +11,7 @@
 #include "core/float16.h"
 #endif
 
-namespace sparsed {
+namespace sparsed::cpu {
 namespace {
 
 #ifdef SPARSED_AMX_EMULATED
@@ -98,4 +98,4 @@ inline void tile_dp() {
 #endif
 
 }  // namespace
-}  // namespace sparsed
+}  // namespace sparsed::cpu

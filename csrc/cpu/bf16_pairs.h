@@ -1,13 +1,17 @@
 // bfloat16 pairs side by side: the layout that vdpbf16ps and AMX multiply. AVX-512 with BF16.
 #pragma once
 
-#include "cpu/half.h"
+#include <immintrin.h>
 
-namespace sparsed {
+#include "cpu/half.h"
+#include "cpu/vec_avx512.h"
+
+namespace sparsed::cpu {
 namespace {
 
 // 16 pairs: bfloat16 number 2i belongs to first[i], 2i + 1 to second[i].
 struct Bf16Pairs {
+  using Vec = VecAvx512;
   __m512i v;
 
   static Bf16Pairs load(const Bf16* p) { return {_mm512_loadu_si512(p)}; }
@@ -27,7 +31,7 @@ struct Bf16Pairs {
 
   // 2^x for x < 1 in fixed point, 32 at a time: x * kUnit + 127 * kUnit is four times the bfloat16 whose exponent and
   // mantissa are x and its fraction f; 1 + f - 2^f = f (1 - f) (0.307 + 0.079 f) up to 1e-4 is subtracted. Relative
-  // error 1.75e-3 rms (rounding alone 1.66e-3), no bias. Zero below 2^-126; x >= 1 and NaN give about 2.
+  // error 1.75e-3 rms (of rounding 1.66e-3), no bias. Zero below 2^-126; x >= 1 and NaN give about 2.
   static constexpr float kUnit = 512.f;
   static constexpr float kNearTop = 1.5f;  // a sum of results up to here holds none of them
   // 2^(score * scale - from) of two vectors of scores; unit_scale is scale * kUnit.
@@ -62,11 +66,11 @@ struct Bf16Pairs {
 };
 
 // 32 bfloat16 each: pairs (first[i], second[i]); low holds the lower four of each eight i, high the others.
-inline void interleave_bf16(Vec first, Vec second, Vec& low, Vec& high) {
+inline void interleave_bf16(VecAvx512 first, VecAvx512 second, VecAvx512& low, VecAvx512& high) {
   const __m512i a = _mm512_castps_si512(first.v), b = _mm512_castps_si512(second.v);
   low.v = _mm512_castsi512_ps(_mm512_unpacklo_epi16(a, b));
   high.v = _mm512_castsi512_ps(_mm512_unpackhi_epi16(a, b));
 }
 
 }  // namespace
-}  // namespace sparsed
+}  // namespace sparsed::cpu

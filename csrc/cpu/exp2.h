@@ -1,7 +1,7 @@
-// The polynomials of exp2, for vectors of any width; included by vec_*.h.
+// The polynomials of exp2, for vectors of any width: the steps of vec_*.h.
 #pragma once
 
-namespace sparsed {
+namespace sparsed::cpu {
 namespace {
 
 // The polynomial whose coefficients these are, the highest first.
@@ -26,4 +26,4 @@ inline Vec exp2_fraction_for_bf16(Vec f) {
 }
 
 }  // namespace
-}  // namespace sparsed
+}  // namespace sparsed::cpu

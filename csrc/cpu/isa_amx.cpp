@@ -1,20 +1,22 @@
-// Compiled with AVX-512 (F, BW, VL, DQ, BF16) and AMX (tile, bf16).
-// Each is written over those before it.
-// clang-format off
-#include "cpu/kernels.h"
+// The kernels of AMX, compiled with AVX-512 (F, BW, VL, DQ, BF16) and AMX (tile, bf16).
+#include "cpu/isa_kernels.h"
+#include "cpu/linear_amx.h"
+#include "cpu/micro_kernel_amx.h"
 #include "cpu/vec_avx512.h"
-#include "cpu/tile_amx.h"
-#include "cpu/softmax.inl"
-#include "cpu/softmax_bf16.inl"
-#include "cpu/attention.inl"
-#include "cpu/linear_amx.inl"
-#include "cpu/ops.inl"
-// clang-format on
 
 namespace sparsed::cpu {
+namespace {
+
+struct Amx {
+  using Vec = VecAvx512;
+  using MicroKernel = AmxMicroKernel;
+  using Linear = AmxLinear<Amx>;
+};
+
+}  // namespace
 
 const IsaKernels& kernels_amx() {
-  static const IsaKernels table{attention_kernels(), &ops_kernels()};
+  static constexpr IsaKernels table = isa_kernels<Amx>();
   return table;
 }
 

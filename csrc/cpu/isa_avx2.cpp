@@ -1,21 +1,24 @@
-// Compiled with AVX2, FMA and F16C.
-// Each is written over those before it.
-// clang-format off
-#include "cpu/kernels.h"
-#include "cpu/vec_avx2.h"
+// The kernels of AVX2, compiled with AVX2, FMA and F16C.
+#include "cpu/isa_kernels.h"
+#include "cpu/linear_vector.h"
+#include "cpu/micro_kernel_vector.h"
 #include "cpu/mul_float.h"
-#include "cpu/tile_vector.h"
-#include "cpu/softmax.inl"
-#include "cpu/softmax_bf16.inl"
-#include "cpu/attention.inl"
-#include "cpu/linear_vector.inl"
-#include "cpu/ops.inl"
-// clang-format on
+#include "cpu/vec_avx2.h"
 
 namespace sparsed::cpu {
+namespace {
+
+struct Avx2 {
+  using Vec = VecAvx2;
+  using Mul = MulFloat<Vec>;
+  using MicroKernel = VectorMicroKernel<Mul>;
+  using Linear = VectorLinear<Avx2>;
+};
+
+}  // namespace
 
 const IsaKernels& kernels_avx2() {
-  static const IsaKernels table{attention_kernels(), &ops_kernels()};
+  static constexpr IsaKernels table = isa_kernels<Avx2>();
   return table;
 }
 

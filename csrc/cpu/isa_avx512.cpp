@@ -1,21 +1,24 @@
-// Compiled with AVX-512 F, BW, VL and DQ.
-// Each is written over those before it.
-// clang-format off
-#include "cpu/kernels.h"
-#include "cpu/vec_avx512.h"
+// The kernels of AVX-512, compiled with F, BW, VL and DQ.
+#include "cpu/isa_kernels.h"
+#include "cpu/linear_vector.h"
+#include "cpu/micro_kernel_vector.h"
 #include "cpu/mul_float.h"
-#include "cpu/tile_vector.h"
-#include "cpu/softmax.inl"
-#include "cpu/softmax_bf16.inl"
-#include "cpu/attention.inl"
-#include "cpu/linear_vector.inl"
-#include "cpu/ops.inl"
-// clang-format on
+#include "cpu/vec_avx512.h"
 
 namespace sparsed::cpu {
+namespace {
+
+struct Avx512 {
+  using Vec = VecAvx512;
+  using Mul = MulFloat<Vec>;
+  using MicroKernel = VectorMicroKernel<Mul>;
+  using Linear = VectorLinear<Avx512>;
+};
+
+}  // namespace
 
 const IsaKernels& kernels_avx512() {
-  static const IsaKernels table{attention_kernels(), &ops_kernels()};
+  static constexpr IsaKernels table = isa_kernels<Avx512>();
   return table;
 }
 

@@ -1,21 +1,24 @@
-// Any machine: built for the baseline.
-// Each is written over those before it.
-// clang-format off
-#include "cpu/kernels.h"
-#include "cpu/vec_scalar.h"
+// The kernels of any machine, compiled for the baseline.
+#include "cpu/isa_kernels.h"
+#include "cpu/linear_vector.h"
+#include "cpu/micro_kernel_vector.h"
 #include "cpu/mul_float.h"
-#include "cpu/tile_vector.h"
-#include "cpu/softmax.inl"
-#include "cpu/softmax_bf16.inl"
-#include "cpu/attention.inl"
-#include "cpu/linear_vector.inl"
-#include "cpu/ops.inl"
-// clang-format on
+#include "cpu/vec_scalar.h"
 
 namespace sparsed::cpu {
+namespace {
+
+struct Scalar {
+  using Vec = VecScalar;
+  using Mul = MulFloat<Vec>;
+  using MicroKernel = VectorMicroKernel<Mul>;
+  using Linear = VectorLinear<Scalar>;
+};
+
+}  // namespace
 
 const IsaKernels& kernels_scalar() {
-  static const IsaKernels table{attention_kernels(), &ops_kernels()};
+  static constexpr IsaKernels table = isa_kernels<Scalar>();
   return table;
 }
 

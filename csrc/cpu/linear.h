@@ -1,18 +1,15 @@
-// What every linear kernel shares: panel geometry, and the last step from float32 sums to outputs. Needs Vec.
+// The common parts of the linear kernels: panel geometry, and the last step from float32 sums to outputs.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
+#include "core/tensor.h"
 #include "cpu/half.h"
 #include "cpu/ops_kernels.h"
 
-namespace sparsed {
+namespace sparsed::cpu {
 namespace {
-namespace linear {
-
-using cpu::LinearBlock;
-using cpu::LinearPlan;
 
 constexpr int kPanel = 16;  // outputs of a panel
 
@@ -20,7 +17,7 @@ inline int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t tiles_of(int64_t n, int64_t tile) { return (n + tile - 1) / tile; }
 
 // n outputs from (row, col) of the block on: sum + bias + residual, in this order, rounded once.
-template <class Residual, class Out>
+template <class Residual, class Out, class Vec>
 inline void finish_vec(const LinearBlock& b, int64_t row, int64_t col, Vec sum, int n) {
   const auto load = [n](const auto* p) { return n == Vec::kLanes ? Vec::load(p) : Vec::load_n(p, n); };
   if (b.bias) sum = sum + load(b.bias + col);
@@ -40,6 +37,7 @@ inline void with_out_types(const LinearBlock& b, const Body& body) {
 }
 
 // The outputs (row ..., col ...) of the block from their sums [rows][stride], readable up to a whole vector.
+template <class Vec>
 inline void finish(const LinearBlock& b, int64_t row, int64_t col, int64_t rows, int64_t cols, const float* sums,
                    int64_t stride) {
   with_out_types(b, [&](auto residual, auto out) {
@@ -52,6 +50,5 @@ inline void finish(const LinearBlock& b, int64_t row, int64_t col, int64_t rows,
   });
 }
 
-}  // namespace linear
 }  // namespace
-}  // namespace sparsed
+}  // namespace sparsed::cpu

@@ -1,13 +1,17 @@
-// Multiply-add of the vector tiles in bfloat16 pairs (vdpbf16ps), sums in float32. Needs Vec of AVX-512, and BF16.
+// Multiply-add of the vector kernels in bfloat16 pairs (vdpbf16ps), sums in float32. AVX-512 with BF16.
 #pragma once
+
+#include <immintrin.h>
 
 #include "cpu/bf16_pairs.h"
 #include "cpu/half.h"
+#include "cpu/vec_avx512.h"
 
-namespace sparsed {
+namespace sparsed::cpu {
 namespace {
 
-struct Mul {
+struct MulBf16 {
+  using Vec = VecAvx512;
   struct Elem {  // what one lane multiplies in one step: two inputs
     Bf16 pair[2];
   };
@@ -23,7 +27,7 @@ struct Mul {
     return (__m512bh)_mm512_set1_epi32(pair);
   }
   static Vec multiply_add(Operand a, Operand b, Vec c) { return {_mm512_dpbf16_ps(c.v, a, b)}; }
-  static Vec exp2(Vec x) { return exp2_for_bf16(x); }
+  static Vec exp2_probability(Vec x) { return exp2_for_bf16(x); }
   // n <= kLanes pairs of a row, as they are.
   static Vec load_elems(const Bf16* row, int n) { return Vec::load_n(reinterpret_cast<const float*>(row), n); }
   // kRows columns of two keys side by side, as a panel of packed V holds them.
@@ -41,4 +45,4 @@ struct Mul {
 };
 
 }  // namespace
-}  // namespace sparsed
+}  // namespace sparsed::cpu

@@ -1,10 +1,12 @@
-// Multiply-add of the vector tiles in float32. Needs Vec.
+// Multiply-add of the vector kernels in float32, for any vector.
 #pragma once
 
-namespace sparsed {
+namespace sparsed::cpu {
 namespace {
 
-struct Mul {
+template <class V>
+struct MulFloat {
+  using Vec = V;
   using Elem = float;  // what one lane multiplies in one step
   using Prob = float;  // element of packed Q, K, V and of the probabilities
   using Pairs = void;  // no bfloat16 probabilities
@@ -14,7 +16,7 @@ struct Mul {
   static Operand load(const Elem* p) { return Vec::load(p); }
   static Operand broadcast(const Elem* p) { return Vec::set(*p); }
   static Vec multiply_add(Operand a, Operand b, Vec c) { return fma(a, b, c); }
-  static Vec exp2(Vec x) { return sparsed::exp2(x); }
+  static Vec exp2_probability(Vec x) { return exp2(x); }
   // n <= kLanes elements of a row of any dtype.
   template <class T>
   static Vec load_elems(const T* row, int n) {
@@ -33,4 +35,4 @@ struct Mul {
 };
 
 }  // namespace
-}  // namespace sparsed
+}  // namespace sparsed::cpu

@@ -40,7 +40,7 @@ struct LinearPlan {
 
 struct OpsKernels {
   LinearPlan (*linear_plan)();
-  size_t (*linear_scratch)(const LinearBlock& block);  // reads dtypes and sizes alone
+  size_t (*linear_scratch)(const LinearBlock& block);  // reads only dtypes and sizes
   void (*linear)(const LinearBlock& block);
 
   // One row each; dtypes float32 or bfloat16.

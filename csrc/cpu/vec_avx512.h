@@ -1,5 +1,4 @@
-// 16 floats in an AVX-512 register. Included by isa_*.cpp of AVX-512 and above only; the anonymous namespace keeps what
-// is compiled with ISA flags out of every other unit.
+// 16 floats in an AVX-512 register (F, BW, VL, DQ). bfloat16 is rounded by one instruction where BF16 is there.
 #pragma once
 
 #include <immintrin.h>
@@ -7,23 +6,25 @@
 #include "cpu/exp2.h"
 #include "cpu/half.h"
 
-namespace sparsed {
+namespace sparsed::cpu {
 namespace {
 
-struct Vec {
+struct VecAvx512 {
   static constexpr int kLanes = 16;
   __m512 v;
 
-  static Vec zero() { return {_mm512_setzero_ps()}; }
-  static Vec set(float x) { return {_mm512_set1_ps(x)}; }
+  static VecAvx512 zero() { return {_mm512_setzero_ps()}; }
+  static VecAvx512 set(float x) { return {_mm512_set1_ps(x)}; }
 
-  static Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
-  static Vec load(const Bf16* p) { return widen_bf16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
-  static Vec load(const F16* p) { return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))}; }
+  static VecAvx512 load(const float* p) { return {_mm512_loadu_ps(p)}; }
+  static VecAvx512 load(const Bf16* p) { return widen_bf16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+  static VecAvx512 load(const F16* p) {
+    return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+  }
   // The first n lanes; the others are 0.
-  static Vec load_n(const float* p, int n) { return {_mm512_maskz_loadu_ps(mask(n), p)}; }
-  static Vec load_n(const Bf16* p, int n) { return widen_bf16(_mm256_maskz_loadu_epi16(mask(n), p)); }
-  static Vec load_n(const F16* p, int n) { return {_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask(n), p))}; }
+  static VecAvx512 load_n(const float* p, int n) { return {_mm512_maskz_loadu_ps(mask(n), p)}; }
+  static VecAvx512 load_n(const Bf16* p, int n) { return widen_bf16(_mm256_maskz_loadu_epi16(mask(n), p)); }
+  static VecAvx512 load_n(const F16* p, int n) { return {_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask(n), p))}; }
 
   void store(float* p) const { _mm512_storeu_ps(p, v); }
   void store(Bf16* p) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow_bf16(v)); }
@@ -35,7 +36,7 @@ struct Vec {
   }
 
   // 16 pairs of bfloat16 (64 bytes): the first and the second of each pair.
-  static void load_pairs(const Bf16* p, Vec& even, Vec& odd) {
+  static void load_pairs(const Bf16* p, VecAvx512& even, VecAvx512& odd) {
     const __m512i pairs = _mm512_loadu_si512(p);
     even.v = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
     odd.v = _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
@@ -47,7 +48,9 @@ struct Vec {
   void store_masked(F16* p, int n) const { _mm256_mask_storeu_epi16(p, mask(n), narrow_f16(v)); }
 
   static __mmask16 mask(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
-  static Vec widen_bf16(__m256i x) { return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16))}; }
+  static VecAvx512 widen_bf16(__m256i x) {
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16))};
+  }
   static __m256i narrow_f16(__m512 x) { return _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 #if defined(__AVX512BF16__)
   static __m256i narrow_bf16(__m512 x) { return (__m256i)_mm512_cvtneps_pbh(x); }
@@ -64,23 +67,23 @@ struct Vec {
 #endif
 };
 
-inline Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
-inline Vec operator-(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
-inline Vec operator*(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
-inline Vec operator/(Vec a, Vec b) { return {_mm512_div_ps(a.v, b.v)}; }
-inline Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
-inline Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
+inline VecAvx512 operator+(VecAvx512 a, VecAvx512 b) { return {_mm512_add_ps(a.v, b.v)}; }
+inline VecAvx512 operator-(VecAvx512 a, VecAvx512 b) { return {_mm512_sub_ps(a.v, b.v)}; }
+inline VecAvx512 operator*(VecAvx512 a, VecAvx512 b) { return {_mm512_mul_ps(a.v, b.v)}; }
+inline VecAvx512 operator/(VecAvx512 a, VecAvx512 b) { return {_mm512_div_ps(a.v, b.v)}; }
+inline VecAvx512 fma(VecAvx512 a, VecAvx512 b, VecAvx512 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+inline VecAvx512 max(VecAvx512 a, VecAvx512 b) { return {_mm512_max_ps(a.v, b.v)}; }
 // Any lane with a > b; NaN compares false.
-inline bool any_greater(Vec a, Vec b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ) != 0; }
+inline bool any_greater(VecAvx512 a, VecAvx512 b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ) != 0; }
 // a where cond > 0, else b.
-inline Vec select_positive(Vec cond, Vec a, Vec b) {
+inline VecAvx512 select_positive(VecAvx512 cond, VecAvx512 a, VecAvx512 b) {
   return {_mm512_mask_mov_ps(b.v, _mm512_cmp_ps_mask(cond.v, _mm512_setzero_ps(), _CMP_GT_OQ), a.v)};
 }
-inline float reduce_add(Vec a) { return _mm512_reduce_add_ps(a.v); }
-inline float reduce_max(Vec a) { return _mm512_reduce_max_ps(a.v); }
+inline float reduce_add(VecAvx512 a) { return _mm512_reduce_add_ps(a.v); }
+inline float reduce_max(VecAvx512 a) { return _mm512_reduce_max_ps(a.v); }
 
 // x = mantissa * 2^exponent with the mantissa in [sqrt(1/2), sqrt(2)), for normal x > 0.
-inline void split(Vec x, Vec& exponent, Vec& mantissa) {
+inline void split(VecAvx512 x, VecAvx512& exponent, VecAvx512& mantissa) {
   const __m512i bits = _mm512_castps_si512(x.v);
   const __m512i n = _mm512_srai_epi32(_mm512_sub_epi32(bits, _mm512_set1_epi32(0x3f3504f3)), 23);  // sqrt(1/2)
   exponent.v = _mm512_cvtepi32_ps(n);
@@ -88,7 +91,7 @@ inline void split(Vec x, Vec& exponent, Vec& mantissa) {
 }
 
 // Rows to columns, 16 x 16.
-inline void transpose(Vec (&m)[16]) {
+inline void transpose(VecAvx512 (&m)[16]) {
   __m512 t[16], u[16];
   for (int i = 0; i < 16; i += 2) {
     t[i] = _mm512_unpacklo_ps(m[i].v, m[i + 1].v);
@@ -115,16 +118,16 @@ inline void transpose(Vec (&m)[16]) {
 }
 
 // 2^x; -inf gives 0 because scalef(NaN, -inf) does, NaN gives NaN.
-inline Vec exp2(Vec x) {
-  const Vec n = {_mm512_roundscale_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+inline VecAvx512 exp2(VecAvx512 x) {
+  const VecAvx512 n = {_mm512_roundscale_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
   return {_mm512_scalef_ps(exp2_fraction(x - n).v, n.v)};
 }
 
 // 2^x for results that are rounded to bfloat16.
-inline Vec exp2_for_bf16(Vec x) {
-  const Vec n = {_mm512_roundscale_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+inline VecAvx512 exp2_for_bf16(VecAvx512 x) {
+  const VecAvx512 n = {_mm512_roundscale_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
   return {_mm512_scalef_ps(exp2_fraction_for_bf16(x - n).v, n.v)};
 }
 
 }  // namespace
-}  // namespace sparsed
+}  // namespace sparsed::cpu

@@ -172,8 +172,8 @@ def layers() -> Svg:
     backends = {
         20: (
             "csrc/cpu",
-            "attention.inl, linear, ops over tiles and vectors;",
-            "isa_*.cpp alone carry instruction-set flags",
+            "attention, linear, ops: templates over an Arch;",
+            "only isa_*.cpp have instruction-set flags",
         ),
         390: (
             "csrc/cuda",

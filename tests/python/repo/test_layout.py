@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import ast
+import os
+import platform
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from importlib.metadata import version
@@ -39,7 +43,10 @@ FOREIGN = {
 }
 STANDARD = re.compile(r"[a-z_]+")  # <vector>, <cstdint>, ...
 
-SOURCES = sorted(path for path in CSRC.rglob("*") if path.suffix in {".h", ".cpp", ".inl", ".cu", ".cuh"})
+SOURCES = sorted(path for path in CSRC.rglob("*") if path.suffix in {".h", ".cpp", ".cu", ".cuh"})
+# CPU kernels are compiled with flags of an instruction set, so their names stay inside of a unit.
+KERNEL_HEADERS = [path for path in SOURCES if path.suffix == ".h" and "\nnamespace {\n" in path.read_text()]
+KERNEL_FLAGS = "avx2 fma f16c avx512f avx512bw avx512vl avx512dq avx512bf16 amx-tile amx-bf16".split()
 
 
 def layer(relative: str) -> str:
@@ -53,8 +60,9 @@ def test_include_rules(path: Path) -> None:
     for included in INCLUDE.findall(path.read_text()):
         if (CSRC / included).exists():
             assert layer(included) in MAY_INCLUDE[own], f"{path.name} includes {included}"
-            if included.endswith(".inl"):
-                assert path.name.startswith("isa_") or path.suffix == ".inl", f"{path.name} includes {included}"
+            if CSRC / included in KERNEL_HEADERS:
+                allowed = path in KERNEL_HEADERS or re.fullmatch(r"cpu/isa_\w+\.cpp", str(path.relative_to(CSRC)))
+                assert allowed, f"{path.name} includes {included}"
             if included.endswith(".cuh"):
                 assert path.suffix in {".cu", ".cuh"}, f"{path.name} includes {included}"
             if own == "registry" and layer(included) in {"cpu", "cuda"}:
@@ -62,6 +70,18 @@ def test_include_rules(path: Path) -> None:
         else:
             known = STANDARD.fullmatch(included) or FOREIGN[own].fullmatch(included)
             assert known, f"{path.name} includes {included}"
+
+
+@pytest.mark.skipif(platform.machine() not in {"x86_64", "AMD64"}, reason="the flags are those of x86-64")
+@pytest.mark.parametrize("path", KERNEL_HEADERS, ids=lambda path: path.name)
+def test_a_kernel_header_compiles_by_itself(path: Path) -> None:
+    compiler = shlex.split(os.environ.get("CXX", "c++"))
+    if shutil.which(compiler[0]) is None:
+        pytest.skip(f"no compiler {compiler[0]}")
+    command = [*compiler, "-std=c++20", "-fsyntax-only", f"-I{CSRC}", *(f"-m{flag}" for flag in KERNEL_FLAGS)]
+    source = f'#include "{path.relative_to(CSRC)}"\n'
+    done = subprocess.run([*command, "-x", "c++", "-"], input=source, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_every_source_belongs_to_a_layer() -> None:

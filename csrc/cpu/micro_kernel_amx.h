@@ -1,4 +1,4 @@
-// The AMX-bf16 tile: K Q^T and V^T P^T on tile registers, softmax on AVX-512 vectors. Needs Vec (AVX-512) and amx.h.
+// The small matrix products of attention on AMX-bf16: K Q^T and V^T P^T on tile registers, softmax on AVX-512 vectors.
 // A operand: 16 rows of 32 bfloat16. B operand: 16 pairs of rows, 16 columns, pairs side by side. Each is 1 KB,
 // contiguous.
 //
@@ -16,11 +16,13 @@
 #include "cpu/amx.h"
 #include "cpu/bf16_pairs.h"
 #include "cpu/half.h"
+#include "cpu/vec_avx512.h"
 
-namespace sparsed {
+namespace sparsed::cpu {
 namespace {
 
-struct Tile {
+struct AmxMicroKernel {
+  using Vec = VecAvx512;
   using Prob = Bf16;
   using Pairs = Bf16Pairs;
   static constexpr bool kBf16Only = true;
@@ -31,10 +33,10 @@ struct Tile {
   static constexpr int kChunk = 256;
   static constexpr int kStep = 64;  // keys whose scores stay in L1 beside Q and the chunk's probabilities
 
-  static constexpr int kTile = 512;  // elements of an operand
+  static constexpr int kOperand = 512;  // elements of an operand
   static int k_steps(int head_dim) { return (head_dim + 31) / 32; }
 
-  static size_t k_bytes(int head_dim) { return sizeof(Bf16) * 2 * kTile * k_steps(head_dim); }
+  static size_t k_bytes(int head_dim) { return sizeof(Bf16) * 2 * kOperand * k_steps(head_dim); }
   static size_t v_bytes(int head_dim) { return k_bytes(head_dim); }
   static size_t q_bytes(int head_dim) { return k_bytes(head_dim); }
   static int out_rows(int head_dim) { return 32 * k_steps(head_dim); }
@@ -53,7 +55,7 @@ struct Tile {
   static void pack_q(const Bf16* rows, int64_t stride, int count, int head_dim, std::byte* q) {
     Bf16* out = reinterpret_cast<Bf16*>(q);
     for (int step = 0; step < k_steps(head_dim); ++step) {
-      for (int v = 0; v < kVecs; ++v, out += kTile) {
+      for (int v = 0; v < kVecs; ++v, out += kOperand) {
         Vec block[16];
         for (int i = 0; i < 16; ++i) block[i] = load_pairs(rows, stride, 16 * v + i, count, 32 * step, head_dim);
         transpose(block);
@@ -99,7 +101,7 @@ struct Tile {
     void step() {
       if (at_ == 0) clear<NV>();
       const std::byte* group = k_ + static_cast<size_t>(*index_) * group_bytes_;
-      multiply<NV>(reinterpret_cast<const Bf16*>(group) + at_ * 2 * kTile, q_ + at_ * kVecs * kTile);
+      multiply<NV>(reinterpret_cast<const Bf16*>(group) + at_ * 2 * kOperand, q_ + at_ * kVecs * kOperand);
       --left_;
       if (++at_ < depth_) return;
       store<NV>(s_);
@@ -118,10 +120,10 @@ struct Tile {
   };
 
   // 2^x, as exact as the probabilities are stored.
-  static Vec exp2(Vec x) { return exp2_for_bf16(x); }
+  static Vec exp2_probability(Vec x) { return exp2_for_bf16(x); }
 
   // Probabilities of keys key and key + 1 for the query vector v: interleaved, as the B operand wants them.
-  static Prob* pairs_at(Prob* p, int key, int v) { return p + ((key & ~31) * kVecs + (key & 31)) * 16 + v * kTile; }
+  static Prob* pairs_at(Prob* p, int key, int v) { return p + ((key & ~31) * kVecs + (key & 31)) * 16 + v * kOperand; }
   static void store_pair(Prob* p, int key, int v, Vec first, Vec second) {
     Pairs::round(first, second).store(pairs_at(p, key, v));
   }
@@ -141,7 +143,7 @@ struct Tile {
       for (int g = 0; g < count; ++g) {
         const Bf16* values =
             reinterpret_cast<const Bf16*>(v_packed + static_cast<size_t>(index[g]) * v_bytes(head_dim));
-        multiply<NV>(values + static_cast<size_t>(d) * 32, p + static_cast<size_t>(g) * kVecs * kTile);
+        multiply<NV>(values + static_cast<size_t>(d) * 32, p + static_cast<size_t>(g) * kVecs * kOperand);
       }
       store<NV>(out);
     }
@@ -172,10 +174,10 @@ struct Tile {
     tile_load<4>(a, 64);
     tile_load<6>(b, 64);
     tile_dp<0, 4, 6>();
-    tile_load<5>(a + kTile, 64);
+    tile_load<5>(a + kOperand, 64);
     tile_dp<2, 5, 6>();
     if constexpr (NV == 2) {
-      tile_load<7>(b + kTile, 64);
+      tile_load<7>(b + kOperand, 64);
       tile_dp<1, 4, 7>();
       tile_dp<3, 5, 7>();
     }
@@ -210,4 +212,4 @@ struct Tile {
 };
 
 }  // namespace
-}  // namespace sparsed
+}  // namespace sparsed::cpu

@@ -1,5 +1,5 @@
-// The tile of the vector instruction sets, one query per lane, over a multiply-add step: float32 products one by one
-// (mul_float.h), or bfloat16 products in pairs (mul_bf16.h). Needs Vec and Mul. A step covers kDepth inputs.
+// The small matrix products of attention on vectors, one query per lane, over a multiply-add step: float32 products one
+// by one (mul_float.h), or bfloat16 products in pairs (mul_bf16.h). A step covers kDepth inputs.
 //
 //   packed Q   [D/kDepth][kQueries]             one query tile, transposed
 //   packed K   [D/kDepth][kGroup]               one group: a row holds the group's keys, to be broadcast one by one
@@ -14,13 +14,15 @@
 
 #include "cpu/half.h"
 
-namespace sparsed {
+namespace sparsed::cpu {
 namespace {
 
-struct Tile {
-  using Elem = Mul::Elem;
-  using Prob = Mul::Prob;
-  using Pairs = Mul::Pairs;
+template <class Mul>
+struct VectorMicroKernel {
+  using Vec = typename Mul::Vec;
+  using Elem = typename Mul::Elem;
+  using Prob = typename Mul::Prob;
+  using Pairs = typename Mul::Pairs;
   static constexpr bool kBf16Only = sizeof(Prob) == 2;
   static constexpr int kDepth = Mul::kDepth;
   static constexpr int kGroup = 16;
@@ -72,7 +74,8 @@ struct Tile {
       for (int first = 0; first < kGroup; first += kRows, s_ += kRows * kQueries) {
         Vec acc[kRows][NV];
         clear(acc);
-        for (int d = 0; d < head_dim_ / kDepth; ++d) Tile::step(acc, keys + d * kGroup + first, q_ + d * kQueries);
+        for (int d = 0; d < head_dim_ / kDepth; ++d)
+          VectorMicroKernel::step(acc, keys + d * kGroup + first, q_ + d * kQueries);
         for (int r = 0; r < kRows; ++r) {
           for (int v = 0; v < NV; ++v) acc[r][v].store(s_ + r * kQueries + v * Vec::kLanes);
         }
@@ -89,7 +92,7 @@ struct Tile {
   };
 
   // 2^x, as exact as the probabilities are stored.
-  static Vec exp2(Vec x) { return Mul::exp2(x); }
+  static Vec exp2_probability(Vec x) { return Mul::exp2_probability(x); }
 
   // Probabilities of keys key and key + 1 (key even) for the query vector v.
   static Prob* pairs_at(Prob* p, int key, int v) { return p + key * kQueries + v * Vec::kLanes * kDepth; }
@@ -163,4 +166,4 @@ struct Tile {
 };
 
 }  // namespace
-}  // namespace sparsed
+}  // namespace sparsed::cpu

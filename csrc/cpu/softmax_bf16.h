@@ -12,11 +12,13 @@
 // Algorithm  for each kStep keys of the chunk:
 //              their exponentials, while the products of the next keys run beside them
 //              if a score came too near to m: raise m, scale everything that the chunk has so far, and repeat
-// Huge scores and NaN are refused and take the softmax in float32 (softmax.inl).
-//
-// Included by isa_*.cpp only, after softmax.inl; T is a Tile with Pairs.
+// Huge scores and NaN are refused and take the softmax in float32 (softmax.h).
+// `Kernel` is a micro-kernel with Pairs.
+#pragma once
 
-namespace sparsed {
+#include "cpu/softmax.h"
+
+namespace sparsed::cpu {
 namespace {
 
 constexpr float kHeadroom = 16.f;  // of bfloat16's range of 126 below 1: probabilities reach down to 2^-110
@@ -24,7 +26,7 @@ constexpr float kHeadroom = 16.f;  // of bfloat16's range of 126 below 1: probab
 constexpr float kFarScore = 0x1p14f;
 
 // Sums of the chunk so far: of the cell at hand, of the cells before it, and for lse.
-template <int NV>
+template <class Vec, int NV>
 struct ChunkSums {
   Vec cell[NV], total[NV], exact[NV];
 
@@ -37,12 +39,14 @@ struct ChunkSums {
 
 // Probabilities of the chunk's keys from `first` on, whose scores s are; the products of `beside` run meanwhile. False:
 // a score may have passed its maximum.
-template <class T, int NV, Sums kSums, bool kLse>
-bool exponentiate(const Chunk& chunk, int first, int keys, const float* s, const State& state, typename T::Prob* p,
-                  ChunkSums<NV>& sums, typename T::template Scores<NV>& beside) {
-  using Pairs = typename T::Pairs;
+template <class Kernel, int NV, Sums kSums, bool kLse>
+bool exponentiate(const Chunk& chunk, int first, int keys, const float* s, const SoftmaxState<Kernel>& state,
+                  typename Kernel::Prob* p, ChunkSums<typename Kernel::Vec, NV>& sums,
+                  typename Kernel::template Scores<NV>& beside) {
+  using Vec = typename Kernel::Vec;
+  using Pairs = typename Kernel::Pairs;
   constexpr int kRun = 8;  // keys between products
-  constexpr int kQ = T::kQueries, kL = Vec::kLanes;
+  constexpr int kQ = Kernel::kQueries, kL = Vec::kLanes;
   const Vec scale = Vec::set(chunk.scale), unit_scale = Vec::set(chunk.scale * Pairs::kUnit);
   Vec from[NV], origin[NV];
   for (int v = 0; v < NV; ++v) {
@@ -63,11 +67,11 @@ bool exponentiate(const Chunk& chunk, int first, int keys, const float* s, const
         for (int v = 0; v < NV; ++v) {
           const Vec s0 = Vec::load(s + i * kQ + v * kL), s1 = Vec::load(s + (i + 1) * kQ + v * kL);
           const Pairs pairs = Pairs::exp2(s0, s1, unit_scale, origin[v]);
-          pairs.store(T::pairs_at(p, first + i, v));
+          pairs.store(Kernel::pairs_at(p, first + i, v));
           sum[v] = pairs.add_to(sum[v]);
           if constexpr (kLse) {
-            exact[v] = exact[v] + (T::exp2(fma(s0, scale, Vec::zero() - from[v])) +
-                                   T::exp2(fma(s1, scale, Vec::zero() - from[v])));
+            exact[v] = exact[v] + (Kernel::exp2_probability(fma(s0, scale, Vec::zero() - from[v])) +
+                                   Kernel::exp2_probability(fma(s1, scale, Vec::zero() - from[v])));
           }
         }
       }
@@ -88,11 +92,12 @@ bool exponentiate(const Chunk& chunk, int first, int keys, const float* s, const
 
 // Moves the maxima above the scores s of the chunk's keys from `first` on, and scales what the chunk has so far. False:
 // the scores are not for bfloat16's softmax. (Where a step is a whole chunk there is nothing so far.)
-template <class T, int NV, Sums kSums>
-bool raise_max(const Chunk& chunk, int first, int keys, const float* s, bool fresh, State& state, typename T::Prob* p,
-               ChunkSums<NV>& sums) {
-  using Pairs = typename T::Pairs;
-  constexpr int kQ = T::kQueries, kL = Vec::kLanes;
+template <class Kernel, int NV, Sums kSums>
+bool raise_max(const Chunk& chunk, int first, int keys, const float* s, bool fresh, SoftmaxState<Kernel>& state,
+               typename Kernel::Prob* p, ChunkSums<typename Kernel::Vec, NV>& sums) {
+  using Vec = typename Kernel::Vec;
+  using Pairs = typename Kernel::Pairs;
+  constexpr int kQ = Kernel::kQueries, kL = Vec::kLanes;
   for (int v = 0; v < NV; ++v) {
     Vec highest = Vec::set(kLowest);
     for (int key = 0; key < keys; ++key) {
@@ -100,8 +105,8 @@ bool raise_max(const Chunk& chunk, int first, int keys, const float* s, bool fre
       if (Pairs::any_nan(score)) return false;
       highest = max(score, highest);
     }
-    const Vec largest = highest * Vec::set(chunk.scale), top = largest + Vec::set(kHeadroom);
-    if (any_greater(magnitude(largest), Vec::set(kFarScore))) return false;
+    const Vec scaled = highest * Vec::set(chunk.scale), top = scaled + Vec::set(kHeadroom);
+    if (any_greater(magnitude(scaled), Vec::set(kFarScore))) return false;
     if (fresh) {
       top.store(state.max + v * kL);
       continue;
@@ -112,7 +117,7 @@ bool raise_max(const Chunk& chunk, int first, int keys, const float* s, bool fre
     (Vec::load(state.alpha + v * kL) * by).store(state.alpha + v * kL);
     sums.scale(v, by);
     for (int key = 0; key < first; key += 2) {
-      typename T::Prob* at = T::pairs_at(p, key, v);
+      typename Kernel::Prob* at = Kernel::pairs_at(p, key, v);
       Pairs::load(at).scaled_down(up).store(at);
     }
     if constexpr (kSums == Sums::kShared) {
@@ -125,44 +130,47 @@ bool raise_max(const Chunk& chunk, int first, int keys, const float* s, bool fre
   return true;
 }
 
-enum class Softmax { kRefused, kSameMax, kNewMax };
+enum class SoftmaxResult { kRefused, kSameMax, kNewMax };
 
-// softmax() of softmax.inl for bfloat16, together with the scores: T::kStep keys at a time, the products of the next
+// softmax() of softmax.h for bfloat16, together with the scores: Kernel::kStep keys at a time, the products of the next
 // ones beside the exponentials of these, so that both fit in L1 and overlap. kRefused: nothing was changed.
-template <class T, int NV, Sums kSums, bool kLse, class Scores>
-Softmax softmax_bf16(const Chunk& chunk, const Scores& scores, bool fresh, State& state, float* s,
-                     typename T::Prob* p) {
-  static_assert(T::kStep == T::kChunk || 2 * T::kStep <= T::kChunk, "s holds a chunk: one step, or two in turns");
+template <class Kernel, int NV, Sums kSums, bool kLse, class Scores>
+SoftmaxResult softmax_bf16(const Chunk& chunk, const Scores& scores, bool fresh, SoftmaxState<Kernel>& state, float* s,
+                           typename Kernel::Prob* p) {
+  static_assert(Kernel::kStep == Kernel::kChunk || 2 * Kernel::kStep <= Kernel::kChunk,
+                "s holds a chunk: one step, or two in turns");
+  using Vec = typename Kernel::Vec;
   constexpr int kL = Vec::kLanes;
-  const State before = state;
-  ChunkSums<NV> sums;
+  const SoftmaxState<Kernel> before = state;
+  ChunkSums<typename Kernel::Vec, NV> sums;
   for (int v = 0; v < NV; ++v) {
     sums.cell[v] = sums.total[v] = sums.exact[v] = Vec::zero();
     const bool far = any_greater(magnitude(Vec::load(state.max + v * kL)), Vec::set(kFarScore));
-    if (far && !fresh) return Softmax::kRefused;
+    if (far && !fresh) return SoftmaxResult::kRefused;
     Vec::set(1.f).store(state.alpha + v * kL);
   }
   const auto keys_from = [&](int first) {
     const int keys = chunk.keys - first;
-    return keys < T::kStep ? keys : T::kStep;
+    return keys < Kernel::kStep ? keys : Kernel::kStep;
   };
-  for (auto task = scores.begin(0, keys_from(0) / T::kGroup, s); task.left();) task.step();
-  Softmax result = Softmax::kSameMax;
-  for (int first = 0; first < chunk.keys; first += T::kStep) {
+  for (auto task = scores.begin(0, keys_from(0) / Kernel::kGroup, s); task.left();) task.step();
+  SoftmaxResult result = SoftmaxResult::kSameMax;
+  for (int first = 0; first < chunk.keys; first += Kernel::kStep) {
     const int keys = keys_from(first), next = first + keys;
-    float* current = s + first % (2 * T::kStep) * T::kQueries;
-    auto beside = scores.begin(next / T::kGroup, keys_from(next) / T::kGroup, s + next % (2 * T::kStep) * T::kQueries);
-    scores.mask(first / T::kGroup, keys / T::kGroup, current);
+    float* current = s + first % (2 * Kernel::kStep) * Kernel::kQueries;
+    auto beside = scores.begin(next / Kernel::kGroup, keys_from(next) / Kernel::kGroup,
+                               s + next % (2 * Kernel::kStep) * Kernel::kQueries);
+    scores.mask(first / Kernel::kGroup, keys / Kernel::kGroup, current);
     const bool start = fresh && first == 0;
-    ChunkSums<NV> tried = sums;
-    if (start || !exponentiate<T, NV, kSums, kLse>(chunk, first, keys, current, state, p, tried, beside)) {
-      if (!raise_max<T, NV, kSums>(chunk, first, keys, current, start, state, p, sums)) {
+    ChunkSums<typename Kernel::Vec, NV> tried = sums;
+    if (start || !exponentiate<Kernel, NV, kSums, kLse>(chunk, first, keys, current, state, p, tried, beside)) {
+      if (!raise_max<Kernel, NV, kSums>(chunk, first, keys, current, start, state, p, sums)) {
         state = before;
-        return Softmax::kRefused;
+        return SoftmaxResult::kRefused;
       }
       tried = sums;
-      exponentiate<T, NV, kSums, kLse>(chunk, first, keys, current, state, p, tried, beside);
-      result = Softmax::kNewMax;
+      exponentiate<Kernel, NV, kSums, kLse>(chunk, first, keys, current, state, p, tried, beside);
+      result = SoftmaxResult::kNewMax;
     }
     sums = tried;
   }
@@ -176,4 +184,4 @@ Softmax softmax_bf16(const Chunk& chunk, const Scores& scores, bool fresh, State
 }
 
 }  // namespace
-}  // namespace sparsed
+}  // namespace sparsed::cpu
