@@ -167,6 +167,9 @@ class Reader {
     if (is_empty(params.out)) return;
     check_(!overlaps_itself(params.out), "out has elements that share memory, expected none that do");
     const auto [begin, end] = reach(params.out);
+    const int64_t mask = reinterpret_cast<int64_t>(params.key_mask), mask_bytes = params.batch() * params.kv_len();
+    check_(!params.key_mask || end <= mask || mask + mask_bytes <= begin,
+           "out lies in the memory of key_mask, expected another array");
     for (const auto& [name, view] : {std::pair{"q", &params.q}, std::pair{"k", &params.k}, std::pair{"v", &params.v}}) {
       if (is_empty(*view)) continue;
       const auto [first, last] = reach(*view);

@@ -16,11 +16,9 @@
 #include "cpu/packed_kv.h"
 #include "cpu/parallel.h"
 #include "support/available_memory.h"
+#include "support/softmax_constants.h"
 
 namespace sparsed::cpu {
-
-constexpr float kLog2e = 1.44269504088896341f;
-constexpr float kMinScale = 1e-37f;  // keeps scale * log2(e) a normal number
 
 // Probabilities far below 1 would be denormal, and those are slow on some processors.
 class FlushDenormals {

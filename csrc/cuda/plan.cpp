@@ -7,12 +7,12 @@
 #include "core/selection.h"
 #include "cuda/sm80/config.h"
 #include "support/error.h"
+#include "support/softmax_constants.h"
 
 namespace sparsed::cuda {
 namespace {
 
-constexpr float kLog2e = 1.44269504088896341f;
-constexpr float kMinScale = 1e-37f;  // keeps scale * log2(e) a normal number
+constexpr int kMaxWarps = 4;
 
 Array array_of(const TensorView& view) { return {view.data, view.stride[0], view.stride[1], view.stride[2]}; }
 

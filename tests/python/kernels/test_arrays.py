@@ -427,6 +427,7 @@ def out_errors() -> list[Any]:
     read_only = np.empty_like(q)
     read_only.flags.writeable = False
     packed = np.ones((1, 4, 32, 16), np.float32)
+    mask = packed.reshape(-1)[1030:1038].view(bool)[None]
     return [
         ({"out": [1.0]}, TypeError, "attention: out is a list, expected a numpy array or an array that has __dlpack__"),
         ({"out": np.empty((1, 2, 31, 16), np.float32)}, ValueError, "out has length 31, expected 32 (from q [1, 2, 32"),
@@ -457,12 +458,13 @@ def out_errors() -> list[Any]:
             "attention: out has elements that share memory, expected none that do",
         ),
         ({"q": packed[:, :2], "out": packed[:, :2]}, ValueError, "out lies in the memory of q, expected another array"),
+        ({"key_mask": mask, "out": packed[:, 1:3]}, ValueError, "out lies in the memory of key_mask, expected another"),
         ({"k": packed[:, :2], "out": packed[:, 1:3]}, ValueError, "out lies in the memory of k, expected another arr"),
         ({"v": packed[:, 2:], "out": packed[:, 1:3]}, ValueError, "out lies in the memory of v, expected another arr"),
     ]
 
 
-@pytest.mark.parametrize("number", range(15))
+@pytest.mark.parametrize("number", range(16))
 def test_out_errors(number: int) -> None:
     changes, error, message = out_errors()[number]
     q, k, v = random_qkv(8, 1, 2, 2, 32, 32, 16)
