@@ -194,6 +194,7 @@ def test_help_has_groups_defaults_and_examples_that_parse(capsys, monkeypatch, c
             assert cli._parse(shlex.split(example)).command in (command or COMMANDS)
 
 
+@pytest.mark.slow
 def test_a_command_of_many_generations_notes_once(capsys, tmp_path) -> None:
     options = shlex.split(
         "--tasks niah_single_1 --lengths 256 --samples 2 --methods sparsed --preset paper --style small"

@@ -124,6 +124,7 @@ def test_another_model_of_the_same_name_is_refused(capsys, tmp_path, model) -> N
     assert status == 2
 
 
+@pytest.mark.slow
 def test_a_file_keeps_its_length_and_identity(capsys, tmp_path) -> None:
     path = tmp_path / "vt.jsonl"
     prompts = [f"var zileba = {i} . {'here we go . ' * i}" for i in range(100, 103)]
@@ -175,6 +176,7 @@ def test_likelihood_goes_on(capsys, tmp_path, monkeypatch) -> None:
     assert status == 2 and "text: draws was 4, is 8" in err
 
 
+@pytest.mark.slow
 def test_earlier_reports_are_kept(capsys, tmp_path, model) -> None:
     out = tmp_path / "out"
     options = ["eval", str(model), "--out", str(out), "--lengths", "128", "--tasks", "vt", "--methods", "dense"]

@@ -180,6 +180,7 @@ def test_heads_by_torch() -> None:
     np.testing.assert_allclose(native.recall, torch.recall, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_eval_by_torch_leaves_caches_out(capsys, tmp_path) -> None:
     pytest.importorskip("torch")
     options = ["--engine", "torch", "--lengths", "128", "--tasks", "niah_single_1", "--samples", "1"]

@@ -70,6 +70,7 @@ def rng(seed: int = 0) -> np.random.Generator:
 # --- samples ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [700, 4096])
 @pytest.mark.parametrize("task", RulerStyle.tasks)
 def test_ruler_tasks_fill_their_length_and_repeat(tokenizer, files, task, length) -> None:

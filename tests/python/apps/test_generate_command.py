@@ -217,6 +217,7 @@ def test_a_prompt_of_unknown_words_is_warned_of(capsys) -> None:
     assert "warning: 3 of 4 tokens of the prompt are unknown to the tokenizer (the demo model knows" in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("columns", "options", "shown"), [(100, (), True), (0, (), True), (100, ("--quiet",), False)])
 def test_progress_at_a_terminal(columns, options, shown) -> None:
     terminal, stderr = pty.openpty()

@@ -302,6 +302,7 @@ def test_autocast_and_inference_mode(name: str) -> None:
                 assert (logits - plain).float().std() < 0.03 * plain.float().std()
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("first", ["accelerate", "compile"])
 def test_compiled_models(first: str) -> None:

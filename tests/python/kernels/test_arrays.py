@@ -233,6 +233,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_inputs_are_not_copied() -> None:
     pytest.importorskip("torch")

@@ -69,7 +69,6 @@ IDS = np.arange(12)[None]
         ("illada_8b", {"layer_norm_eps": 1e-5}),
         ("illada_8b", {"attention_bias": True}),
         ("illada_8b", {"rope_theta": ...}),
-        ("llada_8b", {"rope_theta": ...}),
         ("dream_7b", {"rope_theta": ...}),
         ("dream_7b", {"rope_theta": None}),
         ("dream_7b", {"partial_rotary_factor": 0.5}),
