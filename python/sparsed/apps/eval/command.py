@@ -20,7 +20,7 @@ from .methods import CACHE_METHODS, METHODS, Method, default_sampler
 from .report import summarise, table, write_report
 from .runner import Question, Record, run
 from .setup import Methods, Setup, add_common_options, command_line
-from .tasks import require_known
+from .tasks import kind_of, require_known
 
 
 def add_eval_options(parser: argparse.ArgumentParser) -> None:
@@ -190,7 +190,7 @@ def _file_questions(setup: Setup, methods: Methods) -> tuple[list[Question], _So
         task, equals, path = option.partition("=")
         if not equals:
             raise ValueError(f"eval: jsonl is {option!r}, expected TASK=FILE")
-        samples = read_samples(Path(path), task, setup.style.gen_lengths.get(task.split("_")[0]))
+        samples = read_samples(Path(path), task, setup.style.gen_lengths.get(kind_of(task)))
         if not samples:
             raise ValueError(f"eval: {path} holds no sample, expected at least one")
         length = max(len(sample.prompt_ids(setup.tokenizer)) + sample.gen_length for sample in samples)
