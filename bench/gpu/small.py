@@ -9,6 +9,8 @@ import ml_dtypes
 import numpy as np
 import torch
 
+attention: Any = sparsed.attention  # called with starred arguments
+
 import sparsed
 
 
@@ -31,16 +33,16 @@ def main() -> None:
         mask = rng.random((1, 150)) < 0.9
         masks: Any = [(None, None), (mask, torch.from_numpy(mask).cuda())]
         for host_mask, device_mask in masks:
-            compare(sparsed.attention(*device, key_mask=device_mask), sparsed.attention(*host, key_mask=host_mask))
+            compare(attention(*device, key_mask=device_mask), attention(*host, key_mask=host_mask))
         for block_size, selection in itertools.product((32, 128), ("paper", "reference")):
             options: dict[str, Any] = {"prompt_length": 100, "block_size": block_size, "selection": selection}
             out, pattern = sparsed.attention_and_select(*device, key_mask=masks[1][1], **options)
-            compare(out, sparsed.attention(*host, key_mask=mask))
+            compare(out, attention(*host, key_mask=mask))
             selected = sparsed.select(*device[:2], key_mask=masks[1][1], **options)
             assert selected == pattern, "`select` keeps other blocks than `attention_and_select`"
             for host_mask, device_mask in masks:
-                found = sparsed.attention(*device, pattern=pattern, key_mask=device_mask)
-                compare(found, sparsed.attention(*host, pattern=pattern, key_mask=host_mask))
+                found = attention(*device, pattern=pattern, key_mask=device_mask)
+                compare(found, attention(*host, pattern=pattern, key_mask=host_mask))
 
 
 if __name__ == "__main__":
