@@ -9,9 +9,9 @@ import ml_dtypes
 import numpy as np
 import torch
 
-attention: Any = sparsed.attention  # called with starred arguments
-
 import sparsed
+
+attention: Any = sparsed.attention  # called with starred arguments
 
 
 def to_gpu(array: Any) -> Any:
