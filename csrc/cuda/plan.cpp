@@ -12,8 +12,6 @@
 namespace sparsed::cuda {
 namespace {
 
-constexpr int kMaxWarps = 4;
-
 Array array_of(const TensorView& view) { return {view.data, view.stride[0], view.stride[1], view.stride[2]}; }
 
 bool aligned(const TensorView& view) {

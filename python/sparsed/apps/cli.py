@@ -119,8 +119,10 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         parser.print_help()
         parser.exit()
     # Before Python 3.12 an optional positional has to stand right behind the one before it.
-    if len(extras) == 1 and vars(args).get("text", "") is None and (extras[0][:1] != "-" or " " in extras[0]):
-        args.text = extras.pop()
+    if len(extras) == 1 and vars(args).get("text", "") is None:
+        (extra,) = extras
+        if extra == "-" or not extra.startswith("-") or " " in extra:
+            args.text = extras.pop()
     if extras:
         commands[args.command].refuse(extras)
     return args

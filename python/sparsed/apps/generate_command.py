@@ -31,7 +31,7 @@ def add_generate_options(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL_DIR",
         help='checkpoint folder: config.json, safetensors, tokenizer; "demo": the model that comes with sparsed',
     )
-    parser.add_argument("text", metavar="PROMPT", nargs="?", help="the prompt's text; without any prompt: stdin")
+    parser.add_argument("text", metavar="PROMPT", nargs="?", help="the prompt's text; - or no prompt at all: stdin")
     parser.add_argument("--gen-length", type=int, default=128, help="tokens to generate")
     parser.add_argument("--steps", type=int, default=128, help="denoising steps")
     parser.add_argument("--seed", type=int, help="repeats a run (default: another one each time)")
@@ -207,7 +207,9 @@ def _prompt_text(args: argparse.Namespace) -> str:
     if len(given) > 1:
         raise ValueError(f"{' and '.join(given)} are given, expected one of them")
     source = given[0] if given else "stdin"
-    if args.prompt_file is not None:
+    if given and str(sources[source]) == "-" and source != "--prompt":  # as in other programs
+        text, source = _read_stdin(), "stdin"
+    elif args.prompt_file is not None:
         text = read_text(args.prompt_file)
     elif given:
         text = str(sources[source]).removeprefix("\ufeff")  # $(cat FILE) hands on the mark of a file

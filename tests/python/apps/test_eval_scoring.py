@@ -84,6 +84,17 @@ def test_blank_answers_score_nothing() -> None:
     assert score("vt", "a b", iter(["A", "c"])) == 0.5
 
 
+def test_an_answer_is_found_as_it_is_written() -> None:
+    for reference in ("a\tb", "a\nb", "a\x1fb"):
+        assert score("vt", f"it is {reference} .", [reference]) == 1
+
+
+@pytest.mark.parametrize("task", ["qa", "qa_1", "QA_2", "qa-1", "Qa 1", "qa1"])
+def test_the_rule_of_questions_holds_in_any_spelling(task) -> None:
+    assert score(task, "it is a", ["a", "x"]) == 1
+    assert score(task.replace("q", "no_q").replace("Q", "no_q"), "it is a", ["a", "x"]) == 0.5
+
+
 @pytest.mark.parametrize("answers", [[{"text": " "}], [{"text": ["a", "b"]}], [{"text": 7}]])
 def test_squad_with_answers_that_are_not_texts(tmp_path, answers) -> None:
     path = tmp_path / "squad.json"

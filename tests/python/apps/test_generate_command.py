@@ -88,7 +88,10 @@ def test_every_source_of_a_prompt_reads_the_same_text(capsys, tmp_path, monkeypa
     assert run(capsys, "generate", *short)[0] == 0
     assert run(capsys, "generate", *short, "--prompt", "\ufeff" + lines)[0] == 0
     assert run(capsys, "generate", *short, "\ufeff" + lines)[0] == 0
-    assert seen == 4 * [lines]
+    for dash in (["-"], ["--prompt-file", "-"]):
+        monkeypatch.setattr(sys, "stdin", stdin_of(data, encoding))
+        assert run(capsys, "generate", *short, *dash)[0] == 0
+    assert seen == 6 * [lines]
 
 
 @pytest.mark.parametrize(

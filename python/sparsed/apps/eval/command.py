@@ -20,7 +20,7 @@ from .records import Log, file_identity
 from .report import summarise, table, write_report
 from .run_context import Methods, RunContext, add_common_options, command_line
 from .runner import Question, Record, run
-from .tasks import require_known
+from .tasks import kind_of, require_known
 
 _CONTINUES = (
     "A run that was stopped continues in --out. It may also get more samples, methods, tasks and lengths there."
@@ -194,7 +194,7 @@ def _file_questions(context: RunContext, methods: Methods) -> tuple[list[Questio
         task, equals, path = option.partition("=")
         if not equals:
             raise ValueError(f"eval: jsonl is {option!r}, expected TASK=FILE")
-        samples = read_samples(Path(path), task, context.style.gen_lengths.get(task.split("_")[0]))
+        samples = read_samples(Path(path), task, context.style.gen_lengths.get(kind_of(task)))
         if not samples:
             raise ValueError(f"eval: {path} holds no sample, expected at least one")
         length = max(len(sample.prompt_ids(context.tokenizer)) + sample.gen_length for sample in samples)

@@ -22,8 +22,10 @@ _CONTROL = re.compile(r"[\x00-\x1f]")
 def score(task: str, prediction: str, outputs: Iterable[str]) -> float:
     """Returns the share of the references that the prediction contains in any case; for "qa" 1 if it contains one.
 
+    Control characters, such as tabs, count as line feeds.
+
     Args:
-        task: Its kind decides the rule.
+        task: Its kind decides the rule: names that begin with qa, in any case, have a rule of their own.
         prediction: The answer; a blank one scores 0.
         outputs: The references, at least one, none of them blank.
 
@@ -38,7 +40,7 @@ def score(task: str, prediction: str, outputs: Iterable[str]) -> float:
     check.text("prediction", prediction)
     references = check.texts("outputs", outputs)
     text = _CONTROL.sub("\n", prediction.strip()).strip().lower()
-    found = [reference.lower() in text for reference in references]
+    found = [_CONTROL.sub("\n", reference).lower() in text for reference in references]
     return float(any(found)) if kind_of(task) == "qa" else sum(found) / len(found)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ NIAH = {
     "niah_multivalue": Niah(values=4),
     "niah_multiquery": Niah(keys=4, queries=4),
 }
+_FIRST_LETTERS = re.compile("[a-z]+")
 _VT_HOPS = 4
 _VT_EXAMPLE_NOISE = 10
 _FWE_ANSWERS = 3
@@ -145,8 +147,9 @@ def require_known(tokenizer: Tokenizer, ids: Sequence[int], what: str) -> None:
 
 
 def kind_of(task: str) -> str:
-    """Returns the kind of a task: "niah", "vt", "cwe", "fwe" or "qa"."""
-    return task.split("_")[0]
+    """Returns the kind of a task: "niah", "vt", "cwe", "fwe" or "qa", in any case; else the first word of its name."""
+    found = _FIRST_LETTERS.match(task.lower())
+    return found[0] if found else ""
 
 
 def niah(style: Style, spec: Niah) -> Maker:
