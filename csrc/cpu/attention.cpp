@@ -299,7 +299,7 @@ BlockPattern attention_and_select(const AttentionKernels& kernels, const Attenti
 
   SelectItem plan{};
   plan.scale = std::max(select.scale * kLog2e, kMinScale);
-  plan.scale_differs = select.scale != params.scale;
+  plan.second_scale = select.scale != params.scale;
   plan.cell_keys = std::min(select.block_size, kernels.chunk_keys);
   plan.cells = ceil_div(packed.groups * kernels.group_keys, plan.cell_keys);
   plan.block_size = select.block_size;

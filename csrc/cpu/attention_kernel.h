@@ -126,7 +126,7 @@ class Attention {
 
   static Sums sums_of(const SelectItem* select, int64_t group) {
     if (!select) return Sums::kNone;
-    if (select->scale_differs) return Sums::kTwice;
+    if (select->second_scale) return Sums::kTwice;
     return select->generation_apart && group >= select->generation_group ? Sums::kChunkMax : Sums::kShared;
   }
 

@@ -31,8 +31,8 @@ struct PackRows {
 // Block sums that come out of the dense pass (fused selection). A cell is block_size keys, or a chunk where a block is
 // larger; cell sums are probabilities relative to the maximum of the chunk that the cell lies in.
 struct SelectItem {
-  float scale;         // of the selection, times log2(e)
-  bool scale_differs;  // from the attention's: exponentiate a second time
+  float scale;        // of the selection, times log2(e)
+  bool second_scale;  // differs from the attention's: exponentiate a second time
   int cell_keys;
   int64_t cells;             // ceil(padded keys / cell_keys)
   int64_t generation_cell;   // chunks do not cross it; from here on sums are relative to their chunk's maximum
