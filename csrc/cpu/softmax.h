@@ -66,13 +66,13 @@ bool softmax(const Chunk& chunk, const float* s, SoftmaxState<Kernel>& state, ty
   bool changed = false, huge = false;
   for (int v = 0; v < NV; ++v) {
     const Vec before = Vec::load(state.max + v * kL);
-    const Vec chunk_top = max(highest[v] * scale, lowest);
-    const Vec after = max(chunk_top, before);
+    const Vec chunk_max = max(highest[v] * scale, lowest);
+    const Vec after = max(chunk_max, before);
     changed = any_greater(after, before) || changed;
     after.store(state.max + v * kL);
     exp2(before - after).store(state.alpha + v * kL);
-    base[v] = kSums == Sums::kChunkMax ? chunk_top : after;
-    factor[v] = exp2(chunk_top - after);
+    base[v] = kSums == Sums::kChunkMax ? chunk_max : after;
+    factor[v] = exp2(chunk_max - after);
     select_base[v] = max(highest[v] * select_scale, lowest);
     total[v] = Vec::zero();
     const Vec largest = kSums == Sums::kTwice ? max(magnitude(base[v]), magnitude(select_base[v])) : magnitude(base[v]);

@@ -105,8 +105,8 @@ bool raise_max(const Chunk& chunk, int first, int keys, const float* s, bool fre
       if (Pairs::any_nan(score)) return false;
       highest = max(score, highest);
     }
-    const Vec scaled = highest * Vec::set(chunk.scale), top = scaled + Vec::set(kHeadroom);
-    if (any_greater(magnitude(scaled), Vec::set(kFarScore))) return false;
+    const Vec largest = highest * Vec::set(chunk.scale), top = largest + Vec::set(kHeadroom);
+    if (any_greater(magnitude(largest), Vec::set(kFarScore))) return false;
     if (fresh) {
       top.store(state.max + v * kL);
       continue;
