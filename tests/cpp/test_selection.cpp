@@ -135,7 +135,9 @@ TEST(SelectRowTest, WithoutIsolationThereIsOneTopK) {
 
 TEST(SelectRowTest, AllPromptOrAllGeneration) {
   EXPECT_EQ(kept(params(0, 0), {1, 3, 2}), ".1.");   // all generation
-  EXPECT_EQ(kept(params(0, 48), {1, 3, 2}), ".11");  // the last block is generation in any case
+  EXPECT_EQ(kept(params(0, 48), {1, 3, 2}), ".1.");  // all prompt
+  // The published code takes the last block for generation in any case.
+  EXPECT_EQ(kept(params(0, 48, SelectionRule::kReference), {1, 3, 2}, {0, 0, 1}), ".11");
   EXPECT_EQ(kept(params(1, 16), {1, 3, 2}), "111");
   EXPECT_EQ(kept(params(0, 16), {1}), "1");
 }
