@@ -99,10 +99,10 @@ def test_a_subclass_keeps_its_attributes() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({1: 7}, "phase is 7, expected 0, 1 or 2"),
-        ({5: 2}, "layer 0 has a pattern of another shape"),
-        ({6: LENGTH + 16}, "layer 0 has a pattern of another shape"),
-        ({7: {0: (4, 2, 32, None, True, 0)}}, "layer 0 is sparse, expected a pattern with it"),
+        ({0: 7}, "step is 7, expected -1 ... 2"),
+        ({1: 1}, "due is 1, expected 0"),
+        ({4: 2}, "layer 0 has a pattern of batch"),
+        ({5: LENGTH + 16}, "layer 0 has a pattern of batch"),
     ],
 )
 def test_a_state_that_does_not_fit_is_refused(changes: dict[int, Any], message: str) -> None:
@@ -111,5 +111,5 @@ def test_a_state_that_does_not_fit_is_refused(changes: dict[int, Any], message: 
     cache.attend(0, *inputs())
     saved = cache.__getstate__()
     state = [changes.get(i, value) for i, value in enumerate(saved["_state"])]
-    with pytest.raises(ValueError, match=re.escape(f"PatternCache.__setstate__: {message}")):
+    with pytest.raises(ValueError, match=re.escape(f"PatternCache.restore: {message}")):
         PatternCache.__new__(PatternCache).__setstate__({**saved, "_state": tuple(state)})

@@ -21,6 +21,8 @@ from bench import arrays, cases, generate, harness, machine, main, memory, peers
 
 TINY = ["--quick", "--repeat", "2", "--length", "256"]
 
+pytestmark = pytest.mark.slow
+
 
 def run(tmp_path: Path, *arguments: str) -> dict[str, Any]:
     """A benchmark's JSON."""
@@ -48,7 +50,6 @@ def test_attention(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "| float32, 64, 256 |" in markdown
 
 
-@pytest.mark.slow
 def test_swept_densities_have_a_table(tmp_path: Path) -> None:
     shape = ("--length", "320", "--head-dim", "16", "--heads", "1", "--dtype", "float32", "--block-size", "32")
     content = run(tmp_path, "attention", *shape, "--density", "0.1", "0.5", "1.0", "--repeat", "1", "--no-peers")
@@ -125,7 +126,6 @@ def test_torch_model(tmp_path: Path) -> None:
     assert tables.markdown(content).count("\n| ") == 5
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_torch_model_with_flex(tmp_path: Path) -> None:
     reason = peers.PEERS["flex"].why_not()
@@ -160,7 +160,6 @@ def test_memory_and_scaling(tmp_path: Path) -> None:
     assert row["extra"] > 0
 
 
-@pytest.mark.slow
 def test_shared_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every library, alone and beside a second process; the baseline here is the same module."""
     monkeypatch.setattr(shared_cores, "_loaded_first", lambda report: ("-",))  # torch takes seconds to load
@@ -174,7 +173,6 @@ def test_shared_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert (row["over_baseline"] is None) == (row["library"] == "baseline")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("length", [16384, 65536])
 @pytest.mark.parametrize("call", memory.CALLS)
 def test_peak_memory(call: memory.Call, length: int) -> None:
@@ -276,7 +274,6 @@ def test_tables_are_markdown(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().out.startswith("## selection\n\n| dtype")
 
 
-@pytest.mark.slow
 def test_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(tmp_path, "attention", *TINY, "--head-dim", "16", "--dtype", "float32", "--no-peers")
     status = main(["plot", str(tmp_path / "result.json"), "--out", str(tmp_path), "--peak", "float32=0.4"])
