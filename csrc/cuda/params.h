@@ -14,9 +14,9 @@ struct Array {
 
 // The source of the selection's sums.
 enum class Sums {
-  kNone,    // no selection
-  kShared,  // the probabilities of the attention
-  kOwn,     // a second exponential, because the selection has another scale or a separate softmax over the generation
+  kNone,      // no selection
+  kShared,    // the probabilities of the attention
+  kSeparate,  // a second exponential, because the selection has another scale or a separate softmax over the generation
 };
 
 // A partial sum of the softmax of one (row, key block), stored until the row is done.
@@ -49,10 +49,10 @@ template <int kKeys, bool kParts>
 struct KeyWalk;
 
 struct AttentionArgs {
-  Array q, k, v, out;                   // v and out are nullptr if only a selection is computed
-  float* lse = nullptr;                 // [B, H, L] or nullptr
-  const uint8_t* key_mask = nullptr;    // [B, S] or nullptr
-  int batch = 0, heads = 0, group = 0;  // group: query heads per key/value head
+  Array q, k, v, out;                       // v and out are nullptr if only a selection is computed
+  float* lse = nullptr;                     // [B, H, L] or nullptr
+  const uint8_t* key_mask = nullptr;        // [B, S] or nullptr
+  int batch = 0, heads = 0, gqa_ratio = 0;  // gqa_ratio: query heads per key/value head
   int q_len = 0, kv_len = 0, head_dim = 0;
   float scale = 0;  // times log2(e)
 

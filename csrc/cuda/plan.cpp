@@ -51,7 +51,7 @@ Plan make_plan(const AttentionParams& params) {
   args.heads = static_cast<int>(params.heads());
   // Key/value heads that share memory are one: copies of tiles take no stride of 0.
   const bool shared = params.kv_heads() > 1 && args.k.head == 0 && (!args.v.data || args.v.head == 0);
-  args.group = static_cast<int>(shared ? params.heads() : params.heads() / params.kv_heads());
+  args.gqa_ratio = static_cast<int>(shared ? params.heads() : params.heads() / params.kv_heads());
   args.q_len = static_cast<int>(params.q_len());
   args.kv_len = static_cast<int>(params.kv_len());
   args.head_dim = static_cast<int>(params.head_dim());
@@ -100,7 +100,7 @@ Plan plan_selection(const AttentionParams& params, const SelectParams& select) {
   args.q_blocks = static_cast<int>(num_blocks(params.q_len(), select.block_size));
   args.generation_block =
       static_cast<int>(first_generation_block(params.kv_len(), select.prompt_length, select.block_size));
-  plan.sums = args.generation_apart || select.scale != params.scale ? Sums::kOwn : Sums::kShared;
+  plan.sums = args.generation_apart || select.scale != params.scale ? Sums::kSeparate : Sums::kShared;
   set_tiles(plan, select.block_size, true);
   args.threads = plan.threads;
   return plan;

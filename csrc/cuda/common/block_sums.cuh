@@ -44,7 +44,7 @@ struct RowSoftmax {
 // At its end they are stored in `partial` with the maximum that they are relative to.
 template <int kRows>
 struct BlockSums {
-  float max[kRows];   // the running maximum, scaled; max and sum are used only with Sums::kOwn
+  float max[kRows];   // the running maximum, scaled; max and sum are used only with Sums::kSeparate
   float sum[kRows];   // of this thread's columns
   float open[kRows];  // of the current key block
 

@@ -80,7 +80,7 @@ SPARSED_DEVICE void row_max(const Scores<Traits>& rS, float (&highest)[Traits::k
 }
 
 // Adds up the selection's sums of the tile that begins at position `tile`. rX holds its probabilities, or its scores
-// with Sums::kOwn.
+// with Sums::kSeparate.
 template <class Traits>
 SPARSED_DEVICE void sum_blocks(const SelectArgs& select, const Scores<Traits>& rX, const typename Traits::Walk& walk,
                                int tile, const float (&base)[Traits::kRows], BlockSums<Traits::kRows>& sums) {
@@ -94,7 +94,7 @@ SPARSED_DEVICE void sum_blocks(const SelectArgs& select, const Scores<Traits>& r
       const float(&left)[4] = rX[r / 2][2 * n];
       const float(&right)[4] = rX[r / 2][2 * n + 1];
       float sum;
-      if constexpr (Traits::kSums == Sums::kOwn) {
+      if constexpr (Traits::kSums == Sums::kSeparate) {
         sum = (exp2_approx(multiply_add(left[r % 2 * 2], select.scale, -base[r])) +
                exp2_approx(multiply_add(left[r % 2 * 2 + 1], select.scale, -base[r]))) +
               (exp2_approx(multiply_add(right[r % 2 * 2], select.scale, -base[r])) +
@@ -113,11 +113,12 @@ SPARSED_DEVICE void sum_blocks(const SelectArgs& select, const Scores<Traits>& r
   }
 }
 
-// Computes the sums of one tile with Sums::kOwn, from its scores and the largest score of each row, in a second
+// Computes the sums of one tile with Sums::kSeparate, from its scores and the largest score of each row, in a second
 // softmax.
 template <class Traits>
-SPARSED_DEVICE void sum_own(const SelectArgs& select, const Scores<Traits>& rS, const typename Traits::Walk& walk,
-                            int tile, const float (&highest)[Traits::kRows], BlockSums<Traits::kRows>& sums) {
+SPARSED_DEVICE void sum_separately(const SelectArgs& select, const Scores<Traits>& rS,
+                                   const typename Traits::Walk& walk, int tile, const float (&highest)[Traits::kRows],
+                                   BlockSums<Traits::kRows>& sums) {
   if (tile == walk.split) {  // the generation begins
     stash_prompt(select, RowSoftmax{lane_value(sums.max), lane_sum(sums.sum)});
     sums.start();
@@ -174,7 +175,7 @@ SPARSED_DEVICE void finish_blocks(const AttentionArgs& args, int head, int row, 
   const int lane = thread_index() % 32, slot = lane % 4;
   const int lane_row = row + thread_index() / 32 * Traits::kWarpRows + slot / 2 * 16 + slot % 2 * 8 + lane / 4;
   RowSoftmax all, generation{0.f, 0.f};
-  if constexpr (Traits::kSums == Sums::kOwn) {
+  if constexpr (Traits::kSums == Sums::kSeparate) {
     generation = RowSoftmax{lane_value(sums.max), lane_sum(sums.sum)};
     all = args.select.generation_apart ? with_prompt(args.select, generation) : generation;
   } else {

@@ -19,7 +19,7 @@ DeviceKernel kernel_of(Sums sums) {
   switch (sums) {
     case Sums::kNone: return device_kernel<Plain<T, Sums::kNone>>();
     case Sums::kShared: return device_kernel<Plain<T, Sums::kShared>>();
-    default: return device_kernel<Plain<T, Sums::kOwn>>();
+    default: return device_kernel<Plain<T, Sums::kSeparate>>();
   }
 }
 

@@ -64,7 +64,7 @@ template <class Traits>
 SPARSED_DEVICE void attend_row(const AttentionArgs& args, const typename Traits::Walk& walk, int b, int h, int row,
                                int keeper, RowSums& sums) {
   using T = typename Traits::T;
-  const int lane = thread_index() % 32, kv_head = h / args.group;
+  const int lane = thread_index() % 32, kv_head = h / args.gqa_ratio;
   const T* q = row_of<T>(args.q, b, h, row);
   float max = kLowest, sum = 0.f, out[Traits::kMostDims] = {};
   for (int first = 0; first < walk.positions; first += 32) {
@@ -79,7 +79,7 @@ SPARSED_DEVICE void attend_row(const AttentionArgs& args, const typename Traits:
       }
     }
     const float highest = warp_max(score);
-    if constexpr (Traits::kSums == Sums::kOwn) {
+    if constexpr (Traits::kSums == Sums::kSeparate) {
       if (first == walk.split) {  // the generation begins, which has a separate softmax
         if (lane == keeper) stash_prompt(args.select, sums.softmax);
         sums = RowSums{};

@@ -24,7 +24,7 @@ constexpr int kMaxWarps = 4;  // of a block
 
 // Query rows of a warp: 32 if its registers can hold them.
 constexpr int warp_rows(int head_dim, Sums sums) {
-  return head_dim > 128 || (head_dim == 128 && sums == Sums::kOwn) ? 16 : 32;
+  return head_dim > 128 || (head_dim == 128 && sums == Sums::kSeparate) ? 16 : 32;
 }
 
 }  // namespace sm80

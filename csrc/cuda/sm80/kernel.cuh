@@ -53,8 +53,8 @@ SPARSED_DEVICE void attend(const AttentionArgs& args, const typename Traits::Wal
     }
     float highest[kRows], alpha[kRows];
     row_max<Traits>(rS, highest);
-    if constexpr (Traits::kSums == Sums::kOwn) {
-      sum_own<Traits>(args.select, rS, walk, tile * Traits::kKeys, highest, sums);
+    if constexpr (Traits::kSums == Sums::kSeparate) {
+      sum_separately<Traits>(args.select, rS, walk, tile * Traits::kKeys, highest, sums);
     }
     bool changed = false;
     SPARSED_UNROLL
@@ -128,7 +128,7 @@ SPARSED_DEVICE void attend_tile(const AttentionArgs& args, int head, int row, bo
   if constexpr (Traits::kSums != Sums::kNone) sums.start();
   load_q<Traits>(args, b, h, row, row_end, sQ);
   const auto walk = key_walk<Traits::kKeys, Traits::kSums != Sums::kNone>(args, b, h, row);
-  attend<Traits>(args, walk, h / args.group, sQ, state, sums);
+  attend<Traits>(args, walk, h / args.gqa_ratio, sQ, state, sums);
   sync_threads();  // shared memory can now hold results
   finish_rows<Traits>(args, b, h, row, row_end, sQ, state);
   if constexpr (Traits::kSums != Sums::kNone) {

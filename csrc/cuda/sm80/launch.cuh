@@ -22,7 +22,7 @@ DeviceKernel kernel_of(Sums sums, int warps) {
   switch (sums) {
     case Sums::kNone: return device_kernel<Sm80<T, kHeadDim, Sums::kNone>>(warps);
     case Sums::kShared: return device_kernel<Sm80<T, kHeadDim, Sums::kShared>>(warps);
-    default: return device_kernel<Sm80<T, kHeadDim, Sums::kOwn>>(warps);
+    default: return device_kernel<Sm80<T, kHeadDim, Sums::kSeparate>>(warps);
   }
 }
 

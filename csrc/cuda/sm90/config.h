@@ -78,8 +78,8 @@ auto with_sm90(Sums sums, bool split, bool output, const F& f) {
       return output ? f(Sm90<T, kHeadDim, Sums::kShared, false, true>{})
                     : f(Sm90<T, kHeadDim, Sums::kShared, false, false>{});
     default:
-      return output ? f(Sm90<T, kHeadDim, Sums::kOwn, false, true>{})
-                    : f(Sm90<T, kHeadDim, Sums::kOwn, false, false>{});
+      return output ? f(Sm90<T, kHeadDim, Sums::kSeparate, false, true>{})
+                    : f(Sm90<T, kHeadDim, Sums::kSeparate, false, false>{});
   }
 }
 

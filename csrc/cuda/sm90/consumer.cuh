@@ -68,8 +68,8 @@ SPARSED_DEVICE void finish_scores(const AttentionArgs& args, const typename Trai
   if (ragged) mask_scores<Traits>(live, rS);
   float highest[Traits::kRows];
   row_max<Traits>(rS, highest);
-  if constexpr (Traits::kSums == Sums::kOwn) sum_own<Traits>(args.select, rS, walk, first, highest, sums);
-  if constexpr (Traits::kSums != Sums::kOwn || Traits::kOutput) {
+  if constexpr (Traits::kSums == Sums::kSeparate) sum_separately<Traits>(args.select, rS, walk, first, highest, sums);
+  if constexpr (Traits::kSums != Sums::kSeparate || Traits::kOutput) {
     softmax<Traits>(args, walk, first, highest, rS, state, sums, alpha);
   }
 }

@@ -22,7 +22,7 @@ SPARSED_DEVICE void load_tile(const AttentionArgs& args, const TensorMap& map, c
     SPARSED_UNROLL
     for (int panel = 0; panel < Traits::kPanels; ++panel) {
       tma_load(shared + panel * Traits::kPanelBytes + static_cast<uint32_t>(i * box * 128), map, full,
-               panel * sm90::kPanelColumns, key, tile.h / args.group, tile.b);
+               panel * sm90::kPanelColumns, key, tile.h / args.gqa_ratio, tile.b);
     }
   }
 }

@@ -27,7 +27,7 @@ bool can_copy(const CopyMap& map) {
 
 CopyMaps copy_maps(const Plan& plan) {
   const AttentionArgs& args = plan.args;
-  const int kv_heads = args.heads / args.group;
+  const int kv_heads = args.heads / args.gqa_ratio;
   const Array& values = args.v.data ? args.v : args.k;  // a selection alone reads none
   const int box = args.counts ? std::min(1 << args.list_shift, kTileKeys) : kTileKeys;
   return {map_of(args.q, args, args.q_len, args.heads, kWarpgroupRows),

@@ -25,7 +25,7 @@ DeviceKernel sm80_kernel(Sums sums, int warps) {
   switch (sums) {
     case Sums::kNone: return of(Sm80<T, kHeadDim, Sums::kNone>{});
     case Sums::kShared: return of(Sm80<T, kHeadDim, Sums::kShared>{});
-    default: return of(Sm80<T, kHeadDim, Sums::kOwn>{});
+    default: return of(Sm80<T, kHeadDim, Sums::kSeparate>{});
   }
 }
 
@@ -46,7 +46,7 @@ DeviceKernel plain_kernel(Sums sums) {
   switch (sums) {
     case Sums::kNone: return of(Plain<T, Sums::kNone>{});
     case Sums::kShared: return of(Plain<T, Sums::kShared>{});
-    default: return of(Plain<T, Sums::kOwn>{});
+    default: return of(Plain<T, Sums::kSeparate>{});
   }
 }
 

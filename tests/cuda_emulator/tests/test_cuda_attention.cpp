@@ -20,7 +20,7 @@ void with_plain_traits(const Plan& plan, const F& f) {
   switch (plan.sums) {
     case Sums::kNone: f(Plain<T, Sums::kNone>{}); break;
     case Sums::kShared: f(Plain<T, Sums::kShared>{}); break;
-    case Sums::kOwn: f(Plain<T, Sums::kOwn>{}); break;
+    case Sums::kSeparate: f(Plain<T, Sums::kSeparate>{}); break;
   }
 }
 
@@ -32,7 +32,7 @@ void with_traits(const Plan& plan, DType dtype, const F& f) {
     switch (plan.sums) {
       case Sums::kNone: f(Sm80<T, kHeadDim, Sums::kNone>{}); break;
       case Sums::kShared: f(Sm80<T, kHeadDim, Sums::kShared>{}); break;
-      case Sums::kOwn: f(Sm80<T, kHeadDim, Sums::kOwn>{}); break;
+      case Sums::kSeparate: f(Sm80<T, kHeadDim, Sums::kSeparate>{}); break;
     }
   };
   if (dtype == DType::kFloat16) {  // the element type changes two instructions: one head_dim stands for all
