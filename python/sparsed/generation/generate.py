@@ -81,7 +81,7 @@ def generate(
 
     Warns:
         SparsedWarning: The sequence is longer than the model allows. Sparse settings that have no effect, as for a
-            sequence below `min_length`, are no warning: they are in `stats.notes`, and logged as "sparsed" (INFO the
+            sequence below `min_length`, are not warnings: they are in `stats.notes`, and logged as "sparsed" (INFO the
             first time, then DEBUG).
 
     Example:

@@ -49,8 +49,8 @@ class Result(NamedTuple):
     """An array that the compiled module writes.
 
     Attributes:
-        target: What is handed to the compiled module. None where q is no array or the result cannot fit into memory:
-            the module says so, after what is wrong with the other arguments.
+        target: What is handed to the compiled module. None if q is not an array or the result cannot fit into
+            memory: the module says so, after it has checked the other arguments.
         library: The library of the result.
     """
 
@@ -65,7 +65,7 @@ class Result(NamedTuple):
 class Call:
     """The arrays of one call, all of one library, ready for ``__dlpack__``, and its results.
 
-    What is no array goes through: the compiled module refuses it.
+    Anything that is not an array is passed on, and the compiled module refuses it.
 
     Args:
         function: Whom errors name.
@@ -73,8 +73,8 @@ class Call:
         arrays: By name, q first; None where there is none.
 
     Raises:
-        TypeError: Arrays of two libraries, or of one that has no ``from_dlpack``; a sparse or quantised tensor.
-        ValueError: A tensor that requires grad while torch records gradients; a device for which there are no kernels.
+        TypeError: Arrays of two libraries, or of one without ``from_dlpack``; a sparse or quantised tensor.
+        ValueError: A tensor requires grad while torch records gradients, or a device has no kernels.
     """
 
     def __init__(self, function: str, key_mask: Any, **arrays: Any) -> None:
