@@ -81,16 +81,12 @@ def generation_of(masks: np.ndarray) -> tuple[sparsed.GenerationResult, sparsed.
     """The demo's generation as if its layers had selected these masks (layers, heads, blocks, blocks)."""
     result, tokenizer = demo_generation()
     config, length = result.groups[0].patterns.config, 16 * masks.shape[-1]
-    patterns = [
-        sparsed.BlockPattern.from_mask(
+    cache = sparsed.PatternCache(config, steps=16, prompt_length=length - 24)
+    for layer, mask in enumerate(masks):
+        pattern = sparsed.BlockPattern.from_mask(
             mask[None], block_size=16, q_len=length, kv_len=length, prompt_length=length - 24
         )
-        for mask in masks
-    ]
-    cache = sparsed.PatternCache(config, steps=16, prompt_length=length - 24)
-    saved = cache.__getstate__()
-    layers = {i: (masks.shape[1], masks.shape[1], 64, pattern, True, 15) for i, pattern in enumerate(patterns)}
-    cache.__setstate__({**saved, "_state": (15, 2, 1, 1, 3, 1, length, layers)})
+        cache.set_pattern(layer, pattern)
     return dataclasses.replace(result, groups=(dataclasses.replace(result.groups[0], patterns=cache),)), tokenizer
 
 

@@ -17,7 +17,8 @@ PACKAGE = ROOT / "python" / "sparsed"
 
 def configure(folder: Path, *options: str, **environment: str) -> str:
     """The errors of CMake, as one line."""
-    cmake = shutil.which("cmake")
+    beside_python = str(Path(sys.executable).parent)  # goes first: others may be scripts that need the PATH
+    cmake = shutil.which("cmake", path=os.pathsep.join([beside_python, os.environ["PATH"]]))
     if cmake is None:
         pytest.skip("cmake is not installed")
     command = [cmake, "-S", ROOT, "-B", folder, "-G", "Unix Makefiles", "-DSPARSED_CUDA=OFF", "-DBUILD_TESTING=OFF"]
