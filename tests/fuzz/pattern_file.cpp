@@ -9,8 +9,8 @@
 #include <string>
 #include <vector>
 
-#include "support/error.h"
 #include "core/pattern.h"
+#include "support/error.h"
 
 namespace {
 
