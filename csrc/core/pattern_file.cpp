@@ -167,6 +167,10 @@ BlockPattern BlockPattern::load(const std::string& path) {
         " is not a pattern file: it does not begin with ", kMagic);
   const uint64_t version = get(bytes, 8, 4);
   check(version == kVersion, what, " has format version ", version, ", expected ", kVersion);
+  // One pattern has one file, so that the checksum is its hash.
+  const uint64_t kv_size = get(bytes, 12, 2), q_size = get(bytes, 14, 2);
+  check(q_size != kv_size || q_size == 0, what, " has query blocks of ", q_size,
+        " tokens, expected 0 where they are as long as key blocks");
   const PatternGeometry geometry = decode_geometry(bytes);
   check_geometry(geometry, what);
   // Compared before anything is allocated for the rows that the header promises.

@@ -148,6 +148,9 @@ TEST_F(PatternFileTest, NamesWhatIsWrongInIt) {
   EXPECT_ERROR(BlockPattern::load(with(8, 0, 4)), kValue, "has format version 0, expected 1");
   EXPECT_ERROR(BlockPattern::load(with(12, 48, 4)), kValue, "block_size is 48");
   EXPECT_ERROR(BlockPattern::load(with(12, 0x80000010u, 4)), kValue, "q_block_size is 32768");
+  const auto square = static_cast<uint64_t>(small_pattern().geometry().block.kv);
+  EXPECT_ERROR(BlockPattern::load(with(14, square, 2)), kValue,
+               "tokens, expected 0 where they are as long as key blocks");
   EXPECT_ERROR(BlockPattern::load(with(16, ~uint64_t{0}, 8)), kValue, "batch is -1");
   EXPECT_ERROR(BlockPattern::load(with(24, 3, 8)), kValue, "has 48 bytes of bit rows, expected 72");
   EXPECT_ERROR(BlockPattern::load(with(48, 91, 8)), kValue, "prompt_length is 91, expected 0 ... 90 (kv_len)");
