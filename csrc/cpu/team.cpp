@@ -47,7 +47,7 @@ void Team::open(Loop& loop, int threads) {
   bool all;
   {
     std::unique_lock lock(mutex_);
-    if (threads > threads_) start(threads, lock);
+    if (threads > threads_) start(threads - threads_, lock);
     spins_ = threads <= cpus_;
     all = threads == threads_;
     loop.room = wanted;
@@ -66,47 +66,41 @@ void Team::close(Loop& loop) {
   wait(left_, [&] { return loop.workers.load(std::memory_order_acquire) == 0; });
 }
 
-void Team::start(int threads, std::unique_lock<std::mutex>& lock) {
-  const int generation = generation_.load() + 1;
-  std::thread([this, threads, generation] {
-    omp_set_dynamic(0);  // the team stays, the load of this moment does not
+void Team::start(int more, std::unique_lock<std::mutex>& lock) {
+  std::thread([this, more] {
+    omp_set_dynamic(0);  // the threads stay, the load of this moment does not
     int started = 0;
-#pragma omp parallel num_threads(threads)
+#pragma omp parallel num_threads(more + 1)
     {
       const int number = omp_get_thread_num();
       {
         const std::lock_guard start_lock(mutex_);
-        if (++started == omp_get_num_threads()) started_generation_ = generation;
+        if (++started == omp_get_num_threads()) ++started_groups_;
       }
       started_.notify_all();
       if (number > 0) {
-        serve(generation);
+        serve();
       } else {  // stands for the callers: where OpenMP binds threads to cores, this one's core is left to them
         std::unique_lock host_lock(mutex_);
-        replaced_.wait(host_lock, [&] { return generation_.load() != generation; });
+        never_.wait(host_lock, [] { return false; });
       }
     }
   }).detach();
-  threads_ = threads;
+  threads_ += more;
   cpus_ = omp_get_num_procs();
-  generation_ = generation;
-  posted_.notify_all();
-  replaced_.notify_all();
+  ++groups_;
   // From then on the threads do not call OpenMP, and the process may end: LLVM's runtime frees its data at the exit.
-  started_.wait(lock, [&] { return started_generation_ >= generation; });
+  started_.wait(lock, [&] { return started_groups_ == groups_; });
 }
 
-void Team::serve(int generation) {
+void Team::serve() {
   uint64_t posts_seen = 0;
-  while (generation_.load(std::memory_order_relaxed) == generation) {
+  while (true) {
     if (Loop* loop = join(posts_seen)) {
       loop->work(nullptr);
       leave(*loop);
     } else {
-      wait(posted_, [&] {
-        return posts_.load(std::memory_order_acquire) != posts_seen ||
-               generation_.load(std::memory_order_relaxed) != generation;
-      });
+      wait(posted_, [&] { return posts_.load(std::memory_order_acquire) != posts_seen; });
     }
   }
 }

@@ -43,22 +43,22 @@ class Team {
   void close(Loop& loop);
 
  private:
-  void start(int threads, std::unique_lock<std::mutex>& lock);
-  void serve(int generation);        // what a worker does
-  Loop* join(uint64_t& posts_seen);  // nullptr: no open loop needs a worker
+  void start(int more, std::unique_lock<std::mutex>& lock);  // so many more workers; none ever ends
+  void serve();                                              // what a worker does
+  Loop* join(uint64_t& posts_seen);                          // nullptr: no open loop needs a worker
   void leave(Loop& loop);
   // Returns when ready() holds, which the signal announces.
   template <class Ready>
   void wait(std::condition_variable& signal, const Ready& ready);
 
   std::mutex mutex_;
-  std::condition_variable posted_, left_, replaced_, started_;
+  std::condition_variable posted_, left_, started_, never_;
   std::vector<Loop*> loops_;        // that are open; guarded by the mutex
   int threads_ = 1;                 // workers and one caller; guarded by the mutex
   int cpus_ = 1;                    // that the team may run on; guarded by the mutex
-  int started_generation_ = 0;      // whose threads all run; guarded by the mutex
+  int groups_ = 0;                  // of workers that were started together; guarded by the mutex
+  int started_groups_ = 0;          // of these, whose threads all run; guarded by the mutex
   std::atomic<bool> spins_{false};  // a thread that waits spins at first: there is a CPU for each
-  std::atomic<int> generation_{0};  // counts the teams: a larger one replaces the one before
   std::atomic<uint64_t> posts_{0};  // counts the loops that were opened
 };
 
