@@ -1,3 +1,5 @@
+// The pattern cache: each rule of its state machine, and its results over batches against the float64 reference.
+// The file is long because every rule is one short test.
 #include <gtest/gtest.h>
 
 #include <algorithm>

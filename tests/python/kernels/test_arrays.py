@@ -1,4 +1,7 @@
-"""Arrays of other libraries: no copies, the same kind out, named errors."""
+"""Arrays of other libraries: no copies, the same kind out, named errors.
+
+The file is long because inputs and `out` follow the same rules, and their tests share the exporters defined here.
+"""
 
 from __future__ import annotations
 
