@@ -71,6 +71,7 @@ class Golden:
             "gen_length": self.meta["gen_length"],
             "steps": self.meta["steps"],
             "sampler": kind(**settings | sampler),
+            "stop": (),  # the authors' code goes on behind an end token
             "history": True,
         }
 

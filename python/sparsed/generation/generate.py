@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import warnings
 from collections.abc import Callable
@@ -11,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..checks import Checker
+from ..checks import Checker, token_row
 from ..kernels import ops
 from ..kernels.config import Sparse
 from ..progress import progress_bar
-from .interrupt import SigintLatch
+from .interrupt import SigintLatch, WorkAbandoned
 from .kv_cache import KVCachePolicy
 from .notebook import stop_queued_cells
 from .notes import log_notes, notes_after, notes_before, warn_of_length
 from .prompts import checked_prompt
 from .result import GenerationResult, RowGroup, StepInfo
-from .run import BatchRun
+from .run import BatchRun, Decoding
 from .sampling import SAMPLERS, FloatArray, IntArray, Request, Sampler
 from .stats import GenerationStats, GroupStep, StepStats
 
@@ -38,6 +37,8 @@ def generate(
     sparse: Sparse | None = None,
     kv_cache: KVCachePolicy | None = None,
     sampler: Sampler | None = None,
+    stop: ArrayLike | None = None,
+    fill_behind_end: bool = False,
     prompt_mask: ArrayLike | None = None,
     seed: int | None = None,
     on_step: Callable[[StepInfo], Any] | None = None,
@@ -50,10 +51,15 @@ def generate(
     B batch rows, p prompt length, l = p + gen_length, T steps. Rows are independent: each gets the text that it
     would get without the others (at temperature 0 the same bits; with engine="torch" up to its rounding, which depends
     on the batch), and its blocks are counted from its first real token. A step in which the sampler unmasks nothing
-    (there are more steps than tokens) does not call the model, unless it selects the pattern of later steps. Ctrl-C (in
-    the main thread, under Python's default handler) ends the generation after the current step and returns the text
-    so far; a second one raises KeyboardInterrupt at once. In a Jupyter kernel the cell ends as interrupted, so that
-    queued cells do not run.
+    (there are more steps than tokens) does not call the model, unless it selects the pattern of later steps. Ctrl-C (in the main thread, under Python's default handler) gives up the
+    current step, even in the middle of a forward pass, and returns the text so far; a second one raises
+    KeyboardInterrupt at once. In a Jupyter kernel the cell ends as interrupted, so that queued cells do not run.
+
+    With both `sparse` and `kv_cache`, the passes that compute all tokens are the steps of the pattern: they are dense,
+    select or are sparse, `skip` counts the share of the generation that is unmasked, and the other steps attend
+    densely from the tokens that they compute to the keys and values that the last such pass has left. Rows whose keys
+    and values do not fit into memory together are generated one after the other; the statistics list their steps in
+    that order.
 
     Args:
         model: What `load_model` returns.
@@ -62,8 +68,13 @@ def generate(
         steps: How many, T. With a threshold in the sampler it is not used.
         sparse: None: dense attention.
         kv_cache: PrefixCache, DualCache or DelayedCache: steps compute a part of the tokens and reuse the keys and
-            values of the others. Not together with sparse.
+            values of the others. The model has to keep them: those of `load_model` do.
         sampler: None: LLaDASampler() or DreamSampler(), by the model's family.
+        stop: (n,) token ids. A row ends as soon as one of them is set and no position before it is masked: the text up
+            to it can change no more. What is still masked behind it becomes that token. None: the model's end tokens
+            if the sampler works in blocks, else none, because then the end is rarely reached early. () never stops.
+        fill_behind_end: Fill the masked positions behind the first token of `stop` as soon as it is set, although
+            positions before it are masked. This saves steps, and it can change the text before the end.
         prompt_mask: (B, p), False (or 0) at the left padding of shorter prompts, True (or 1) elsewhere.
         seed: Row i draws from child i of np.random.SeedSequence(seed); a seed repeats a run bit for bit.
         on_step: Called after each step; an exception that it raises ends the generation.
@@ -77,7 +88,7 @@ def generate(
     Raises:
         TypeError: An argument of another type or dtype.
         ValueError: A shape or value that does not fit; the message names it.
-        MemoryError: The tokens, their history or the logits cannot fit into memory.
+        MemoryError: The tokens, their history, the keys and values of one row or the logits cannot fit into memory.
 
     Warns:
         SparsedWarning: The sequence is longer than the model allows. Sparse settings that have no effect, as for a
@@ -115,13 +126,11 @@ def generate(
         raise TypeError(
             f"generate: kv_cache is {type(kv_cache).__name__}, expected PrefixCache, DualCache, DelayedCache or None"
         )
-    if kv_cache is not None and "key_values" not in inspect.signature(model.forward).parameters:
+    if kv_cache is not None and not hasattr(model, "new_key_values"):
         raise ValueError(
             f"generate: kv_cache is given with a {type(model).__name__}, expected a model that keeps keys and values "
-            '(load_model with engine="native")'
+            "(those of load_model do)"
         )
-    if kv_cache is not None and sparse is not None:
-        raise ValueError("generate: sparse and kv_cache are both given, expected at most one of them")
     if seed is not None:
         check.integer("seed", seed, low=0)
     if on_step is not None and not callable(on_step):
@@ -134,29 +143,22 @@ def generate(
     # Bytes per position: two int64 copies of the tokens, two int32 copies of each state of the history.
     needed = 16 + 8 * (1 + (num_steps or request.gen_length)) * history
     ops.require_memory(needed * len(prompt) * (prompt.shape[1] + request.gen_length), "generate: the tokens")
+    stop_ids = _stop_ids(stop, fill_behind_end, model, sampler, request)
     masked_tokens = np.full((len(prompt), request.gen_length), request.mask_token_id, np.int64)
     tokens = np.concatenate([prompt, masked_tokens], axis=1)
     seeds = np.random.SeedSequence(seed).spawn(len(prompt))
     generators = [np.random.Generator(np.random.PCG64(child)) for child in seeds]
+    decoding = Decoding(model, sampler, request, sparse, kv_cache, stop_ids, bool(fill_behind_end))
+    # Rows whose steps depend on their tokens run one by one.
+    one_by_one = num_steps is None or kv_cache is not None or stop_ids.size > 0
     runs = [
-        BatchRun(
-            model,
-            sampler,
-            request,
-            sparse,
-            kv_cache,
-            tokens,
-            indices,
-            int(padding[indices[0]]),
-            [generators[row] for row in indices],
-        )
-        # Rows whose steps depend on their tokens run one by one.
-        for indices in _batches(padding, one_by_one=num_steps is None or kv_cache is not None)
+        BatchRun(decoding, tokens, indices, int(padding[indices[0]]), [generators[row] for row in indices])
+        for indices in _batches(padding, one_by_one=one_by_one)
     ]
 
     stats = GenerationStats()
     lengths = [int(length) for length in tokens.shape[1] - padding]
-    foreseen = notes_before(sparse, num_steps, lengths)
+    foreseen = notes_before(sparse, None if kv_cache is not None else num_steps, lengths)
     stats.notes += foreseen
     log_notes(foreseen, sparse)
     warn_of_length(model.config, max(lengths), stats)
@@ -164,26 +166,35 @@ def generate(
     confidence = np.full(masked_tokens.shape, np.nan, np.float32)
     states = [tokens.astype(np.int32)] if history else []
     with SigintLatch() as sigint, progress_bar(progress, total=masked_tokens.size, unit="tok") as bar:
-        for step in itertools.count() if num_steps is None else range(num_steps):
-            active = runs if num_steps is not None else [run for run in runs if not run.finished]
-            if not active:
-                break
+        for turn in _turns(runs):
+            for run in turn:
+                run.begin()
+            for step in itertools.count() if num_steps is None else range(num_steps):
+                active = turn if num_steps is not None else [run for run in turn if not run.finished]
+                outcomes = _step(active, step, sigint)
+                if not outcomes:
+                    break
+                active = active[: len(outcomes)]
+                record = stats.add(len(stats), outcomes)
+                of_all = "" if num_steps is None else f"/{num_steps}"
+                bar.set_postfix_str(f"step {step + 1}{of_all}, {record.phase}", False)
+                bar.update(int(np.count_nonzero(tokens[:, prompt.shape[1] :] != request.mask_token_id)) - bar.n)
+                for run, outcome in zip(active, outcomes, strict=True):
+                    for row, positions, values in zip(
+                        run.batch_indices, outcome.unmasked, outcome.confidence, strict=True
+                    ):
+                        filled_at[row, positions - prompt.shape[1]] = record.step
+                        confidence[row, positions - prompt.shape[1]] = values
+                if history:
+                    states.append(tokens.astype(np.int32))
+                if on_step is not None:
+                    on_step(_step_info(record, tokens, active, outcomes))
+            for run in turn:
+                run.end()
             if sigint.caught:
                 break
-            outcomes = [run.step(step) for run in active]
-            record = stats.add(step, outcomes)
-            bar.set_postfix_str(f"step {step + 1}{'' if num_steps is None else f'/{num_steps}'}, {record.phase}", False)
-            bar.update(record.unmasked)
-            for run, outcome in zip(active, outcomes, strict=True):
-                for row, positions, values in zip(run.batch_indices, outcome.unmasked, outcome.confidence, strict=True):
-                    filled_at[row, positions - prompt.shape[1]] = step
-                    confidence[row, positions - prompt.shape[1]] = values
-            if history:
-                states.append(tokens.astype(np.int32))
-            if on_step is not None:
-                on_step(_step_info(record, tokens, active, outcomes))
     if not foreseen and not sigint.caught:
-        seen = notes_after(sparse or kv_cache, stats)
+        seen = notes_after(sparse, kv_cache, stats)
         stats.notes += seen
         log_notes(seen, sparse or kv_cache)
     if sigint.caught:
@@ -198,6 +209,58 @@ def generate(
         confidence=confidence,
         interrupted=sigint.caught,
     )
+
+
+def _stop_ids(
+    stop: ArrayLike | None, fill_behind_end: bool, model: Model, sampler: Sampler, request: Request
+) -> IntArray:
+    """The tokens that end a row, (n,)."""
+    if not isinstance(fill_behind_end, (bool, np.bool_)):
+        raise TypeError(f"generate: fill_behind_end is {fill_behind_end!r}, expected True or False")
+    if stop is None:
+        block_end = sampler.block(request, 0, np.ones(request.gen_length, np.bool_))[1]
+        wanted = fill_behind_end or block_end < request.gen_length
+        stop = getattr(model.config, "end_token_ids", ()) if wanted else ()
+    ids = token_row(
+        "generate", "stop", np.asarray(stop, np.int64) if np.size(stop) == 0 else stop, model.config.vocab_size
+    )
+    if (ids == request.mask_token_id).any():
+        raise ValueError(
+            f"generate: stop holds the mask token {request.mask_token_id}, expected tokens that end a text"
+        )
+    if fill_behind_end and not ids.size:
+        raise ValueError("generate: fill_behind_end is True and stop holds no token, expected at least one")
+    return ids
+
+
+def _turns(runs: list[BatchRun]) -> list[list[BatchRun]]:
+    """The runs in turns whose keys and values fit into memory together."""
+    fits = len(runs)
+    while fits > 1:
+        try:
+            _require_key_values(runs[:fits])
+            break
+        except MemoryError:
+            fits = (fits + 1) // 2
+    _require_key_values(runs[:1])
+    return [runs[begin : begin + fits] for begin in range(0, len(runs), fits)]
+
+
+def _require_key_values(runs: list[BatchRun]) -> None:
+    ops.require_memory(sum(run.key_values_nbytes for run in runs), "generate: the keys and values")
+
+
+def _step(runs: list[BatchRun], step: int, sigint: SigintLatch) -> list[GroupStep]:
+    """The outcomes of step `step`, of the runs that came to an end before Ctrl-C."""
+    outcomes = []
+    for run in runs:
+        if sigint.caught:
+            break
+        try:
+            outcomes.append(run.step(step, sigint))
+        except WorkAbandoned:
+            break
+    return outcomes
 
 
 def _batches(padding: IntArray, *, one_by_one: bool) -> list[IntArray]:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import abc
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..checks import Checker, store_plain_numbers
-from ..models.key_values import KeyValues
 
 __all__ = ["DelayedCache", "DualCache", "KVCachePolicy", "KVCacheSchedule", "PrefixCache"]
 
@@ -26,7 +26,7 @@ class Forward:
     """The next forward pass of one batch row.
 
     Attributes:
-        number: Forward passes since the sampler began its block: 0 in the first one.
+        number: Forward passes since the last block that began with all tokens: 0 in the first one.
         length: l.
         block: The first position of the sampler's block, and the one behind it.
         masked_before: (n,) ascending, the positions that were masked when the forward pass before this one began.
@@ -42,21 +42,31 @@ class Forward:
 
 @dataclass(frozen=True)
 class KVCachePolicy(abc.ABC):
-    """Decides when a forward pass computes every token: first in each block of the sampler, and at refreshes.
+    """Decides when a forward pass computes every token: where the sampler begins a block, and at refreshes.
 
     Attributes:
-        refresh: Every token is also computed in each `refresh`-th forward pass of a block; None: only in the first.
+        refresh: Every token is also computed in each `refresh`-th forward pass after that; None: in no other.
+        refresh_every: The sampler's blocks from one that begins with all tokens to the next. 1, the published rule, is
+            every block; None: only the first one, so that there is one such pass in all. What the block before
+            changed last is then computed with the first tokens of the new block.
 
     Raises:
         TypeError, ValueError: A field of another type or outside its range.
     """
 
     refresh: int | None = None
+    refresh_every: int | None = 1
 
     def __post_init__(self) -> None:
-        """Checks the field and stores a plain Python integer."""
-        Checker(type(self).__name__).integer("refresh", self.refresh, low=1, optional=True)
+        """Checks the fields and stores plain Python integers."""
+        check = Checker(type(self).__name__)
+        check.integer("refresh", self.refresh, low=1, optional=True)
+        check.integer("refresh_every", self.refresh_every, low=1, optional=True)
         store_plain_numbers(self)
+
+    def begins_full(self, block_number: int) -> bool:
+        """Returns whether the sampler's block with this number, from 0, begins with a pass over every token."""
+        return block_number == 0 or (self.refresh_every is not None and block_number % self.refresh_every == 0)
 
     def is_full(self, forward: Forward) -> bool:
         """Returns whether every token is computed."""
@@ -74,7 +84,7 @@ class PrefixCache(KVCachePolicy):
     With one block (`block_length` None) that is the prompt.
 
     Attributes:
-        refresh: See KVCachePolicy; the published code has None.
+        refresh, refresh_every: See KVCachePolicy; the published code has None and 1.
 
     Source: arXiv 2505.22618; NVlabs/Fast-dLLM, generate_with_prefix_cache. Its blocks for Dream are
         DreamSampler(block_length=...).
@@ -90,7 +100,7 @@ class DualCache(KVCachePolicy):
     """Fast-dLLM's dual cache: computes the sampler's block; what precedes and what follows it is cached.
 
     Attributes:
-        refresh: See KVCachePolicy; the published code has None.
+        refresh, refresh_every: See KVCachePolicy; the published code has None and 1.
 
     Source: arXiv 2505.22618; NVlabs/Fast-dLLM, generate_with_dual_cache.
     """
@@ -108,7 +118,7 @@ class DelayedCache(KVCachePolicy):
     them). LLaDA computes every token in the second forward pass of a block too, as its published code does.
 
     Attributes:
-        refresh: See KVCachePolicy; the published examples have 2 ... 16.
+        refresh, refresh_every: See KVCachePolicy; the published examples have 2 ... 16 and 1.
 
     Source: arXiv 2505.15781; horseee/dKV-Cache, llada_dkv_cache_decode.py and, with shift_type "un",
         dream_generation_utils.py.
@@ -130,16 +140,18 @@ class KVCacheSchedule:
 
     Args:
         policy: What is computed when.
+        key_values: What the model's `new_key_values` returns.
         length: l.
         shift: 1 where logits predict the next token, else 0.
     """
 
-    def __init__(self, policy: KVCachePolicy, length: int, shift: int) -> None:
+    def __init__(self, policy: KVCachePolicy, key_values: Any, length: int, shift: int) -> None:
         self.policy = policy
-        self.key_values = KeyValues()
+        self.key_values = key_values
         self._length = length
         self._shift = shift
         self._block = (-1, -1)
+        self._block_number = -1
         self._number = 0
         self._masked = np.empty(0, np.int64)
 
@@ -151,9 +163,14 @@ class KVCacheSchedule:
             masked: (n,) ascending, the positions that are masked now.
             wanted: Positions whose logits are needed; they are always computed.
         """
-        self._number = self._number + 1 if block == self._block else 0
+        new_block = block != self._block
+        self._block_number += new_block
+        self._number = 0 if new_block and self.policy.begins_full(self._block_number) else self._number + 1
         forward = Forward(self._number, self._length, block, self._masked, self._shift)
         self._block, self._masked = block, masked
         if self.policy.is_full(forward):
             return np.arange(self._length)
-        return np.union1d(self.policy.positions(forward), wanted)
+        needed = np.union1d(self.policy.positions(forward), wanted)
+        if new_block:  # tokens of the block before that were set in its last pass have not been computed as themselves
+            needed = np.union1d(needed, np.setdiff1d(forward.masked_before, masked))
+        return needed

@@ -11,7 +11,7 @@ from ..checks import SparsedWarning
 from ..kernels.config import SlidingWindow, Sparse, SparseConfig, StreamingLLM
 from ..kernels.pattern import BlockPattern
 from .kv_cache import KVCachePolicy
-from .stats import GenerationStats
+from .stats import GenerationStats, StepStats
 
 _log = logging.getLogger("sparsed")
 _logged: set[Sparse | KVCachePolicy | None] = set()
@@ -65,22 +65,29 @@ def notes_before(sparse: Sparse | None, steps: int | None, lengths: Sequence[int
     return [_note(name, covered, lengths, reason)] if covered else []
 
 
-def notes_after(method: Sparse | KVCachePolicy | None, stats: GenerationStats) -> list[str]:
-    """Returns notes that need a finished generation: that every step computed everything, and why."""
+def notes_after(sparse: Sparse | None, kv_cache: KVCachePolicy | None, stats: GenerationStats) -> list[str]:
+    """Returns notes that need a finished generation: which settings had no effect, and why."""
+    notes = []
     called = [step for step in stats if step.forwards]
-    if method is None or any(step.density < 1 for step in called):
-        return []
-    name = type(method).__name__
-    if isinstance(method, KVCachePolicy):
-        return [f"{name} had no effect: every step computed all tokens"]
+    if sparse is not None and all(step.density == 1 for step in called if step.phase != "cached"):
+        notes.append(_why_dense(sparse, kv_cache, called))
+    if kv_cache is not None and not stats.cached_rows:
+        notes.append(f"{type(kv_cache).__name__} had no effect: every step computed all tokens")
+    return notes
+
+
+def _why_dense(sparse: Sparse, kv_cache: KVCachePolicy | None, called: Sequence[StepStats]) -> str:
+    name = type(sparse).__name__
     if any(step.phase == "sparse" for step in called):
-        parts = f"rho {method.rho}" if isinstance(method, SparseConfig) else f"window {method.window}"
-        return [
+        parts = f"rho {sparse.rho}" if isinstance(sparse, SparseConfig) else f"window {sparse.window}"
+        return (
             f"{name} had no effect: the patterns hold all blocks or nearly all "
-            f"({parts}, block_size {method.block_size}), so that every step was dense"
-        ]
-    skip = f" (skip {method.skip}{_refresh(method)})" if isinstance(method, SparseConfig) else ""
-    return [f"{name} had no effect: no step after the selection called the model{skip}"]
+            f"({parts}, block_size {sparse.block_size}), so that every step was dense"
+        )
+    skip = f" (skip {sparse.skip}{_refresh(sparse)})" if isinstance(sparse, SparseConfig) else ""
+    if kv_cache is not None:
+        return f"{name} had no effect: no step after the selection computed all tokens{skip}"
+    return f"{name} had no effect: no step after the selection called the model{skip}"
 
 
 def warn_of_length(config: Any, length: int, stats: GenerationStats) -> None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ..kernels.config import Sparse
 from ..kernels.pattern_cache import PatternCache
+from .interrupt import SigintLatch
 from .kv_cache import KVCachePolicy, KVCacheSchedule
 from .predict import predict
 from .sampling import Candidates, Choice, FloatArray, IntArray, Request, Sampler
@@ -42,15 +43,34 @@ class StepPlan:
     computed: IntArray | None
 
 
-class BatchRun:
-    """Batch rows with the same padding, denoised as one unpadded batch.
+@dataclass(frozen=True)
+class Decoding:
+    """What all rows of a generation share.
 
-    Args:
+    Attributes:
         model: What `load_model` returns.
         sampler: Chooses which positions a step unmasks, and with which tokens.
         request: What the generation asks of its sampler.
         sparse: None: dense attention.
         kv_cache: None: every step computes all tokens.
+        stop: (n,) token ids. A row ends where one of them is set and no position before it is masked.
+        fill_behind_end: Whether the positions behind the first of them are filled as soon as it is set.
+    """
+
+    model: Model
+    sampler: Sampler
+    request: Request
+    sparse: Sparse | None
+    kv_cache: KVCachePolicy | None
+    stop: IntArray
+    fill_behind_end: bool
+
+
+class BatchRun:
+    """Batch rows with the same padding, denoised as one unpadded batch.
+
+    Args:
+        decoding: What all rows share.
         tokens: (B, l) int64, all rows of the generation. The run writes into its rows.
         batch_indices: (rows,) the rows of `tokens` that run together.
         padding: Tokens of padding on the left of each of these rows.
@@ -59,32 +79,30 @@ class BatchRun:
 
     def __init__(
         self,
-        model: Model,
-        sampler: Sampler,
-        request: Request,
-        sparse: Sparse | None,
-        kv_cache: KVCachePolicy | None,
+        decoding: Decoding,
         tokens: IntArray,
         batch_indices: IntArray,
         padding: int,
         generators: list[np.random.Generator],
     ) -> None:
-        self.model = model
-        self.sampler = sampler
-        self.request = request
+        self.decoding = decoding
+        self.sampler = decoding.sampler
+        self.request = decoding.request
         self.tokens = tokens
         self.batch_indices = batch_indices
         self.padding = padding
         self.generators = generators
-        self.start = tokens.shape[1] - request.gen_length
+        self.length = tokens.shape[1] - padding
+        self.start = tokens.shape[1] - self.request.gen_length
         self.prompt_length = self.start - padding
-        self.shift = int(model.config.shift_logits)
+        self.shift = int(decoding.model.config.shift_logits)
         self.patterns = None
-        if sparse is not None:
-            self.patterns = PatternCache(sparse, steps=sampler.num_steps(request), prompt_length=self.prompt_length)
-        self.kv_schedule = None
-        if kv_cache is not None:
-            self.kv_schedule = KVCacheSchedule(kv_cache, tokens.shape[1] - padding, self.shift)
+        if decoding.sparse is not None:
+            # With a cache it is unknown which steps compute all tokens; only those are steps of the patterns.
+            steps = None if decoding.kv_cache is not None else self.sampler.num_steps(self.request)
+            self.patterns = PatternCache(decoding.sparse, steps=steps, prompt_length=self.prompt_length)
+        self._pattern_step = -1
+        self._kv_schedule: KVCacheSchedule | None = None
 
     @property
     def masked(self) -> NDArray[np.bool_]:
@@ -97,49 +115,81 @@ class BatchRun:
         """Whether no position is masked any more."""
         return not self.masked.any()
 
-    def step(self, step: int) -> GroupStep:
-        """Runs step `step`; returns its statistics."""
+    @property
+    def key_values_nbytes(self) -> int:
+        """The memory that the run's keys and values take from `begin` to `end`."""
+        if self.decoding.kv_cache is None:
+            return 0
+        rows = len(self.batch_indices) * (2 if self.sampler.cfg_scale > 0 else 1)
+        return int(self.decoding.model.key_values_nbytes(self.length, batch=rows))
+
+    def begin(self) -> None:
+        """Gets ready for the first step."""
+        if self.decoding.kv_cache is not None:
+            key_values = self.decoding.model.new_key_values()
+            self._kv_schedule = KVCacheSchedule(self.decoding.kv_cache, key_values, self.length, self.shift)
+
+    def end(self) -> None:
+        """Frees the keys and values, which no later step needs."""
+        self._kv_schedule = None
+
+    def step(self, step: int, sigint: SigintLatch) -> GroupStep:
+        """Runs step `step`; returns its statistics.
+
+        Raises:
+            WorkAbandoned: Ctrl-C came before the step had its logits; the tokens are as before.
+        """
         began = time.perf_counter()
-        plan = self._plan(step)
-        logits = self._forward(plan)
-        choices = self._choose(plan, logits)
+        with sigint.abandonable():
+            plan = self._plan(step)
+            logits = self._forward(plan)
+            choices = self._choose(plan, logits)
         positions = self._commit(plan, choices)
+        self._end_rows()
         return self._record(plan, choices, positions, began)
 
     def _plan(self, step: int) -> StepPlan:
         masked = self.masked
-        if self.patterns is not None:
-            self.patterns.begin_step(step, unmasked=np.count_nonzero(~masked) / masked.size)
         candidates = [
             self.sampler.candidates(self.request, step, row, rng)
             for row, rng in zip(masked, self.generators, strict=True)
         ]
         wanted = np.unique(np.concatenate([row.positions for row in candidates]))
-        # A step without candidates still runs if later steps reuse the pattern that it selects.
-        selects = self.patterns is not None and self.patterns.needs_forward and bool(masked.any())
-        forward = bool(len(wanted)) or selects
-        computed = self._computed(step, masked, wanted) if forward else None
-        return StepPlan(candidates, wanted, forward, computed)
-
-    def _computed(self, step: int, masked: NDArray[np.bool_], wanted: IntArray) -> IntArray | None:
-        """The positions in the unpadded sequence that the model computes; None: all."""
-        if self.kv_schedule is None:
-            return None
+        if self._kv_schedule is None:
+            self._begin_pattern_step(masked)
+            # A step without candidates still runs if later steps reuse the pattern that it selects.
+            selects = self.patterns is not None and self.patterns.needs_forward and bool(masked.any())
+            return StepPlan(candidates, wanted, bool(len(wanted)) or selects, None)
+        if not len(wanted):
+            return StepPlan(candidates, wanted, False, None)
         begin, end = self.sampler.block(self.request, step, masked[0])
-        block = (self.prompt_length + begin, self.prompt_length + end)
-        needed = self.prompt_length + wanted - self.shift
-        return self.kv_schedule.next_positions(block, self.prompt_length + np.flatnonzero(masked[0]), needed)
+        computed = self._kv_schedule.next_positions(
+            (self.prompt_length + begin, self.prompt_length + end),
+            self.prompt_length + np.flatnonzero(masked[0]),
+            self.prompt_length + wanted - self.shift,
+        )
+        if len(computed) == self.length:
+            self._begin_pattern_step(masked)
+            computed = None
+        return StepPlan(candidates, wanted, True, computed)
+
+    def _begin_pattern_step(self, masked: NDArray[np.bool_]) -> None:
+        if self.patterns is not None:
+            self._pattern_step += 1
+            self.patterns.begin_step(self._pattern_step, unmasked=np.count_nonzero(~masked) / masked.size)
 
     def _forward(self, plan: StepPlan) -> FloatArray | None:
         """(rows, n, V) float32, the logits that predict the tokens at `plan.wanted`; None without a forward pass."""
         if not plan.forward:
             return None
         ids = self.tokens[self.batch_indices, self.padding :]
-        attend = None if self.patterns is None else self.patterns.attend
+        # Cached passes are dense: patterns for their rows would look where the answer was expected before it was known.
+        attend = None if self.patterns is None or plan.computed is not None else self.patterns.attend
         cached: dict[str, Any] = {}
-        if self.kv_schedule is not None:
-            cached = {"key_values": self.kv_schedule.key_values, "computed": plan.computed}
-        return predict(self.model, ids, self.prompt_length, plan.wanted, self.sampler.cfg_scale, attend, **cached)
+        if self._kv_schedule is not None:
+            cached = {"key_values": self._kv_schedule.key_values, "computed": plan.computed}
+        model = self.decoding.model
+        return predict(model, ids, self.prompt_length, plan.wanted, self.sampler.cfg_scale, attend, **cached)
 
     def _choose(self, plan: StepPlan, logits: FloatArray | None) -> list[Choice]:
         """What the sampler unmasks in each row."""
@@ -162,13 +212,24 @@ class BatchRun:
             self.tokens[index, positions[-1]] = choice.tokens
         return positions
 
+    def _end_rows(self) -> None:
+        """Fills what is masked behind the first end token of a row, if nothing before it is masked."""
+        if not self.decoding.stop.size:
+            return
+        for index, masked in zip(self.batch_indices, self.masked, strict=True):
+            generated = self.tokens[index, self.start :]
+            ends = np.flatnonzero(np.isin(generated, self.decoding.stop))
+            if ends.size and (self.decoding.fill_behind_end or not masked[: ends[0]].any()):
+                behind = ends[0] + np.flatnonzero(masked[ends[0] :])
+                generated[behind] = generated[ends[0]]
+
     def _record(self, plan: StepPlan, choices: list[Choice], positions: list[IntArray], began: float) -> GroupStep:
-        length = self.tokens.shape[1] - self.padding
-        phase, density = "dense", float(plan.forward)
-        if self.patterns is not None:
+        phase, density, rows = "dense", float(plan.forward), 0
+        if plan.computed is not None:
+            rows = len(plan.computed) * len(self.batch_indices)
+            phase, density = "cached", len(plan.computed) / self.length
+        elif self.patterns is not None and self._pattern_step >= 0:
             phase, density = self.patterns.phase, self.patterns.density() if plan.forward else 0.0
-        if plan.computed is not None and len(plan.computed) < length:
-            phase, density = "cached", len(plan.computed) / length
         # A sampler may choose the mask token itself: such a position stays masked.
         unmasked = [choice.tokens != self.request.mask_token_id for choice in choices]
         return GroupStep(
@@ -176,6 +237,8 @@ class BatchRun:
             time.perf_counter() - began,
             density,
             int(plan.forward),
+            int(plan.forward and plan.computed is None),
+            rows,
             [row[kept] for row, kept in zip(positions, unmasked, strict=True)],
             [choice.confidence[kept] for choice, kept in zip(choices, unmasked, strict=True)],
         )

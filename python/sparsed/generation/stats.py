@@ -14,8 +14,8 @@ from ..tables import format_table
 
 PHASES = ("dense", "select", "sparse", "cached")
 LEGEND = (
-    "forwards: model calls; tokens: those that were unmasked; density: share of the attention that was computed, "
-    "mean over the steps that called the model (1: dense)"
+    "forwards: model calls; full: those that computed all tokens; tokens: those that were unmasked; "
+    "density: share of the attention that was computed, mean over the steps that called the model (1: dense)"
 )
 
 
@@ -30,6 +30,8 @@ class StepStats:
             layers and the rows that called the model, 1 when dense, 0 where none did.
         unmasked: Tokens that the step unmasked.
         forwards: Model calls; 0 if there was nothing to unmask, nor to select for later steps.
+        full_passes: Those of them that computed every token.
+        cached_rows: Tokens that the others computed.
     """
 
     step: int
@@ -38,6 +40,8 @@ class StepStats:
     density: float
     unmasked: int
     forwards: int
+    full_passes: int
+    cached_rows: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +52,8 @@ class GroupStep(ComparedByContent):
     seconds: float = field(compare=False)
     density: float
     forwards: int
+    full_passes: int
+    cached_rows: int
     unmasked: list[NDArray[np.int64]]
     confidence: list[NDArray[np.float32]]
 
@@ -90,6 +96,8 @@ class GenerationStats(Sequence[StepStats]):
             density=_mean_density([group for group in groups if group.forwards]),
             unmasked=sum(len(positions) for group in groups for positions in group.unmasked),
             forwards=sum(group.forwards for group in groups),
+            full_passes=sum(group.full_passes for group in groups),
+            cached_rows=sum(group.cached_rows for group in groups),
         )
         self.steps.append(merged)
         return merged
@@ -103,6 +111,16 @@ class GenerationStats(Sequence[StepStats]):
     def forwards(self) -> int:
         """Model calls."""
         return sum(step.forwards for step in self.steps)
+
+    @property
+    def full_passes(self) -> int:
+        """Model calls that computed every token."""
+        return sum(step.full_passes for step in self.steps)
+
+    @property
+    def cached_rows(self) -> int:
+        """Tokens that the other model calls computed: 32 in each step that computes a block of 32."""
+        return sum(step.cached_rows for step in self.steps)
 
     @property
     def unmasked(self) -> int:
@@ -128,7 +146,7 @@ class GenerationStats(Sequence[StepStats]):
             if steps:
                 rows.append((phase, *_sums(steps)))
         rows.append(("all", *_sums(self.steps)))
-        table = format_table(("phase", "steps", "forwards", "seconds", "density", "tokens"), rows)
+        table = format_table(("phase", "steps", "forwards", "full", "seconds", "density", "tokens"), rows)
         notes = "".join(f"note: {note}\n" for note in self.notes)
         return f"{table}\n{LEGEND}\n{notes}{self.tokens_per_second:.1f} tokens/s"
 
@@ -145,6 +163,7 @@ def _sums(steps: Sequence[StepStats]) -> tuple[str, ...]:
     return (
         str(len(stats)),
         str(stats.forwards),
+        str(stats.full_passes),
         f"{stats.seconds:.2f}",
         f"{stats.density:.2f}",
         str(stats.unmasked),

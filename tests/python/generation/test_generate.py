@@ -45,7 +45,7 @@ def test_a_row_in_a_padded_batch_equals_the_row_alone(request, family, sampler, 
     model = request.getfixturevalue(family)
     rows = [prompt_of(length, seed, 190) for seed, length in enumerate((70, 33, 70, 1, 33))]
     ids, mask = pad_left(rows)
-    options = {"gen_length": 16, "steps": 8, "sparse": sparse, "sampler": sampler, "history": True}
+    options = {"gen_length": 16, "steps": 8, "sparse": sparse, "sampler": sampler, "stop": (), "history": True}
     batch = generate(model, ids, prompt_mask=mask, **options)
     np.testing.assert_array_equal(batch.tokens[:, :70], ids)
     assert (batch.generated != model.config.mask_token_id).all()

@@ -32,6 +32,29 @@ def test_ctrl_c_returns_after_the_step() -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.parametrize("row", [0, 1])
+def test_ctrl_c_gives_up_the_pass_that_runs(row: int) -> None:
+    class Pressed(FakeModel):
+        """Ctrl-C comes in the middle of a forward pass of step 2."""
+
+        def forward(self, ids, attend=None, positions=None, position_ids=None, key_mask=None):
+            if len(self.ids) == 4 + row:
+                signal.raise_signal(signal.SIGINT)
+                raise AssertionError("the forward pass went on")
+            return super().forward(ids, attend, positions, position_ids, key_mask)
+
+    ids = [prompt_of(5, 0), prompt_of(5, 1)]
+    options = {"gen_length": 16, "steps": 8, "history": True, "stop": [0]}  # rows run one by one
+    full = generate(FakeModel(), ids, **options)
+    result = generate(Pressed(), ids, **options)
+    assert result.interrupted and len(result.stats) == 2 + row
+    np.testing.assert_array_equal(result.tokens[0], full.history[2 + row, 0])  # row 0 ended its step before row 1
+    np.testing.assert_array_equal(result.tokens[1], full.history[2, 1])
+    assert len(result.history) == 3 + row and (result.history[-1] == result.tokens).all()
+    assert result.stats[-1].unmasked == (2 if row else 4)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 def test_ctrl_c_in_the_last_step_is_told() -> None:
     result = generate(
         FakeModel(), prompt_of(5), gen_length=4, steps=1, on_step=lambda info: signal.raise_signal(signal.SIGINT)

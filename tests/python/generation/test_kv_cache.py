@@ -33,14 +33,19 @@ class Watched:
         self.config = model.config
         self.model = model
         self.computed: list[list[int]] = []
+        self.new_key_values = model.new_key_values
+        self.key_values_nbytes = model.key_values_nbytes
 
     def forward(self, ids, attend=None, positions=None, *, key_values=None, computed=None):
-        self.computed.append(list(computed))
+        self.computed.append(list(range(ids.shape[1]) if computed is None else computed))
         return self.model.forward(ids, attend=attend, positions=positions, key_values=key_values, computed=computed)
 
 
 class Slow(Watched):
-    """Computes every token, and puts the keys and values of those that are not asked for back before each attention."""
+    """Computes every token, and puts the keys and values of those that are not asked for back before each attention.
+
+    Passes that ask for all tokens attend as `generate` says, the others densely.
+    """
 
     def __init__(self, model) -> None:
         super().__init__(model)
@@ -49,12 +54,13 @@ class Slow(Watched):
     def forward(self, ids, attend=None, positions=None, *, key_values=None, computed=None):
         def swap(layer, q, k, v, key_mask=None):
             if layer in self.kept:
-                others = np.setdiff1d(np.arange(k.shape[2]), computed)
+                others = np.setdiff1d(np.arange(k.shape[2]), np.arange(k.shape[2]) if computed is None else computed)
                 k, v = k.copy(), v.copy()
                 k[:, :, others], v[:, :, others] = (kept[:, :, others] for kept in self.kept[layer])
             self.kept[layer] = (k.copy(), v.copy())
-            return sparsed.attention(q, k, v)
+            return sparsed.attention(q, k, v) if attend is None else attend(layer, q, k, v)
 
+        assert attend is None or computed is None
         return self.model.forward(ids, attend=swap, positions=positions)
 
 
@@ -110,6 +116,7 @@ def run(
         steps=steps,
         kv_cache=kv_cache,
         sampler=sampler,
+        stop=(),
         history=True,
     )
     open_before = [np.flatnonzero(row[0] == model.config.mask_token_id) for row in result.history[:-1]]
@@ -168,13 +175,33 @@ def test_the_numbers_are_those_of_a_forward_that_computes_everything(model, cach
     np.testing.assert_array_equal(fast.history, slow.history)
 
 
-def test_refreshing_always_is_dense(model) -> None:
+@pytest.mark.parametrize("cache", [DelayedCache(refresh=1), DualCache(1, None), PrefixCache(1, 2)], ids=str)
+def test_refreshing_always_is_dense(model, cache) -> None:
     prompt = prompt_of(model, 30)
     options: dict[str, Any] = {"gen_length": 8, "steps": 8}
-    dense = generate(model, prompt, **options)
-    cached = generate(model, prompt, **options, kv_cache=DelayedCache(refresh=1))
-    np.testing.assert_array_equal(dense.tokens, cached.tokens)
-    assert cached.stats.density == 1
+    dense = generate(model, prompt, **options, history=True)
+    cached = generate(model, prompt, **options, kv_cache=cache, history=True)
+    np.testing.assert_array_equal(dense.history, cached.history)
+    assert cached.stats.density == 1 and cached.stats.full_passes == cached.stats.forwards
+
+
+@pytest.mark.parametrize("kind", [PrefixCache, DualCache, DelayedCache])
+@pytest.mark.parametrize(("every", "full"), [(1, [0, 1, 2, 3]), (2, [0, 2]), (3, [0, 3]), (None, [0])])
+def test_blocks_begin_with_all_tokens_as_refresh_every_says(model, kind, every, full) -> None:
+    policy = kind(refresh=None, refresh_every=every)
+    rows, open_before, result = run(model, policy, block_length=4, gen_length=16, steps=16)
+    steps = [step.step for step in result.stats if step.forwards]
+    firsts = [min((i for i, step in enumerate(steps) if step // 4 == block), default=None) for block in range(4)]
+    assert None not in firsts
+    whole = {i for i, computed in enumerate(rows) if len(computed) == 26}
+    expected = {firsts[block] for block in full}
+    if kind is DelayedCache and model.config.family == "llada":  # its second pass computes all tokens too
+        expected |= {first + 1 for first in expected}
+    assert whole == expected and result.stats.full_passes == len(whole)
+    assert result.stats.cached_rows == sum(map(len, rows)) - 26 * len(whole)
+    for before, now in zip(range(len(steps)), range(1, len(steps)), strict=False):
+        if now in firsts:  # what the pass before has set is computed as itself now
+            assert set(open_before[steps[before]]) - set(open_before[steps[now]]) <= set(rows[now])
 
 
 # --- generate --------------------------------------------------------------------------------------------------------
@@ -215,7 +242,6 @@ def test_a_block_of_dream_is_filled_before_the_next() -> None:
     ("options", "error", "message"),
     [
         ({"kv_cache": 3}, TypeError, "kv_cache is int, expected PrefixCache"),
-        ({"kv_cache": DualCache(), "sparse": SparseConfig()}, ValueError, "sparse and kv_cache are both given"),
     ],
 )
 def test_generate_refuses(options, error, message) -> None:
@@ -228,6 +254,8 @@ def test_generate_refuses(options, error, message) -> None:
 def test_caches_check_their_field(cls) -> None:
     with pytest.raises(ValueError, match=f"{cls.__name__}: refresh is 0, expected an integer >= 1"):
         cls(refresh=0)
+    with pytest.raises(ValueError, match=f"{cls.__name__}: refresh_every is 0, expected an integer >= 1"):
+        cls(refresh_every=0)
     with pytest.raises(TypeError, match="refresh is 1.5"):
         cls(refresh=1.5)
 
