@@ -66,6 +66,16 @@ def test_ends_are_unmasked_last() -> None:
     assert END[0] not in result.generated
 
 
+def test_end_tokens_beyond_the_vocabulary_change_nothing() -> None:
+    logits = (2 * rng().standard_normal((6, 10))).astype(np.float32)
+    request, found = Request(6, 6, MASK, (10, 11)), Candidates(np.arange(6), 3)
+    plain = LLaDASampler().choose(request, found, logits, rng())
+    for name in ("logits_eos_inf", "confidence_eos_eot_inf"):
+        choice = LLaDASampler(**{name: True}).choose(request, found, logits, rng())
+        np.testing.assert_array_equal(choice.index, plain.index)
+        np.testing.assert_array_equal(choice.tokens, plain.tokens)
+
+
 def test_end_tokens_must_be_known() -> None:
     model = FakeModel()
     model.config.end_token_ids = ()

@@ -41,11 +41,11 @@ def checked(logits: FloatArray, owner: str = "generate") -> FloatArray:
 
 
 def without(logits: FloatArray, token_ids: Collection[int]) -> FloatArray:
-    """Logits (n, V) with -inf at these tokens; `logits` itself stays as it is."""
+    """Logits (n, V) with -inf at these tokens, as far as V holds them; `logits` itself stays as it is."""
     if not token_ids:
         return logits
     logits = logits.copy()
-    logits[:, list(token_ids)] = -np.inf
+    logits[:, [token for token in token_ids if token < logits.shape[1]]] = -np.inf
     return logits
 
 
