@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 MASK, VOCABULARY = 9, 40
+END = (3, 5)  # eos, and the end of a turn
 
 
 class FakeModel:
@@ -17,6 +18,7 @@ class FakeModel:
         self.config: Any = SimpleNamespace(
             family="dream" if shift else "llada",
             mask_token_id=MASK,
+            end_token_ids=END,
             vocab_size=VOCABULARY,
             shift_logits=shift,
             num_layers=2,

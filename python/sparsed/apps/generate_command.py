@@ -62,6 +62,9 @@ def add_generate_options(parser: argparse.ArgumentParser) -> None:
     add_engine_options(parser)
     _add_attention_options(parser.add_argument_group("attention"))
     _add_sampling_options(parser.add_argument_group("sampling", "the options depend on the model family"))
+    _add_parallel_options(
+        parser.add_argument_group("fewer steps", "both families; with one of the first three --steps is not used")
+    )
 
 
 # Options of samplers and of SparseConfig have no default here: those classes have the defaults.
@@ -110,9 +113,16 @@ def _add_sampling_options(group: argparse._ArgumentGroup) -> None:
         help=f"LLaDA: which tokens stay masked (default: {llada.remasking})",
     )
     group.add_argument(
-        "--threshold",
-        type=float,
-        help="LLaDA: unmask every token with at least this confidence (default: --steps decides)",
+        "--logits-eos-inf",
+        action="store_true",
+        default=None,
+        help="LLaDA: never choose the eos token, so that the text fills --gen-length",
+    )
+    group.add_argument(
+        "--confidence-eos-eot-inf",
+        action="store_true",
+        default=None,
+        help="LLaDA: unmask the tokens that end the text last",
     )
     group.add_argument(
         "--alg",
@@ -125,6 +135,34 @@ def _add_sampling_options(group: argparse._ArgumentGroup) -> None:
         "--alg-temp", type=float, help=f"Dream: temperature of the positions (default: {dream.alg_temp})"
     )
     group.add_argument("--eps", type=float, help=f"Dream: the last timestep (default: {dream.eps})")
+
+
+def _add_parallel_options(group: argparse._ArgumentGroup) -> None:
+    rule = group.add_mutually_exclusive_group()
+    rule.add_argument(
+        "--threshold",
+        type=float,
+        help="unmask every token with at least this probability (Fast-dLLM; its value: 0.9)",
+    )
+    rule.add_argument(
+        "--factor",
+        type=float,
+        help="unmask the n likeliest tokens for the largest n with (n + 1) * (1 - probability of the n-th) at most "
+        "this (Fast-dLLM; its value: 1)",
+    )
+    rule.add_argument(
+        "--entropy-bound",
+        type=float,
+        help="unmask the surest tokens while the sum of their entropies less the largest one is at most this "
+        "(EB-Sampler, DiffusionGemma; its value: 0.1)",
+    )
+    group.add_argument(
+        "--early-commit",
+        action="store_true",
+        default=None,
+        help="unmask all that is left once the two largest logits are 7.5, 5 or 2.5 apart in the mean, in the first, "
+        "second or last third of the generation (Prophet)",
+    )
 
 
 def run_generate(args: argparse.Namespace) -> int:

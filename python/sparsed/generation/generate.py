@@ -65,7 +65,7 @@ def generate(
         model: What `load_model` returns.
         prompt_ids: (B, p) token ids, or (p,) for one row. They are never changed, not even mask tokens among them.
         gen_length: Tokens to generate.
-        steps: How many, T. With a threshold in the sampler it is not used.
+        steps: How many, T. With a threshold, factor or entropy_bound in the sampler it is not used.
         sparse: None: dense attention.
         kv_cache: PrefixCache, DualCache or DelayedCache: steps compute a part of the tokens and reuse the keys and
             values of the others. The model has to keep them: those of `load_model` do.
@@ -136,7 +136,7 @@ def generate(
     if on_step is not None and not callable(on_step):
         raise TypeError(f"generate: on_step is {on_step!r}, expected a function or None")
     prompt, padding = checked_prompt(prompt_ids, prompt_mask, model.config.vocab_size)
-    request = Request(int(gen_length), int(steps), model.config.mask_token_id)
+    request = Request(int(gen_length), int(steps), model.config.mask_token_id, model.config.end_token_ids)
     sampler.check(request)
 
     num_steps = sampler.num_steps(request)

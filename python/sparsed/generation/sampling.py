@@ -5,7 +5,8 @@ and the random generator of the row, so rows never influence each other. `genera
 two calls: `candidates` says whose logits a step needs, `choose` which of them the step unmasks, and with which tokens.
 
 Equal confidences go to the lower position. A token may be the mask token itself, as in the published code: its position
-then stays masked and remains a candidate (with `threshold`, where that would not end, the mask token is excluded).
+then stays masked and remains a candidate. With an option of `ParallelSampler` that would not end or would not commit,
+so that the mask token is excluded.
 Options at the edge of the numbers give the mathematical limit: a temperature that tends to 0 the arg-max.
 """
 
@@ -15,6 +16,7 @@ from .samplers.base import Candidates, Choice, Request, Sampler
 from .samplers.dream import DreamSampler
 from .samplers.llada import LLaDASampler
 from .samplers.logits import FloatArray, IntArray
+from .samplers.parallel import ParallelSampler
 
 __all__ = [
     "SAMPLERS",
@@ -24,6 +26,7 @@ __all__ = [
     "FloatArray",
     "IntArray",
     "LLaDASampler",
+    "ParallelSampler",
     "Request",
     "Sampler",
 ]

@@ -29,6 +29,7 @@ from . import (
 )
 from .checkpoint import Checkpoint, check_tensors
 from .files import find_folder, read_json
+from .token_declarations import declared_turn_ends, read_optional
 
 if TYPE_CHECKING:
     import torch
@@ -144,15 +145,14 @@ def read_config(path: Path) -> tuple[ModelConfig, Architecture]:
 
 
 def _read_generation(config: ModelConfig, path: Path) -> ModelConfig:
-    """Adds the end tokens of generation_config.json to `config`, and checks that both files name one mask token."""
+    """Adds the end tokens of generation_config.json and of turns, and checks that both files name one mask token."""
     generation = path / "generation_config.json"
-    if not generation.is_file():
-        return config
-    reader = ConfigReader(read_json(generation), str(generation))
+    reader = ConfigReader(read_optional(generation), str(generation))
     if reader.token("mask_token_id", config.mask_token_id) != config.mask_token_id:
         reader.fail("mask_token_id", f"{config.mask_token_id} (that of config.json)")
-    more = reader.tokens("eos_token_id")
-    return dataclasses.replace(config, end_token_ids=tuple(dict.fromkeys(config.end_token_ids + more)))
+    turn_ends = (token for token in declared_turn_ends(path) if token < config.vocab_size)
+    ends = (*config.end_token_ids, *reader.tokens("eos_token_id"), *turn_ends)
+    return dataclasses.replace(config, end_token_ids=tuple(dict.fromkeys(ends)))
 
 
 class _Packer:

@@ -13,6 +13,8 @@ from tokenizers import AddedToken
 from .files import read_json
 
 NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+# Tokens that end a text or a turn in a published family, in addition to the one that the files name eos.
+TURN_ENDS = ("<|endoftext|>", "<|eot_id|>", "<|im_end|>")
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 _DECIMAL_ID = re.compile("[0-9]{1,9}")
 # The classes of Qwen2's tokenizer, and the tokens that these classes have unless the files name others.
@@ -84,6 +86,17 @@ def read_declarations(folder: Path) -> Declarations:
         added = _from_added_tokens(folder / "added_tokens.json", special)
     unnamed = [_token(value, "additional_special_tokens") for value in (*extra, *additional)]
     return Declarations(config, named, unnamed, added, qwen2, complete)
+
+
+def declared_turn_ends(folder: Path) -> list[int]:
+    """Returns the ids of the tokens that end a turn, where added_tokens_decoder or added_tokens.json has them.
+
+    Raises:
+        ValueError: A file is damaged or a token is malformed.
+    """
+    decoder = read_optional(folder / "tokenizer_config.json").get("added_tokens_decoder")
+    added = _from_added_tokens(folder / "added_tokens.json", ()) if decoder is None else _from_decoder(decoder, folder)
+    return [added[token][1] for token in TURN_ENDS if token in added]
 
 
 def _read_special_map(path: Path) -> dict[str, Any]:

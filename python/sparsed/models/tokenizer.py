@@ -14,11 +14,9 @@ from ..checks import id_array
 from .chat import Message, check_messages, choose_template, render_chat
 from .chat_template_files import published_template, read_chat_template
 from .files import find_folder
-from .token_declarations import read_declarations, read_optional
+from .token_declarations import TURN_ENDS, read_declarations, read_optional
 from .tokenizer_backend import load_backend
 
-# Tokens that end a turn in a published family, in addition to the one that the files name eos.
-_TURN_ENDS = ("<|eot_id|>", "<|im_end|>", "<|endoftext|>")
 # Decoders that join words with spaces leave the forms on the left. `clean_up_tokenization_spaces` asks for those on
 # the right.
 _SPACES = {
@@ -61,7 +59,7 @@ class Tokenizer:
         self.unk_token_id = self._special_id("unk_token")
         self.pad_token_id = self._special_id("pad_token")
         self.mask_token_id = self._special_id("mask_token")
-        turn_ends = (backend.token_to_id(token) for token in _TURN_ENDS)
+        turn_ends = (backend.token_to_id(token) for token in TURN_ENDS)
         ends = [self.eos_token_id, *end_token_ids, *turn_ends]
         self.end_token_ids = tuple(dict.fromkeys(token for token in ends if token is not None))
         self.chat_template = chat_template if chat_template is not None else published_template(backend)

@@ -162,6 +162,10 @@ def test_generate_options_reach_the_library(capsys, monkeypatch) -> None:
     prompt, options = options_of("--raw", "--seed", "3", "--block-length", "4", "--threshold", "0.9", "--rho", "0.5")
     assert prompt == tokenizer.encode("the sun")
     assert options["sampler"] == sparsed.LLaDASampler(block_length=4, threshold=0.9)
+    sampler = options_of("--entropy-bound", "0.1", "--early-commit", "--logits-eos-inf")[1]["sampler"]
+    assert sampler == sparsed.LLaDASampler(entropy_bound=0.1, early_commit=True, logits_eos_inf=True)
+    sampler = options_of("--factor", "1", "--confidence-eos-eot-inf")[1]["sampler"]
+    assert sampler == sparsed.LLaDASampler(factor=1, confidence_eos_eot_inf=True)
     assert options["sparse"] == sparsed.SparseConfig(rho=0.5) and options["seed"] == 3
     assert options_of("--dense")[1]["sparse"] is None
     assert options_of("--window", "64")[1]["sparse"] == sparsed.SlidingWindow(64)

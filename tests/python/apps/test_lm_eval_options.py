@@ -16,6 +16,7 @@ from lm_eval.api.model import CachingLM
 from lm_eval.api.registry import get_model
 
 import sparsed
+from sparsed import LLaDASampler
 from sparsed.apps.demo import demo_model_folder
 from sparsed.apps.lm_eval import SparsedLM, main
 from sparsed.apps.lm_eval.batches import BatchSize, largest_divisor
@@ -64,6 +65,7 @@ def requests_of(kind, *arguments):
         ({"load_in_4bit": True}, "SparsedLM: load_in_4bit is True, expected None or False"),
         ({"gguf_file": "model.gguf"}, "SparsedLM: gguf_file is 'model.gguf', expected None"),
         ({"dtype": "float16"}, "load_model: dtype is 'float16', expected one of"),
+        ({"threshold": 0.9, "factor": 1.0}, "LLaDASampler: threshold and factor are given, expected at most one"),
         ({"enable_thinking": True}, "SparsedLM: enable_thinking is True, expected think_end_token with it"),
     ],
     ids=lambda value: str(value)[:40] if isinstance(value, dict) else "",
@@ -89,6 +91,11 @@ def test_refused_values(options, message) -> None:
 def test_refused_types(options, message) -> None:
     with pytest.raises(TypeError, match=message):
         SparsedLM(MODEL, **options)
+
+
+def test_options_that_need_fewer_steps_are_arguments(folder) -> None:
+    lm = SparsedLM(folder, block_length=8, entropy_bound=0.1, early_commit=True, confidence_eos_eot_inf=False)
+    assert lm.sampler == LLaDASampler(block_length=8, entropy_bound=0.1, early_commit=True)
 
 
 def test_arguments_of_the_hf_backend_that_ask_for_nothing_special() -> None:

@@ -323,7 +323,7 @@ def test_threshold_never_takes_the_mask_token_so_that_it_ends() -> None:
         (DreamSampler, {"top_k": 0}, ValueError, "top_k is 0, expected an integer >= 1"),
         (DreamSampler, {"alg_temp": None}, TypeError, "alg_temp is None, expected a number"),
         (DreamSampler, {"eps": -1e-3}, ValueError, "eps is -0.001"),
-        (DreamSampler, {"threshold": 0.5}, TypeError, "threshold"),
+        (DreamSampler, {"remasking": "random"}, TypeError, "remasking"),
     ],
 )
 def test_options_are_checked(cls, options, error, message) -> None:

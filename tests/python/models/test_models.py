@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -117,6 +118,17 @@ def test_generation_config_adds_end_tokens(tmp_path) -> None:
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [7, 8]}')
     config = sparsed.load_model(tmp_path).config
     assert (config.eos_token_id, config.end_token_ids) == (7, (7, 8))
+
+
+def test_declared_ends_of_turns_are_end_tokens(tmp_path) -> None:
+    write_checkpoint(tmp_path, tiny_config("dream_7b", eos_token_id=7))
+    (tmp_path / "added_tokens.json").write_text('{"<|im_end|>": 9, "<|eot_id|>": 7, "<other>": 10}')
+    assert sparsed.load_model(tmp_path).config.end_token_ids == (7, 9)
+    # Published files of LLaDA; a token without a row in the embedding cannot be generated.
+    decoder = {"9": {"content": "<|eot_id|>"}, "7": {"content": "<|endoftext|>"}, "99999999": {"content": "<|im_end|>"}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": decoder}))
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": 8}')
+    assert sparsed.load_model(tmp_path).config.end_token_ids == (7, 8, 9)
 
 
 @pytest.mark.parametrize("name", ["llada_8b", "dream_7b"])

@@ -13,19 +13,37 @@ from .logits import FloatArray, IntArray, checked
 
 
 class Request(NamedTuple):
-    """What one generation asks of its sampler; `mask_token_id` marks the positions that are still masked."""
+    """What one generation asks of its sampler.
+
+    Attributes:
+        gen_length: Tokens to generate.
+        steps: Denoising steps.
+        mask_token_id: Marks the positions that are still masked.
+        end_token_ids: The tokens that end a text. The first one is the model's eos.
+    """
 
     gen_length: int
     steps: int
     mask_token_id: int
+    end_token_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """Positions that a step may unmask, (n,) ascending from the first generated token; it unmasks `count` of them."""
+    """What a step may unmask of one row.
+
+    Attributes:
+        positions: (n,) ascending from the first generated token, the positions whose logits the step needs.
+        count: How many of them it unmasks.
+        among: (k,) ascending indices into `positions`, which it unmasks `count` of; None: all of them.
+        commit_gap: If the mean gap between the two largest logits of all positions reaches it, the step unmasks all of
+            them; None: never.
+    """
 
     positions: IntArray
     count: int
+    among: IntArray | None = None
+    commit_gap: float | None = None
 
 
 @dataclass(frozen=True)
@@ -45,6 +63,8 @@ class Sampler(abc.ABC):
 
     # > 0: logits are guided by a second batch row whose prompt is masked.
     cfg_scale: float = 0.0
+    # Blocks of this many tokens are unmasked one after the other; None: the whole generation is one.
+    block_length: int | None = None
 
     def check(self, request: Request) -> None:
         """Raises ValueError if the sampler cannot serve the request. Most can serve any."""

@@ -6,23 +6,25 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...checks import Checker, store_plain_numbers
 from ...kernels import ops
-from .base import NOTHING, Candidates, Request, Sampler, block_of_step, check_blocks, steps_of_block
+from .base import Request, steps_of_block
 from .logits import HOTTEST, FloatArray, IntArray, draw, filtered, in_parts, tempered
+from .parallel import ParallelSampler
 
 
 @dataclass(frozen=True)
-class DreamSampler(Sampler):
-    """Dream's sampler.
+class DreamSampler(ParallelSampler):
+    """Dream's sampler. The options of `ParallelSampler` are its options too.
 
     Of n masked tokens, step i unmasks int(n * (1 - t[i+1] / t[i])), t = linspace(1, eps, steps + 1).
 
     Attributes:
         alg: The confidence: "entropy" (negative entropy), "maskgit_plus" (probability), "topk_margin" (difference of
             the two largest probabilities). "origin" unmasks each position with probability 1 - t[i+1] / t[i] instead.
+            A threshold, factor or entropy_bound says itself what it compares: the probability of the token that was
+            taken, or the entropy. `alg` then stays "entropy" or names the same.
         temperature: 0 takes the likeliest token; else tokens are drawn from softmax(logits / temperature).
         top_p: Restricts tokens and softmax to the likeliest whose mass first exceeds it; None: no filter. Tokens as
             likely as the last one kept are kept too.
@@ -33,11 +35,11 @@ class DreamSampler(Sampler):
             of the steps; None: the whole generation is one.
 
     Raises:
-        TypeError, ValueError: An option of another type or outside its range.
+        TypeError, ValueError: An option of another type or outside its range; options that exclude each other.
 
-    Source: Dream-org generation_utils.py (there top_k is 50 by inheritance where nothing sets it); block_length:
-        NVlabs/Fast-dLLM dream/model/generation_utils_block.py (which unmasks only the first token in a block's first
-        step).
+    Source: Dream-org generation_utils.py (there top_k is 50 by inheritance where nothing sets it); block_length,
+        threshold: NVlabs/Fast-dLLM dream/model/generation_utils_block.py (which unmasks only the first token in a
+        block's first step). Probabilities and entropies are those after temperature, top_p and top_k, as there.
     """
 
     alg: Literal["entropy", "maskgit_plus", "topk_margin", "origin"] = "entropy"
@@ -56,6 +58,7 @@ class DreamSampler(Sampler):
     }
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check = Checker(type(self).__name__)
         check.choice("alg", self.alg, tuple(self._KINDS))
         check.number("temperature", self.temperature, low=0)
@@ -63,20 +66,16 @@ class DreamSampler(Sampler):
         check.integer("top_k", self.top_k, low=1, optional=True)
         check.number("alg_temp", self.alg_temp, low=0)
         check.number("eps", self.eps, low=0, high=1)
-        check.integer("block_length", self.block_length, low=1, optional=True)
+        if self.alg not in ("entropy", *(("maskgit_plus",) if self.entropy_bound is None else ())):
+            self.refuse_with_rule("alg", "the rule says itself what it compares: leave alg out")
+        if self.alg_temp > 0:
+            self.refuse_with_rule("alg_temp", "the rule draws no positions")
         store_plain_numbers(self)
 
-    def check(self, request: Request) -> None:
-        check_blocks(request, self.block_length, steps_too=True)
-
-    def block(self, request: Request, step: int, masked: NDArray[np.bool_]) -> tuple[int, int]:
-        return block_of_step(request, self.block_length, step)
-
-    def candidates(
-        self, request: Request, step: int, masked: NDArray[np.bool_], rng: np.random.Generator
-    ) -> Candidates:
-        """Returns all masked positions of the block, or for "origin" drawn ones; the last step unmasks the rest."""
-        positions = np.flatnonzero(masked[: self.block(request, step, masked)[1]])
+    def scheduled(
+        self, request: Request, step: int, positions: IntArray, rng: np.random.Generator
+    ) -> tuple[IntArray, int]:
+        """Returns all positions, or for "origin" drawn ones; the last step unmasks the rest."""
         count = len(positions)
         steps, i = steps_of_block(request, self.block_length, step)
         if i < steps - 1:
@@ -86,14 +85,14 @@ class DreamSampler(Sampler):
                 count = len(positions)
             else:
                 count = int(np.float32(count) * share)
-        return Candidates(positions, count) if count else NOTHING
+        return positions, count
 
     def score(self, request: Request, logits: FloatArray, rng: np.random.Generator) -> tuple[IntArray, FloatArray]:
-        """Returns a token under the filtered softmax, and the confidence that `alg` names."""
+        """Returns a token under the filtered softmax, and the confidence that `alg` or the rule names."""
         if self.temperature > 0:
             logits = tempered(logits, float(self.temperature))
         logits = filtered(logits, self.top_k, self.top_p)
-        kind = self._KINDS[self.alg]
+        kind = "probability" if self.rule in ("threshold", "factor") else self._KINDS[self.alg]
         tokens, confidence = ops.token_confidence(logits, kind)
         if self.temperature > 0:
             tokens, probability = in_parts(lambda part: draw(part, rng), logits)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,24 @@ def checked(logits: FloatArray, owner: str = "generate") -> FloatArray:
             )
     certain = np.where(logits == np.inf, np.float32(0), np.float32(-np.inf))
     return np.where((peak == np.inf)[:, None], certain, logits)
+
+
+def without(logits: FloatArray, token_ids: Collection[int]) -> FloatArray:
+    """Logits (n, V) with -inf at these tokens, as far as V holds them; `logits` itself stays as it is."""
+    if not token_ids:
+        return logits
+    logits = logits.copy()
+    logits[:, [token for token in token_ids if token < logits.shape[1]]] = -np.inf
+    return logits
+
+
+def mean_gap(logits: FloatArray) -> float:
+    """Returns the mean over the rows of logits (n, V), checked, of the difference between the two largest values."""
+    largest = np.argmax(logits, axis=1)
+    rest = logits.copy()
+    np.put_along_axis(rest, largest[:, None], -np.inf, axis=1)
+    gaps = at(logits, largest).astype(np.float64) - rest.max(axis=1)
+    return float(gaps.mean())
 
 
 def below_peak(logits: FloatArray, peak: FloatArray | None = None) -> FloatArray:
