@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import warnings
 from collections.abc import Callable
@@ -115,10 +114,10 @@ def generate(
         raise TypeError(
             f"generate: kv_cache is {type(kv_cache).__name__}, expected PrefixCache, DualCache, DelayedCache or None"
         )
-    if kv_cache is not None and "key_values" not in inspect.signature(model.forward).parameters:
+    if kv_cache is not None and not hasattr(model, "new_key_values"):
         raise ValueError(
             f"generate: kv_cache is given with a {type(model).__name__}, expected a model that keeps keys and values "
-            '(load_model with engine="native")'
+            "(what load_model returns)"
         )
     if kv_cache is not None and sparse is not None:
         raise ValueError("generate: sparse and kv_cache are both given, expected at most one of them")

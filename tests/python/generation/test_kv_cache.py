@@ -34,6 +34,9 @@ class Watched:
         self.model = model
         self.computed: list[list[int]] = []
 
+    def new_key_values(self):
+        return self.model.new_key_values()
+
     def forward(self, ids, attend=None, positions=None, *, key_values=None, computed=None):
         self.computed.append(list(computed))
         return self.model.forward(ids, attend=attend, positions=positions, key_values=key_values, computed=computed)
