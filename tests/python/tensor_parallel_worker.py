@@ -24,13 +24,27 @@ def main(rank: int, size: int, folder: Path, name: str) -> None:
         dense = sparsed.generate(model, **golden.options())
         sparse = sparsed.generate(model, sparse=golden.sparse(), **golden.options())
         patterns = [sparse.groups[0].patterns.pattern(layer).to_mask()[0] for layer in range(model.config.num_layers)]
-        arrays |= {"dense": dense.tokens, "sparse": sparse.tokens, "pattern": np.stack(patterns)}
+        # Cached steps in this process' heads.
+        cached = sparsed.generate(model, kv_cache=sparsed.DelayedCache(refresh=3), **golden.options())
+        arrays |= {
+            "dense": dense.tokens,
+            "sparse": sparse.tokens,
+            "cached": cached.tokens,
+            "pattern": np.stack(patterns),
+        }
         bfloat16 = sparsed.load_model(golden.folder, "bfloat16", engine="torch", group=dist.group.WORLD)
         arrays["bfloat16"] = bfloat16.forward(dense.tokens)
         try:
             model.forward([[1 + rank, 2]])
         except ValueError as error:
             arrays["error"] = str(error)
+        store = model.new_key_values()
+        model.forward([[1, 2, 3]], key_values=store)
+        arrays["key_values"] = [store.nbytes, model.key_values_nbytes(3)]
+        try:
+            model.forward([[1, 2, 3]], key_values=store, computed=[rank], positions=[rank])
+        except ValueError as error:
+            arrays["computed_error"] = str(error)
         arrays["nbytes"] = model.nbytes
     finally:
         dist.destroy_process_group()

@@ -29,7 +29,6 @@ _NAMED = (
     _Named("dual cache", "dual", DualCache),
 )
 METHODS = ("dense", *(named.name for named in _NAMED))
-CACHE_METHODS = tuple(named.name for named in _NAMED if issubclass(named.kind, KVCachePolicy))
 SPARSE_KINDS = {named.option: named.kind for named in _NAMED if issubclass(named.kind, Sparse)}
 CACHE_KINDS = {named.option: named.kind for named in _NAMED if issubclass(named.kind, KVCachePolicy)}
 

@@ -62,6 +62,9 @@ class Model(Protocol):
     ) -> FloatArray:
         """Computes the raw logits, (B, P, V) float32, as `Transformer.forward` describes."""
 
+    def new_key_values(self) -> Any:
+        """Returns an empty store of keys and values for `forward`. Only `generate(..., kv_cache=...)` needs it."""
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -117,6 +120,10 @@ class Transformer:
             weights += [layer.qkv, layer.attention_out, layer.gate, layer.up, layer.down]
         norms = (2 * len(self._layers) + 1) * self._final_norm.nbytes
         return self._embedding.nbytes + norms + sum(weight.nbytes for weight in weights)
+
+    def new_key_values(self) -> KeyValues:
+        """Returns an empty store of keys and values for `forward`."""
+        return KeyValues()
 
     def forward(
         self,

@@ -1,11 +1,13 @@
 """The transformer of `sparsed.models` with torch for the matrix products and sparsed for the attention.
 
-Glossary: B batch, l sequence length, H query heads, H_kv key/value heads, D head_dim, V logits per position.
+Glossary: B batch, l sequence length, H query heads, H_kv key/value heads, D head_dim, V logits per position,
+P positions whose logits are wanted, R tokens that a pass computes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,11 +17,14 @@ from torch.nn import functional as F
 
 from ..kernels.attention import attention
 from ..models import Attend, ModelConfig, inverse_frequencies, read_inputs, require_activations
-from ..models.inputs import FloatArray
+from ..models.inputs import FloatArray, read_computed
+from .key_values import KeyValues
 from .parallel import HeadShare
 
 # The attention of one layer, called as attend(layer, q, k, v, key_mask).
 TensorAttend = Callable[..., Tensor]
+# A function that keeps a layer's new keys and values and returns those of all tokens: keep(layer, k, v).
+Keep = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -61,6 +66,15 @@ class TorchTransformer:
         """The memory of the weights in bytes."""
         return sum(parameter.nbytes for parameter in self.network.parameters())
 
+    def new_key_values(self) -> KeyValues:
+        """Returns an empty store of keys and values for `forward`."""
+        return KeyValues()
+
+    def key_values_nbytes(self, length: int, batch: int = 1) -> int:
+        """Returns the bytes that keys and values of (batch, length) tokens take, in a group those of this process."""
+        per_token = 2 * len(self._share.kv_heads) * self.config.head_dim * DTYPES[self.dtype].itemsize
+        return batch * length * self.config.num_layers * per_token
+
     def forward(
         self,
         ids: ArrayLike,
@@ -68,34 +82,51 @@ class TorchTransformer:
         positions: ArrayLike | None = None,
         position_ids: ArrayLike | None = None,
         key_mask: ArrayLike | None = None,
+        *,
+        key_values: KeyValues | None = None,
+        computed: ArrayLike | None = None,
     ) -> FloatArray:
         """Computes the raw logits at `positions`, (B, P, V) float32.
 
         Arguments and errors are those of `Transformer.forward`. `attend` gets tensors; in a group, they hold only the
         heads of this process. None computes dense attention, on the CPU by sparsed and on other devices by torch's
-        scaled_dot_product_attention. All processes of a group must pass the same ids.
+        scaled_dot_product_attention. `key_values` is what `new_key_values` returns. A pass that computes some tokens
+        only attends densely from them to all tokens, so it takes no `attend`. All processes of a group must pass the
+        same ids and computed.
         """
         inputs = read_inputs(self.config, ids, positions, position_ids, key_mask)
+        batch, length = inputs.tokens.shape
+        in_pass = read_computed(computed, key_values is not None, length, inputs.positions)
+        if key_values is not None and not isinstance(key_values, KeyValues):
+            raise TypeError(
+                f"forward: key_values is a {type(key_values).__module__}.{type(key_values).__name__}, expected what "
+                "new_key_values of this model returns"
+            )
+        if attend is not None and in_pass.size < length:
+            raise ValueError(
+                f"forward: attend is given, and computed has {in_pass.size} of {length} tokens, expected all of them"
+            )
         device = next((device for device in self.devices if device.type != "cpu"), self.devices[0])
         if device.type == "cpu":
             itemsize = DTYPES[self.dtype].itemsize
-            require_activations(self.config, itemsize, inputs.tokens.size, len(inputs.tokens) * inputs.positions.size)
+            require_activations(self.config, itemsize, batch * in_pass.size, batch * inputs.positions.size)
         with torch.inference_mode():
-            tokens = torch.tensor(inputs.tokens, device=device)
-            self._share.check_same(tokens)
-            cos, sin = self._rotary_tables(torch.tensor(inputs.position_ids, device=device))
+            tokens, rows = torch.tensor(inputs.tokens, device=device), torch.tensor(in_pass, device=device)
+            self._share.check_same(ids=tokens, computed=rows)
+            cos, sin = self._rotary_tables(torch.tensor(inputs.position_ids[:, in_pass], device=device))
             logits = self.network(
-                tokens,
-                torch.tensor(inputs.positions, device=device),
+                tokens[:, rows],
+                torch.tensor(np.searchsorted(in_pass, inputs.positions), device=device),
                 cos,
                 sin,
                 dense if attend is None else attend,
                 None if inputs.key_mask is None else torch.tensor(inputs.key_mask, device=device),
+                None if key_values is None else partial(key_values.update, positions=rows, length=length),
             )
             return np.asarray(logits.float().cpu().numpy())
 
     def _rotary_tables(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns cosines and sines of position_ids (B, l), (B, 1, l, D / 2) float32, rounded as the published code."""
+        """Returns cosines and sines of position_ids (B, R), (B, 1, R, D / 2) float32, rounded as the published code."""
         angles = position_ids[:, None, :, None].float() * torch.tensor(self._frequencies, device=position_ids.device)
         cos, sin = angles.cos(), angles.sin()
         if not self.config.rope_full_precision:
@@ -119,12 +150,19 @@ class Network(nn.Module):
         self.requires_grad_(False)
 
     def forward(
-        self, tokens: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, attend: TensorAttend, key_mask: Tensor | None
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        attend: TensorAttend,
+        key_mask: Tensor | None,
+        keep: Keep | None = None,
     ) -> Tensor:
-        """Computes the logits (B, P, V) of `tokens` (B, l) at `positions` (P,)."""
+        """Computes the logits (B, P, V) of `tokens` (B, R) at `positions` (P,), which count among these tokens."""
         hidden = self.embedding(tokens)
         for number, layer in enumerate(self.layers):
-            hidden = layer(number, hidden, cos, sin, attend, key_mask)
+            hidden = layer(number, hidden, cos, sin, attend, key_mask, keep)
         logits: Tensor = self.head(self.final_norm(hidden[:, positions.to(hidden.device)]))
         return logits
 
@@ -149,12 +187,21 @@ class NetworkLayer(nn.Module):
         self._share = share
 
     def forward(
-        self, number: int, hidden: Tensor, cos: Tensor, sin: Tensor, attend: TensorAttend, key_mask: Tensor | None
+        self,
+        number: int,
+        hidden: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        attend: TensorAttend,
+        key_mask: Tensor | None,
+        keep: Keep | None = None,
     ) -> Tensor:
-        """Applies attention and MLP to `hidden` (B, l, hidden_size)."""
+        """Applies attention and MLP to `hidden` (B, R, hidden_size)."""
         by_head = self.qkv(self.attention_norm(hidden)).unflatten(-1, (-1, self._head_dim)).transpose(1, 2)
         q, k, v = by_head.split(self._sizes, dim=1)
         q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
+        if keep is not None:
+            k, v = keep(number, k, v)
         out = attend(number, q, k, v, key_mask)
         if out.shape != q.shape:
             raise ValueError(f"forward: attend returned shape {list(out.shape)}, expected {list(q.shape)} (that of q)")

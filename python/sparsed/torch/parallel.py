@@ -61,22 +61,28 @@ class HeadShare:
             dist.all_reduce(partial, group=self._group)
         return partial
 
-    def check_same(self, tokens: Tensor) -> None:
-        """Raises ValueError in all processes unless they hold the same tokens (B, l)."""
+    def check_same(self, **arguments: Tensor) -> None:
+        """Raises ValueError in all processes unless they hold the same integers in the arguments of `forward`."""
         if self._size == 1:
             return
         # All processes have the same hash h exactly if the maximum of h is the minimum of h. One reduction finds both,
-        # since the maximum of -h is the negative minimum of h. The products of the hash may wrap around.
-        flat = tokens.flatten()
-        weights = torch.arange(1, flat.numel() + 1, device=flat.device) * 0x9E3779B97F4A7C1 + 1
-        digest = (flat + 1).mul(weights).sum() >> 2
-        extremes = torch.stack([digest, -digest])
+        # since the maximum of -h is the negative minimum of h.
+        digests = torch.stack([_digest(values) for values in arguments.values()])
+        extremes = torch.stack([digests, -digests])
         dist.all_reduce(extremes, op=dist.ReduceOp.MAX, group=self._group)
-        if extremes[0] != -extremes[1]:
-            raise ValueError(
-                "forward: ids differ between the processes of the group, expected the same "
-                "(give all the same prompts, and generate a seed)"
-            )
+        for name, differs in zip(arguments, (extremes[0] != -extremes[1]).tolist(), strict=True):
+            if differs:
+                raise ValueError(
+                    f"forward: {name} differ between the processes of the group, expected the same "
+                    "(give all the same prompts, and generate a seed)"
+                )
+
+
+def _digest(values: Tensor) -> Tensor:
+    """Returns a hash of integers of any shape. The products may wrap around."""
+    flat = values.flatten()
+    weights = torch.arange(1, flat.numel() + 1, device=flat.device) * 0x9E3779B97F4A7C1 + 1
+    return (flat + 1).mul(weights).sum() >> 2
 
 
 def resolve_device_map(network: nn.Module, device_map: str | Mapping[str, Any], layer_class: str) -> dict[str, Any]:

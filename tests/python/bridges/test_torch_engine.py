@@ -14,7 +14,10 @@ torch = pytest.importorskip("torch")
 import sparsed  # noqa: E402
 from goldens import Golden  # noqa: E402
 from paths import DATA  # noqa: E402
+from sparsed import DelayedCache, DualCache, PrefixCache  # noqa: E402
 from sparsed.apps.demo import demo_model_folder  # noqa: E402
+from sparsed.generation.sampling import SAMPLERS  # noqa: E402
+from sparsed.kernels import ops  # noqa: E402
 from sparsed.torch import engine  # noqa: E402
 from tiny_checkpoint import (  # noqa: E402
     BFLOAT16,
@@ -96,9 +99,17 @@ def test_dense_attention_elsewhere_is_torchs(tmp_path, monkeypatch) -> None:
     model = sparsed.load_model(write_checkpoint(tmp_path, tiny_config("dream_7b")), engine="torch")
     mask = np.ones((2, 21), bool)
     mask[1, :6] = False
+
+    def some_rows(key_mask):
+        store = model.new_key_values()
+        model.forward(random_ids(), key_values=store, key_mask=key_mask)
+        return model.forward(random_ids(), positions=[9], key_values=store, computed=[9, 10], key_mask=key_mask)
+
     expected = [model.forward(random_ids(), key_mask=key_mask) for key_mask in (None, mask)]
+    expected_rows = [some_rows(key_mask) for key_mask in (None, mask)]
     monkeypatch.setattr(engine, "dense", lambda layer, q, k, v, key_mask: engine.sdpa(q, k, v, key_mask))
-    for key_mask, logits in zip((None, mask), expected, strict=True):
+    for key_mask, logits, rows in zip((None, mask), expected, expected_rows, strict=True):
+        np.testing.assert_allclose(some_rows(key_mask), rows, atol=ENGINES)
         other = model.forward(random_ids(), key_mask=key_mask)
         np.testing.assert_allclose(other[mask], logits[mask], atol=ENGINES)
 
@@ -139,6 +150,139 @@ def test_guided_batches_with_padding(dtype) -> None:
     if dtype == "float32":
         native = sparsed.load_model(demo_model_folder())
         np.testing.assert_array_equal(both.tokens, sparsed.generate(native, ids, prompt_mask=mask, **options).tokens)
+
+
+# --- keys and values between passes ---------------------------------------------------------------------------------
+
+CACHES = [PrefixCache(), DualCache(), DualCache(refresh=2), DelayedCache(refresh=4)]
+
+
+@pytest.fixture(params=["llada_b32", "dream_b32"])
+def both(request: pytest.FixtureRequest):
+    """The same checkpoint in the native engine and in torch."""
+    return tuple(sparsed.load_model(DATA / request.param, engine=kind) for kind in ("native", "torch"))
+
+
+def test_rows_of_a_pass_have_the_logits_of_the_whole(both) -> None:
+    native, model = both
+    ids = random_ids(2, 40)
+    changed = ids.copy()
+    changed[:, [5, 6, 39]] = 3
+    mask = np.ones(ids.shape, bool)
+    mask[1, :4] = False
+    for options in ({}, {"key_mask": mask}):
+        stores = [one.new_key_values() for one in both]
+        whole = model.forward(ids, key_values=stores[1], **options)
+        np.testing.assert_array_equal(whole, model.forward(ids, **options))
+        native.forward(ids, key_values=stores[0], **options)
+        assert stores[1].nbytes == model.key_values_nbytes(40, batch=2)
+        for tokens, rows, wanted in ((ids, [7, 20, 39], [39, 7]), (changed, [5, 6, 39], [39]), (ids, [5], [5])):
+            found, expected = (
+                one.forward(tokens, key_values=store, computed=rows, positions=wanted, **options)
+                for one, store in zip((model, native), (stores[1], stores[0]), strict=True)
+            )
+            np.testing.assert_allclose(found, expected, atol=ENGINES)
+            if tokens is ids and 5 not in rows:
+                np.testing.assert_allclose(found, whole[:, wanted], atol=ORDER)
+
+
+def test_a_full_pass_stores_what_attend_gets(both) -> None:
+    _, model = both
+    seen = []
+
+    def attend(layer, q, k, v, key_mask=None):
+        seen.append((k.clone(), v.clone()))
+        return engine.dense(layer, q, k, v, key_mask)
+
+    ids, store = random_ids(1, 30), model.new_key_values()
+    for positions in ([0, 1], [29]):  # the second pass replaces the first one's
+        model.forward(ids, attend=attend, positions=positions, key_values=store, computed=range(30))
+        nothing = torch.empty(1, model.config.num_kv_heads, 0, model.config.head_dim)
+        for layer in range(model.config.num_layers):
+            with torch.inference_mode():
+                kept = store.update(layer, nothing, nothing, torch.empty(0, dtype=torch.int64), 30)
+            for found, expected in zip(kept, seen[layer - model.config.num_layers], strict=True):
+                torch.testing.assert_close(found, expected, rtol=0, atol=0)
+        ids = ids + 1
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"computed": [0]}, ValueError, "computed is given without key_values"),
+        ({"computed": [2, 1], "key_values": ...}, ValueError, "computed is empty or out of order"),
+        ({"computed": [1], "positions": [2], "key_values": ...}, ValueError, "positions has 2, expected only"),
+        ({"computed": [2], "positions": [2], "key_values": ...}, ValueError, "computed has 1 tokens, expected all 4"),
+        ({"key_values": 3}, TypeError, "key_values is a builtins.int, expected what new_key_values of this model"),
+        (
+            {"computed": [2], "positions": [2], "key_values": ..., "attend": engine.dense},
+            ValueError,
+            "attend is given, and computed has 1 of 4 tokens, expected all of them",
+        ),
+    ],
+)
+def test_forward_refuses_rows_that_do_not_fit(options, error, message) -> None:
+    model = sparsed.load_model(DATA / "llada_b32", engine="torch")
+    if options.get("key_values") is ...:
+        options = {**options, "key_values": model.new_key_values()}
+    with pytest.raises(error, match=f"forward: {message}"):
+        model.forward([[1, 2, 3, 4]], **options)
+
+
+def test_forward_refuses_keys_and_values_of_others(both) -> None:
+    native, model = both
+    store = model.new_key_values()
+    model.forward([[1, 2, 3]], key_values=store)
+    with pytest.raises(ValueError, match=r"forward: ids has shape \[1, 4\], expected \[1, 3\] \(that of key_values"):
+        model.forward([[1, 2, 3, 4]], key_values=store)
+    with pytest.raises(ValueError, match=r"forward: ids has shape \[2, 3\], expected \[1, 3\]"):
+        model.forward([[1, 2, 3]] * 2, key_values=store, computed=[1], positions=[1])
+    with pytest.raises(TypeError, match=r"forward: key_values is a sparsed.models.key_values.KeyValues, expected"):
+        model.forward([[1, 2, 3]], key_values=native.new_key_values())
+
+
+def test_keys_and_values_need_memory(monkeypatch) -> None:
+    model = sparsed.load_model(DATA / "llada_b32", engine="torch")
+    monkeypatch.setattr(engine, "require_activations", lambda *sizes: None)
+
+    def none_left(nbytes, what):
+        raise MemoryError(f"{what} needs {nbytes} bytes")
+
+    monkeypatch.setattr(ops, "require_memory", none_left)
+    needed = model.key_values_nbytes(3) // model.config.num_layers
+    with pytest.raises(MemoryError, match=f"forward: the keys and values needs {needed} bytes"):
+        model.forward([[1, 2, 3]], key_values=model.new_key_values())
+
+
+@pytest.mark.parametrize("cache", CACHES, ids=str)
+@pytest.mark.parametrize("block_length", [None, 8])
+def test_cached_decoding_is_the_native_engines(both, cache, block_length) -> None:
+    sampler = SAMPLERS[both[0].config.family](block_length=block_length)
+    options = dict(gen_length=16, steps=8, kv_cache=cache, sampler=sampler)
+    prompt = random_ids(1, 45)
+    native, found = (sparsed.generate(model, prompt, **options) for model in both)
+    np.testing.assert_array_equal(found.tokens, native.tokens)
+    assert [step.phase for step in found.stats] == [step.phase for step in native.stats]
+
+
+def test_cached_decoding_with_guidance_and_padding(both) -> None:
+    ids = random_ids(2, 40)
+    mask = np.ones(ids.shape, bool)
+    mask[1, :13] = False
+    options = dict(gen_length=8, steps=4, kv_cache=DualCache())
+    if both[0].config.family == "llada":
+        options["sampler"] = sparsed.LLaDASampler(cfg_scale=0.5)
+    native, found = (sparsed.generate(model, ids, prompt_mask=mask, **options) for model in both)
+    np.testing.assert_array_equal(found.tokens, native.tokens)
+
+
+def test_refreshing_always_is_dense(both) -> None:
+    options = dict(gen_length=8, steps=8)
+    dense = sparsed.generate(both[1], random_ids(1, 30), **options)
+    for cache in (DelayedCache(refresh=1), DualCache(refresh=1)):
+        cached = sparsed.generate(both[1], random_ids(1, 30), **options, kv_cache=cache)
+        np.testing.assert_array_equal(dense.tokens, cached.tokens)
+        assert cached.stats.density == 1
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------

@@ -45,10 +45,18 @@ def test_two_processes_give_the_tokens_of_one(tmp_path, name) -> None:
     assert [worker.returncode for worker in workers] == [0, 0], "\n".join(errors)
     parts = [np.load(tmp_path / f"{rank}.npz") for rank in range(2)]
     goldens = golden_case(name).arrays
+    native = sparsed.load_model(DATA / name)
+    cached = sparsed.generate(native, kv_cache=sparsed.DelayedCache(refresh=3), **golden_case(name).options())
+    heads = native.config.num_kv_heads
+    store_bytes = 2 * 3 * native.config.num_layers * heads * native.config.head_dim * 4
     for part in parts:
         np.testing.assert_array_equal(part["dense"], goldens["dense_tokens"])
         np.testing.assert_array_equal(part["sparse"], goldens["sparse_tokens"])
+        np.testing.assert_array_equal(part["cached"], cached.tokens)
         assert "ids differ between the processes" in str(part["error"])
+        assert "computed differ between the processes" in str(part["computed_error"])
+        # Each process keeps its own key/value heads; there is at least one.
+        assert part["key_values"][0] == part["key_values"][1] == store_bytes // min(2, heads)
     np.testing.assert_array_equal(np.concatenate([part["pattern"] for part in parts], axis=1), goldens["pattern"])
     whole = sparsed.load_model(DATA / name, "bfloat16", engine="torch")
     np.testing.assert_array_equal(parts[0]["bfloat16"], parts[1]["bfloat16"])
@@ -108,9 +116,12 @@ def test_device_maps(tmp_path, name, device_map) -> None:
     folder = write_checkpoint(tmp_path, tiny_config(name))
     model = sparsed.load_model(folder, engine="torch", device_map=device_map)
     prompt = np.arange(40)[None]
-    result = sparsed.generate(model, prompt, gen_length=8, steps=4)
-    native = sparsed.generate(sparsed.load_model(folder), prompt, gen_length=8, steps=4)
-    np.testing.assert_array_equal(result.tokens, native.tokens)
+    native = sparsed.load_model(folder)
+    for cache in (None, sparsed.DelayedCache()):
+        found, expected = (
+            sparsed.generate(one, prompt, gen_length=8, steps=4, kv_cache=cache) for one in (model, native)
+        )
+        np.testing.assert_array_equal(found.tokens, expected.tokens)
     assert all(hasattr(layer, "_hf_hook") for layer in model.network.layers) or len(set(device_map)) == 1
 
 

@@ -36,6 +36,9 @@ class Watched:
         self.new_key_values = model.new_key_values
         self.key_values_nbytes = model.key_values_nbytes
 
+    def new_key_values(self):
+        return self.model.new_key_values()
+
     def forward(self, ids, attend=None, positions=None, *, key_values=None, computed=None):
         self.computed.append(list(range(ids.shape[1]) if computed is None else computed))
         return self.model.forward(ids, attend=attend, positions=positions, key_values=key_values, computed=computed)

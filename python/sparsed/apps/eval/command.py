@@ -11,7 +11,7 @@ from typing import Any
 
 from .. import methods as settings
 from ..environment import machine_info
-from ..methods import CACHE_METHODS, METHODS, Method, default_sampler
+from ..methods import METHODS, Method, default_sampler
 from .ablation import ablations
 from .heads import head_report, heads_table, write_heads
 from .held_out import score_text
@@ -67,7 +67,7 @@ def add_heads_options(parser: argparse.ArgumentParser) -> None:
 def run_eval(args: argparse.Namespace) -> int:
     """Runs `sparsed eval`."""
     _refuse_unused(args)
-    names = _method_names(args)
+    names = list(dict.fromkeys(args.methods or METHODS))
     context = RunContext.of(args)
 
     def methods(length: int) -> list[Method]:
@@ -145,19 +145,6 @@ def _method_argument(text: str) -> str:
 
 def _option(name: str) -> str:
     return "--" + name.replace("_", "-")
-
-
-def _method_names(args: argparse.Namespace) -> list[str]:
-    """The methods that the user asked for, or all that the engine can run."""
-    if args.engine == "native":
-        return list(dict.fromkeys(args.methods or METHODS))
-    asked = [name for name in args.methods or () if name in CACHE_METHODS]
-    why = "engine torch keeps no keys and values"
-    if asked:
-        raise ValueError(f"eval: methods has {', '.join(asked)}, expected methods without a cache ({why})")
-    if args.methods is None:
-        print(f"sparsed: left out: {', '.join(CACHE_METHODS)} ({why})", file=sys.stderr)
-    return list(dict.fromkeys(args.methods or (name for name in METHODS if name not in CACHE_METHODS)))
 
 
 # Options that decide what runs, with the options that have no effect beside them.

@@ -103,13 +103,13 @@ class Sampler(abc.ABC):
         return Choice(index, tokens[index], confidence[index])
 
 
-def check_blocks(request: Request, block_length: int | None, *, steps_too: bool) -> None:
-    """Raises ValueError if blocks do not divide gen_length or, with `steps_too`, their number does not divide steps."""
+def check_blocks(request: Request, block_length: int | None) -> None:
+    """Raises ValueError if blocks do not divide gen_length, or if their number does not divide the steps."""
     length = block_length or request.gen_length
     if request.gen_length % length:
         raise ValueError(f"generate: gen_length is {request.gen_length}, expected a multiple of block_length {length}")
     num_blocks = request.gen_length // length
-    if steps_too and request.steps % num_blocks:
+    if request.steps % num_blocks:
         raise ValueError(
             f"generate: steps is {request.steps}, expected a multiple of the {num_blocks} blocks "
             f"(gen_length {request.gen_length} / block_length {length})"

@@ -65,7 +65,7 @@ class ParallelSampler(Sampler, abc.ABC):
     """The options that all samplers have to unmask more tokens in a step.
 
     With `threshold`, `factor` or `entropy_bound` (at most one of them) the model decides how many steps there are, at
-    most gen_length; `steps` is not used. A step unmasks at least one token of the first block that has a masked one.
+    most gen_length; `steps` is not used, and the last block may be shorter. A step unmasks at least one token of the first block that has a masked one.
     With any of the four options the mask token is never chosen.
 
     Attributes:
@@ -124,7 +124,8 @@ class ParallelSampler(Sampler, abc.ABC):
             )
 
     def check(self, request: Request) -> None:
-        check_blocks(request, self.block_length, steps_too=self.rule is None)
+        if self.rule is None:
+            check_blocks(request, self.block_length)
 
     def num_steps(self, request: Request) -> int | None:
         return request.steps if self.rule is None else None
@@ -135,7 +136,7 @@ class ParallelSampler(Sampler, abc.ABC):
             return block_of_step(request, self.block_length, step)
         length = self.block_length or request.gen_length
         begin = int(np.argmax(masked)) // length * length
-        return begin, begin + length
+        return begin, min(begin + length, request.gen_length)
 
     @abc.abstractmethod
     def scheduled(
