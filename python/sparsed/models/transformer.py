@@ -183,9 +183,6 @@ class Transformer:
         logits = ops.linear(normed, self._head, out_dtype="float32")
         return logits.reshape(batch, where.size, self.config.vocab_size)
 
-    def new_key_values(self) -> KeyValues:
-        return KeyValues()
-
     def key_values_nbytes(self, length: int, batch: int = 1) -> int:
         c = self.config
         return 2 * batch * length * c.num_layers * c.num_kv_heads * c.head_dim * self._activations.itemsize

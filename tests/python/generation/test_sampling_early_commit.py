@@ -81,6 +81,7 @@ class Open:
 
     def __init__(self, model) -> None:
         self.model, self.config = model, model.config
+        self.new_key_values, self.key_values_nbytes = model.new_key_values, model.key_values_nbytes
 
     def forward(self, ids, *, key_values=None, **options: Any) -> np.ndarray:
         logits = self.model.forward(ids, key_values=key_values, **options)

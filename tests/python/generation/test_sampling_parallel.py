@@ -192,7 +192,7 @@ class Masking(FakeModel):
 def test_generation_ends_without_mask_tokens(family, options, temperature) -> None:
     sampler = family(temperature=temperature, block_length=4, **options)
     model = Masking(family is DreamSampler)
-    result = generate(model, prompt_of(5), gen_length=8, steps=8, sampler=sampler, seed=0)
+    result = generate(model, prompt_of(5), gen_length=8, steps=8, sampler=sampler, stop=(), seed=0)
     assert (result.generated != FAKE_MASK).all() and (result.filled_at >= 0).all()
     assert len(result.stats) <= 8
 

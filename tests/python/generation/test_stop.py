@@ -117,7 +117,7 @@ def test_ends_with_a_cache_and_real_weights() -> None:
         ({"stop": [1.5]}, TypeError, "stop has dtype float64"),
         ({"stop": [MASK]}, ValueError, "stop holds the mask token 9"),
         ({"fill_behind_end": 1}, TypeError, "fill_behind_end is 1, expected True or False"),
-        ({"fill_behind_end": True}, ValueError, "fill_behind_end is True and stop holds no token"),
+        ({"fill_behind_end": True, "stop": ()}, ValueError, "fill_behind_end is True and stop holds no token"),
     ],
 )
 def test_generate_refuses(options, error, message) -> None:
