@@ -44,8 +44,8 @@ class ModelConfig:
             tokenizer's vocabulary.
         head_dim: The size of one attention head.
         max_length: The longest sequence that the config allows. Longer sequences run as well.
-        end_token_ids: The tokens that end a text, eos first, then those that end a turn as far as the files of the
-            tokenizer declare them (LLaDA's <|eot_id|>).
+        end_token_ids: The tokens that end a text, eos first. Those that end a turn are among them, as far as the files
+            of the tokenizer declare them.
         tie_weights: Whether the output head is the embedding.
         qkv_bias: Whether the query, key and value projections have a bias.
         shift_logits: Whether the logits at position i predict token i + 1, as Dream's do.
