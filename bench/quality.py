@@ -1,10 +1,10 @@
 """`python -m bench.quality`: what presets, and the parts that they are made of, cost in answers.
 
-Each prompt is a text with eight facts that asks for four of them. The answer has 32 tokens. There are two test beds: the
-model of the package (`--bed shipped`), and any model of the same kind whose numbers are spelled in digits
-(`--bed digits FOLDER`), such as one that was trained with dense attention only. Every method answers the same prompts;
-the difference to dense attention is paired. A file of results that exists is extended: prompts that a method has
-answered are not asked again.
+Each prompt is a text with eight facts that asks for four of them. The answer has 32 tokens. There are two test beds:
+`shipped` is the model of the package, and `digits FOLDER` is a model of the same kind whose numbers are spelled in
+digits, such as one that was trained with dense attention only. Every method answers the same prompts; the difference to
+dense attention is paired. A file of results that exists is extended: prompts that a method has answered are not asked
+again.
 """
 
 from __future__ import annotations
@@ -124,7 +124,9 @@ def run(bed: str, folder: Path, args: argparse.Namespace) -> None:
             prompt = _BEDS[bed](tokenizer, length, index, args.seed)
             for name in open_methods:
                 settings = {"steps": args.steps, **chosen[name]}
-                result = sparsed.generate(model, prompt.ids, gen_length=GEN_LENGTH, seed=index, **settings).require_whole()
+                result = sparsed.generate(
+                    model, prompt.ids, gen_length=GEN_LENGTH, seed=index, **settings
+                ).require_whole()
                 text = tokenizer.text(result.generated[0])
                 right = [int(answer in text) for answer in prompt.answers]
                 results.add(bed, length, name, right, result.stats)

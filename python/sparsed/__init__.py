@@ -12,6 +12,7 @@ from .apps import pictures as _pictures  # noqa: F401  # registers the methods t
 from .checks import SparsedWarning
 from .generation.generate import generate
 from .generation.kv_cache import DelayedCache, DualCache, PrefixCache
+from .generation.preset import preset
 from .generation.prompts import pad_left
 from .generation.result import GenerationResult, StepInfo
 from .generation.sampling import DreamSampler, LLaDASampler
@@ -67,6 +68,7 @@ __all__ = [
     "load_tokenizer",
     "ops",
     "pad_left",
+    "preset",
     "select",
     "set_num_threads",
 ]

@@ -1,6 +1,7 @@
 """`sparsed demo`: a preset of `sparsed eval` that asks the model of the package about facts in a long text.
 
-Dense attention, SparseD and a sliding window answer the same questions. The command prints one table and one example.
+Dense attention, SparseD, SparseD with a key/value cache and a sliding window answer the same questions. The command
+prints one table and one example.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ from .cli_options import add_engine_options, load_chosen
 from .eval.runner import Question, Record, answers
 from .eval.styles import SmallStyle
 from .eval.tasks import Niah, Sample, TaskSet, niah
-from .methods import Method, default_sampler, sparse_config, window_of
+from .methods import Method, default_sampler, method, sparse_config, window_of
 
 _TASK = "niah_demo"
 _ANSWER_TOKENS = 4  # KEY is 107 ;
-_PHASES = ("dense", "select", "sparse")
+_PHASES = ("dense", "select", "sparse", "cached")
 _LEGEND = (
     "seconds: of all answers; density: share of the attention that was computed (1: dense); "
-    "dense, select, sparse s: seconds of the steps of that phase"
+    "dense, select, sparse, cached s: seconds of the steps of that phase (cached: steps that compute some tokens)"
 )
 
 
@@ -106,12 +107,13 @@ def _methods(args: argparse.Namespace) -> list[Method]:
     return [
         Method("dense"),
         Method("SparseD", sparse=sparse),
+        method("SparseD + cache", "demo", args.length, sparse=sparse),
         Method("sliding window", sparse=SlidingWindow(window, args.block_size)),
     ]
 
 
 def _setting(args: argparse.Namespace, sample: Sample, record: Record, methods: Sequence[Method]) -> str:
-    window = methods[-1].settings()["window"]
+    window = methods[-1].settings()["sparse"]["window"]
     return (
         f"{args.prompts} texts of {record.tokens} tokens with {args.needles} facts each, "
         f"{args.questions} of them asked for; "

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ..generation.generate import generate
-from ..generation.kv_cache import DelayedCache
+from ..generation.kv_cache import DelayedCache, KVCachePolicy
+from ..generation.preset import PRESETS, preset
 from ..generation.sampling import SAMPLERS, DreamSampler, LLaDASampler, Sampler
 from ..kernels.config import BLOCK_SIZES, SlidingWindow, Sparse, SparseConfig, StreamingLLM
 from ..models.files import decode_text, demo_model_folder, find_folder, read_text
@@ -76,10 +77,16 @@ def _add_attention_options(group: argparse._ArgumentGroup) -> None:
     method.add_argument("--dense", action="store_true", help="dense attention")
     method.add_argument("--window", type=int, help="a sliding window of this many tokens")
     method.add_argument(
+        "--preset",
+        choices=PRESETS,
+        help="settings that belong together, from the same text as dense attention to the fastest one (sparsed.preset)",
+    )
+    group.add_argument(
         "--kv-cache",
         "--cache",
         choices=tuple(CACHE_KINDS),
-        help="dense attention that reuses keys and values, as in Fast-dLLM (prefix, dual) or dKV-Cache (delayed)",
+        help="steps compute some tokens and reuse keys and values, as in Fast-dLLM (prefix, dual) or dKV-Cache "
+        "(delayed); attention is dense unless --sparse or --window is given too",
     )
     defaults = SparseConfig()
     group.add_argument("--sinks", type=int, help="with --window: first tokens that all see (StreamingLLM)")
@@ -93,12 +100,23 @@ def _add_attention_options(group: argparse._ArgumentGroup) -> None:
         choices=("paper", "reference"),
         help=f"the paper's rule, or that of its published code (default: {defaults.selection})",
     )
+    group.add_argument(
+        "--generation",
+        choices=("dense", "sparse"),
+        help="whether the generation's rows attend to everything (default: dense; sparse with --selection reference)",
+    )
     group.add_argument("--min-length", type=int, help=f"shorter sequences stay dense (default: {defaults.min_length})")
     group.add_argument(
         "--refresh",
         type=int,
         help="with --kv-cache: forwards from one refresh to the next "
         f"(default: {DelayedCache.refresh} with delayed, else never)",
+    )
+    group.add_argument(
+        "--refresh-every",
+        type=int,
+        help="with --kv-cache: blocks from one that begins with all tokens to the next; 0: only the first one does "
+        f"(default: {DelayedCache.refresh_every})",
     )
 
 
@@ -169,7 +187,7 @@ def run_generate(args: argparse.Namespace) -> int:
     """Runs `sparsed generate`."""
     if args.html is not None and (args.html.is_dir() or not args.html.absolute().parent.is_dir()):
         raise FileNotFoundError(f"--html is {args.html}, expected a file in a folder that exists")
-    sparse = _sparse_config(args)
+    sparse, kv_cache = _sparse_config(args), _kv_cache(args)
     folder = find_folder(args.model, "generate")
     text = _prompt_text(args)
     read_config(folder)  # what a folder is that holds no model here counts before its tokenizer
@@ -178,6 +196,9 @@ def run_generate(args: argparse.Namespace) -> int:
     progress = args.progress or (sys.stderr.isatty() and not args.quiet)
     model = load_chosen(folder, args, progress=progress)
     chat = tokenizer.chat_template is not None if args.chat is None else args.chat
+    settings: dict[str, Any] = {"sparse": sparse, "kv_cache": kv_cache}
+    if args.preset is not None:
+        settings = preset(args.preset, tokenizer)
     live = LiveText(sys.stdout, tokenizer, args.gen_length) if args.live and can_draw(sys.stdout) else None
     with live or contextlib.nullcontext():
         result = generate(
@@ -185,9 +206,7 @@ def run_generate(args: argparse.Namespace) -> int:
             tokenizer.chat(text) if chat else tokenizer.encode(text),
             gen_length=args.gen_length,
             steps=args.steps,
-            sparse=sparse,
-            kv_cache=None if args.kv_cache is None else CACHE_KINDS[args.kv_cache](**_given(args, ("refresh",))),
-            sampler=_sampler(args, model.config.family),
+            **settings | {"sampler": _sampler(args, model.config.family, settings.get("sampler"))},
             seed=args.seed,
             on_step=live,
             progress=progress and live is None,
@@ -213,27 +232,45 @@ def _refuse(options: dict[str, Any], why: str) -> None:
         raise ValueError(f"{', '.join(map(option, options))} given, expected only options that apply ({why})")
 
 
-def _sparse_config(args: argparse.Namespace) -> Sparse | None:
-    selecting = ("rho", "skip", "selection", "min_length")
+_SELECTING = ("rho", "skip", "selection", "min_length")
+
+
+def _kv_cache(args: argparse.Namespace) -> KVCachePolicy | None:
+    given = _given(args, ("refresh", "refresh_every"))
     if args.kv_cache is None:
-        _refuse(_given(args, ("refresh",)), "there is no --kv-cache")
-    if args.dense or args.kv_cache is not None:
-        _refuse(_given(args, (*selecting, "block_size", "sinks")), "attention is dense")
+        _refuse(given, "there is no --kv-cache")
+        return None
+    if args.preset is not None:
+        _refuse({"kv_cache": args.kv_cache}, f"the preset {args.preset} decides it")
+    if given.get("refresh_every") == 0:
+        given["refresh_every"] = None
+    return CACHE_KINDS[args.kv_cache](**given)
+
+
+def _sparse_config(args: argparse.Namespace) -> Sparse | None:
+    of_sparse = ("block_size", "generation")
+    if args.preset is not None:
+        _refuse(_given(args, (*_SELECTING, *of_sparse, "sinks")), f"the preset {args.preset} decides them")
+        return None
+    if args.dense or (args.kv_cache is not None and not args.sparse and args.window is None):
+        _refuse(_given(args, (*_SELECTING, *of_sparse, "sinks")), "attention is dense")
         return None
     if args.window is None:
         _refuse(_given(args, ("sinks",)), "there is no --window")
-        return SparseConfig(**_given(args, (*selecting, "block_size")))
-    _refuse(_given(args, selecting), "attention is a window")
+        return SparseConfig(**_given(args, (*_SELECTING, *of_sparse)))
+    _refuse(_given(args, _SELECTING), "attention is a window")
     if args.sinks is None:
-        return SlidingWindow(**_given(args, ("window", "block_size")))
-    return StreamingLLM(**_given(args, ("window", "sinks", "block_size")))
+        return SlidingWindow(**_given(args, ("window", *of_sparse)))
+    return StreamingLLM(**_given(args, ("window", "sinks", *of_sparse)))
 
 
-def _sampler(args: argparse.Namespace, family: str) -> Sampler:
+def _sampler(args: argparse.Namespace, family: str, sampler: Sampler | None) -> Sampler:
+    """The sampler of the preset, or else the family's default, with the options that were given."""
     options = {name: {field.name for field in dataclasses.fields(cls)} for name, cls in SAMPLERS.items()}
     foreign = sorted(set().union(*options.values()) - options[family])
     _refuse(_given(args, foreign), f"the model is of the {family} family")
-    return SAMPLERS[family](**_given(args, sorted(options[family])))
+    given = _given(args, sorted(options[family]))
+    return SAMPLERS[family](**given) if sampler is None else dataclasses.replace(sampler, **given)  # type: ignore[type-var]
 
 
 # --- prompt ----------------------------------------------------------------------------------------------------------

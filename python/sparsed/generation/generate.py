@@ -51,9 +51,10 @@ def generate(
     B batch rows, p prompt length, l = p + gen_length, T steps. Rows are independent: each gets the text that it
     would get without the others (at temperature 0 the same bits; with engine="torch" up to its rounding, which depends
     on the batch), and its blocks are counted from its first real token. A step in which the sampler unmasks nothing
-    (there are more steps than tokens) does not call the model, unless it selects the pattern of later steps. Ctrl-C (in the main thread, under Python's default handler) gives up the
-    current step, even in the middle of a forward pass, and returns the text so far; a second one raises
-    KeyboardInterrupt at once. In a Jupyter kernel the cell ends as interrupted, so that queued cells do not run.
+    (there are more steps than tokens) does not call the model, unless it selects the pattern of later steps. Ctrl-C (in
+    the main thread, under Python's default handler) gives up the current step, even in the middle of a forward pass,
+    and returns the text so far; a second one raises KeyboardInterrupt at once. In a Jupyter kernel the cell ends as
+    interrupted, so that queued cells do not run.
 
     With both `sparse` and `kv_cache`, the passes that compute all tokens are the steps of the pattern: they are dense,
     select or are sparse, `skip` counts the share of the generation that is unmasked, and the other steps attend

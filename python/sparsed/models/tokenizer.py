@@ -11,8 +11,10 @@ import tokenizers
 from numpy.typing import ArrayLike
 
 from ..checks import id_array
+from . import find_architecture
 from .chat import Message, check_messages, choose_template, render_chat
 from .chat_template_files import published_template, read_chat_template
+from .config import ConfigReader
 from .files import find_folder
 from .token_declarations import TURN_ENDS, read_declarations, read_optional
 from .tokenizer_backend import load_backend
@@ -40,6 +42,7 @@ class Tokenizer:
         bos_token_id, eos_token_id, unk_token_id, pad_token_id, mask_token_id: The ids of these tokens. None if the
             files name no such token.
         end_token_ids: The tokens that end a text.
+        family: "llada" or "dream" if the folder also holds a model of that family, else None.
         chat_template: The jinja2 template of a conversation, a dict of templates by name, or None.
     """
 
@@ -50,9 +53,11 @@ class Tokenizer:
         chat_template: str | Mapping[str, str] | None = None,
         end_token_ids: Iterable[int] = (),
         clean_up_spaces: bool = False,
+        family: str | None = None,
     ) -> None:
         self._backend = backend
         self._clean_up_spaces = clean_up_spaces
+        self.family = family
         self._special_tokens = dict(special_tokens)
         self.bos_token_id = self._special_id("bos_token")
         self.eos_token_id = self._special_id("eos_token")
@@ -212,7 +217,17 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
     backend = load_backend(path, declared)
     special_tokens = {name: str(token) for name, token in declared.named.items()}
     clean_up = _cleans_up(backend, declared.config)
-    return Tokenizer(backend, special_tokens, read_chat_template(path, declared.config), _end_tokens(path), clean_up)
+    template = read_chat_template(path, declared.config)
+    return Tokenizer(backend, special_tokens, template, _end_tokens(path), clean_up, _family(path))
+
+
+def _family(path: Path) -> str | None:
+    """Returns the family of the model beside the tokenizer; None if there is none that `load_model` reads."""
+    values = read_optional(path / "config.json")
+    try:
+        return find_architecture(values, "config.json").read_config(ConfigReader(values, "config.json")).family
+    except ValueError:
+        return None
 
 
 def _cleans_up(backend: tokenizers.Tokenizer, config: Mapping[str, Any]) -> bool:

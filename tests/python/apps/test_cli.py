@@ -197,7 +197,7 @@ def test_help_has_groups_defaults_and_examples_that_parse(capsys, monkeypatch, c
 @pytest.mark.slow
 def test_a_command_of_many_generations_notes_once(capsys, tmp_path) -> None:
     options = shlex.split(
-        "--tasks niah_single_1 --lengths 256 --samples 2 --methods sparsed --preset paper --style small"
+        "--tasks niah_single_1 --lengths 256 --samples 2 --methods sparsed --scale paper --style small"
     )
     status, _, err = run(capsys, "eval", "demo", *options, "--rho", "0.31", "--out", str(tmp_path))
     notes = [line for line in err.splitlines() if line.startswith("sparsed: note: ")]

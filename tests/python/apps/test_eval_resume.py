@@ -120,7 +120,7 @@ def test_another_model_of_the_same_name_is_refused(capsys, tmp_path, model) -> N
     (model / "model.safetensors").write_bytes(weights)
     status, _out, err = run(capsys, "eval", *options, "--methods", "dense")
     assert status == 2 and "model.files.model.safetensors: sha256 was" in err
-    status, _out, err = run(capsys, "eval", *options, "--methods", "dense", "--preset", "paper")
+    status, _out, err = run(capsys, "eval", *options, "--methods", "dense", "--scale", "paper")
     assert status == 2
 
 
@@ -146,7 +146,7 @@ def test_a_trained_checkpoint_has_the_small_style(capsys, tmp_path, model) -> No
         capsys, "eval", str(model), "--lengths", "128", "--tasks", "vt", "--samples", "1", "--out", str(tmp_path / "o")
     )
     plan = json.loads((tmp_path / "o" / "plan.json").read_text())
-    assert status == 0 and (plan["style"], plan["preset"]) == ("small", "demo")
+    assert status == 0 and (plan["style"], plan["scale"]) == ("small", "demo")
     assert plan["budgets"]["vt"] == 8 and plan["sampler"]["kind"] == "LLaDASampler"
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import sparsed
+from cached_models import CACHES, SAMPLERS, Slow, Watched, prompt_of
 from paths import DATA
 from sparsed import (
     DelayedCache,
@@ -20,7 +21,6 @@ from sparsed import (
     SparseConfig,
     generate,
 )
-from test_kv_cache import CACHES, SAMPLERS, Slow, Watched, prompt_of
 
 SPARSE = SparseConfig(block_size=16, rho=0.3, skip=0, min_length=0)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import functools
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from .. import methods as settings
 from ..environment import machine_info
-from ..methods import METHODS, Method, default_sampler
+from ..methods import METHODS, PRESETS, Method, default_sampler
 from .ablation import ablations
 from .heads import head_report, heads_table, write_heads
 from .held_out import score_text
@@ -36,7 +35,10 @@ def add_eval_options(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=_method_argument,
         metavar="METHOD",
-        help=f"(all) {', '.join(map(settings.slug, METHODS))}; upper or lower case",
+        help=f"(all) {', '.join(map(settings.slug, METHODS))}; and presets: {', '.join(PRESETS)}",
+    )
+    parser.add_argument(
+        "--preset", nargs="+", choices=PRESETS, metavar="NAME", help="the same as --methods dense NAME ..."
     )
     parser.add_argument(
         "--jsonl",
@@ -67,12 +69,13 @@ def add_heads_options(parser: argparse.ArgumentParser) -> None:
 def run_eval(args: argparse.Namespace) -> int:
     """Runs `sparsed eval`."""
     _refuse_unused(args)
-    names = list(dict.fromkeys(args.methods or METHODS))
+    named = [*(args.methods or ()), *(("dense", *args.preset) if args.preset else ())]
+    names = list(dict.fromkeys(named or METHODS))
     context = RunContext.of(args)
 
     def methods(length: int) -> list[Method]:
-        found = [settings.method(name, context.preset, length) for name in names]
-        return [dataclasses.replace(m, sparse=context.sparse) if m.name == "SparseD" else m for m in found]
+        kind: dict[str, Any] = {"sparse": context.sparse, "source": context.tokenizer}
+        return [settings.method(name, context.scale, length, **kind) for name in names]
 
     if args.likelihood is not None:
         print(score_text(context, methods))
@@ -150,7 +153,7 @@ def _option(name: str) -> str:
 # Options that decide what runs, with the options that have no effect beside them.
 _UNUSED = {
     "likelihood": ("tasks", "jsonl", "write_jsonl", "squad", "hotpotqa"),
-    "write_jsonl": ("jsonl", "methods"),
+    "write_jsonl": ("jsonl", "methods", "preset"),
     "jsonl": ("tasks", "squad", "hotpotqa"),
 }
 
@@ -202,7 +205,7 @@ def _run(context: RunContext, methods: Methods, questions: list[Question], sourc
     log = Log(args.out, plan, Record)
     # Threads and pages are ready before the first method is timed.
     context.model.forward([questions[0].sample().prompt_ids(context.tokenizer)], positions=[0])
-    sampler = default_sampler(context.model.config, context.preset)
+    sampler = default_sampler(context.model.config, context.scale)
     run(context.model, context.tokenizer, questions, sampler, log, seed=args.seed, progress=sys.stderr.isatty())
     wanted = {(m.name, q.task, q.length, q.index) for q in questions for m in q.methods}
     rows = summarise([record for record in log.records if record.key in wanted])

@@ -17,7 +17,7 @@ from ...models.files import demo_model_folder, find_folder
 from ...models.loader import read_config
 from ...models.tokenizer import Tokenizer, load_tokenizer
 from ..cli_options import add_engine_options, load_chosen
-from ..methods import Method, Preset, default_sampler, settings_of, sparse_config
+from ..methods import Method, Scale, default_sampler, settings_of, sparse_config
 from .records import file_identity, model_identity
 from .styles import RulerStyle, SmallStyle, Style
 from .tasks import TaskSet
@@ -41,7 +41,7 @@ def add_common_options(parser: argparse.ArgumentParser, *, out: str, samples: in
     parser.add_argument("--samples", type=int, default=samples, help="per task and length (RULER: 500)")
     parser.add_argument("--out", type=Path, default=Path(out), help="folder of the results")
     parser.add_argument(
-        "--preset", choices=("paper", "demo"), help="settings of the methods (demo for the demo model's vocabulary)"
+        "--scale", choices=("paper", "demo"), help="settings of the methods (demo for the demo model's vocabulary)"
     )
     parser.add_argument("--style", choices=("ruler", "small"), help="wording (small for the demo model's vocabulary)")
     parser.add_argument("--seed", type=int, default=0)
@@ -49,6 +49,9 @@ def add_common_options(parser: argparse.ArgumentParser, *, out: str, samples: in
     parser.add_argument("--rho", type=float, help="SparseD: share of the key blocks that is kept")
     parser.add_argument("--skip", type=float, help="SparseD: share of the steps before the selection")
     parser.add_argument("--block-size", type=int, choices=BLOCK_SIZES, help="SparseD: tokens per block")
+    parser.add_argument(
+        "--generation", choices=("dense", "sparse"), help="SparseD: the generation's rows (sparse: as published)"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +62,7 @@ class RunContext:
         model: The loaded model.
         tokenizer: Its tokenizer.
         style: The wording of the tasks.
-        preset: Settings of the methods.
+        scale: Settings of the methods.
         sparse: Settings of SparseD, with the options that were given.
         folder: Folder of the checkpoint.
         files: By task: the file that its samples come from.
@@ -69,7 +72,7 @@ class RunContext:
     model: Model
     tokenizer: Tokenizer
     style: Style
-    preset: Preset
+    scale: Scale
     sparse: SparseConfig
     folder: Path
     files: dict[str, Path]
@@ -93,13 +96,14 @@ class RunContext:
         read_config(folder)  # as in `sparsed generate`
         tokenizer = load_tokenizer(folder)
         fits = SmallStyle.fits(tokenizer)
-        preset: Preset = args.preset or ("demo" if fits else "paper")
+        scale: Scale = args.scale or ("demo" if fits else "paper")
         small = (args.style or ("small" if fits else "ruler")) == "small"
-        style = SmallStyle.of(tokenizer) if small else RulerStyle("paper" if preset == "paper" else "ruler")
-        given = {name: getattr(args, name) for name in ("rho", "skip", "block_size") if getattr(args, name) is not None}
-        sparse = dataclasses.replace(sparse_config(preset), **given)
+        style = SmallStyle.of(tokenizer) if small else RulerStyle("paper" if scale == "paper" else "ruler")
+        options = ("rho", "skip", "block_size", "generation")
+        given = {name: getattr(args, name) for name in options if getattr(args, name) is not None}
+        sparse = dataclasses.replace(sparse_config(scale), **given)
         files = {task: path for task, path in found.items() if path is not None}
-        return cls(load_chosen(folder, args), tokenizer, style, preset, sparse, folder, files, args)
+        return cls(load_chosen(folder, args), tokenizer, style, scale, sparse, folder, files, args)
 
     @property
     def tasks(self) -> list[str]:
@@ -122,9 +126,9 @@ class RunContext:
             "dtype": args.dtype,
             "engine": [args.engine, args.device, args.device_map],
             "style": self.style.name,
-            "preset": self.preset,
+            "scale": self.scale,
             "budgets": self.style.gen_lengths,
-            "sampler": settings_of(default_sampler(self.model.config, self.preset)),
+            "sampler": settings_of(default_sampler(self.model.config, self.scale)),
             "seed": args.seed,
             "settings": {
                 str(length): {m.name: m.settings() for m in methods(length)} for length in sorted(set(lengths))

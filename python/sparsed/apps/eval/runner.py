@@ -99,7 +99,7 @@ def run(
         model: What `load_model` returns.
         tokenizer: What `load_tokenizer` returns.
         questions: The questions.
-        sampler: The sampler; a method may change its block length.
+        sampler: The sampler; a method may change its block length, or have its own.
         log: Gets a record of each answer.
         seed: Sample i is answered with the seed `seed + i`.
         progress: Show a bar on stderr.
@@ -164,6 +164,7 @@ def _answer(
         sparse=method.sparse,
         kv_cache=method.kv_cache,
         sampler=method.sampler(sampler, sample.gen_length),
+        stop=method.stop,
         seed=seed + sample.index,
     )
     text = tokenizer.text(result.require_whole().generated[0])

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from ...checks import Checker
 from ...generation.generate import generate
+from ...generation.kv_cache import KVCachePolicy
 from ...generation.likelihood import is_greedy, log_likelihood
 from ...generation.prompts import pad_left
 from ...kernels.config import Sparse
@@ -81,6 +82,9 @@ class SparsedLM(TemplateLM):
             which --seed seeds.
         sparse: False: dense; True or "sparsed", "sliding_window", "streaming_llm", with the fields of `SparseConfig`,
             `SlidingWindow` or `StreamingLLM` among `options`; or one of these objects.
+        kv_cache: None, "prefix", "dual" or "delayed", with the fields of the cache among `options`; or one of these
+            objects. Likelihoods compute whole passes and do not use it.
+        preset: One of `sparsed.preset`, in place of sparse and kv_cache; fields of its sampler may be among `options`.
         options: Fields of the sampler of the model's family, `LLaDASampler` or `DreamSampler`, and of `sparse`; and
             other arguments of the `hf` backend with the values that ask for nothing special (trust_remote_code has no
             effect, since no code of a checkpoint is run).
@@ -113,6 +117,8 @@ class SparsedLM(TemplateLM):
         think_end_token: str | int | None = None,
         seed: int | None = 0,
         sparse: bool | str | Sparse = False,
+        kv_cache: str | KVCachePolicy | None = None,
+        preset: str | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -132,8 +138,10 @@ class SparsedLM(TemplateLM):
         )
         self._tokenizer_folder = Path(tokenizer or folder)
         self.tokenizer = load_tokenizer(self._tokenizer_folder)
-        self.sparse = arguments.sparse_of(sparse, options)
-        self.sampler, self._sampler_options = arguments.sampler_of(self.model.config.family, options)
+        settings = arguments.settings_of(preset, self.model, sparse, kv_cache, options)
+        self.sparse, self.kv_cache = settings["sparse"], settings["kv_cache"]
+        family = self.model.config.family
+        self.sampler, self._sampler_options = arguments.sampler_of(family, settings["sampler"], options)
         arguments.refuse_rest(options, self.model.config.family, sparse)
         self.max_length = max_length or self.model.config.max_length
         self._prefix_token_id = prefix_token_id
@@ -378,6 +386,9 @@ class SparsedLM(TemplateLM):
             gen_length=first.gen_length,
             steps=self._steps or first.gen_length,
             sparse=self.sparse,
+            kv_cache=self.kv_cache,
+            # Answers end at these tokens, so that stopping there changes no text.
+            stop=None if self.sampler.block_length is None else self.tokenizer.end_token_ids,
             sampler=dataclasses.replace(sampler, **dict(first.sampling)),
             prompt_mask=mask,
             seed=self._seed + first.index,

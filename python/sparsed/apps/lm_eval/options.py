@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from ...checks import Checker
+from ...generation.kv_cache import KVCachePolicy
+from ...generation.preset import preset
 from ...generation.sampling import SAMPLERS, Sampler
 from ...kernels.config import Sparse
+from ...models import Model
 from ...models.files import read_json
 from ...models.tokenizer import Tokenizer
-from ..methods import SPARSE_KINDS
+from ..methods import CACHE_KINDS, SPARSE_KINDS
 
 _log = logging.getLogger(__name__)
 
@@ -119,10 +122,36 @@ def sparse_of(sparse: bool | str | Sparse, options: dict[str, Any]) -> Sparse | 
     return SPARSE_KINDS[name](**_taken(SPARSE_KINDS[name], options))
 
 
-def sampler_of(family: str, options: dict[str, Any]) -> tuple[Sampler, frozenset[str]]:
-    """Returns the family's sampler and the names of its fields, which are removed from `options`."""
+def kv_cache_of(kv_cache: str | KVCachePolicy | None, options: dict[str, Any]) -> KVCachePolicy | None:
+    """Returns the key/value cache that `kv_cache` names; removes its fields from `options`."""
+    if kv_cache is None or isinstance(kv_cache, KVCachePolicy):
+        return kv_cache
+    if kv_cache not in CACHE_KINDS:
+        raise ValueError(f"SparsedLM: kv_cache is {kv_cache!r}, expected one of {list(CACHE_KINDS)}")
+    return CACHE_KINDS[kv_cache](**_taken(CACHE_KINDS[kv_cache], options))
+
+
+def settings_of(
+    name: str | None,
+    source: Model,
+    sparse: bool | str | Sparse,
+    kv_cache: str | KVCachePolicy | None,
+    options: dict[str, Any],
+) -> dict[str, Any]:
+    """Returns `sparse`, `kv_cache` and `sampler` (or None) for `generate`: those of a preset, or as given."""
+    if name is None:
+        return {"sparse": sparse_of(sparse, options), "kv_cache": kv_cache_of(kv_cache, options), "sampler": None}
+    if sparse is not False or kv_cache is not None:
+        raise ValueError(f"SparsedLM: preset is {name!r} with sparse or kv_cache, expected only one of them")
+    found = preset(name, source)
+    return {key: found.get(key) for key in ("sparse", "kv_cache", "sampler")}
+
+
+def sampler_of(family: str, sampler: Sampler | None, options: dict[str, Any]) -> tuple[Sampler, frozenset[str]]:
+    """Returns `sampler`, or the family's default, with the fields in `options`, and their names; it removes them."""
     given = _taken(SAMPLERS[family], options)
-    return SAMPLERS[family](**given), frozenset(given)
+    changed: Any = SAMPLERS[family]() if sampler is None else sampler
+    return dataclasses.replace(changed, **given), frozenset(given)
 
 
 def _taken(kind: type[Any], options: dict[str, Any]) -> dict[str, Any]:

@@ -65,8 +65,8 @@ class ParallelSampler(Sampler, abc.ABC):
     """The options that all samplers have to unmask more tokens in a step.
 
     With `threshold`, `factor` or `entropy_bound` (at most one of them) the model decides how many steps there are, at
-    most gen_length; `steps` is not used, and the last block may be shorter. A step unmasks at least one token of the first block that has a masked one.
-    With any of the four options the mask token is never chosen.
+    most gen_length; `steps` is not used, and the last block may be shorter than the others. A step unmasks at least one
+    token of the first block that has a masked one. With any of the four options the mask token is never chosen.
 
     Attributes:
         threshold: Unmask the tokens whose probability is at least this.
