@@ -88,7 +88,7 @@ std::vector<const char*> phases(const py::object& steps, double skip, const py::
 std::unique_ptr<LockedCache> sparse_cache(const py::object& steps, const py::object& prompt_length, double skip,
                                           double rho, int block_size, const py::object& selection,
                                           const py::object& selection_scale, bool isolate, std::vector<double> refresh,
-                                          bool refresh_every, int64_t min_length) {
+                                          bool refresh_every, int64_t min_length, const py::object& generation) {
   SparseConfig config;
   config.schedule = schedule_config("PatternCache", skip, selection, std::move(refresh), refresh_every);
   config.rho = rho;
@@ -98,14 +98,16 @@ std::unique_ptr<LockedCache> sparse_cache(const py::object& steps, const py::obj
   }
   config.isolate = isolate;
   config.min_length = min_length;
+  config.dense_generation = Arguments("PatternCache").dense_generation(generation);
   return std::make_unique<LockedCache>(std::move(config), step_count(steps),
                                        Arguments("PatternCache").integer("prompt_length", prompt_length));
 }
 
 std::unique_ptr<LockedCache> window_cache(const py::object& steps, const py::object& prompt_length, int64_t window,
-                                          int64_t sinks, int block_size) {
-  return std::make_unique<LockedCache>(WindowConfig{window, sinks, block_size}, step_count(steps),
-                                       Arguments("PatternCache").integer("prompt_length", prompt_length));
+                                          int64_t sinks, int block_size, const py::object& generation) {
+  const Arguments check("PatternCache");
+  return std::make_unique<LockedCache>(WindowConfig{window, sinks, block_size, check.dense_generation(generation)},
+                                       step_count(steps), check.integer("prompt_length", prompt_length));
 }
 
 void begin_step(LockedCache& self, const py::object& step, const py::object& unmasked) {
@@ -184,9 +186,10 @@ void register_pattern_cache(py::module_& m) {
   py::class_<LockedCache>(m, "PatternCache", no_constructor(), "The state machine of ``sparsed.PatternCache``.")
       .def_static("sparse", &sparse_cache, py::kw_only(), py::arg("steps"), py::arg("prompt_length"), py::arg("skip"),
                   py::arg("rho"), py::arg("block_size"), py::arg("selection"), py::arg("selection_scale"),
-                  py::arg("isolate"), py::arg("refresh"), py::arg("refresh_every"), py::arg("min_length"))
+                  py::arg("isolate"), py::arg("refresh"), py::arg("refresh_every"), py::arg("min_length"),
+                  py::arg("generation"))
       .def_static("window", &window_cache, py::kw_only(), py::arg("steps"), py::arg("prompt_length"), py::arg("window"),
-                  py::arg("sinks"), py::arg("block_size"))
+                  py::arg("sinks"), py::arg("block_size"), py::arg("generation"))
       .def("begin_step", &begin_step, py::arg("step"), py::arg("unmasked"))
       .def("attend", &attend, py::arg("layer"), py::arg("q"), py::arg("k"), py::arg("v"), py::arg("out"),
            py::arg("key_mask"), py::arg("scale"), py::arg("stream"))

@@ -85,4 +85,8 @@ SelectionRule Arguments::selection_rule(const py::object& object) const {
   return choice("selection", object, {"paper", "reference"}) == 0 ? SelectionRule::kPaper : SelectionRule::kReference;
 }
 
+bool Arguments::dense_generation(const py::object& object) const {
+  return choice("generation", object, {"dense", "sparse"}) == 0;
+}
+
 }  // namespace sparsed::python

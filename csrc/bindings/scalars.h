@@ -32,6 +32,7 @@ class Arguments : public Checker {
   // Only that it is an int: which ones are block sizes, check_geometry knows.
   int block_size(const py::object& object) const;
   SelectionRule selection_rule(const py::object& object) const;
+  bool dense_generation(const py::object& object) const;
 };
 
 }  // namespace sparsed::python

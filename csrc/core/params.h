@@ -40,6 +40,8 @@ struct SelectParams {
   SelectionRule rule = SelectionRule::kPaper;
   bool isolate = true;  // false: one top-k over all blocks
   float scale = 1.f;    // of the scores in the selection; the attention has its own
+  bool dense_generation =
+      false;  // query blocks with generation tokens keep every key block; false: what the rule keeps
 };
 
 }  // namespace sparsed

@@ -72,6 +72,10 @@ uint64_t bit_bytes(const PatternGeometry& geometry) {
       {geometry.batch, geometry.heads, geometry.q_blocks(), geometry.row_words(), sizeof(uint64_t)});
 }
 
+int64_t PatternGeometry::first_generation_q_block() const {
+  return prompt_length < std::min(q_len, kv_len) ? prompt_length / block.q : q_blocks();
+}
+
 PatternBuilder::PatternBuilder(const PatternGeometry& geometry, const Checker& check) : geometry_(geometry) {
   check_geometry(geometry, check);
   PatternGeometry bound = geometry;  // without zeros, so that rows and heads are bounded in an empty pattern too
@@ -79,6 +83,15 @@ PatternBuilder::PatternBuilder(const PatternGeometry& geometry, const Checker& c
   check.memory(bit_bytes(bound), "the pattern");
   words_ = geometry.row_words();
   bits_.resize(static_cast<size_t>(rows() * words_));
+}
+
+void PatternBuilder::fill_generation() {
+  const int64_t q_blocks = geometry_.q_blocks(), last_block = geometry_.kv_blocks() - 1;
+  for (int64_t head = 0; head < geometry_.batch * geometry_.heads; ++head) {
+    for (int64_t i = geometry_.first_generation_q_block(); i < q_blocks; ++i) {
+      set_range(row(head * q_blocks + i), 0, last_block);
+    }
+  }
 }
 
 BlockPattern PatternBuilder::build() && { return {geometry_, std::move(bits_)}; }
@@ -137,7 +150,7 @@ BlockPattern BlockPattern::full(const PatternGeometry& geometry) {
 }
 
 BlockPattern BlockPattern::streaming(const PatternGeometry& geometry, int64_t window, int64_t sinks,
-                                     const Checker& check) {
+                                     const Checker& check, bool dense_generation) {
   check_window(window, sinks, check);
   PatternBuilder builder(geometry, check);
   std::vector<uint64_t>& bits = builder.bits();
@@ -158,6 +171,7 @@ BlockPattern BlockPattern::streaming(const PatternGeometry& geometry, int64_t wi
   for (size_t at = head; at < bits.size(); at += head) {
     std::copy_n(bits.begin(), head, bits.begin() + static_cast<std::ptrdiff_t>(at));
   }
+  if (dense_generation) builder.fill_generation();
   return std::move(builder).build();
 }
 

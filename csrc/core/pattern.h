@@ -41,6 +41,8 @@ struct PatternGeometry {
   int64_t kv_blocks() const { return num_blocks(kv_len, block.kv); }
   int64_t rows() const { return batch * heads * q_blocks(); }        // row = (b * heads + h) * q_blocks + i
   int64_t row_words() const { return num_blocks(kv_blocks(), 64); }  // 64-bit words of a bit row
+  // The first query block with a generation token, which may hold prompt tokens too; q_blocks() where there is none.
+  int64_t first_generation_q_block() const;
   bool operator==(const PatternGeometry&) const = default;
 };
 
@@ -83,6 +85,8 @@ class PatternBuilder {
   // Rows share no words: threads may write to different rows at once. Bits from kv_blocks on must stay 0.
   uint64_t* row(int64_t row) { return bits_.data() + row * words_; }
   void set(int64_t row, int64_t block) { set_block(this->row(row), block); }
+  // Sets every key block of the query blocks with generation tokens.
+  void fill_generation();
   std::vector<uint64_t>& bits() { return bits_; }
   BlockPattern build() &&;
 
@@ -100,15 +104,17 @@ class BlockPattern {
   BlockPattern() : BlockPattern(PatternGeometry{}, std::vector<uint64_t>{}) {}
   // All rows are empty.
   BlockPattern(const PatternGeometry& geometry, const Checker& check);
-  // What a device has selected. max_density: no row keeps a larger share of the blocks.
+  // What a device has selected. max_density: density() is at most this.
   BlockPattern(const PatternGeometry& geometry, int device, std::shared_ptr<const PatternCopy> copy,
                double max_density);
 
   static BlockPattern full(const PatternGeometry& geometry);
   // `window` tokens in all, centred on each query (query i sees keys i - window/2 ... i - window/2 + window - 1), and
-  // the first `sinks` tokens; every block that they touch. sinks = 0: a sliding window.
+  // the first `sinks` tokens; every block that they touch. sinks = 0: a sliding window. With dense_generation, query
+  // blocks with generation tokens see every key.
   static BlockPattern streaming(const PatternGeometry& geometry, int64_t window, int64_t sinks,
-                                const Checker& check = Checker("BlockPattern.streaming"));
+                                const Checker& check = Checker("BlockPattern.streaming"),
+                                bool dense_generation = false);
   // mask: [batch, heads, q_blocks, kv_blocks], nonzero = selected.
   static BlockPattern from_mask(const PatternGeometry& geometry, const uint8_t* mask);
   // A file that is not what save() wrote is a kValue error that names the path; a missing one kFileNotFound.
@@ -129,7 +135,7 @@ class BlockPattern {
   // Share of (query block, key block) pairs that are selected, over everything / per (batch, head). 0 of no pairs.
   double density() const;
   std::vector<double> head_density() const;
-  // density() > share; waits only where the most that a selection keeps does not tell.
+  // density() > share; waits for a device only where max_density does not tell.
   bool denser_than(double share) const;
   int64_t num_selected() const;  // pairs
   // |A and B| / |A or B| per (batch, head); 1 where both are empty. Other blocks, lengths or heads: an error.

@@ -20,6 +20,7 @@ SelectParams select_params(const SparseConfig& config, int64_t prompt_length, fl
   select.rule = config.schedule.rule;
   select.isolate = config.isolate;
   select.scale = config.selection_scale.value_or(attention_scale);
+  select.dense_generation = config.dense_generation;
   return select;
 }
 
@@ -162,7 +163,7 @@ BlockPattern PatternCache::window_pattern(const AttentionParams& params) const {
   for (const auto& [index, layer] : state_.layers) {
     if (layer.pattern && layer.pattern->geometry() == geometry) return *layer.pattern;
   }
-  return BlockPattern::streaming(geometry, config.window, config.sinks, kAttend);
+  return BlockPattern::streaming(geometry, config.window, config.sinks, kAttend, config.dense_generation);
 }
 
 bool PatternCache::has_pattern(int64_t layer) const {

@@ -22,7 +22,8 @@ struct SparseConfig {
   int block_size = 128;
   std::optional<float> selection_scale;  // nullopt: the attention's own scale
   bool isolate = true;
-  int64_t min_length = 2048;  // shorter sequences stay dense
+  int64_t min_length = 2048;      // shorter sequences stay dense
+  bool dense_generation = false;  // as in SelectParams
 };
 
 // Fixed windows: the baselines. Sparse in every step.
@@ -30,6 +31,7 @@ struct WindowConfig {
   int64_t window = 0;
   int64_t sinks = 0;
   int block_size = 128;
+  bool dense_generation = false;  // as in SelectParams
 };
 
 // Not thread-safe. A call that throws leaves the state as it was.

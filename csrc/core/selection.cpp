@@ -71,6 +71,17 @@ void mark_top(const float* scores, const uint8_t* live, const SelectRange& range
   }
 }
 
+// No row keeps more blocks than these by the rule.
+int64_t most_selected(const SelectParams& select, const PatternGeometry& geometry) {
+  const SelectRanges ranges = select_ranges(select, geometry.kv_len);
+  int64_t most = 0;
+  for (int i = 0; i < ranges.count; ++i) {
+    const SelectRange& range = ranges.range[i];
+    most += std::min(keep_count(range.end - range.begin, select.rho), range.marked_end - range.begin);
+  }
+  return std::min(most, geometry.kv_blocks());
+}
+
 }  // namespace
 
 void check_select(const SelectParams& select, int64_t kv_len, const Checker& check) {
@@ -97,14 +108,17 @@ SelectRanges select_ranges(const SelectParams& select, int64_t kv_len) {
   return {{{0, blocks, last, false}, {last, blocks, blocks, true}}, 2};
 }
 
-int64_t most_kept(const SelectParams& select, int64_t kv_len) {
-  const SelectRanges ranges = select_ranges(select, kv_len);
-  int64_t most = 0;
-  for (int i = 0; i < ranges.count; ++i) {
-    const SelectRange& range = ranges.range[i];
-    most += std::min(keep_count(range.end - range.begin, select.rho), range.marked_end - range.begin);
-  }
-  return std::min(most, num_blocks(kv_len, select.block_size));
+int64_t most_kept(const SelectParams& select, const PatternGeometry& geometry) {
+  const bool any_dense = select.dense_generation && geometry.first_generation_q_block() < geometry.q_blocks();
+  return any_dense ? geometry.kv_blocks() : most_selected(select, geometry);
+}
+
+double max_density(const SelectParams& select, const PatternGeometry& geometry) {
+  const int64_t q_blocks = geometry.q_blocks(), kv_blocks = geometry.kv_blocks();
+  if (q_blocks * kv_blocks == 0) return 0;
+  const int64_t selected = select.dense_generation ? geometry.first_generation_q_block() : q_blocks;
+  const int64_t kept = selected * most_selected(select, geometry) + (q_blocks - selected) * kv_blocks;
+  return static_cast<double>(kept) / static_cast<double>(q_blocks * kv_blocks);
 }
 
 void select_row(const SelectParams& select, int64_t kv_len, const float* scores, const float* generation,

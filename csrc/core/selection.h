@@ -22,9 +22,12 @@ int64_t first_generation_block(int64_t kv_len, int64_t prompt_length, int64_t bl
 SelectRanges select_ranges(const SelectParams& select, int64_t kv_len);
 
 // No row keeps more blocks than these.
-int64_t most_kept(const SelectParams& select, int64_t kv_len);
+int64_t most_kept(const SelectParams& select, const PatternGeometry& geometry);
 
-// Sets the bits of the blocks that the rule keeps in a bit row of a pattern.
+// No pattern of this geometry is denser.
+double max_density(const SelectParams& select, const PatternGeometry& geometry);
+
+// Sets the bits of the blocks that the rule keeps in a bit row of a pattern. Dense generation rows are the caller's.
 //   scores      [kv_blocks] probability mass under the softmax over all keys
 //   generation  [kv_blocks] mass under the softmax over generation keys alone (kReference with isolate; else unused)
 //   live        [kv_blocks] nonzero where the block has a live key

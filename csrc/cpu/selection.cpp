@@ -89,6 +89,7 @@ BlockPattern attention_and_select(const AttentionKernels& kernels, const Attenti
                  pattern.row(row * q_blocks + first_block + i));
     }
   });
+  if (select.dense_generation) pattern.fill_generation();
   return std::move(pattern).build();
 }
 

@@ -134,8 +134,7 @@ BlockPattern attention_and_select(const AttentionParams& params, const SelectPar
                              plan.args.kv_len, args.kv_blocks,     select.block_size};
     launch(kernel_live_blocks(), warp_blocks(live_count), kThreads, &live_args, stream);
   }
-  const int64_t max_blocks = most_kept(select, params.kv_len());
-  const auto bits = std::make_shared<DeviceBits>(geometry, max_blocks, stream);
+  const auto bits = std::make_shared<DeviceBits>(geometry, most_kept(select, geometry), stream);
   TopArgs top;
   top.scores = args.scores;
   top.generation = args.generation;
@@ -145,10 +144,12 @@ BlockPattern attention_and_select(const AttentionParams& params, const SelectPar
   top.batch_rows = plan.args.heads * args.q_blocks;
   top.kv_blocks = args.kv_blocks;
   top.words = bits->words();
+  top.q_blocks = args.q_blocks;
+  top.first_dense = select.dense_generation ? static_cast<int>(geometry.first_generation_q_block()) : args.q_blocks;
   top.rho = select.rho;
   top.ranges = select_ranges(select, params.kv_len());
   bits->use(stream, [&] { launch(kernel_top_rows(), warp_blocks(bits->rows()), kThreads, &top, stream); });
-  return {geometry, current_device(), bits, static_cast<double>(max_blocks) / static_cast<double>(args.kv_blocks)};
+  return {geometry, current_device(), bits, max_density(select, geometry)};
 }
 
 std::vector<std::string> not_supported_reasons() {

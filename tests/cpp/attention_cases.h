@@ -125,6 +125,20 @@ inline void expect_top_k(const double* scores, const std::vector<int64_t>& candi
   }
 }
 
+// Whether a row of a square pattern belongs to a query block with a generation token.
+inline bool is_generation_row(int64_t row, const SelectParams& select, int64_t length) {
+  const int64_t q_block = row % num_blocks(length, select.block_size);
+  return std::min((q_block + 1) * select.block_size, length) > select.prompt_length;
+}
+
+// The row keeps every block, and has no bit beyond them.
+inline void expect_full_row(const BlockPattern& pattern, int64_t row, const std::string& what) {
+  const PatternGeometry& geometry = pattern.geometry();
+  for (int64_t block = 0; block < 64 * geometry.row_words(); ++block) {
+    EXPECT_EQ(pattern.test(row, block), block < geometry.kv_blocks()) << what << " row " << row << " block " << block;
+  }
+}
+
 // slack: relative error of a block's score.
 inline void expect_selects(const AttentionParams& params, const SelectParams& select, const BlockPattern& pattern,
                            const std::string& what, double slack = 2e-5) {
@@ -134,6 +148,10 @@ inline void expect_selects(const AttentionParams& params, const SelectParams& se
   const std::vector<double> generation_scores =
       reference::block_scores(params, select.block_size, select.scale, generation * select.block_size);
   for (int64_t row = 0; row < pattern.rows(); ++row) {
+    if (select.dense_generation && is_generation_row(row, select, params.q_len())) {
+      expect_full_row(pattern, row, what);
+      continue;
+    }
     const int64_t b = row / (params.heads() * blocks);
     std::vector<int64_t> live, prompt, gen;
     std::set<int64_t> selected;
@@ -180,9 +198,10 @@ void for_each_selection(const DTypes& dtypes, const Check& check) {
           Call call(c, dtype);
           SelectParams select{length - 60 - number % 40, block_size, 0.3, rule, isolate, call.params.scale};
           if (number % 4 == 1) select.scale = 0.5f;
+          select.dense_generation = number / 4 % 2 == 1;
           check(call, select,
                 message(dtype_name(dtype), " block ", block_size, " rule ", static_cast<int>(rule), " isolate ",
-                        isolate, " length ", length));
+                        isolate, " dense generation ", select.dense_generation, " length ", length));
         }
       }
     }

@@ -186,6 +186,11 @@ BlockPattern select(const AttentionParams& params, const SelectParams& select) {
   const std::vector<double> generation =
       apart ? block_scores(params, select.block_size, select.scale, last * b) : std::vector<double>(scores.size());
   for (int64_t row = 0; row < pattern.rows(); ++row) {
+    const int64_t end = std::min((row % blocks + 1) * b, params.q_len());  // of the row's queries
+    if (select.dense_generation && end > select.prompt_length) {
+      for (int64_t block = 0; block < blocks; ++block) pattern.set(row, block);
+      continue;
+    }
     const int64_t batch = row / (params.heads() * pattern.geometry().q_blocks());
     std::vector<uint8_t> live(static_cast<size_t>(blocks));
     for (int64_t j = 0; j < params.kv_len(); ++j) {

@@ -355,6 +355,66 @@ INSTANTIATE_TEST_SUITE_P(Cases, StreamingTest,
                                          Window{0, 50, 4, 4}, Window{50, 0, 4, 4}, Window{1040, 1040, 1000, 1030}),
                          [](const auto& test) { return "case" + std::to_string(test.index); });
 
+// By its definition: some query of the block is a token of the generation.
+bool holds_generation(const PatternGeometry& geometry, int64_t q_block) {
+  for (int64_t i = q_block * geometry.block.q; i < std::min((q_block + 1) * geometry.block.q, geometry.q_len); ++i) {
+    if (i >= geometry.prompt_length && geometry.prompt_length < geometry.kv_len) return true;
+  }
+  return false;
+}
+
+TEST(GenerationTest, FirstQueryBlockByItsDefinition) {
+  for (const int q : {16, 32}) {
+    for (const int64_t length : {0, 1, 15, 16, 17, 64, 90}) {
+      for (const int64_t q_len : {length, int64_t{40}}) {
+        for (int64_t prompt = 0; prompt <= length; ++prompt) {
+          const PatternGeometry geometry{1, 1, {q, 16}, q_len, length, prompt};
+          int64_t first = 0;
+          while (first < geometry.q_blocks() && !holds_generation(geometry, first)) ++first;
+          ASSERT_EQ(geometry.first_generation_q_block(), first) << prompt << " of " << length << ", block " << q;
+        }
+      }
+    }
+  }
+}
+
+TEST(GenerationTest, FillsItsRowsAndNothingElse) {
+  for (const PatternGeometry& geometry : {PatternGeometry{2, 3, 16, 1000, 1000, 970},
+                                          {2, 3, 16, 1024, 1024, 1000},
+                                          {1, 2, 16, 1040, 1040, 1040},
+                                          {1, 2, 32, 100, 100, 0},
+                                          {1, 1, 256, 90, 90, 40},
+                                          {2, 2, {64, 16}, 300, 300, 200},
+                                          {0, 2, 16, 40, 40, 8}}) {
+    PatternBuilder builder(geometry, "test");
+    for (int64_t row = 0; row < builder.rows(); ++row) builder.set(row, row % geometry.kv_blocks());
+    builder.fill_generation();
+    const BlockPattern pattern = std::move(builder).build();
+    for (int64_t row = 0; row < pattern.rows(); ++row) {
+      const bool full = holds_generation(geometry, row % geometry.q_blocks());
+      for (int64_t block = 0; block < 64 * geometry.row_words(); ++block) {
+        const bool expected = block < geometry.kv_blocks() && (full || block == row % geometry.kv_blocks());
+        ASSERT_EQ(pattern.test(row, block), expected) << row << ' ' << block;
+      }
+    }
+  }
+}
+
+TEST(GenerationTest, WindowsMayLeaveItDense) {
+  for (const int64_t prompt : {0, 200, 217, 300}) {
+    const Window window{300, 300, 40, 20};
+    const PatternGeometry geometry{2, 2, 16, 300, 300, prompt};
+    const BlockPattern pattern = BlockPattern::streaming(geometry, window.window, window.sinks, "test", true);
+    for (int64_t row = 0; row < pattern.rows(); ++row) {
+      const int64_t q_block = row % geometry.q_blocks();
+      for (int64_t block = 0; block < geometry.kv_blocks(); ++block) {
+        const bool expected = holds_generation(geometry, q_block) || touches(window, q_block, block);
+        ASSERT_EQ(pattern.test(row, block), expected) << prompt << ' ' << row << ' ' << block;
+      }
+    }
+  }
+}
+
 TEST(StreamingErrorTest, TakesAnyWidth) {
   const PatternGeometry geometry{1, 1, 16, 100, 100, 0};
   const BlockPattern full = BlockPattern::full(geometry);

@@ -291,6 +291,33 @@ TEST_F(PatternCacheTest, WindowsAreSparseInEveryStep) {
   }
 }
 
+TEST_F(PatternCacheTest, WindowsMayLeaveTheGenerationDense) {
+  PatternCache cache(WindowConfig{20, 4, 16, true}, 1, kPrompt);
+  EXPECT_EQ(step(cache, 0, {}, 2, params_of(1, 4, 2, 160)), "sparse aa");
+  PatternBuilder expected({1, 4, 16, 160, 160, kPrompt}, "test");
+  const BlockPattern window = BlockPattern::streaming(expected.geometry(), 20, 4);
+  for (int64_t row = 0; row < expected.rows(); ++row) {
+    for (int64_t block = 0; block < 10; ++block) {
+      if (row % 10 >= kPrompt / 16 || window.test(row, block)) expected.set(row, block);
+    }
+  }
+  EXPECT_EQ(cache.pattern(0), std::move(expected).build());
+  EXPECT_TRUE(cache.pattern(0).is(cache.pattern(1)));
+  EXPECT_GT(cache.density(0), .7);
+  EXPECT_LT(cache.density(0), 1);
+}
+
+TEST_F(PatternCacheTest, SelectionsAreAskedForADenseGeneration) {
+  for (const bool dense : {false, true}) {
+    SparseConfig config = sparse_config();
+    config.schedule.skip = 0;
+    config.dense_generation = dense;
+    PatternCache cache(config, 2, kPrompt);
+    EXPECT_EQ(step(cache, 0), "select S");
+    EXPECT_EQ(fake.calls.at(0).select.dense_generation, dense);
+  }
+}
+
 TEST_F(PatternCacheTest, WindowsNeedNoUnmaskedShare) {
   PatternCache cache(WindowConfig{20, 4, 16}, std::nullopt, kPrompt);
   EXPECT_EQ(step(cache, 0, {}, 1, params_of(1, 4, 2, 160)), "sparse a");

@@ -1,5 +1,6 @@
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <random>
@@ -244,6 +245,54 @@ INSTANTIATE_TEST_SUITE_P(Cases, SelectRowRandomTest,
                                           testing::Values(SelectionRule::kPaper, SelectionRule::kReference),
                                           testing::Bool()),
                          [](const auto& test) { return "case" + std::to_string(test.index); });
+
+// All rows of a pattern by the rule, every block live.
+BlockPattern selected(const SelectParams& select, const PatternGeometry& geometry, std::mt19937& generator) {
+  PatternBuilder pattern(geometry, "test");
+  for (int64_t i = 0; i < pattern.rows(); ++i) {
+    Row row = random_row(Scores::kNormal, static_cast<size_t>(geometry.kv_blocks()), generator);
+    row.live.assign(row.live.size(), 1);
+    select_row(select, geometry.kv_len, row.scores.data(), row.generation.data(), row.live.data(), pattern.row(i));
+  }
+  if (select.dense_generation) pattern.fill_generation();
+  return std::move(pattern).build();
+}
+
+TEST(MostKeptTest, BoundsRowsAndDensity) {
+  std::mt19937 generator(5);
+  for (int number = 0; number < 300; ++number) {
+    const int64_t length = 1 + static_cast<int64_t>(generator() % 2500);
+    const SelectionRule rule = number % 3 ? SelectionRule::kPaper : SelectionRule::kReference;
+    SelectParams select = params(static_cast<double>(generator() % 101) / 100,
+                                 static_cast<int64_t>(generator() % static_cast<uint64_t>(length + 1)), rule,
+                                 number % 4 != 0, 16 << number % 5);
+    if (number % 10 == 0) select.prompt_length = length;
+    select.dense_generation = number % 2 == 0;
+    const PatternGeometry geometry{1, 2, select.block_size, length, length, select.prompt_length};
+    const BlockPattern pattern = selected(select, geometry, generator);
+    const std::string what = message("case ", number, ", prompt ", select.prompt_length, " of ", length);
+    int64_t most = 0;
+    for (int64_t row = 0; row < pattern.rows(); ++row) {
+      int64_t kept = 0;
+      for (int64_t block = 0; block < geometry.kv_blocks(); ++block) kept += pattern.test(row, block);
+      most = std::max(most, kept);
+    }
+    EXPECT_LE(most, most_kept(select, geometry)) << what;
+    EXPECT_LE(pattern.density(), max_density(select, geometry)) << what;
+    if (rule == SelectionRule::kPaper) {  // each row keeps the same count: both bounds are reached
+      EXPECT_EQ(most, most_kept(select, geometry)) << what;
+      EXPECT_EQ(pattern.density(), max_density(select, geometry)) << what;
+    }
+  }
+}
+
+TEST(MostKeptTest, ALongPromptIsFarFromDense) {
+  SelectParams select = params(.3, 16384 - 128, SelectionRule::kPaper, true, 128);
+  select.dense_generation = true;
+  const PatternGeometry geometry{1, 32, 128, 16384, 16384, select.prompt_length};
+  EXPECT_EQ(most_kept(select, geometry), 128);
+  EXPECT_DOUBLE_EQ(max_density(select, geometry), (127 * 40. + 128) / (128 * 128));
+}
 
 TEST(SelectRowTest, RowsMayBeSelectedByManyThreads) {
   constexpr int64_t kRows = 64, kBlocks = 130;

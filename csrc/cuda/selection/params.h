@@ -13,6 +13,7 @@ struct TopArgs {
   const uint8_t* live = nullptr;  // [B, kv_blocks], nonzero if the block has a live key; nullptr: all blocks have one
   uint32_t* bits = nullptr;       // [rows, words]: bit j % 32 of word j / 32 is block j
   int rows = 0, batch_rows = 0, kv_blocks = 0, words = 0;
+  int q_blocks = 1, first_dense = 1;  // of a head's query blocks, those from first_dense on keep every key block
   double rho = 0;
   SelectRanges ranges;
 };

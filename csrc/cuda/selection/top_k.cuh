@@ -51,12 +51,23 @@ SPARSED_DEVICE void mark_top(const float* scores, const uint8_t* live, const Sel
   }
 }
 
+// Returns a word of a row that keeps every block.
+SPARSED_DEVICE uint32_t full_word(int word, int kv_blocks) {
+  const int left = kv_blocks - 32 * word;
+  if (left >= 32) return ~0u;
+  return left > 0 ? (1u << left) - 1u : 0u;
+}
+
 SPARSED_DEVICE void top_rows(const TopArgs& args) {
   for_each_warp(args.rows, [&](int row) {
     uint32_t* bits = args.bits + static_cast<int64_t>(row) * args.words;
+    const bool dense = row % args.q_blocks >= args.first_dense;
     if (thread_index() % 32 == 0) {
-      for (int word = 0; word < args.words; ++word) store_global(bits + word, 0u);
+      for (int word = 0; word < args.words; ++word) {
+        store_global(bits + word, dense ? full_word(word, args.kv_blocks) : 0u);
+      }
     }
+    if (dense) return;
     const int64_t first = static_cast<int64_t>(row) * args.kv_blocks;
     const uint8_t* live =
         args.live ? args.live + static_cast<int64_t>(row / args.batch_rows) * args.kv_blocks : nullptr;

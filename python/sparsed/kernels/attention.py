@@ -8,6 +8,7 @@ import numpy as np
 
 from . import _core
 from .arrays import Call
+from .config import default_generation
 from .pattern import BlockPattern, compiled
 
 __all__ = [
@@ -149,6 +150,7 @@ def attention_and_select(
     scale: float | None = None,
     selection_scale: float | None = None,
     isolate: bool = True,
+    generation: Literal["dense", "sparse"] | None = None,
     key_mask: Any = None,
     out: Array | None = None,
 ) -> tuple[Array, BlockPattern]:
@@ -168,6 +170,9 @@ def attention_and_select(
         scale: Of the attention; None: 1 / sqrt(D).
         selection_scale: Of the scores in the selection; None: ``scale``.
         isolate: Select among prompt and generation blocks apart; False: one top-k over all blocks.
+        generation: ``"dense"``: the query blocks with generation tokens keep every key block, masked ones too;
+            ``"sparse"``: they keep what the rule selects, as published. None: ``"dense"`` with ``selection="paper"``,
+            ``"sparse"`` with ``"reference"``. ``SparseConfig`` says why.
         key_mask: (B, L), True for a real key. Masked keys carry no mass.
         out: An array to write the output into, as in ``attention``.
 
@@ -202,6 +207,7 @@ def attention_and_select(
             scale,
             selection_scale,
             isolate,
+            default_generation(selection) if generation is None else generation,
             call.key_mask,
             call.stream(),
         )
@@ -219,6 +225,7 @@ def select(
     scale: float | None = None,
     selection_scale: float | None = None,
     isolate: bool = True,
+    generation: Literal["dense", "sparse"] | None = None,
     key_mask: Any = None,
 ) -> BlockPattern:
     """Selects the blocks to keep, without the attention output: the pattern of ``attention_and_select``.
@@ -237,6 +244,7 @@ def select(
             scale,
             selection_scale,
             isolate,
+            default_generation(selection) if generation is None else generation,
             call.key_mask,
             call.stream(),
         )

@@ -29,6 +29,18 @@ def _block_size(owner: Any) -> None:
         raise ValueError(f"{type(owner).__name__}: block_size is {owner.block_size}, expected one of {BLOCK_SIZES}")
 
 
+def default_generation(selection: Any) -> Literal["dense", "sparse"]:
+    """Returns what ``generation`` is where it is not given: the authors' code has no dense rows."""
+    return "sparse" if selection == "reference" else "dense"
+
+
+def _generation(owner: Any, default: Literal["dense", "sparse"]) -> None:
+    """Checks the field `generation` of `owner`, and stores `default` where it is None."""
+    if owner.generation is None:
+        object.__setattr__(owner, "generation", default)
+    Checker(type(owner).__name__).choice("generation", owner.generation, ("dense", "sparse"))
+
+
 def _only_sparse(owner: Any, steps: int) -> list[Literal["dense", "select", "sparse"]]:
     Checker(f"{type(owner).__name__}.phases").integer("steps", steps, low=1, high=_INT64_MAX)
     return ["sparse"] * int(steps)
@@ -38,7 +50,8 @@ def _only_sparse(owner: Any, steps: int) -> list[Literal["dense", "select", "spa
 class SparseConfig:
     """SparseD: dense steps, one selection, then sparse steps that reuse the selected pattern.
 
-    T is the number of denoising steps.
+    T is the number of denoising steps. By default this differs from the paper in one point: the query blocks of the
+    generation attend to everything, see ``generation``.
 
     Attributes:
         skip: The fraction of the steps, 0 ... 1, before the selection.
@@ -51,11 +64,16 @@ class SparseConfig:
         refresh: Further fractions of T, increasing and above ``skip``, at which the pattern is selected again.
             ``"every"`` selects at each step after the first selection.
         min_length: Shorter sequences stay dense. With 0, every sequence is sparse.
+        generation: What the query blocks with generation tokens keep, those that hold prompt tokens too among them.
+            ``"dense"`` keeps every key block: the pattern is selected while the answer is still masked, and a part of
+            the keys that was chosen for masks is not the part that the answer needs. ``"sparse"`` keeps what the rule
+            selects, as published. None becomes ``"dense"`` with ``selection="paper"`` and ``"sparse"`` with
+            ``selection="reference"``.
 
     Raises:
         TypeError, ValueError: A field has another type or is outside its range.
 
-    Source: arXiv 2509.24014, section 4.
+    Source: arXiv 2509.24014, section 4, which is ``generation="sparse"``.
     """
 
     skip: float = 0.2
@@ -66,6 +84,7 @@ class SparseConfig:
     isolate: bool = True
     refresh: Sequence[float] | Literal["every"] = ()
     min_length: int = 2048
+    generation: Literal["dense", "sparse"] | None = None
 
     def __post_init__(self) -> None:
         """Checks every field and converts it to a plain Python type."""
@@ -84,6 +103,7 @@ class SparseConfig:
             if self.selection_scale == 0:
                 raise ValueError("SparseConfig: selection_scale is 0.0, expected a finite number above 0")
         object.__setattr__(self, "refresh", self._checked_refresh())
+        _generation(self, default_generation(self.selection))
 
     def phases(self, steps: int) -> list[Literal["dense", "select", "sparse"]]:
         """Returns what each of ``steps`` denoising steps does in a sequence of at least ``min_length`` tokens.
@@ -132,6 +152,8 @@ class SlidingWindow:
     Attributes:
         window: The number of tokens in the window, 1 or more. Every block that they touch is computed.
         block_size: The number of tokens per block: 16, 32, 64, 128 or 256.
+        generation: As in ``SparseConfig``: with ``"dense"`` query blocks with generation tokens see every key, with
+            ``"sparse"`` they see the window. None becomes ``"dense"``.
 
     Raises:
         TypeError, ValueError: A field has another type or is outside its range.
@@ -139,11 +161,13 @@ class SlidingWindow:
 
     window: int
     block_size: int = 128
+    generation: Literal["dense", "sparse"] | None = None
 
     def __post_init__(self) -> None:
         """Checks every field and converts it to a plain Python type."""
         _integers(self, window=1)
         _block_size(self)
+        _generation(self, "dense")
 
     def phases(self, steps: int) -> list[Literal["dense", "select", "sparse"]]:
         """Returns ``steps`` times "sparse", as ``SparseConfig.phases``: the window does not depend on the step."""
@@ -159,6 +183,7 @@ class StreamingLLM:
             computed.
         sinks: The number of first tokens, 0 or more. Every block that they touch is computed.
         block_size: The number of tokens per block: 16, 32, 64, 128 or 256.
+        generation: As in ``SlidingWindow``.
 
     Raises:
         TypeError, ValueError: A field has another type or is outside its range.
@@ -167,11 +192,13 @@ class StreamingLLM:
     window: int
     sinks: int
     block_size: int = 128
+    generation: Literal["dense", "sparse"] | None = None
 
     def __post_init__(self) -> None:
         """Checks every field and converts it to a plain Python type."""
         _integers(self, window=1, sinks=0)
         _block_size(self)
+        _generation(self, "dense")
 
     def phases(self, steps: int) -> list[Literal["dense", "select", "sparse"]]:
         """Returns ``steps`` times "sparse", as ``SparseConfig.phases``: the window does not depend on the step."""

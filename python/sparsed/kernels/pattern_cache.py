@@ -225,6 +225,7 @@ def _new_state(config: Sparse, steps: int | None, prompt_length: int) -> _core.P
             selection_scale=config.selection_scale,
             isolate=config.isolate,
             min_length=config.min_length,
+            generation=config.generation,
             **config._schedule(),
         )
     if isinstance(config, (SlidingWindow, StreamingLLM)):
@@ -234,6 +235,7 @@ def _new_state(config: Sparse, steps: int | None, prompt_length: int) -> _core.P
             window=config.window,
             sinks=config.sinks if isinstance(config, StreamingLLM) else 0,
             block_size=config.block_size,
+            generation=config.generation,
         )
     raise TypeError(
         f"PatternCache: config is a {type(config).__name__}, expected a SparseConfig, SlidingWindow or StreamingLLM"

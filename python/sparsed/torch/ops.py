@@ -68,6 +68,7 @@ def attention_and_select(
     selection: Literal["paper", "reference"] = "paper",
     scale: float | None = None,
     selection_scale: float | None = None,
+    generation: Literal["dense", "sparse"] | None = None,
     key_mask: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Computes dense attention and selects the blocks to keep, as ``sparsed.attention_and_select`` does.
@@ -82,7 +83,7 @@ def attention_and_select(
     return cast(
         "tuple[torch.Tensor, torch.Tensor]",
         torch.ops.sparsed.attention_and_select(
-            q, k, v, prompt_length, block_size, rho, selection, scale, selection_scale, key_mask
+            q, k, v, prompt_length, block_size, rho, selection, scale, selection_scale, generation, key_mask
         ),
     )
 
@@ -187,7 +188,7 @@ def _attention(
     mutates_args=(),
     **_TAGS,
     schema=f"({_QKV}, int prompt_length, int block_size, float rho, str selection, float? scale, "
-    "float? selection_scale, Tensor? key_mask) -> (Tensor, Tensor)",
+    "float? selection_scale, str? generation, Tensor? key_mask) -> (Tensor, Tensor)",
 )
 def _attention_and_select(
     q: torch.Tensor,
@@ -199,6 +200,7 @@ def _attention_and_select(
     selection: Literal["paper", "reference"],
     scale: float | None,
     selection_scale: float | None,
+    generation: Literal["dense", "sparse"] | None,
     key_mask: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     out, pattern = sparsed.attention_and_select(
@@ -211,6 +213,7 @@ def _attention_and_select(
         selection=selection,
         scale=scale,
         selection_scale=selection_scale,
+        generation=generation,
         key_mask=to_key_mask("attention_and_select", key_mask, q.shape[0]),
     )
     return out, torch.from_numpy(pattern.to_mask()).to(q.device)
@@ -271,6 +274,7 @@ def _(
     selection: str,
     scale: float | None,
     selection_scale: float | None,
+    generation: str | None,
     key_mask: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     blocks = (q.shape[2] + block_size - 1) // block_size

@@ -55,6 +55,7 @@ TEST_P(CudaBackend, SelectionMatchesReference) {
         DeviceArrays arrays(c, dtype);
         SelectParams select{c.kv_len * 2 / 3, 16 << ++number % 5, 0.3, rule, number % 3 != 0, arrays.params.scale};
         if (number % 4 == 1) select.scale = 0.5f;
+        select.dense_generation = number / 2 % 2 == 1;
         const std::string what = message(dtype_name(dtype), " seed ", c.seed, " block ", select.block_size);
         const BlockPattern pattern = backend_.attention_and_select(arrays.params, select);
         arrays.expect_right(nullptr, what);

@@ -42,7 +42,9 @@ class CudaCache : public testing::Test {
 TEST_F(CudaCache, NothingComesBackBetweenSteps) {
   for (const bool masked : {false, true}) {
     DeviceArrays arrays({1, 1, 2, 200, 200, 64, masked, false, 7}, DType::kBFloat16);
-    PatternCache cache(config_of(0.3), 6, 140);
+    SparseConfig config = config_of(0.3);
+    config.dense_generation = masked;
+    PatternCache cache(config, 6, 140);
     EXPECT_EQ(run(cache, arrays, 0, 3), 0);
     EXPECT_EQ(cache.phase(), Phase::kSelect);
     EXPECT_EQ(cache.density(1), 1.0);
@@ -58,9 +60,22 @@ TEST_F(CudaCache, NothingComesBackBetweenSteps) {
     EXPECT_EQ(cache.nbytes(), 2 * pattern.nbytes());
     EXPECT_EQ(fake_runtime::waits(), waits + 1);  // read once
     arrays.expect_right(&pattern, "sparse");
-    const SelectParams select{140, 32, 0.3, SelectionRule::kPaper, true, arrays.params.scale};
+    const SelectParams select{140, 32, 0.3, SelectionRule::kPaper, true, arrays.params.scale, masked};
     expect_selects(arrays.host.params, select, pattern, "pattern");
   }
+}
+
+// A full row needs the most room for its list, and does not make the whole pattern dense.
+TEST_F(CudaCache, DenseGenerationRowsNeedNoWait) {
+  DeviceArrays arrays({1, 1, 1, 700, 700, 32, false, false, 14}, DType::kFloat16);
+  SparseConfig config = config_of(0.9);
+  config.dense_generation = true;
+  PatternCache cache(config, 4, 650);
+  EXPECT_EQ(run(cache, arrays, 0, 4), 0);
+  const BlockPattern& pattern = cache.pattern(0);
+  EXPECT_GT(pattern.density(), 0.9);
+  EXPECT_LT(cache.density(0), PatternCache::kDenseAbove);
+  arrays.expect_right(&pattern, "sparse");
 }
 
 TEST_F(CudaCache, SelectingAtEveryStepStaysThereToo) {

@@ -70,6 +70,10 @@ TEST(CudaTopK, PatternsAreThoseOfTheCpu) {
 
           PatternBuilder builder({kBatch, kHeads, 16, q_blocks * 16, kv_len, select.prompt_length}, "test");
           for (int64_t row = 0; row < rows; ++row) {
+            if (row % q_blocks >= seed % 5) {
+              for (int64_t block = 0; block < blocks; ++block) builder.set(row, block);
+              continue;
+            }
             select_row(select, kv_len, scores.data() + row * blocks, generation.data() + row * blocks,
                        live.data() + row / (kHeads * q_blocks) * blocks, builder.row(row));
           }
@@ -88,6 +92,8 @@ TEST(CudaTopK, PatternsAreThoseOfTheCpu) {
           args.words = words;
           args.rho = rho;
           args.ranges = select_ranges(select, kv_len);
+          args.q_blocks = static_cast<int>(q_blocks);
+          args.first_dense = static_cast<int>(seed % 5);  // at least q_blocks: no row is dense
           launch.memory = {region_of(scores, false), region_of(generation, false), region_of(live, false),
                            region_of(bits, true)};
           emulator::run(launch, [&] { top_rows(args); });
