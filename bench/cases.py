@@ -171,11 +171,17 @@ GENERATION = tuple(
     for model in ("llada-8b", "dream-7b")
     for layers, length, repeat in ((2, 4096, 5), (1, 8192, 5), (1, 16384, 3), (1, 32768, 2), (1, 65536, 1))
 )
+# A pass of all tokens at 16k takes half a minute, and every way to generate needs several.
+WHOLE_GENERATION = tuple(
+    GenerationCase(model, 2, length, repeat)
+    for model in ("llada-8b", "dream-7b")
+    for length, repeat in ((4096, 3), (16384, 1))
+)
 # Torch would need minutes for a step that is longer.
 TORCH_STEP_TOKENS = 16384
 GENERATION_QUICK = (GenerationCase("demo", 2, 512, 2),)
 TORCH_LENGTHS = (2048, 4096, 8192, 16384)
-# The vocabulary size of the random checkpoints.
+# The vocabulary size of the random checkpoints of steps, in which the head would take most of the time.
 RANDOM_VOCABULARY = 1024
 STEP_COUNTS = (128, 256, 1024)
 PUBLISHED_SKIP = 0.2

@@ -1,217 +1,193 @@
-"""`sparsed bench generate` measures denoising steps and computes the speed-up of whole generations from them.
+"""`sparsed bench generate` measures whole generations: dense, with SparseD, with caches, with both, and the presets.
 
-The steps are dense, selecting and sparse ones of random checkpoints with a few layers of LLaDA-8B's and Dream-7B's
-shape. They are timed by part, here and in torch. From these times follow the speed-up of a generation of T steps, and
-the bound that Amdahl's law sets for it.
+The models have a few layers of LLaDA-8B's or Dream-7B's shape, the whole vocabulary and random weights. The seconds of
+a generation are found in one of two ways, and every row says in which.
+
+- "steps": steps of the same kind (see `Kind`) cost the same whenever they come. A short generation of the same
+  settings, with fewer steps, is run several times and gives the median seconds of each kind. A generation on a tiny
+  model, which has the same schedule, gives the number of steps of each kind. The sum of their products is the seconds.
+- "whole": the generation ran to its end (--whole, where it takes a few minutes). The seconds are those of its steps.
+
+Seconds of all layers: the same short generation runs without any layer, which leaves the embedding, the head and the
+sampler. A step of the whole model takes these seconds, and those of the layers here times the share of layers.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
-from pathlib import Path
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
 
-import numpy as np
+from sparsed import load_model
+from sparsed.models import Transformer
 
-from sparsed import SparseConfig, load_model
-
-from .arrays import Blocks, CheckError
-from .cases import (
-    GENERATED_TOKENS,
-    LAYER_SHAPES,
-    PUBLISHED_BLOCK,
-    PUBLISHED_RHO,
-    PUBLISHED_SKIP,
-    STEP_COUNTS,
-    TORCH_STEP_TOKENS,
-    GenerationCase,
-    published_speedup,
-)
+from .arrays import CheckError
+from .cases import GENERATED_TOKENS, LAYER_SHAPES, WHOLE_GENERATION, GenerationCase
 from .checkpoint import checkpoint_folder, write_checkpoint
-from .harness import Timing
+from .decoding import Generations, Kind, OurGenerations, Steps, decodings, random_prompt, short_steps, small_model
+from .harness import PAUSE
 from .options import Options
-from .parts import PHASES, DenoisingSteps, StepTime
-from .peers import PEERS
-from .report import Column, Report, Row, number, percent, progress, ratio
-from .step import step_row
+from .peers.base import SkipError
+from .peers.fast_dllm import fast_dllm_generations
+from .report import Column, Report, Row, number, progress, ratio
 
-MEASURED_COLUMNS: tuple[Column, ...] = (
-    ("phase", "measured", str),
-    ("median_s", "s per step", number(3)),
-    ("min_s", "min", number(3)),
-    ("spread", "spread", percent),
-    ("density", "density", number(3)),
-    ("attention_s", "attention", number(3)),
-    ("linear_s", "linear", number(3)),
-    ("other_share", "other", percent),
-    ("torch_s", "torch s", number(3)),
-    ("versus_torch", "torch/this", ratio),
-)
-COMPUTED_COLUMNS: tuple[Column, ...] = (
-    ("steps", "computed, T", str),
+# Tokens that each step unmasks.
+TOKENS_PER_STEP = (1, 2)
+# --whole runs generations that take at most so many seconds.
+_WHOLE_SECONDS = 180.0
+_PHASES = ("dense", "select", "sparse", "cached")
+
+COLUMNS: tuple[Column, ...] = (
+    ("contender", "generation", str),
+    ("tokens_per_step", "tokens a step", str),
+    *((f"{phase}_steps", phase, str) for phase in _PHASES),
+    *((f"{phase}_s", f"{phase} s", number(3)) for phase in _PHASES),
+    ("how", "measured", str),
+    ("seconds", "s", number(1)),
     ("speedup", "speed-up", ratio),
-    ("bound", "Amdahl's bound", ratio),
-    ("of_bound", "of the bound", percent),
-    ("dense_s", "dense, s", number(0)),
-    ("sparse_s", "SparseD, s", number(0)),
-    ("published", "authors' speed-up", ratio),
+    ("all_layers_s", "all layers: s", number(0)),
+    ("all_layers_speedup", "speed-up", ratio),
 )
-NOTE = """\
-Measured are the seconds of a step of a few layers with random weights, by part. torch runs the same layers and weights,
-dense with SDPA and sparse with compiled flex_attention on the same blocks; building and compiling masks is not timed.
-Computed from the medians: speed-up = T dense / (dense steps before the selection + the selecting step + sparse steps),
-with skip 0.2. Amdahl's bound assumes that the selection costs nothing, that the attention of a sparse step takes its
-density times the dense time, and that the rest of the step takes the measured time. Seconds are steps x layers of the
-whole model x the measured time per layer.
-Both leave out the embedding and the head (the checkpoint has a small vocabulary), and the sampler.
-The authors' speed-up is that of arXiv 2509.24014 for one A800 GPU, bf16, all layers."""
+NOTE = f"""\
+Generations of {GENERATED_TOKENS} tokens with random weights in bfloat16. By phase, the table has the number of steps
+and the median seconds of one. Generations marked "whole" ran to their end. Of those marked "steps", each kind of step
+was measured in a shorter generation, and s adds up the number of steps times their seconds. "all layers" is the time
+of the layers here, times the model's layers by those here, plus that of embedding, head and sampler, which was
+measured without layers. All speed-ups are over our dense generation with one token a step.
+SparseD has skip 0.2, rho 0.3 and blocks of 128. "dual cache" has blocks of 32. "SparseD + dual cache" makes the full
+passes of the cache sparse, with skip 0 and dense rows of the generation. "one full pass" computes all tokens once, and
+then those of the generation.
+* No confidence of random weights reaches a threshold. A fixed number of tokens a step replaces the rule of the preset;
+its other settings are as they are."""
 
 
-@dataclass(frozen=True)
-class Medians:
-    """The medians of a case: seconds by phase, seconds of the dense step's attention, and the sparse density."""
+@dataclass
+class Measured:
+    """What short generations took, by kind of step.
 
-    dense: float
-    select: float
-    sparse: float
-    attention: float
-    density: float
+    Attributes:
+        steps: Their number of steps.
+        seconds: The seconds of each step.
+        outside: The same without the model's layers.
+    """
+
+    steps: int
+    seconds: dict[Kind, list[float]] = field(default_factory=dict)
+    outside: dict[Kind, list[float]] = field(default_factory=dict)
 
 
 def run(options: Options, report: Report) -> None:
     """Measures each model and length."""
     with checkpoint_folder(options.folder) as folder:
-        for case in options.generation_cases():
+        for case in options.generation_cases(WHOLE_GENERATION):
+            if case.length <= GENERATED_TOKENS:
+                raise ValueError(f"generate: length is {case.length}, expected more than {GENERATED_TOKENS}")
             shape = LAYER_SHAPES[case.model]
             title = f"{case.model}: {case.layers} of {shape.num_layers} layers, {case.length} tokens, bfloat16"
-            path = write_checkpoint(folder, shape, case.layers)
-            measured, torch_times = _measure(case, path, options, report, title)
-            rows = [step_row(case, "bfloat16", PUBLISHED_BLOCK, phase, measured[phase]) for phase in PHASES]
-            for row in rows:
-                timing = torch_times.get(row["phase"])
-                if timing is not None:
-                    row |= {"torch_s": timing.median, "torch_runs_s": list(timing.seconds)}
-                    row["versus_torch"] = timing.median / row["median_s"]
-            report.section(title, MEASURED_COLUMNS, [{"kind": "measured", **row} for row in rows])
-            dense, select, sparse = rows
-            medians = Medians(
-                dense["median_s"], select["median_s"], sparse["median_s"], dense["attention_s"], sparse["density"]
-            )
-            report.section(f"{title}: whole generations", COMPUTED_COLUMNS, computed_rows(case, medians))
+            progress(title)
+            path = write_checkpoint(folder, shape, case.layers, vocab_size=shape.vocab_size)
+            model = load_model(path, "bfloat16")
+            contenders = _ours(case, model, small_model(folder, shape), report)
+            try:
+                contenders += fast_dllm_generations(options.fast_dllm, path, shape, model, case.length)
+            except (CheckError, SkipError) as reason:
+                report.skip("Fast-dLLM", str(reason), model=case.model, length=case.length)
+            measured = _measure(contenders, case.repeat, title)
+            rows = _rows(case, contenders, measured, whole=options.whole)
+            report.section(title, COLUMNS, rows)
     report.note(NOTE)
 
 
-def computed_rows(case: GenerationCase, medians: Medians) -> list[Row]:
-    """Computes the times of generations of T steps with all layers from the measured steps."""
-    whole = LAYER_SHAPES[case.model].num_layers / case.layers
+def _ours(case: GenerationCase, model: Transformer, small: Transformer, report: Report) -> list[Generations]:
+    """Returns the ways to generate that this model and this version have. Their weights are in memory then."""
+    found: list[Generations] = []
+    for decoding in decodings():
+        try:
+            found.append(OurGenerations(decoding, model, small, case.length))
+        except (AttributeError, TypeError, ValueError) as refused:
+            report.skip(decoding.name, str(refused))
+    model.forward(random_prompt(min(case.length, 2 * GENERATED_TOKENS), model.config.vocab_size))
+    return found
+
+
+def _measure(contenders: Sequence[Generations], repeat: int, title: str) -> list[Measured]:
+    """Runs short generations in turns."""
+    measured = [Measured(short_steps(contender, all_steps())) for contender in contenders]
+    for round_number in range(repeat):
+        for contender, result in zip(contenders, measured, strict=True):
+            progress(f"{title}: {contender.name}, round {round_number + 1} of {repeat}")
+            time.sleep(PAUSE)
+            _collect(result.seconds, contender.run(result.steps))
+            _collect(result.outside, contender.outside(result.steps))
+    progress("")
+    return measured
+
+
+def all_steps() -> list[int]:
+    """Returns the steps of the generations, in the order of TOKENS_PER_STEP."""
+    return [GENERATED_TOKENS // tokens for tokens in TOKENS_PER_STEP]
+
+
+def _collect(seconds: dict[Kind, list[float]], steps: Steps) -> None:
+    for kind, taken in steps:
+        seconds.setdefault(kind, []).append(taken)
+
+
+def _rows(
+    case: GenerationCase, contenders: Sequence[Generations], measured: Sequence[Measured], *, whole: bool
+) -> list[Row]:
+    layers = LAYER_SHAPES[case.model].num_layers / case.layers
     rows: list[Row] = []
-    for steps in STEP_COUNTS:
-        before, after = (SparseConfig(skip=PUBLISHED_SKIP).phases(steps).count(phase) for phase in ("dense", "sparse"))
-        dense = steps * medians.dense
-        sparse = before * medians.dense + medians.select + after * medians.sparse
-        ideal_step = medians.dense - medians.attention * (1 - medians.density)
-        ideal = (before + 1) * medians.dense + after * ideal_step
-        rows.append(
-            {
-                "kind": "computed",
-                "model": case.model,
-                "length": case.length,
-                "steps": steps,
-                "speedup": dense / sparse,
-                "bound": dense / ideal,
-                "of_bound": ideal / sparse,
-                "dense_s": dense * whole,
-                "sparse_s": sparse * whole,
-                "published": published_speedup(case.model, case.length, steps),
-            }
-        )
+    for contender, result in zip(contenders, measured, strict=True):
+        for tokens, steps in zip(TOKENS_PER_STEP, all_steps(), strict=True):
+            row = generation_row(contender.schedule(steps), result, layers)
+            if whole and row["seconds"] <= _WHOLE_SECONDS:
+                progress(f"{contender.name}, {tokens} tokens a step, to its end")
+                row |= {"how": "whole", "steps_s": row["seconds"]}
+                row["seconds"] = sum(seconds for _, seconds in contender.run(steps))
+            shape = {"model": case.model, "layers": case.layers, "length": case.length, "dtype": "bfloat16"}
+            rows.append({**shape, "contender": contender.name, "tokens_per_step": tokens, "steps": steps, **row})
+    progress("")
+    dense = next(row for row in rows if row["contender"] == "dense")
+    for row in rows:
+        row["speedup"] = dense["seconds"] / row["seconds"]
+        row["all_layers_speedup"] = dense["all_layers_s"] / row["all_layers_s"]
     return rows
 
 
-def _measure(
-    case: GenerationCase, path: Path, options: Options, report: Report, title: str
-) -> tuple[dict[str, list[StepTime]], dict[str, Timing]]:
-    """Times dense, selecting and sparse steps here and in torch, in turns. The first round warms up.
+def generation_row(schedule: Counter[Kind], measured: Measured, layers: float) -> Row:
+    """Returns the figures of a generation with this schedule.
 
-    The step after torch's is not timed, because it waits for memory and caches that torch has used. Steps of one
-    generation do not.
+    Args:
+        schedule: The number of steps of each kind.
+        measured: The seconds of steps of each kind.
+        layers: The number of layers of the whole model divided by that of the layers that were measured.
     """
-    generated = min(GENERATED_TOKENS, case.length // 4)
-    model = load_model(path, "bfloat16")
-    rho = PUBLISHED_RHO[PUBLISHED_BLOCK]
-    steps = DenoisingSteps(model, case.length, generated, rho=rho, block_size=PUBLISHED_BLOCK)
-    measured: dict[str, list[StepTime]] = {phase: [] for phase in PHASES}
-    peer: TorchSteps | None = None
-    torch_seconds: dict[str, list[float]] = {}
-    for round_number in range(case.repeat + 1):
-        if peer is not None:
-            steps.run(PHASES[0])
-        for phase in PHASES:
-            progress(f"{title}: {phase}, round {round_number} of {case.repeat}")
-            result = steps.run(phase)
-            if round_number:
-                measured[phase].append(result)
-        if round_number == 0:
-            peer = _torch_steps(case, path, steps, options, report)
-        if peer is not None:
-            progress(f"{title}: torch, round {round_number} of {case.repeat}")
-            for phase, seconds in peer.run().items():
-                if round_number:
-                    torch_seconds.setdefault(phase, []).append(seconds)
-    progress("")
-    return measured, {phase: Timing(tuple(seconds)) for phase, seconds in torch_seconds.items()}
+    row: Row = {"how": "steps", "seconds": 0.0, "all_layers_s": 0.0, "kinds": []}
+    by_phase: dict[str, list[tuple[int, float]]] = {}
+    for kind, count in sorted(schedule.items()):
+        runs = measured.seconds[_nearest(kind, measured.seconds)]
+        without = measured.outside[_nearest(kind._replace(phase=_bare(kind.phase)), measured.outside)]
+        step, outside = median(runs), median(without)
+        row["seconds"] += count * step
+        row["all_layers_s"] += count * (outside + (step - outside) * layers)
+        by_phase.setdefault(kind.phase, []).append((count, step))
+        figures: dict[str, Any] = {"median_s": step, "runs_s": runs, "outside_layers_s": outside}
+        row["kinds"].append({**kind._asdict(), "count": count, **figures})
+    for phase, steps in by_phase.items():
+        row[f"{phase}_steps"] = sum(count for count, _ in steps)
+        row[f"{phase}_s"] = sum(count * seconds for count, seconds in steps) / row[f"{phase}_steps"]
+    return row
 
 
-def _torch_steps(
-    case: GenerationCase, path: Path, steps: DenoisingSteps, options: Options, report: Report
-) -> TorchSteps | None:
-    """Returns the same steps in torch, checked against ours, or None if torch cannot take part."""
-    reason = "not asked for" if "sdpa" not in options.peers else PEERS["sdpa"].why_not()
-    if reason is None and case.length > TORCH_STEP_TOKENS:
-        reason = f"{case.length} tokens take minutes a step, compared up to {TORCH_STEP_TOKENS}"
-    if reason is not None:
-        report.skip("torch layers", reason)
-        return None
-    flex_reason = "not asked for" if "flex" not in options.peers else PEERS["flex"].why_not()
-    if flex_reason is None and case.length % PUBLISHED_BLOCK:
-        flex_reason = f"{case.length} tokens are not a multiple of {PUBLISHED_BLOCK}"
-    if flex_reason is not None:
-        report.skip("torch layers with flex", flex_reason)
-    try:
-        return TorchSteps(case, path, steps, flex=flex_reason is None)
-    except CheckError as wrong:
-        report.skip("torch layers", str(wrong))
-        return None
+def _bare(phase: str) -> str:
+    """Returns the phase of the same step without layers, which has no attention that could be sparse."""
+    return phase if phase == "cached" else "dense"
 
 
-class TorchSteps:
-    """Steps of the same checkpoint in torch, dense with SDPA and sparse with flex on the blocks that were selected."""
-
-    def __init__(self, case: GenerationCase, path: Path, steps: DenoisingSteps, *, flex: bool) -> None:
-        from .peers.torch_layers import Attention, TorchLayers
-
-        self._steps = steps
-        self._layers = TorchLayers(path, LAYER_SHAPES[case.model], steps.model.config)
-        self._attention: dict[str, Attention] = {"dense": self._layers.sdpa}
-        self._check()
-        if flex:
-            patterns = [steps.cache.pattern(layer) for layer in range(case.layers)]
-            blocks = [Blocks(pattern.to_mask(), PUBLISHED_BLOCK, case.length) for pattern in patterns]
-            self._attention["sparse"] = self._layers.flex(blocks)
-
-    def run(self) -> dict[str, float]:
-        """Runs one step per phase and returns its seconds."""
-        seconds = {}
-        for phase, attention in self._attention.items():
-            began = time.perf_counter()
-            self._layers.forward(self._steps.ids, self._steps.positions, attention)
-            seconds[phase] = time.perf_counter() - began
-        return seconds
-
-    def _check(self) -> None:
-        """Checks that both compute the same logits within the precision of bfloat16."""
-        ours = self._steps.logits()[0].astype(np.float32)
-        theirs = self._layers.logits(self._steps.ids, self._steps.positions).astype(np.float32)
-        difference = float(np.sqrt(np.mean((ours - theirs) ** 2) / np.mean(ours**2)))
-        if not difference <= 0.05:
-            raise CheckError(f"its logits differ from ours by {difference:.2g} of their size, expected at most 0.05")
+def _nearest(kind: Kind, known: dict[Kind, list[float]]) -> Kind:
+    """Returns the kind of the same phase with the nearest number of rows: Dream's blocks have 32 or 33."""
+    return min((one for one in known if one.phase == kind.phase), key=lambda one: abs(one.rows - kind.rows))

@@ -13,7 +13,7 @@ from .arrays import Array
 
 # A pause before each contender, in which the threads of the previous one or of the check stop spinning. OpenBLAS's
 # threads spin for 105 ms on the machine of the results.
-_PAUSE = 0.15
+PAUSE = 0.15
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def time_in_turns(contenders: Mapping[str, Callable[[], object]], repeat: int, m
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(repeat):
         for name, run in contenders.items():
-            time.sleep(_PAUSE)
+            time.sleep(PAUSE)
             for _ in range(loops[name] // 2):  # the threads wake up, and may all start on one core
                 run()
             began = time.perf_counter()
@@ -92,7 +92,7 @@ def time_in_turns(contenders: Mapping[str, Callable[[], object]], repeat: int, m
 
 def _calibrate(run: Callable[[], object], min_seconds: float) -> int:
     """Returns the number of runs in a sample, from the fastest of some runs. The first, cold one does not count."""
-    time.sleep(_PAUSE)
+    time.sleep(PAUSE)
     run()
     seconds: list[float] = []
     while not seconds or sum(seconds) < min_seconds:

@@ -24,7 +24,16 @@ _BENCHMARKS = {
     "gqa": ("gqa", "grouped key/value heads against one per query head", ("shape",)),
     "linear": ("linear", "packed linear layers against torch", ("model", "peers")),
     "step": ("step", "a denoising step by part", ("length", "model", "layers", "blocks")),
-    "generate": ("generate", "whole generations from measured steps", ("length", "model", "layers", "peers")),
+    "generate": (
+        "generate",
+        "whole generations: dense, SparseD, caches, presets",
+        ("length", "model", "layers", "whole"),
+    ),
+    "amdahl": (
+        "amdahl",
+        "SparseD's speed-up from measured steps, and the bound of Amdahl's law",
+        ("length", "model", "layers", "peers"),
+    ),
     "torch": (
         "torch_model",
         "a step of a torch model: SDPA, flex, sparsed",
@@ -37,7 +46,7 @@ _BENCHMARKS = {
 }
 
 # These benchmarks run only in bfloat16, which is the dtype of the models' weights.
-_BFLOAT16_ONLY = ("generate", "torch")
+_BFLOAT16_ONLY = ("generate", "amdahl", "torch")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -136,6 +145,13 @@ def _add_peers(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--no-peers", dest="peers", action="store_const", const=[])
 
 
+def _add_whole(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--whole", action="store_true", help="run generations to their end where that takes minutes")
+    parser.add_argument(
+        "--fast-dllm", type=Path, metavar="FOLDER", help="a checkout of NVlabs/Fast-dLLM, whose own code is a peer then"
+    )
+
+
 def _add_baseline(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--baseline", type=Path, metavar="FILE", help="a compiled module (_core*.so) to compare with")
 
@@ -148,6 +164,7 @@ _GROUPS = {
     "model": _add_model,
     "layers": _add_layers,
     "peers": _add_peers,
+    "whole": _add_whole,
     "baseline": _add_baseline,
 }
 

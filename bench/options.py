@@ -35,6 +35,8 @@ class Options:
     json: Path | None = None
     folder: Path | None = None
     baseline: Path | None = None
+    whole: bool = False
+    fast_dllm: Path | None = None
 
     @classmethod
     def parse(cls, args: argparse.Namespace) -> Options:
@@ -70,9 +72,12 @@ class Options:
     def linear_dtypes(self) -> tuple[str, ...]:
         return self.dtypes or cases.ATTENTION.dtypes
 
-    def generation_cases(self) -> tuple[GenerationCase, ...]:
-        """Returns one case per model and length. A length without a case gets the settings of the nearest one."""
-        found = cases.GENERATION_QUICK if self.quick and not self.models else cases.GENERATION
+    def generation_cases(self, usual: tuple[GenerationCase, ...] = cases.GENERATION) -> tuple[GenerationCase, ...]:
+        """Returns one case per model and length, by default those of `usual`.
+
+        A length without a case gets the settings of the nearest one.
+        """
+        found = cases.GENERATION_QUICK if self.quick and not self.models else usual
         models = self.models or tuple(dict.fromkeys(case.model for case in found))
         result = []
         for model in models:

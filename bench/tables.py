@@ -8,7 +8,7 @@ from typing import Any
 
 from sparsed.tables import markdown_table
 
-from . import check_peers, gqa, machine, memory, scaling, shared_cores, step, torch_model
+from . import check_peers, generate, gqa, machine, memory, scaling, shared_cores, step, torch_model
 from .cases import PUBLISHED_BLOCK, PUBLISHED_DENSITY
 from .report import Column, Row, read
 
@@ -123,7 +123,7 @@ def _linear(rows: Sequence[Row]) -> Table:
     return header, lines
 
 
-def _generate(rows: Sequence[Row]) -> Table:
+def _amdahl(rows: Sequence[Row]) -> Table:
     """Makes a table of the measured steps and of the speed-ups computed from them."""
     header = ["model, tokens", "dense s", "select s", "sparse s", "torch dense s"]
     counts = sorted({row["steps"] for row in rows if row["kind"] == "computed"})
@@ -159,7 +159,8 @@ _TABLES: dict[str, Callable[[Sequence[Row]], Table]] = {
     "selection": _selection,
     "gqa": _as_printed(("dtype", "head_dim", "length"), gqa.COLUMNS),
     "linear": _linear,
-    "generate": _generate,
+    "amdahl": _amdahl,
+    "generate": _as_printed(("model", "layers", "length"), generate.COLUMNS),
     "step": _as_printed(("model", "length", "dtype"), step.COLUMNS),
     "torch": _as_printed(("model", "length"), torch_model.COLUMNS),
     "memory": _as_printed(("dtype", "head_dim", "length", "heads"), memory.COLUMNS),

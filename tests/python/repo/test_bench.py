@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,22 @@ import sparsed
 
 pytest.importorskip("bench", reason="the benchmarks are not installed")
 
-from bench import arrays, cases, generate, harness, machine, main, memory, peers, plots, report, shared_cores, tables
+from bench import (
+    amdahl,
+    arrays,
+    cases,
+    decoding,
+    generate,
+    harness,
+    machine,
+    main,
+    memory,
+    peers,
+    plots,
+    report,
+    shared_cores,
+    tables,
+)
 
 TINY = ["--quick", "--repeat", "2", "--length", "256"]
 
@@ -92,12 +108,103 @@ def test_linear(tmp_path: Path) -> None:
     assert content["skipped"][0]["contender"] == "numpy"  # bfloat16
 
 
+TINY_SHAPES = {
+    "tiny-llada": cases.LayerShape("tiny-llada", "llada", 32, 64, 4, 4, 96, 500, 5e5, 1e-5),
+    "tiny-dream": cases.LayerShape("tiny-dream", "dream", 28, 64, 4, 2, 96, 500, 1e6, 1e-6),
+}
+
+
+@pytest.fixture
+def tiny_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, shape in TINY_SHAPES.items():
+        monkeypatch.setitem(cases.LAYER_SHAPES, name, shape)
+
+
+def phases(row: dict[str, Any]) -> dict[str, int]:
+    return {
+        phase: row[f"{phase}_steps"] for phase in ("dense", "select", "sparse", "cached") if f"{phase}_steps" in row
+    }
+
+
+@pytest.mark.usefixtures("tiny_shapes")
+def test_generate(tmp_path: Path) -> None:
+    content = run(tmp_path, "generate", "--model", *TINY_SHAPES, "--length", "300", "--layers", "2", "--repeat", "2")
+    for name, shape in TINY_SHAPES.items():
+        rows = {(row["contender"], row["tokens_per_step"]): row for row in content["rows"] if row["model"] == name}
+        dream = shape.family == "dream"  # some of its steps unmask nothing, and do not call the model
+        assert phases(rows["dense", 1]) == {"dense": 127 if dream else 128}
+        assert phases(rows["dense", 2]) == {"dense": 64}
+        assert phases(rows["SparseD", 2]) == {"dense": 11, "select": 1, "sparse": 52}
+        assert phases(rows["dual cache", 1]) == {"dense": 4, "cached": 120 if dream else 124}
+        assert phases(rows["one full pass", 2]) == {"dense": 1, "cached": 63}
+        assert rows["dense", 1]["speedup"] == rows["dense", 1]["all_layers_speedup"] == 1
+        for row in rows.values():
+            assert row["how"] == "steps" and row["layers"] == 2
+            assert row["seconds"] == pytest.approx(sum(kind["count"] * kind["median_s"] for kind in row["kinds"]))
+            assert all(len(kind["runs_s"]) >= 2 for kind in row["kinds"])
+        for contender, block in (("dual cache", 32), ("one full pass", 128)):
+            kinds = {(kind["phase"], kind["rows"]) for kind in rows[contender, 1]["kinds"]}
+            assert (
+                {("dense", 0), ("cached", block)} <= kinds <= {("dense", 0), ("cached", block), ("cached", block + 1)}
+            )
+    skipped = {row["contender"]: row["reason"] for row in content["skipped"]}
+    assert skipped["Fast-dLLM"] == "no checkout was given (--fast-dllm)"
+    assert "| tiny-llada | 2 | 300 | dense | 1 | 128 |" in tables.markdown(content)
+
+
+@pytest.mark.usefixtures("tiny_shapes")
+def test_generations_to_their_end(tmp_path: Path) -> None:
+    arguments = ["--model", "tiny-llada", "--length", "300", "--layers", "1", "--repeat", "1", "--whole"]
+    rows = run(tmp_path, "generate", *arguments)["rows"]
+    assert all(row["how"] == "whole" and row["seconds"] != row["steps_s"] > 0 for row in rows)
+
+
+@pytest.mark.filterwarnings("ignore")  # of Fast-dLLM, which was written for older releases
+@pytest.mark.usefixtures("tiny_shapes")
+def test_generate_with_fast_dllm(tmp_path: Path) -> None:
+    checkout = os.environ.get("FAST_DLLM")
+    if checkout is None:
+        pytest.skip("FAST_DLLM does not name a checkout of NVlabs/Fast-dLLM")
+    arguments = ["--model", "tiny-llada", "--length", "300", "--layers", "2", "--repeat", "1", "--fast-dllm", checkout]
+    rows = {(row["contender"], row["tokens_per_step"]): row for row in run(tmp_path, "generate", *arguments)["rows"]}
+    assert phases(rows["Fast-dLLM dense", 1]) == {"dense": 128}
+    assert phases(rows["Fast-dLLM dual cache", 2]) == {"dense": 4, "cached": 60}
+    cached = [kind for kind in rows["Fast-dLLM prefix cache", 1]["kinds"] if kind["phase"] == "cached"]
+    assert [(kind["rows"], kind["count"]) for kind in cached] == [(32, 31), (64, 31), (96, 31), (128, 31)]
+
+
+@pytest.mark.usefixtures("tiny_shapes")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--length", "128"], "length is 128, expected more than 128"),
+        (["--length", "300", "--fast-dllm", "nowhere"], "nowhere/llada has no generate.py .* expected a checkout of"),
+    ],
+)
+def test_generate_refuses(arguments: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=f"generate: {message}"):
+        main(["generate", "--model", "tiny-llada", "--layers", "1", *arguments])
+
+
+def test_seconds_of_all_layers() -> None:
+    dense, cached = decoding.Kind("dense"), decoding.Kind("cached", 32)
+    measured = generate.Measured(6, {dense: [9.0, 10.0, 30.0], cached: [0.5]}, {dense: [2.0], cached: [0.1]})
+    sparse = decoding.Kind("sparse")
+    measured.seconds[sparse] = [6.0]
+    schedule = Counter({dense: 1, sparse: 3, decoding.Kind("cached", 33): 28})
+    row = generate.generation_row(schedule, measured, 16)
+    assert row["seconds"] == pytest.approx(10 + 3 * 6 + 28 * 0.5)
+    layers = (10 - 2) + 3 * (6 - 2) + 28 * (0.5 - 0.1)  # of which 16 times as many are in the model
+    assert row["all_layers_s"] == pytest.approx(16 * layers + 4 * 2 + 28 * 0.1)
+    assert (row["dense_steps"], row["sparse_steps"], row["cached_steps"]) == (1, 3, 28)
+
+
 @pytest.mark.parametrize("model", ["demo", "grouped"])
-def test_generate_and_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str) -> None:
+def test_amdahl_and_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str) -> None:
     grouped = cases.LayerShape("grouped", "dream", 28, 64, 4, 2, 96, 64, 1e6, 1e-6)
     monkeypatch.setitem(cases.LAYER_SHAPES, "grouped", grouped)
     common = [*TINY, "--length", "512", "--model", model, "--layers", "1", "--folder", str(tmp_path / "checkpoints")]
-    content = run(tmp_path, "generate", *common, "--no-peers")
+    content = run(tmp_path, "amdahl", *common, "--no-peers")
     measured = {row["phase"]: row for row in content["rows"] if row["kind"] == "measured"}
     assert measured["dense"]["density"] == measured["select"]["density"] == 1
     assert measured["sparse"]["density"] == 0.5  # int(3 * 0.3) + 1 of the prompt's 3 blocks and the generation's one
@@ -139,8 +246,8 @@ def test_torch_model_with_flex(tmp_path: Path) -> None:
 
 def test_computed_speedup_and_bound() -> None:
     case = cases.GenerationCase("llada-8b", 2, 65536, 1)
-    medians = generate.Medians(dense=10.0, select=10.0, sparse=4.5, attention=8.0, density=0.3)
-    first, _, last = generate.computed_rows(case, medians)
+    medians = amdahl.Medians(dense=10.0, select=10.0, sparse=4.5, attention=8.0, density=0.3)
+    first, _, last = amdahl.computed_rows(case, medians)
     # T = 128: steps 0 ... 23 dense, 24 selects, 103 sparse ones of at best 10 - 8 * 0.7 = 4.4.
     assert first["speedup"] == pytest.approx(1280 / (250 + 103 * 4.5))
     assert first["bound"] == pytest.approx(1280 / (250 + 103 * 4.4))
