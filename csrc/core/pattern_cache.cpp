@@ -24,6 +24,10 @@ SelectParams select_params(const SparseConfig& config, int64_t prompt_length, fl
   return select;
 }
 
+PatternGeometry square_geometry(const AttentionParams& params, int block_size, int64_t prompt_length) {
+  return {params.batch(), params.heads(), block_size, params.q_len(), params.kv_len(), prompt_length};
+}
+
 const Checker kCache("PatternCache");
 
 void check_prompt_length(int64_t prompt_length) {
@@ -132,7 +136,12 @@ PatternCache::Layer PatternCache::checked_layer(int64_t layer, const AttentionPa
 }
 
 void PatternCache::attend_select(const Backend& backend, const AttentionParams& params, Layer& layer) const {
-  const SelectParams select = select_params(std::get<SparseConfig>(config_), prompt_length_, params.scale);
+  const SparseConfig& config = std::get<SparseConfig>(config_);
+  const SelectParams select = select_params(config, prompt_length_, params.scale);
+  if (config.rho == 1) {  // nothing is left out: the pass is dense, to the last bit
+    layer.pattern = BlockPattern::full(square_geometry(params, config.block_size, prompt_length_));
+    return attend_sparse(backend, params, layer);
+  }
   // Without reuse, each step after the first selection is sparse with its own pattern.
   const bool sparse = state_.due <= state_.served;
   AttentionParams pass = params;
@@ -153,13 +162,7 @@ void PatternCache::attend_sparse(const Backend& backend, const AttentionParams& 
 
 BlockPattern PatternCache::window_pattern(const AttentionParams& params) const {
   const WindowConfig& config = std::get<WindowConfig>(config_);
-  PatternGeometry geometry;
-  geometry.batch = params.batch();
-  geometry.heads = params.heads();
-  geometry.block = config.block_size;
-  geometry.q_len = params.q_len();
-  geometry.kv_len = params.kv_len();
-  geometry.prompt_length = prompt_length_;
+  const PatternGeometry geometry = square_geometry(params, config.block_size, prompt_length_);
   for (const auto& [index, layer] : state_.layers) {
     if (layer.pattern && layer.pattern->geometry() == geometry) return *layer.pattern;
   }

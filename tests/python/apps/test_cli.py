@@ -109,7 +109,7 @@ def test_earlier_settings_are_named_as_they_are(capsys, tmp_path) -> None:
     methods = ("--methods", "SparseD")
     assert run(capsys, *small, *methods)[0] == 0
     status, _, err = run(capsys, *small, *methods, "--rho", "0.9")
-    assert status == 2 and err.startswith("sparsed: error: eval: SparseD at length 128: rho was 0.3, is 0.9")
+    assert status == 2 and err.startswith("sparsed: error: eval: SparseD at length 128.sparse: rho was 0.3, is 0.9")
 
 
 @pytest.mark.parametrize(
@@ -269,8 +269,8 @@ def test_demo_counts_whole_answers() -> None:
         )
     ]
     assert [line.split() for line in demo_table(records).splitlines()[2:]] == [
-        ["dense", "1", "/", "2", "2.0", "1.00x", "0.50", "2.0", "-", "-"],
-        ["SparseD", "2", "/", "2", "1.0", "2.00x", "0.50", "-", "0.5", "0.5"],
+        ["dense", "1", "/", "2", "2.0", "1.00x", "0.50", "2.0", "-", "-", "-"],
+        ["SparseD", "2", "/", "2", "1.0", "2.00x", "0.50", "-", "0.5", "0.5", "-"],
     ]
 
 
@@ -282,19 +282,20 @@ def test_demo_runs_and_reports(capsys, monkeypatch) -> None:
     lines = out.splitlines()
     assert lines[0].startswith("2 texts of 25") and "with 3 facts each, 1 of them asked for; 8 tokens in 8" in lines[0]
     assert lines[1].startswith("SparseD: block_size 32, rho 0.2, skip 0.2; sliding window: 64 tokens; float32, backend")
-    header = "method questions right seconds speed-up density dense s select s sparse s"
+    header = "method questions right seconds speed-up density dense s select s sparse s cached s"
     assert lines[3].split() == header.split()
-    dense, sparse, window = (line.split() for line in lines[5:8])
+    dense, sparse, both, window = (line.split() for line in lines[5:9])
     assert dense[0] == "dense" and dense[1:4] == ["2", "/", "2"] and dense[5:7] == ["1.00x", "1.00"]
-    assert sparse[0] == "SparseD" and sparse[-1] != "-" and dense[-2:] == ["-", "-"]
+    assert sparse[0] == "SparseD" and sparse[-2] != "-" and dense[-3:] == ["-", "-", "-"]
+    assert both[:3] == ["SparseD", "+", "cache"] and "-" not in both[-3:] and both[-4] == "-"
     assert window[:2] == ["sliding", "window"] and float(window[7]) < 0.7
     example = lines.index(next(line for line in lines if line.startswith("Example: what are the magic numbers for")))
-    assert [line.split()[0] for line in lines[example + 1 :]] == ["(right)", "dense", "SparseD", "sliding"]
+    assert [line.split()[0] for line in lines[example + 1 :]] == ["(right)", "dense", "SparseD", "SparseD", "sliding"]
     assert lines[example + 1].split()[1:] == lines[example + 2].split()[1:]
 
 
 def test_demo_takes_other_lengths_and_steps(capsys) -> None:
-    options = "--length 256 --prompts 1 --needles 2 --gen-length 10 --steps 5 --dtype bfloat16"
+    options = "--length 256 --prompts 1 --needles 2 --gen-length 12 --steps 6 --dtype bfloat16"
     status, out, err = run(capsys, "demo", *shlex.split(options))
-    assert (status, err) == (0, "") and "10 tokens in 5 steps" in out and "bfloat16, backend" in out
-    assert out.count("1 / 1") + out.count("0 / 1") == 3
+    assert (status, err) == (0, "") and "12 tokens in 6 steps" in out and "bfloat16, backend" in out
+    assert out.count("1 / 1") + out.count("0 / 1") == 4
