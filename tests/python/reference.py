@@ -132,6 +132,7 @@ def select(
     block_size: int,
     rho: float,
     selection: str,
+    generation: str,
     scale: float | None = None,
     key_mask: Array | None = None,
 ) -> Selection:
@@ -143,7 +144,7 @@ def select(
     keys = np.ones((batch, length), bool) if key_mask is None else key_mask
     visible = np.broadcast_to(keys[:, None, None, :], s.shape)
     everything = block_mass(softmax(s, visible)[0], block_size)
-    generation = block_mass(softmax(s, visible & (np.arange(length) >= last * block_size))[0], block_size)
+    generated = block_mass(softmax(s, visible & (np.arange(length) >= last * block_size))[0], block_size)
 
     mask = np.zeros((batch, heads, n, n), bool)
     margin = np.full((batch, heads, n), np.inf)
@@ -155,5 +156,9 @@ def select(
             _top(everything[b], live & ~is_prompt, ~is_prompt, rho, mask[b], margin[b])
         else:
             _top(everything[b], live, is_prompt, rho, mask[b], margin[b])
-            _top(generation[b], live & ~is_prompt, ~is_prompt, rho, mask[b], margin[b])
+            _top(generated[b], live & ~is_prompt, ~is_prompt, rho, mask[b], margin[b])
+    if generation == "dense":
+        for i in range(n):
+            if min((i + 1) * block_size, length) > prompt_length:  # the block's last query is a generation token
+                mask[:, :, i], margin[:, :, i] = True, np.inf
     return Selection(mask, margin)

@@ -12,7 +12,7 @@ import pytest
 from sparsed import SlidingWindow, SparseConfig, StreamingLLM
 
 
-def test_defaults_are_the_published_ones() -> None:
+def test_defaults_are_the_published_ones_except_for_the_generation() -> None:
     assert dataclasses.asdict(SparseConfig()) == {
         "skip": 0.2,
         "rho": 0.3,
@@ -22,9 +22,18 @@ def test_defaults_are_the_published_ones() -> None:
         "isolate": True,
         "refresh": (),
         "min_length": 2048,
+        "generation": "dense",
     }
-    assert SlidingWindow(window=100) == SlidingWindow(100, 128)
-    assert StreamingLLM(window=100, sinks=4).block_size == 128
+    assert SlidingWindow(window=100) == SlidingWindow(100, 128, "dense")
+    assert StreamingLLM(window=100, sinks=4) == StreamingLLM(100, 4, 128, "dense")
+
+
+def test_the_authors_code_has_no_dense_generation() -> None:
+    assert SparseConfig(selection="reference").generation == "sparse"
+    assert SparseConfig(selection="reference", generation="dense").generation == "dense"
+    assert SparseConfig(generation="sparse").generation == "sparse"
+    assert SlidingWindow(8, generation="sparse").generation == "sparse"
+    assert StreamingLLM(8, 4, generation="sparse").generation == "sparse"
 
 
 @pytest.mark.parametrize("config", [SparseConfig(), SlidingWindow(3), StreamingLLM(3, 4)])
@@ -77,6 +86,8 @@ def test_values_become_plain_python() -> None:
         ({"refresh": (0.1,)}, ValueError, "SparseConfig: refresh[0] is 0.1, expected more than 0.2 (skip)"),
         ({"refresh": (0.5, 0.5)}, ValueError, "SparseConfig: refresh[1] is 0.5, expected more than 0.5 (the one bef"),
         ({"refresh": (0.5, 1.1)}, ValueError, "SparseConfig: refresh[1] is 1.1, expected a number from 0 to 1"),
+        ({"generation": "full"}, ValueError, "SparseConfig: generation is 'full', expected one of 'dense', 'sparse'"),
+        ({"generation": True}, ValueError, "SparseConfig: generation is True, expected one of 'dense', 'sparse'"),
         ({"min_length": -1}, ValueError, "SparseConfig: min_length is -1, expected an integer >= 0"),
         ({"min_length": 1e3}, TypeError, "SparseConfig: min_length is 1000.0, expected an integer"),
         ({"ratio": 0.3}, TypeError, "unexpected keyword argument 'ratio'"),
@@ -94,6 +105,8 @@ def test_sparse_config_errors(changes: dict[str, Any], error: type[Exception], m
         (lambda: SlidingWindow(window=2.5), TypeError, "SlidingWindow: window is 2.5, expected an integer"),
         (lambda: SlidingWindow(window=8, block_size=8), ValueError, "SlidingWindow: block_size is 8, expected one of"),
         (lambda: SlidingWindow(), TypeError, "window"),
+        (lambda: SlidingWindow(8, generation="none"), ValueError, "SlidingWindow: generation is 'none', expected one"),
+        (lambda: StreamingLLM(8, 4, generation=1), ValueError, "StreamingLLM: generation is 1, expected one of 'den"),
         (lambda: StreamingLLM(window=2**70, sinks=1), ValueError, "StreamingLLM: window is 1180591620717411303424"),
         (lambda: StreamingLLM(window=8, sinks=-1), ValueError, "StreamingLLM: sinks is -1, expected an integer >= 0"),
         (lambda: StreamingLLM(window=8, sinks=None), TypeError, "StreamingLLM: sinks is None, expected an integer"),

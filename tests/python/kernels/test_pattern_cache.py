@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import pickle
 import re
 import threading
 from typing import Any
@@ -14,7 +17,7 @@ from conftest import random_qkv
 from sparsed import BlockPattern, PatternCache, SlidingWindow, SparseConfig, StreamingLLM
 
 LENGTH, PROMPT = 200, 120
-SPARSE = SparseConfig(skip=0.3, block_size=16, min_length=0)
+SPARSE = SparseConfig(skip=0.3, block_size=16, min_length=0, generation="sparse")
 
 
 def inputs(seed: int = 0, batch: int = 1, length: int = LENGTH) -> tuple[Any, Any, Any]:
@@ -125,7 +128,9 @@ def test_each_phase_computes_what_it_says(place: str) -> None:
                 with pytest.raises(ValueError, match=f"PatternCache.pattern: layer is {layer}, expected one that hold"):
                     cache.pattern(layer)
             elif cache.phase == "select":
-                expected, pattern = sparsed.attention_and_select(q, k, v, prompt_length=PROMPT, block_size=16)
+                expected, pattern = sparsed.attention_and_select(
+                    q, k, v, prompt_length=PROMPT, block_size=16, generation="sparse"
+                )
                 assert cache.pattern(layer) == pattern
                 assert cache.density(layer) == 1
             else:
@@ -137,9 +142,17 @@ def test_each_phase_computes_what_it_says(place: str) -> None:
 
 
 @pytest.mark.parametrize("selection", ["paper", "reference"])
-def test_settings_reach_the_selection(selection: Any) -> None:
+@pytest.mark.parametrize("generation", ["dense", "sparse"])
+def test_settings_reach_the_selection(selection: Any, generation: Any) -> None:
     config = SparseConfig(
-        skip=0, rho=0.2, block_size=32, selection=selection, selection_scale=0.7, min_length=0, isolate=True
+        skip=0,
+        rho=0.2,
+        block_size=32,
+        selection=selection,
+        selection_scale=0.7,
+        min_length=0,
+        isolate=True,
+        generation=generation,
     )
     q, k, v = inputs(3, batch=2)
     key_mask = np.ones((2, LENGTH), bool)
@@ -158,6 +171,7 @@ def test_settings_reach_the_selection(selection: Any) -> None:
         selection=selection,
         scale=0.1,
         selection_scale=0.7,
+        generation=generation,
         key_mask=key_mask,
     )
     np.testing.assert_array_equal(out, expected)
@@ -165,7 +179,7 @@ def test_settings_reach_the_selection(selection: Any) -> None:
 
 
 def test_without_isolation_one_top_k() -> None:
-    config = SparseConfig(skip=0, rho=0.3, block_size=16, min_length=0, isolate=False)
+    config = SparseConfig(skip=0, rho=0.3, block_size=16, min_length=0, isolate=False, generation="sparse")
     cache = PatternCache(config, steps=3, prompt_length=PROMPT)
     cache.begin_step(0)
     cache.attend(0, *inputs())
@@ -173,7 +187,7 @@ def test_without_isolation_one_top_k() -> None:
 
 
 def test_refresh_replaces_the_pattern() -> None:
-    cache = PatternCache(SparseConfig(skip=0.2, block_size=16, min_length=0, refresh=(0.6,)), steps=10, prompt_length=9)
+    cache = PatternCache(SparseConfig(skip=0.2, block_size=16, min_length=0, refresh=(0.6,)), steps=10, prompt_length=PROMPT)
     seen = []
     for t in range(10):
         cache.begin_step(t)
@@ -226,7 +240,8 @@ def test_a_pattern_that_saves_nothing_runs_dense() -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "sinks"), [(SlidingWindow(48, block_size=16), 0), (StreamingLLM(48, 20, block_size=16), 20)]
+    ("config", "sinks"),
+    [(SlidingWindow(48, 16, "sparse"), 0), (StreamingLLM(48, 20, 16, "sparse"), 20)],
 )
 def test_baselines_use_their_window(config: Any, sinks: int) -> None:
     q, k, v = inputs(5)
@@ -240,6 +255,35 @@ def test_baselines_use_their_window(config: Any, sinks: int) -> None:
     assert cache.density(0) == pattern.density
     cache.attend(1, q, k, v)
     assert cache.nbytes == pattern.nbytes  # one pattern serves all layers
+
+
+@pytest.mark.parametrize("config", [SlidingWindow(48, 16), StreamingLLM(48, 20, 16), SparseConfig(0, 0.2, 16)])
+@pytest.mark.parametrize("prompt_length", [LENGTH - 40, LENGTH - 1, LENGTH])
+def test_a_dense_generation_sees_every_key(place: str, config: Any, prompt_length: int) -> None:
+    if isinstance(config, SparseConfig):
+        config = dataclasses.replace(config, min_length=0)
+    published = dataclasses.replace(config, generation="sparse")
+    q, k, v = inputs(6)
+    outs, caches = [], []
+    for settings in (config, published):
+        cache = PatternCache(settings, steps=2, prompt_length=prompt_length)
+        for t in range(2):
+            cache.begin_step(t)
+            out = cache.attend(0, q, k, v)
+        assert cache.phase == "sparse"
+        assert cache.density(0) == cache.pattern(0).to_mask().mean() < 1
+        outs.append(out)
+        caches.append(cache)
+    is_generation = np.arange(LENGTH) >= prompt_length
+    rows = np.logical_or.reduceat(is_generation, np.arange(0, LENGTH, 16))
+    masks = [cache.pattern(0).to_mask() for cache in caches]
+    assert (masks[0] == (masks[1] | rows[:, None])).all()
+    dense = sparsed.attention(q, k, v)
+    assert np.array_equal(outs[0][:, :, is_generation], dense[:, :, is_generation])
+    unchanged = ~rows.repeat(16)[:LENGTH]
+    assert np.array_equal(outs[0][:, :, unchanged], outs[1][:, :, unchanged])
+    for again in (copy.deepcopy(caches[0]), pickle.loads(pickle.dumps(caches[0]))):
+        assert again == caches[0] and again.config.generation == "dense"
 
 
 def test_unknown_number_of_steps_follows_the_share_unmasked() -> None:

@@ -16,9 +16,11 @@ from conftest import BACKENDS, random_qkv
 from tolerances import check_out, check_pattern
 
 RULES = ["paper", "reference"]
+GENERATION = ["dense", "sparse"]
 
 
 @pytest.mark.parametrize("selection", RULES)
+@pytest.mark.parametrize("generation", GENERATION)
 @pytest.mark.parametrize(
     ("shape", "block_size", "prompt_length", "rho"),
     [
@@ -36,6 +38,7 @@ def test_pattern_follows_the_rule(
     place: str,
     dtype: Any,
     selection: Any,
+    generation: Any,
     shape: tuple[int, ...],
     block_size: int,
     prompt_length: int,
@@ -49,6 +52,7 @@ def test_pattern_follows_the_rule(
         "block_size": block_size,
         "rho": rho,
         "selection": selection,
+        "generation": generation,
     }
     expected = reference.select(q, k, **options)
     out, pattern = sparsed.attention_and_select(q, k, v, **options)
@@ -64,7 +68,14 @@ def test_masked_keys_carry_no_mass(place: str, selection: Any) -> None:
     key_mask = np.ones((2, 300), bool)
     key_mask[0, :70] = False  # two whole blocks and a part
     key_mask[1, 250:] = False
-    options: Any = {"prompt_length": 200, "block_size": 32, "rho": 0.4, "selection": selection, "key_mask": key_mask}
+    options: Any = {
+        "prompt_length": 200,
+        "block_size": 32,
+        "rho": 0.4,
+        "selection": selection,
+        "generation": "sparse",
+        "key_mask": key_mask,
+    }
     out, pattern = sparsed.attention_and_select(q, k, v, **options)
     check_pattern(pattern, reference.select(q, k, **options), q.dtype)
     mask = pattern.to_mask()
@@ -76,7 +87,8 @@ def test_masked_keys_carry_no_mass(place: str, selection: Any) -> None:
 
 def test_no_live_key_selects_nothing(place: str) -> None:
     q, k, v = random_qkv(22, 1, 2, 2, 100, 100, 32)
-    out, pattern = sparsed.attention_and_select(q, k, v, prompt_length=50, key_mask=np.zeros((1, 100), bool))
+    options: Any = {"prompt_length": 50, "generation": "sparse", "key_mask": np.zeros((1, 100), bool)}
+    out, pattern = sparsed.attention_and_select(q, k, v, **options)
     assert pattern.density == 0
     assert not out.any()
 
@@ -84,7 +96,13 @@ def test_no_live_key_selects_nothing(place: str) -> None:
 @pytest.mark.parametrize("selection", RULES)
 def test_scales_of_attention_and_selection_are_apart(place: str, selection: Any) -> None:
     q, k, v = random_qkv(23, 1, 3, 3, 256, 256, 64)
-    options: Any = {"prompt_length": 160, "block_size": 32, "selection": selection, "rho": 0.3}
+    options: Any = {
+        "prompt_length": 160,
+        "block_size": 32,
+        "selection": selection,
+        "rho": 0.3,
+        "generation": "sparse",
+    }
     out, pattern = sparsed.attention_and_select(q, k, v, scale=0.05, selection_scale=0.5, **options)
     check_pattern(pattern, reference.select(q, k, scale=0.5, **options), q.dtype)
     check_out(out, reference.attention(q, k, v, scale=0.05)[0], q, k, v)
@@ -96,7 +114,13 @@ def test_scales_of_attention_and_selection_are_apart(place: str, selection: Any)
 @pytest.mark.parametrize("rho", [0.0, 1.0, 1, np.float32(0.25)])
 def test_rho_decides_the_count(place: str, selection: Any, rho: Any) -> None:
     q, k, _ = random_qkv(24, 1, 2, 2, 512, 512, 32)
-    options: Any = {"prompt_length": 256, "block_size": 32, "rho": rho, "selection": selection}
+    options: Any = {
+        "prompt_length": 256,
+        "block_size": 32,
+        "rho": rho,
+        "selection": selection,
+        "generation": "sparse",
+    }
     pattern = sparsed.select(q, k, **options)
     check_pattern(pattern, reference.select(q, k, **options), q.dtype)
     if selection == "paper":
@@ -107,14 +131,45 @@ def test_rho_decides_the_count(place: str, selection: Any, rho: Any) -> None:
 def test_ties_go_to_the_lower_block(place: str) -> None:
     q = np.ones((1, 1, 256, 32), np.float32)
     k = np.ones((1, 1, 256, 32), np.float32)
-    pattern = sparsed.select(q, k, prompt_length=128, block_size=32, rho=0.3)
+    pattern = sparsed.select(q, k, prompt_length=128, block_size=32, rho=0.3, generation="sparse")
     assert (pattern.to_mask()[0, 0] == [True, True, False, False, True, True, False, False]).all()
+
+
+@pytest.mark.parametrize(("length", "prompt_length"), [(2100, 2084), (2112, 2080), (300, 0), (300, 299), (300, 300)])
+@pytest.mark.parametrize("isolate", [True, False])
+def test_a_dense_generation_keeps_every_block(place: str, length: int, prompt_length: int, isolate: bool) -> None:
+    q, k, v = random_qkv(33, 2, 4, 2, length, length, 16)
+    key_mask = np.ones((2, length), bool)
+    key_mask[0, :40] = False  # masked blocks are kept too
+    options: Any = {"prompt_length": prompt_length, "block_size": 16, "isolate": isolate, "key_mask": key_mask}
+    pattern = sparsed.select(q, k, generation="dense", **options)
+    published = sparsed.select(q, k, generation="sparse", **options).to_mask()
+    is_generation = np.arange(length) >= prompt_length
+    rows = np.logical_or.reduceat(is_generation, np.arange(0, length, 16))
+    assert (pattern.to_mask() == np.where(rows[:, None], True, published)).all()
+    assert len(pattern.to_bsr()[1]) == pattern.to_mask().sum()  # no bit lies beyond the last block
+    assert sparsed.attention_and_select(q, k, v, generation="dense", **options)[1] == pattern
+    sparse = sparsed.attention(q, k, v, pattern, key_mask=key_mask)
+    expected = reference.attention(q, k, v, blocks=pattern.to_mask(), block_size=16, key_mask=key_mask)[0]
+    check_out(sparse, expected, q, k, v)
+    dense = sparsed.attention(q, k, v, key_mask=key_mask)
+    assert np.array_equal(sparse[:, :, is_generation], dense[:, :, is_generation])
+
+
+def test_the_generation_is_dense_unless_the_authors_code_is_asked_for() -> None:
+    q, k, v = random_qkv(34, 1, 2, 2, 300, 300, 32)
+    options: Any = {"prompt_length": 200, "block_size": 32}
+    for selection, default in (("paper", "dense"), ("reference", "sparse")):
+        found = sparsed.select(q, k, selection=selection, **options)
+        assert found == sparsed.select(q, k, selection=selection, generation=default, **options)
+        assert found == sparsed.attention_and_select(q, k, v, selection=selection, **options)[1]
+        assert found.to_mask()[:, :, 200 // 32 :].all() == (default == "dense")
 
 
 @pytest.mark.parametrize("selection", RULES)
 def test_every_backend_selects_the_same(set_backend: Callable[[str | None], None], selection: Any) -> None:
     q, k, _ = random_qkv(32, 2, 4, 2, 300, 300, 64)
-    options: Any = {"prompt_length": 200, "block_size": 32, "selection": selection}
+    options: Any = {"prompt_length": 200, "block_size": 32, "selection": selection, "generation": "sparse"}
     assert (reference.select(q, k, rho=0.3, **options).margin > 1e-5).all()  # no row that rounding may decide
     patterns = []
     for name in BACKENDS:
@@ -137,7 +192,13 @@ def test_a_sequence_of_one_part(place: str, length: int, prompt_share: int) -> N
     q *= 3
     key_mask = np.ones((2, length), bool)
     key_mask[1, : length // 2] = False
-    options: Any = {"prompt_length": prompt_share * length, "block_size": 16, "rho": 0.4, "key_mask": key_mask}
+    options: Any = {
+        "prompt_length": prompt_share * length,
+        "block_size": 16,
+        "rho": 0.4,
+        "generation": "sparse",
+        "key_mask": key_mask,
+    }
     pattern = sparsed.select(q, k, **options)
     check_pattern(pattern, reference.select(q, k, selection="paper", **options), q.dtype)
     assert sparsed.attention_and_select(q, k, v, **options)[1] == pattern
@@ -146,7 +207,7 @@ def test_a_sequence_of_one_part(place: str, length: int, prompt_share: int) -> N
     np.testing.assert_array_equal(
         pattern.to_mask().sum(-1), np.broadcast_to(kept[:, None, None], (2, 4, -(-length // 16)))
     )
-    config = sparsed.SparseConfig(skip=0, rho=0.4, block_size=16, min_length=0)
+    config = sparsed.SparseConfig(skip=0, rho=0.4, block_size=16, min_length=0, generation="sparse")
     cache = sparsed.PatternCache(config, steps=2, prompt_length=prompt_share * length)
     for step in range(2):
         cache.begin_step(step)
@@ -207,6 +268,8 @@ Q: NDArray[Any] = np.zeros((1, 2, 64, 32), np.float32)
         ({"rho": None}, TypeError, "rho is a NoneType, expected a number"),
         ({"selection": "papers"}, ValueError, 'selection is "papers", expected "paper" or "reference"'),
         ({"selection": 1}, TypeError, 'selection is a int, expected "paper" or "reference"'),
+        ({"generation": "full"}, ValueError, 'generation is "full", expected "dense" or "sparse"'),
+        ({"generation": True}, TypeError, 'generation is a bool, expected "dense" or "sparse"'),
         ({"selection_scale": 0.0}, ValueError, "selection_scale is 0, expected a finite number"),
         ({"selection_scale": float("nan")}, ValueError, "selection_scale is nan, expected a finite number"),
         ({"selection_scale": "1"}, TypeError, "selection_scale is a str, expected a number"),
@@ -236,12 +299,15 @@ def test_a_pattern_that_cannot_fit_is_refused_before() -> None:
 def test_one_top_k_over_all_blocks(selection: Any, backend: str) -> None:
     q, k, v = random_qkv(40, 1, 4, 2, 300, 300, 64)
     options: Any = {"prompt_length": 200, "block_size": 32, "selection": selection, "isolate": False}
+    options["generation"] = "sparse"
     pattern = sparsed.select(q, k, **options)
     assert pattern == sparsed.attention_and_select(q, k, v, **options)[1]
     assert pattern != sparsed.select(q, k, **options | {"isolate": True})
     assert (pattern.to_mask().sum(-1) == int(10 * 0.3) + 1).all()
     cache = sparsed.PatternCache(
-        sparsed.SparseConfig(skip=0, block_size=32, selection="paper", isolate=False, min_length=0),
+        sparsed.SparseConfig(
+            skip=0, block_size=32, selection="paper", isolate=False, min_length=0, generation="sparse"
+        ),
         steps=2,
         prompt_length=200,
     )
