@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import abc
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..checks import Checker, store_plain_numbers
-from ..models.key_values import KeyValues
 
 __all__ = ["DelayedCache", "DualCache", "KVCachePolicy", "KVCacheSchedule", "PrefixCache"]
 
@@ -132,11 +132,12 @@ class KVCacheSchedule:
         policy: What is computed when.
         length: l.
         shift: 1 where logits predict the next token, else 0.
+        key_values: What the model's `new_key_values` returns.
     """
 
-    def __init__(self, policy: KVCachePolicy, length: int, shift: int) -> None:
+    def __init__(self, policy: KVCachePolicy, length: int, shift: int, key_values: Any) -> None:
         self.policy = policy
-        self.key_values = KeyValues()
+        self.key_values = key_values
         self._length = length
         self._shift = shift
         self._block = (-1, -1)

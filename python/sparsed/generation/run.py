@@ -84,7 +84,8 @@ class BatchRun:
             self.patterns = PatternCache(sparse, steps=sampler.num_steps(request), prompt_length=self.prompt_length)
         self.kv_schedule = None
         if kv_cache is not None:
-            self.kv_schedule = KVCacheSchedule(kv_cache, tokens.shape[1] - padding, self.shift)
+            key_values = model.new_key_values()  # type: ignore[attr-defined]  # an optional part of a model
+            self.kv_schedule = KVCacheSchedule(kv_cache, tokens.shape[1] - padding, self.shift, key_values)
 
     @property
     def masked(self) -> NDArray[np.bool_]:
