@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -14,7 +14,7 @@ from .arrays import DTYPES, Array, check_attention, random_qkv
 from .cases import LAYER_SHAPES, AttentionCase
 from .harness import time_in_turns
 from .options import Options
-from .peers import available_peers
+from .peers import Peer, available_peers
 from .report import TIME_COLUMNS, Column, Report, Row, number, progress, ratio
 
 COLUMNS: tuple[Column, ...] = (
@@ -45,8 +45,7 @@ def run(options: Options, report: Report) -> None:
             for length in options.lengths or ((512,) if options.quick else (4096, 16384, 65536)):
                 for heads, kv_heads in _heads(options):
                     case = AttentionCase(dtype, head_dim, length, heads, kv_heads)
-                    sdpa = {peer.name: peer.dense for peer in peers}
-                    report.section(str(case), COLUMNS, _rows(case, options, sdpa))
+                    report.section(str(case), COLUMNS, _rows(case, options, peers))
     report.note(NOTE)
 
 
@@ -57,11 +56,11 @@ def _heads(options: Options) -> list[tuple[int, int]]:
     return [(shape.num_heads, shape.num_kv_heads) for shape in shapes]
 
 
-def _rows(case: AttentionCase, options: Options, peers: dict[str, Callable[..., object]]) -> list[Row]:
+def _rows(case: AttentionCase, options: Options, peers: Sequence[Peer]) -> list[Row]:
     """Measures all numbers of rows in turns."""
     progress(str(case))
     q, k, v = random_qkv(case)
-    packed = PackedKeyValues(*k.shape, DTYPES[case.dtype])
+    packed = PackedKeyValues(1, case.kv_heads, case.length, case.head_dim, DTYPES[case.dtype])
     packed.update(None, k, v)
     contenders: dict[str, Callable[[], object]] = {
         DENSE: partial(sparsed.attention, q[:, :1], k[:, :1], v[:, :1]),
@@ -78,10 +77,12 @@ def _rows(case: AttentionCase, options: Options, peers: dict[str, Callable[..., 
         }
         for name in (STEP, PACKING):
             check_attention(f"{name} of {case}", made[name](), queries, k, v, None, full=False)
-        for name, dense in peers.items():
-            contender = dense(queries, k, v)
-            check_attention(f"{name} of {case}", contender.array(contender.run()), queries, k, v, None, full=False)
-            made[name] = contender.run
+        for peer in peers:
+            contender = peer.dense(queries, k, v)
+            if contender is not None:
+                out = contender.array(contender.run())
+                check_attention(f"{contender.name} of {case}", out, queries, k, v, None, full=False)
+                made[contender.name] = contender.run
         contenders |= {f"{name} {rows}": call for name, call in made.items()}
     timings = time_in_turns(contenders, options.repeat, options.sample_seconds)
     progress("")
@@ -89,7 +90,7 @@ def _rows(case: AttentionCase, options: Options, peers: dict[str, Callable[..., 
     kv_bytes = k.nbytes + v.nbytes
     found: list[Row] = []
     for rows in counts:
-        for name in (STEP, UPDATE, PACKING, *peers):
+        for name in (STEP, UPDATE, PACKING, *(peer.name for peer in peers)):
             timing = timings[f"{name} {rows}"]
             row: Row = {**case.fields(), "rows": rows, "contender": name, **timing.fields()}
             if name != UPDATE:
