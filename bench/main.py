@@ -22,6 +22,7 @@ _BENCHMARKS = {
     "attention": ("attention", "dense and sparse attention against torch", ("shape", "sparsity", "peers")),
     "selection": ("selection", "the cost of a selection, fused with a dense pass and separate", ("shape", "blocks")),
     "gqa": ("gqa", "grouped key/value heads against one per query head", ("shape",)),
+    "cached-step": ("cached_step", "a few rows against keys and values that stay packed", ("shape", "peers")),
     "linear": ("linear", "packed linear layers against torch", ("model", "peers")),
     "step": ("step", "a denoising step by part", ("length", "model", "layers", "blocks")),
     "generate": (

@@ -8,7 +8,7 @@ from typing import Any
 
 from sparsed.tables import markdown_table
 
-from . import check_peers, generate, gqa, machine, memory, scaling, shared_cores, step, torch_model
+from . import cached_step, check_peers, generate, gqa, machine, memory, scaling, shared_cores, step, torch_model
 from .cases import PUBLISHED_BLOCK, PUBLISHED_DENSITY
 from .report import Column, Row, read
 
@@ -158,6 +158,7 @@ _TABLES: dict[str, Callable[[Sequence[Row]], Table]] = {
     "attention": _attention,
     "selection": _selection,
     "gqa": _as_printed(("dtype", "head_dim", "length"), gqa.COLUMNS),
+    "cached-step": _as_printed(("dtype", "head_dim", "length", "heads", "kv_heads"), cached_step.COLUMNS),
     "linear": _linear,
     "amdahl": _amdahl,
     "generate": _as_printed(("model", "layers", "length"), generate.COLUMNS),

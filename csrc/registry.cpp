@@ -62,6 +62,8 @@ const Backend& active_backend() { return active().backend; }
 
 const cpu::ModelOps& active_ops() { return active().ops; }
 
+const cpu::AttentionKernels& active_attention_kernels(DType dtype) { return active().attention_kernels(dtype); }
+
 void set_backend(const std::optional<std::string>& name) {
   g_active = name ? &find(*name, "set_backend: name") : nullptr;
 }

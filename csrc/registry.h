@@ -18,6 +18,8 @@ std::vector<const Backend*> backends();
 const Backend& active_backend();
 // The model operations of the active backend.
 const cpu::ModelOps& active_ops();
+// The kernels by which it computes dense attention.
+const cpu::AttentionKernels& active_attention_kernels(DType dtype);
 // Another choice, by name; nullopt: by SPARSED_ISA as it is now. An unknown name or one that cannot run is a
 // ValueError.
 void set_backend(const std::optional<std::string>& name);

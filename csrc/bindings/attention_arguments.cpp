@@ -6,7 +6,6 @@
 #include <cstdlib>
 #include <optional>
 #include <string>
-#include <tuple>
 #include <utility>
 
 #include "bindings/views.h"
@@ -58,18 +57,34 @@ class Reader {
 
   AttentionArguments read(bool selects) {
     AttentionParams& params = result_.params;
-    read_q();
+    read_q(" or a CUDA device");
     params.k = view_of("k", arrays_.k);
     if (!selects) params.v = view_of("v", arrays_.v);
     check_shapes(!selects);
-    params.scale = arrays_.scale.is_none() ? static_cast<float>(1.0 / std::sqrt(static_cast<double>(params.head_dim())))
-                                           : check_.positive_scale("scale", arrays_.scale);
+    read_scale();
     if (!arrays_.key_mask.is_none()) read_key_mask();
     if (!selects) read_out();
-    if (!arrays_.lse.is_none()) {
-      const ArrayView lse = array_of("lse", arrays_.lse);
-      params.lse = static_cast<float*>(lse.data);
+    read_lse();
+    return std::move(result_);
+  }
+
+  AttentionArguments read_packed(const TensorView& keys) {
+    AttentionParams& params = result_.params;
+    read_q(" (where the keys and values are packed)");
+    const TensorView& q = params.q;
+    if (q.dtype != keys.dtype) {
+      check_.fail(ErrorKind::kType, "q has dtype ", dtype_name(q.dtype), ", expected ", dtype_name(keys.dtype),
+                  " (that of the packed keys)");
     }
+    constexpr const char* kKeys = "the packed keys";
+    same("q", "batch", q.shape[0], keys.shape[0], kKeys, keys);
+    same("q", "head_dim", q.shape[3], keys.shape[3], kKeys, keys);
+    check_length("q", q);
+    check_(q.shape[1] % keys.shape[1] == 0, "q has heads ", q.shape[1], ", expected a multiple of ", keys.shape[1],
+           from(kKeys, keys));
+    read_scale();
+    read_out();
+    read_lse();
     return std::move(result_);
   }
 
@@ -80,10 +95,23 @@ class Reader {
     return array;
   }
 
-  void read_q() {
+  void read_scale() {
+    const double head_dim = static_cast<double>(result_.params.head_dim());
+    result_.params.scale = arrays_.scale.is_none() ? static_cast<float>(1.0 / std::sqrt(head_dim))
+                                                   : check_.positive_scale("scale", arrays_.scale);
+  }
+
+  void read_lse() {
+    if (arrays_.lse.is_none()) return;
+    const ArrayView lse = array_of("lse", arrays_.lse);
+    result_.params.lse = static_cast<float*>(lse.data);
+  }
+
+  // elsewhere: where q may lie beside host memory.
+  void read_q(const char* elsewhere) {
     const ArrayView array = array_of("q", arrays_.q);
     device_ = array.device;
-    if (!stream_) require_device(check_, "q", array, {kDLCPU, 0}, " or a CUDA device");
+    if (!stream_) require_device(check_, "q", array, {kDLCPU, 0}, elsewhere);
     result_.params.q = tensor_view(check_, "q", array);
   }
 
@@ -110,20 +138,22 @@ class Reader {
 
   void check_shapes(bool with_v) const {
     const AttentionParams& params = result_.params;
-    const int64_t head_dim = params.head_dim(), heads = params.heads(), kv_heads = params.kv_heads();
-    check_(head_dim >= 16 && head_dim <= 256 && head_dim % 8 == 0, "q has head_dim ", head_dim,
-           ", expected a multiple of 8 from 16 to 256", from("q", params.q));
+    const int64_t heads = params.heads(), kv_heads = params.kv_heads();
+    check_head_dim(check_, "q has head_dim", params.head_dim(), from("q", params.q));
     check_like_q("k", params.k);
-    for (const auto& [length, name, view] :
-         {std::tuple{params.q_len(), "q", &params.q}, std::tuple{params.kv_len(), "k", &params.k}}) {
-      check_(length <= kMaxLength, name, " has length ", length, ", expected at most ", kMaxLength, from(name, *view));
-    }
+    check_length("q", params.q);
+    check_length("k", params.k);
     check_(kv_heads > 0 ? heads % kv_heads == 0 : heads == 0, "k has heads ", kv_heads, ", expected a divisor of ",
            heads, from("q", params.q));
     if (!with_v) return;
     check_like_q("v", params.v);
     same("v", "heads", params.v.shape[1], kv_heads, "k", params.k);
     same("v", "length", params.v.shape[2], params.kv_len(), "k", params.k);
+  }
+
+  void check_length(const char* name, const TensorView& view) const {
+    check_(view.shape[2] <= kMaxLength, name, " has length ", view.shape[2], ", expected at most ", kMaxLength,
+           from(name, view));
   }
 
   // [B, S], contiguous, on the device of q.
@@ -171,7 +201,7 @@ class Reader {
     check_(!params.key_mask || end <= mask || mask + mask_bytes <= begin,
            "out lies in the memory of key_mask, expected another array");
     for (const auto& [name, view] : {std::pair{"q", &params.q}, std::pair{"k", &params.k}, std::pair{"v", &params.v}}) {
-      if (is_empty(*view)) continue;
+      if (!view->data || is_empty(*view)) continue;
       const auto [first, last] = reach(*view);
       check_(end <= first || last <= begin, "out lies in the memory of ", name, ", expected another array");
     }
@@ -188,6 +218,16 @@ class Reader {
 
 AttentionArguments attention_arguments(const Arguments& check, const AttentionArrays& arrays, bool selects) {
   return Reader(check, arrays).read(selects);
+}
+
+AttentionArguments packed_attention_arguments(const Arguments& check, const AttentionArrays& arrays,
+                                              const TensorView& keys) {
+  return Reader(check, arrays).read_packed(keys);
+}
+
+void check_head_dim(const Arguments& check, const std::string& what, int64_t head_dim, const std::string& source) {
+  check(head_dim >= 16 && head_dim <= 256 && head_dim % 8 == 0, what, " ", head_dim,
+        ", expected a multiple of 8 from 16 to 256", source);
 }
 
 }  // namespace sparsed::python

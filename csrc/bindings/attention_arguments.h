@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "bindings/scalars.h"
@@ -30,5 +31,10 @@ struct AttentionArrays {
 
 // Arrays that fit together. selects: without v and out, for the selection only.
 AttentionArguments attention_arguments(const Arguments& check, const AttentionArrays& arrays, bool selects);
+// q, out, lse and scale of a call whose keys and values are packed in host memory. keys: without data.
+AttentionArguments packed_attention_arguments(const Arguments& check, const AttentionArrays& arrays,
+                                              const TensorView& keys);
+// what: "q has head_dim".
+void check_head_dim(const Arguments& check, const std::string& what, int64_t head_dim, const std::string& source);
 
 }  // namespace sparsed::python

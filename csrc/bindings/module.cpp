@@ -44,6 +44,7 @@ PYBIND11_MODULE(core, m) {
   sparsed::python::register_buffer(m);
   sparsed::python::register_pattern(m);
   sparsed::python::register_attention(m);
+  sparsed::python::register_packed_key_values(m);
   sparsed::python::register_pattern_cache(m);
   sparsed::python::register_ops(m);
 }

@@ -19,6 +19,7 @@ inline pybind11::custom_type_setup no_constructor() {
 void register_buffer(pybind11::module_& m);
 void register_pattern(pybind11::module_& m);
 void register_attention(pybind11::module_& m);
+void register_packed_key_values(pybind11::module_& m);
 void register_pattern_cache(pybind11::module_& m);
 void register_ops(pybind11::module_& m);
 

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <vector>
 
 #include "cpu/items.h"
 #include "cpu/key_groups.h"
@@ -34,22 +33,12 @@ struct ItemPlan {
   int64_t first(int64_t item) const { return block(item) * block_queries + item % per_block * item_queries; }
 };
 
-}  // namespace
-
-void attention(const AttentionKernels& kernels, const AttentionParams& params, const BlockPattern* pattern) {
-  if (params.empty()) return fill_empty(params);
-  const uint64_t* bits = pattern ? pattern->bits().data() : nullptr;
-  const PackedKv packed(kernels, params);
-  const LiveKeys live(params, kernels.group_keys);
-  const ItemPlan plan(kernels, params, pattern);
+// groups_of(b, row of the pattern): what an item visits; it holds until the thread's next item.
+template <class GroupsOf>
+void run_plan(const AttentionKernels& kernels, const AttentionParams& params, const PackedKv& packed,
+              const ItemPlan& plan, const GroupsOf& groups_of) {
   const size_t scratch_bytes = kernels.scratch_bytes(static_cast<int>(params.head_dim()), 0);
   require_scratch(scratch_bytes);
-
-  std::vector<GroupList> dense(pattern ? 0 : static_cast<size_t>(params.batch()));
-  for (size_t b = 0; b < dense.size(); ++b) {
-    dense[b].assign_all(live.row(static_cast<int64_t>(b)), packed.groups, false);
-  }
-
   parallel_for(params.batch() * params.heads() * plan.per_head(), [&](int64_t task) {
     const int64_t row = task / plan.per_head(), b = row / params.heads(), h = row % params.heads();
     const int64_t first = plan.first(task % plan.per_head());
@@ -57,20 +46,36 @@ void attention(const AttentionKernels& kernels, const AttentionParams& params, c
         {first + plan.item_queries, params.q_len(), (plan.block(task % plan.per_head()) + 1) * plan.block_queries});
     if (first >= end) return;
     AttentionItem item = make_item(params, packed, b, h, first, end - first);
-    if (pattern) {
-      const PatternGeometry& geometry = pattern->geometry();
-      const int64_t bit_row = row * geometry.q_blocks() + plan.block(task % plan.per_head());
-      thread_local GroupList groups;  // keeps its memory from item to item
-      groups.assign_blocks(bits + bit_row * geometry.row_words(), geometry.row_words(), geometry.block.kv,
-                           kernels.group_keys, live.row(b), packed.groups);
-      item.groups = groups.view();
-    } else {
-      item.groups = dense[static_cast<size_t>(b)].view();
-    }
+    item.groups = groups_of(b, row * plan.blocks + plan.block(task % plan.per_head()));
     item.scratch = thread_scratch(scratch_bytes);
     [[maybe_unused]] const FlushDenormals flush;
     kernels.run_item(item);
   });
+}
+
+}  // namespace
+
+void attention(const AttentionKernels& kernels, const AttentionParams& params, const BlockPattern* pattern) {
+  if (params.empty()) return fill_empty(params);
+  PackedKv packed(kernels, kv_shape(params), packed_memory());
+  packed.put(nullptr, params.k, params.v, params.key_mask);
+  const LiveKeys live(params.key_mask, params.batch(), params.kv_len(), kernels.group_keys);
+  if (!pattern) return attention(kernels, params, packed, DenseGroups(live, false));
+
+  const PatternGeometry& geometry = pattern->geometry();
+  const uint64_t* bits = pattern->bits().data();
+  run_plan(kernels, params, packed, ItemPlan(kernels, params, pattern), [&](int64_t b, int64_t row) {
+    thread_local GroupList groups;  // keeps its memory from item to item
+    groups.assign_blocks(bits + row * geometry.row_words(), geometry.row_words(), geometry.block.kv, kernels.group_keys,
+                         live.row(b), packed.groups);
+    return groups.view();
+  });
+}
+
+void attention(const AttentionKernels& kernels, const AttentionParams& params, const PackedKv& packed,
+               const DenseGroups& groups) {
+  run_plan(kernels, params, packed, ItemPlan(kernels, params, nullptr),
+           [&](int64_t b, int64_t) { return groups.row(b); });
 }
 
 bool needs_finite_values(const AttentionKernels& kernels, const AttentionParams& params, const BlockPattern* pattern) {

@@ -1,14 +1,19 @@
-// The CPU attention driver: packs K and V once per call and key/value head, plans work items, runs them on threads.
+// The CPU attention driver: packs K and V unless they are packed already, plans work items, runs them on threads.
 #pragma once
 
 #include "core/params.h"
 #include "core/pattern.h"
 #include "cpu/kernels.h"
+#include "cpu/key_groups.h"
+#include "cpu/packed_kv.h"
 
 namespace sparsed::cpu {
 
 // pattern == nullptr: dense.
 void attention(const AttentionKernels& kernels, const AttentionParams& params, const BlockPattern* pattern);
+// Dense attention, not empty, to what is packed: params.k gives the shape alone, and the groups know the masked keys.
+void attention(const AttentionKernels& kernels, const AttentionParams& params, const PackedKv& packed,
+               const DenseGroups& groups);
 
 BlockPattern attention_and_select(const AttentionKernels& kernels, const AttentionParams& params,
                                   const SelectParams& select);

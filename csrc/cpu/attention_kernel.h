@@ -215,17 +215,20 @@ class Attention {
     Kernel::end();
   }
 
+  // Whole groups are packed with constants, by unrolled loops.
   static void pack_k(const PackRows& r, std::byte* group) {
     for_dtype(r.dtype, [&](auto element) {
-      const auto* rows = static_cast<const decltype(element)*>(r.rows) + r.first * r.stride;
-      Kernel::pack_k(rows, r.stride, static_cast<int>(r.count), r.head_dim, group);
+      const auto* rows = static_cast<const decltype(element)*>(r.rows);
+      if (r.count == Kernel::kGroup) return Kernel::pack_k(rows, r.stride, 0, Kernel::kGroup, r.head_dim, group);
+      Kernel::pack_k(rows, r.stride, r.first, r.count, r.head_dim, group);
     });
   }
 
   static void pack_v(const PackRows& r, std::byte* group) {
     for_dtype(r.dtype, [&](auto element) {
-      const auto* rows = static_cast<const decltype(element)*>(r.rows) + r.first * r.stride;
-      Kernel::pack_v(rows, r.stride, static_cast<int>(r.count), r.head_dim, group);
+      const auto* rows = static_cast<const decltype(element)*>(r.rows);
+      if (r.count == Kernel::kGroup) return Kernel::pack_v(rows, r.stride, 0, Kernel::kGroup, r.head_dim, group);
+      Kernel::pack_v(rows, r.stride, r.first, r.count, r.head_dim, group);
     });
   }
 };

@@ -21,6 +21,7 @@ template <const IsaKernels& (*kBf16)(), const IsaKernels& (*kOther)()>
 struct Entries {
   static const IsaKernels& kernels(DType dtype) { return dtype == DType::kBFloat16 ? kBf16() : kOther(); }
 
+  static const AttentionKernels& attention_kernels(DType dtype) { return kernels(dtype).attention; }
   static void attention(const AttentionParams& params, const BlockPattern* pattern) {
     const IsaKernels& preferred = kernels(params.q.dtype);
     const bool fits = !needs_finite_values(preferred.attention, params, pattern) || values_are_finite(params);
@@ -49,7 +50,8 @@ struct Entries {
 
   static CpuBackend backend(const char* name, std::vector<std::string> (*not_supported)()) {
     return {{name, not_supported, attention, attention_and_select},
-            {pack_weight, linear, rms_norm, rotary, silu_gate, token_confidence}};
+            {pack_weight, linear, rms_norm, rotary, silu_gate, token_confidence},
+            attention_kernels};
   }
 };
 

@@ -5,13 +5,17 @@
 #include <vector>
 
 #include "core/backend.h"
+#include "cpu/kernels.h"
 #include "cpu/model_ops.h"
+#include "cpu/packed_key_values.h"
 
 namespace sparsed::cpu {
 
 struct CpuBackend {
   Backend backend;
   ModelOps ops;
+  // Of dense attention, for PackedKeyValues.
+  const AttentionKernels& (*attention_kernels)(DType dtype);
 };
 
 // Best first. The last one, "scalar", runs everywhere.

@@ -3,6 +3,8 @@
 
 #include <immintrin.h>
 
+#include <cstdint>
+
 #include "cpu/half.h"
 #include "cpu/vec_avx512.h"
 
@@ -70,6 +72,11 @@ inline void interleave_bf16(VecAvx512 first, VecAvx512 second, VecAvx512& low, V
   const __m512i a = _mm512_castps_si512(first.v), b = _mm512_castps_si512(second.v);
   low.v = _mm512_castsi512_ps(_mm512_unpacklo_epi16(a, b));
   high.v = _mm512_castsi512_ps(_mm512_unpackhi_epi16(a, b));
+}
+
+// Those of 32 bfloat16 whose bit is set.
+inline void store_bf16(VecAvx512 values, Bf16* p, uint32_t which) {
+  _mm512_mask_storeu_epi16(p, which, _mm512_castps_si512(values.v));
 }
 
 }  // namespace

@@ -18,13 +18,12 @@ struct KeyGroups {
   int64_t count;
 };
 
-// Rows of one head to be packed: keys [first, first + count) of K or V.
+// Rows of K or V of one head to be packed: the keys [first, first + count) of a group, whose others stay as they are.
 struct PackRows {
-  const void* rows;  // first row of the head
+  const void* rows;  // [count, D]
   int64_t stride;    // elements between rows
   DType dtype;
-  int64_t first;
-  int64_t count;  // <= group_keys; missing keys are packed as zeros
+  int first, count;  // first + count <= group_keys
   int head_dim;
 };
 

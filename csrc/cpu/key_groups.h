@@ -5,8 +5,8 @@
 #include <cstdint>
 #include <vector>
 
-#include "core/params.h"
 #include "core/pattern.h"
+#include "core/tensor.h"
 #include "cpu/kernels.h"
 
 namespace sparsed::cpu {
@@ -14,22 +14,23 @@ namespace sparsed::cpu {
 // Which keys of each group take part: inside the sequence and not masked.
 class LiveKeys {
  public:
-  LiveKeys(const AttentionParams& params, int group_keys)
-      : groups_(ceil_div(params.kv_len(), group_keys)), masked_(params.key_mask != nullptr) {
-    const int64_t rows = masked_ ? params.batch() : 1;
-    bits_.assign(static_cast<size_t>(rows * groups_), 0);
-    for (int64_t b = 0; b < rows; ++b) {
-      for (int64_t key = 0; key < params.kv_len(); ++key) {
-        if (masked_ && !params.key_mask[b * params.kv_len() + key]) continue;
+  // key_mask: [batch, kv_len] or nullptr.
+  LiveKeys(const uint8_t* key_mask, int64_t batch, int64_t kv_len, int group_keys)
+      : groups_(ceil_div(kv_len, group_keys)), rows_(key_mask ? batch : 1) {
+    bits_.assign(static_cast<size_t>(rows_ * groups_), 0);
+    for (int64_t b = 0; b < rows_; ++b) {
+      for (int64_t key = 0; key < kv_len; ++key) {
+        if (key_mask && !key_mask[b * kv_len + key]) continue;
         bits_[static_cast<size_t>(b * groups_ + key / group_keys)] |= 1u << (key % group_keys);
       }
     }
   }
-  const uint32_t* row(int64_t b) const { return bits_.data() + (masked_ ? b * groups_ : 0); }
+  int64_t rows() const { return rows_; }  // 1: all batch rows are alike
+  int64_t groups() const { return groups_; }
+  const uint32_t* row(int64_t b) const { return bits_.data() + (rows_ > 1 ? b * groups_ : 0); }
 
  private:
-  int64_t groups_;
-  bool masked_;
+  int64_t groups_, rows_;
   std::vector<uint32_t> bits_;
 };
 
@@ -75,6 +76,20 @@ class GroupList {
 
   std::vector<int32_t> index_;
   std::vector<uint32_t> live_;
+};
+
+// The groups that dense items visit, of each batch row.
+class DenseGroups {
+ public:
+  DenseGroups(const LiveKeys& live, bool keep_dead) : rows_(static_cast<size_t>(live.rows())) {
+    for (size_t b = 0; b < rows_.size(); ++b) {
+      rows_[b].assign_all(live.row(static_cast<int64_t>(b)), live.groups(), keep_dead);
+    }
+  }
+  KeyGroups row(int64_t b) const { return rows_[rows_.size() > 1 ? static_cast<size_t>(b) : 0].view(); }
+
+ private:
+  std::vector<GroupList> rows_;
 };
 
 }  // namespace sparsed::cpu

@@ -43,11 +43,11 @@ struct AmxMicroKernel {
   static void begin() { tile_configure(); }
   static void end() { tile_release(); }
 
-  static void pack_k(const Bf16* rows, int64_t stride, int count, int head_dim, std::byte* group) {
-    Bf16* out = reinterpret_cast<Bf16*>(group);
-    for (int step = 0; step < k_steps(head_dim); ++step) {
-      for (int key = 0; key < kGroup; ++key, out += 32) {
-        load_pairs(rows, stride, key, count, 32 * step, head_dim).store(reinterpret_cast<float*>(out));
+  static void pack_k(const Bf16* rows, int64_t stride, int first, int count, int head_dim, std::byte* group) {
+    Bf16* out = reinterpret_cast<Bf16*>(group) + 32 * first;
+    for (int step = 0; step < k_steps(head_dim); ++step, out += 32 * kGroup) {
+      for (int key = 0; key < count; ++key) {
+        load_pairs(rows, stride, key, count, 32 * step, head_dim).store(reinterpret_cast<float*>(out + 32 * key));
       }
     }
   }
@@ -65,21 +65,22 @@ struct AmxMicroKernel {
   }
 
   // Two keys side by side first, then pairs are transposed as in pack_q.
-  static void pack_v(const Bf16* rows, int64_t stride, int count, int head_dim, std::byte* group) {
+  static void pack_v(const Bf16* rows, int64_t stride, int first, int count, int head_dim, std::byte* group) {
     Bf16* out = reinterpret_cast<Bf16*>(group);
+    const uint32_t given = (~0u >> (32 - count)) << first;
     for (int d = 0; d < out_rows(head_dim); d += 32) {
       Vec low[16], high[16];
       for (int i = 0; i < 16; ++i) {
-        const Vec first = load_pairs(rows, stride, 2 * i, count, d, head_dim);
-        const Vec second = load_pairs(rows, stride, 2 * i + 1, count, d, head_dim);
-        interleave_bf16(first, second, low[i], high[i]);
+        const Vec even = load_pairs(rows, stride, 2 * i - first, count, d, head_dim);
+        const Vec odd = load_pairs(rows, stride, 2 * i + 1 - first, count, d, head_dim);
+        interleave_bf16(even, odd, low[i], high[i]);
       }
       transpose(low);
       transpose(high);
       for (int i = 0; i < 16; ++i) {  // an interleaved 128-bit lane holds four of its eight d
-        float* row = reinterpret_cast<float*>(out + static_cast<size_t>(d + i / 4 * 8 + i % 4) * 32);
-        low[i].store(row);
-        high[i].store(row + 4 * 16);
+        Bf16* row = out + static_cast<size_t>(d + i / 4 * 8 + i % 4) * 32;
+        store_bf16(low[i], row, given);
+        store_bf16(high[i], row + 4 * 32, given);
       }
     }
   }
@@ -152,9 +153,9 @@ struct AmxMicroKernel {
  private:
   static constexpr size_t kStride = kQueries * sizeof(float);
 
-  // Up to 32 elements of a row from column d on, zeros beyond the array.
+  // Up to 32 elements of a row from column d on, zeros outside of the array.
   static Vec load_pairs(const Bf16* rows, int64_t stride, int row, int count, int d, int head_dim) {
-    if (row >= count) return Vec::zero();
+    if (row < 0 || row >= count) return Vec::zero();
     const int n = head_dim - d < 32 ? head_dim - d : 32;
     return Vec::load_n(reinterpret_cast<const float*>(rows + row * stride + d), n / 2);
   }

@@ -41,23 +41,27 @@ struct VectorMicroKernel {
   static void end() {}
 
   template <class T>
-  static void pack_k(const T* rows, int64_t stride, int count, int head_dim, std::byte* group) {
-    transpose_rows(rows, stride, count, head_dim, kGroup, group);
+  static void pack_k(const T* rows, int64_t stride, int first, int count, int head_dim, std::byte* group) {
+    transpose_rows<kGroup>(rows, stride, count, head_dim, count, reinterpret_cast<Elem*>(group) + first);
   }
 
   template <class T>
   static void pack_q(const T* rows, int64_t stride, int count, int head_dim, std::byte* q) {
-    transpose_rows(rows, stride, count, head_dim, kQueries, q);
+    transpose_rows<kQueries>(rows, stride, count, head_dim, kQueries, reinterpret_cast<Elem*>(q));
   }
 
   template <class T>
-  static void pack_v(const T* rows, int64_t stride, int count, int head_dim, std::byte* group) {
-    Prob* out = reinterpret_cast<Prob*>(group);
+  static void pack_v(const T* rows, int64_t stride, int first, int count, int head_dim, std::byte* group) {
+    const int end = first + count;
     for (int d = 0; d < head_dim; d += kRows) {
-      for (int key = 0; key < kGroup; key += kDepth, out += kRows * kDepth) {
+      Prob* panel = reinterpret_cast<Prob*>(group) + d * kGroup;
+      for (int key = first - first % kDepth; key < end; key += kDepth) {
         const T* keys[kDepth];
-        for (int i = 0; i < kDepth; ++i) keys[i] = key + i < count ? rows + (key + i) * stride + d : nullptr;
-        Mul::template pack_column<kRows>(keys, out);
+        for (int i = 0; i < kDepth; ++i) {
+          const bool given = key + i >= first && key + i < end;
+          keys[i] = given ? rows + (key + i - first) * stride + d : nullptr;
+        }
+        Mul::template pack_column<kRows>(keys, panel + key * kRows);
       }
     }
   }
@@ -144,12 +148,12 @@ struct VectorMicroKernel {
     }
   }
 
-  // out[d][i] = rows[i][d], `width` columns, zeros from `count` on.
-  template <class T>
-  static void transpose_rows(const T* rows, int64_t stride, int count, int head_dim, int width, std::byte* packed) {
-    Elem* out = reinterpret_cast<Elem*>(packed);
+  // out[d][i] = rows[i][d] in `columns` columns of kWidth, zeros from `count` on.
+  template <int kWidth, class T>
+  static void transpose_rows(const T* rows, int64_t stride, int count, int head_dim, int columns, Elem* out) {
     const int depth = head_dim / kDepth;
-    for (int first = 0; first < width; first += Vec::kLanes) {
+    for (int first = 0; first < columns; first += Vec::kLanes) {
+      const int lanes = columns - first < Vec::kLanes ? columns - first : Vec::kLanes;
       for (int d = 0; d < depth; d += Vec::kLanes) {
         const int n = depth - d < Vec::kLanes ? depth - d : Vec::kLanes;
         Vec block[Vec::kLanes];
@@ -159,7 +163,9 @@ struct VectorMicroKernel {
           block[i] = real ? Mul::load_elems(rows + (first + i) * stride + d * kDepth, n) : Vec::zero();
         }
         transpose(block);
-        for (int i = 0; i < n; ++i) block[i].store(reinterpret_cast<float*>(out + (d + i) * width + first));
+        for (int i = 0; i < n; ++i) {
+          block[i].store_n(reinterpret_cast<float*>(out + (d + i) * kWidth + first), lanes);
+        }
       }
     }
   }

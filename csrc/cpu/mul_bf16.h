@@ -30,14 +30,17 @@ struct MulBf16 {
   static Vec exp2_probability(Vec x) { return exp2_for_bf16(x); }
   // n <= kLanes pairs of a row, as they are.
   static Vec load_elems(const Bf16* row, int n) { return Vec::load_n(reinterpret_cast<const float*>(row), n); }
-  // kRows columns of two keys side by side, as a panel of packed V holds them.
+  // kRows columns of two keys side by side, as a panel of packed V holds them. nullptr: that key stays as it is.
   template <int kRows>
   static void pack_column(const Bf16* const (&keys)[kDepth], Prob* out) {
     static_assert(kRows == 8);
-    __m128i row[kDepth];
-    for (int i = 0; i < kDepth; ++i) {
-      row[i] = keys[i] ? _mm_loadu_si128(reinterpret_cast<const __m128i*>(keys[i])) : _mm_setzero_si128();
+    if (!keys[0] || !keys[1]) {
+      const int given = keys[0] ? 0 : 1;
+      for (int r = 0; r < kRows; ++r) out[r * kDepth + given] = keys[given][r];
+      return;
     }
+    __m128i row[kDepth];
+    for (int i = 0; i < kDepth; ++i) row[i] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(keys[i]));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm_unpacklo_epi16(row[0], row[1]));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(out + 8), _mm_unpackhi_epi16(row[0], row[1]));
   }

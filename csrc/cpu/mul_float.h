@@ -26,7 +26,7 @@ struct MulFloat {
   template <int kRows, class T>
   static void pack_column(const T* const (&keys)[kDepth], Prob* out) {
     static_assert(kRows <= Vec::kLanes);
-    (keys[0] ? Vec::load_n(keys[0], kRows) : Vec::zero()).store_n(out, kRows);
+    Vec::load_n(keys[0], kRows).store_n(out, kRows);
   }
   static void store_pair(Prob* p, int row, Vec first, Vec second) {
     first.store(p);

@@ -28,14 +28,14 @@ BlockPattern attention_and_select(const AttentionKernels& kernels, const Attenti
     fill_empty(params);
     return std::move(pattern).build();
   }
-  const PackedKv packed(kernels, params);
-  const LiveKeys live(params, kernels.group_keys);
+  PackedKv packed(kernels, kv_shape(params), packed_memory());
+  packed.put(nullptr, params.k, params.v, params.key_mask);
+  const LiveKeys live(params.key_mask, params.batch(), params.kv_len(), kernels.group_keys);
+  const DenseGroups groups(live, true);
   const int64_t q_blocks = pattern.geometry().q_blocks(), kv_blocks = pattern.geometry().kv_blocks();
 
-  std::vector<GroupList> groups(static_cast<size_t>(params.batch()));
   std::vector<uint8_t> live_blocks(static_cast<size_t>(params.batch() * kv_blocks));
   for (int64_t b = 0; b < params.batch(); ++b) {
-    groups[static_cast<size_t>(b)].assign_all(live.row(b), packed.groups, true);
     for (int64_t key = 0; key < params.kv_len(); ++key) {
       if (!params.key_mask || params.key_mask[b * params.kv_len() + key]) {
         live_blocks[static_cast<size_t>(b * kv_blocks + key / select.block_size)] = 1;
@@ -73,7 +73,7 @@ BlockPattern attention_and_select(const AttentionKernels& kernels, const Attenti
     const int64_t first = first_block * select.block_size;
     const int64_t queries = std::min(item_queries, params.q_len() - first);
     AttentionItem item = make_item(params, packed, b, h, first, queries);
-    item.groups = groups[static_cast<size_t>(b)].view();
+    item.groups = groups.row(b);
     item.scratch = thread_scratch(kernel_bytes + 2 * score_bytes);
     SelectItem scores = plan;
     scores.scores = reinterpret_cast<float*>(item.scratch + kernel_bytes);

@@ -29,6 +29,7 @@ from .kernels.attention import (
     set_num_threads,
 )
 from .kernels.config import SlidingWindow, SparseConfig, StreamingLLM
+from .kernels.packed_key_values import PackedKeyValues
 from .kernels.pattern import BlockPattern
 from .kernels.pattern_cache import PatternCache
 from .models.loader import load_model
@@ -48,6 +49,7 @@ __all__ = [
     "GenerationResult",
     "GenerationStats",
     "LLaDASampler",
+    "PackedKeyValues",
     "PatternCache",
     "PrefixCache",
     "SlidingWindow",

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import sparsed
-from sparsed import BlockPattern, PatternCache, SparseConfig, ops
+from sparsed import BlockPattern, PackedKeyValues, PatternCache, SparseConfig, ops
 
 Array = NDArray[Any]
 Random = np.random.Generator
@@ -162,6 +162,22 @@ def call_cache(rng: Random) -> Any:
     return cache.pattern(number(rng, 0))
 
 
+def call_packed(rng: Random) -> Any:
+    q, k, v, batch, _, _, kv_len = qkv(rng)
+    sizes = [number(rng, size) for size in np.shape(k)] if np.ndim(k) == 4 and rng.random() < 0.9 else [1, 1, 16, 16]
+    dtype = k.dtype if rng.random() < 0.9 and isinstance(k, np.ndarray) else choose(rng, WRONG_DTYPES + OBJECTS)
+    packed = PackedKeyValues(*sizes, dtype, key_mask(rng, batch, kv_len))
+    if rng.random() < 0.9:
+        packed.update(None, k, v)
+    positions = np.flatnonzero(rng.random(kv_len + choose(rng, [0, 0, 0, 1])) < rng.random())
+    given = (
+        positions if rng.random() < 0.9 else choose(rng, [*OBJECTS, positions[::-1], -positions, positions.tolist()])
+    )
+    if np.ndim(k) == np.ndim(v) == 4 and positions.max(initial=-1) < min(k.shape[2], v.shape[2]):
+        packed.update(given, k[:, :, positions], v[:, :, positions])
+    return packed.attention(q, scale=number(rng, None), return_lse=bool(rng.integers(2)))
+
+
 def call_pattern(rng: Random) -> Any:
     which = choose(rng, ["from_mask", "full", "sliding_window", "streaming"])
     lengths = {"q_len": number(rng, choose(rng, EDGES)), "kv_len": number(rng, choose(rng, EDGES))}
@@ -190,6 +206,7 @@ CALLS: dict[str, Callable[[Random], Any]] = {
     "select": call_select,
     "config": call_config,
     "cache": call_cache,
+    "packed": call_packed,
     "pattern": call_pattern,
     "ops": call_ops,
 }

@@ -7,7 +7,7 @@ import numpy
 import numpy.typing
 import typing
 import typing_extensions
-__all__: list[str] = ['BlockPattern', 'HostBuffer', 'PackedWeight', 'PatternCache', 'active_backend', 'attention', 'attention_and_select', 'backends', 'host_buffer', 'linear', 'num_threads', 'pack_weight', 'pack_weights', 'phases', 'require_memory', 'rms_norm', 'rotary_', 'select', 'set_backend', 'set_num_threads', 'silu_gate_', 'token_confidence']
+__all__: list[str] = ['BlockPattern', 'HostBuffer', 'PackedKeyValues', 'PackedWeight', 'PatternCache', 'active_backend', 'attention', 'attention_and_select', 'backends', 'host_buffer', 'linear', 'num_threads', 'pack_weight', 'pack_weights', 'packed_key_values', 'packed_nbytes', 'phases', 'require_memory', 'rms_norm', 'rotary_', 'select', 'set_backend', 'set_num_threads', 'silu_gate_', 'token_confidence']
 class HostBuffer:
     """
     A result that another library's ``from_dlpack`` takes without a copy.
@@ -126,6 +126,30 @@ class BlockPattern:
     @property
     def q_len(self) -> int:
         ...
+class PackedKeyValues:
+    """
+    Keys and values in the order that the kernels read, of ``sparsed.PackedKeyValues``.
+    """
+    @staticmethod
+    def __new__(type, *args, **kwargs):
+        """
+        Create and return a new object.  See help(type) for accurate signature.
+        """
+    def attention(self, q: typing.Any, out: typing.Any, lse: typing.Any, scale: typing.Any) -> None:
+        """
+        Writes out, and lse unless it is None.
+        """
+    def update(self, positions: typing.Any, k: typing.Any, v: typing.Any) -> None:
+        ...
+    @property
+    def dtype(self) -> str:
+        ...
+    @property
+    def nbytes(self) -> int:
+        ...
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        ...
 class PatternCache:
     """
     The state machine of ``sparsed.PatternCache``.
@@ -217,6 +241,10 @@ def num_threads() -> int:
 def pack_weight(weight: typing.Any, bias: typing.Any, dtype: typing.Any) -> PackedWeight:
     ...
 def pack_weights(weights: typing.Any, biases: typing.Any, dtype: typing.Any) -> PackedWeight:
+    ...
+def packed_key_values(batch: typing.Any, kv_heads: typing.Any, length: typing.Any, head_dim: typing.Any, dtype: typing.Any, key_mask: typing.Any) -> PackedKeyValues:
+    ...
+def packed_nbytes(batch: typing.Any, kv_heads: typing.Any, length: typing.Any, head_dim: typing.Any, dtype: typing.Any) -> int:
     ...
 def phases(*, steps: typing.Any, skip: typing.SupportsFloat | typing.SupportsIndex, selection: typing.Any, refresh: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex], refresh_every: bool) -> list[str]:
     ...

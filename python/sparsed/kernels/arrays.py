@@ -125,9 +125,11 @@ class Call:
             torch.autograd.graph.increment_version(given)  # what autograd and caches have kept of it is stale
         return given
 
-    def lse(self) -> Result:
-        """A new array for the log-sum-exp of each row of q."""
-        return self._new("lse")
+    def lse(self, return_lse: object) -> Result | None:
+        """A new array for the log-sum-exp of each row of q, where ``return_lse`` asks for it."""
+        if not isinstance(return_lse, (bool, np.bool_)):
+            raise TypeError(f"{self._function}: return_lse is a {type(return_lse).__name__}, expected True or False")
+        return self._new("lse") if return_lse else None
 
     def _new(self, argument: str) -> Result:
         q, library = self._arrays["q"], self._library

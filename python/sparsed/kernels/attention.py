@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Literal, NamedTuple, TypeVar, overload
 
-import numpy as np
-
 from . import _core
 from .arrays import Call
 from .config import default_generation
@@ -116,12 +114,10 @@ def attention(
         >>> attention(q, k, v).shape
         (1, 4, 1000, 64)
     """
-    if not isinstance(return_lse, (bool, np.bool_)):
-        raise TypeError(f"attention: return_lse is a {type(return_lse).__name__}, expected True or False")
     call = Call("attention", key_mask, q=q, k=k, v=v, out=out)
     with call.current():
         result = call.output()
-        lse = call.lse() if return_lse else None
+        lse = call.lse(return_lse)
         target = None if lse is None else lse.target
         _core.attention(
             call["q"],

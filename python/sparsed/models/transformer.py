@@ -46,7 +46,14 @@ class Attend(Protocol):
 
 
 class Model(Protocol):
-    """The interface that `generate` needs of a model. The models of every engine have it."""
+    """The interface that `generate` needs of a model. The models of every engine have it.
+
+    A model that keeps keys and values, for `generate(kv_cache=...)`, also has
+
+    - `forward(..., key_values=..., computed=...)`, as `Transformer.forward` describes them,
+    - `new_key_values()`, which returns the engine's object for `key_values`, still empty,
+    - `key_values_nbytes(length, batch=1)`, the memory in bytes that this object will take for so many tokens a row.
+    """
 
     @property
     def config(self) -> ModelConfig:
@@ -64,6 +71,9 @@ class Model(Protocol):
 
     def new_key_values(self) -> Any:
         """Returns an empty store of keys and values for `forward`. Only `generate(..., kv_cache=...)` needs it."""
+
+    def key_values_nbytes(self, length: int, batch: int = 1) -> int:
+        """Returns the bytes that such a store takes for `batch` rows of `length` tokens."""
 
 
 @dataclass(frozen=True)
@@ -122,8 +132,12 @@ class Transformer:
         return self._embedding.nbytes + norms + sum(weight.nbytes for weight in weights)
 
     def new_key_values(self) -> KeyValues:
-        """Returns an empty store of keys and values for `forward`."""
-        return KeyValues()
+        """Returns an empty `KeyValues` for `forward`, which keeps the keys and values of one sequence or batch."""
+        return KeyValues(self.config, self.dtype)
+
+    def key_values_nbytes(self, length: int, batch: int = 1) -> int:
+        """Returns the memory in bytes that the `KeyValues` of `batch` rows of `length` tokens take."""
+        return self.new_key_values().required_nbytes(length, batch)
 
     def forward(
         self,
@@ -140,13 +154,15 @@ class Transformer:
 
         Args:
             ids: (B, l) int, the token ids.
-            attend: A function that computes the attention of each layer, see `Attend`. None computes dense attention.
+            attend: A function that computes the attention of each layer, see `Attend`. None computes dense attention,
+                which is all that there is in a pass that computes some of the tokens.
             positions: (P,) int, the positions whose logits are wanted. None means every position.
             position_ids: (B, l) or (l,) int, the positions that RoPE uses. None means 0 ... l - 1; with Dream and a
                 key_mask it means the number of real tokens before each token.
             key_mask: (B, l) bool, True for real tokens. The other tokens get no attention. None means that all tokens
                 are real.
-            key_values: Keeps keys and values from call to call.
+            key_values: Keeps keys and values from call to call, see `new_key_values`. Its calls have one shape of ids
+                and one key_mask, and the first one computes all tokens.
             computed: (R,) int, ascending, the positions of the tokens to compute; needs key_values and must contain
                 `positions`. The other tokens keep the keys and values that they last had. None means all tokens.
 
@@ -156,7 +172,7 @@ class Transformer:
         Raises:
             ValueError: A shape is wrong, or a value is out of range.
             TypeError: A dtype is wrong.
-            MemoryError: Activations and logits do not fit into the available memory.
+            MemoryError: Activations and logits, or keys and values to keep, do not fit into the available memory.
 
         Source: The forward methods of modeling_llada.py and modeling_dream.py. Positions with a mask follow Dream's
             generation_utils.py.
@@ -164,17 +180,25 @@ class Transformer:
         tokens, where, turns, mask = read_inputs(self.config, ids, positions, position_ids, key_mask)
         batch, length = tokens.shape
         in_pass = read_computed(computed, key_values is not None, length, where)
+        if attend is not None and in_pass.size < length:
+            raise ValueError(
+                f"forward: attend is given with computed of {in_pass.size} tokens, expected all {length} tokens or no "
+                "attend (a pass that computes some tokens attends densely)"
+            )
         require_activations(self.config, self._activations.itemsize, batch * in_pass.size, batch * where.size)
+        if key_values is not None:
+            key_values.begin(batch, length, in_pass.size, mask)
+        rows = in_pass if in_pass.size < length else None  # of key_values: None is all of them
         cos, sin = self._rotary_tables(turns[:, in_pass])
 
         hidden: Array = self._embedding[tokens[:, in_pass].reshape(-1)].astype(self._activations)  # (B R, hidden_size)
         for number, layer in enumerate(self._layers):
             q, k, v = self._qkv(layer, hidden, cos, sin, batch)
-            if key_values is not None:
-                new = np.concatenate([k, v], axis=1).transpose(0, 2, 1, 3)
-                kept = key_values.update(number, in_pass, new, length).transpose(0, 2, 1, 3)
-                k, v = np.split(kept, 2, axis=1)
-            out = (attend or _dense)(number, q, k, v, key_mask=mask)
+            kept = None if key_values is None else key_values.update(number, rows, k, v)
+            if attend is not None:
+                out = attend(number, q, k, v, key_mask=mask)
+            else:
+                out = attention(q, k, v, key_mask=mask) if kept is None else kept.attention(q)
             hidden = self._attention_out(layer, hidden, q, out)
             hidden = self._mlp(layer, hidden)
         selected = hidden.reshape(batch, in_pass.size, -1)[:, np.searchsorted(in_pass, where)]
@@ -182,10 +206,6 @@ class Transformer:
         normed = ops.rms_norm(selected, self._final_norm, self.config.rms_norm_eps)
         logits = ops.linear(normed, self._head, out_dtype="float32")
         return logits.reshape(batch, where.size, self.config.vocab_size)
-
-    def key_values_nbytes(self, length: int, batch: int = 1) -> int:
-        c = self.config
-        return 2 * batch * length * c.num_layers * c.num_kv_heads * c.head_dim * self._activations.itemsize
 
     def _qkv(
         self, layer: Layer, hidden: Array, cos: FloatArray, sin: FloatArray, batch: int
@@ -225,7 +245,3 @@ class Transformer:
         if not self.config.rope_full_precision:
             cos, sin = (table.astype(self._activations).astype(np.float32) for table in (cos, sin))
         return cos, sin
-
-
-def _dense(layer: int, q: Array, k: Array, v: Array, key_mask: BoolArray | None = None) -> Array:
-    return attention(q, k, v, key_mask=key_mask)

@@ -10,9 +10,17 @@ import pytest
 import sparsed
 from cached_models import CACHES, SAMPLERS, Slow, Watched, prompt_of
 from paths import DATA
-from sparsed import DelayedCache, DreamSampler, DualCache, LLaDASampler, PrefixCache, generate
+from sparsed import (
+    DelayedCache,
+    DreamSampler,
+    DualCache,
+    LLaDASampler,
+    PatternCache,
+    PrefixCache,
+    SparseConfig,
+    generate,
+)
 from sparsed.generation.kv_cache import KVCachePolicy
-from sparsed.models import KeyValues
 
 
 @pytest.fixture(scope="module", params=["llada", "dream"])
@@ -25,10 +33,12 @@ def model(request: pytest.FixtureRequest):
 
 def test_rows_of_a_forward_have_the_logits_of_the_whole(model) -> None:
     ids = prompt_of(model, 70)[None]
-    kept = KeyValues()
+    kept = model.new_key_values()
     whole = model.forward(ids, key_values=kept)
     np.testing.assert_array_equal(whole, model.forward(ids))
-    assert kept.nbytes == 2 * 70 * 4 * model.config.num_layers * model.config.num_kv_heads * model.config.head_dim
+    raw = 2 * 70 * 4 * model.config.num_layers * model.config.num_kv_heads * model.config.head_dim
+    assert raw <= kept.nbytes == model.key_values_nbytes(70) <= raw * 96 / 70  # in groups of 16 or 32 keys
+    assert model.key_values_nbytes(70, batch=3) == 3 * kept.nbytes
     rows = [3, 4, 40, 69]
     part = model.forward(ids, key_values=kept, computed=rows, positions=[4, 69])
     np.testing.assert_array_equal(part, whole[:, [4, 69]])
@@ -37,24 +47,86 @@ def test_rows_of_a_forward_have_the_logits_of_the_whole(model) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"computed": [0]}, "computed is given without key_values"),
-        ({"computed": [], "key_values": KeyValues()}, "computed is empty or out of order"),
-        ({"computed": [2, 1], "key_values": KeyValues()}, "computed is empty or out of order"),
-        ({"computed": [9], "key_values": KeyValues()}, "computed is 9 at"),
-        ({"computed": [1, 2], "positions": [2, 3], "key_values": KeyValues()}, "positions has 3, expected only"),
-        ({"computed": [1, 2], "positions": [2], "key_values": KeyValues()}, "computed has 2 tokens, expected all 5"),
+        ({"computed": []}, "computed is empty or out of order"),
+        ({"computed": [2, 1]}, "computed is empty or out of order"),
+        ({"computed": [9]}, "computed is 9 at"),
+        ({"computed": [1, 2], "positions": [2, 3]}, "positions has 3, expected only"),
+        ({"computed": [1, 2], "positions": [2]}, "computed has 2 tokens, expected all 5"),
+        (
+            {
+                "computed": [1],
+                "positions": [1],
+                "attend": PatternCache(SparseConfig(), steps=4, prompt_length=2).attend,
+            },
+            "attend is given with computed of 1 tokens, expected all 5 tokens or no attend",
+        ),
     ],
 )
 def test_forward_refuses_rows_that_do_not_fit(model, options, message) -> None:
     with pytest.raises(ValueError, match=message):
-        model.forward([[1, 2, 3, 4, 5]], **options)
+        model.forward([[1, 2, 3, 4, 5]], **options, key_values=model.new_key_values())
+
+
+def test_forward_refuses_rows_without_key_values(model) -> None:
+    with pytest.raises(ValueError, match="computed is given without key_values"):
+        model.forward([[1, 2, 3, 4, 5]], computed=[0])
 
 
 def test_forward_refuses_another_length(model) -> None:
-    kept = KeyValues()
+    kept = model.new_key_values()
     model.forward([[1, 2, 3]], key_values=kept)
     with pytest.raises(ValueError, match=r"ids has shape \[1, 4\], expected \[1, 3\]"):
         model.forward([[1, 2, 3, 4]], key_values=kept)
+
+
+def test_forward_refuses_another_mask(model) -> None:
+    kept = model.new_key_values()
+    mask = np.array([[False, True, True]])
+    model.forward([[1, 2, 3]], key_values=kept, key_mask=mask)
+    model.forward([[1, 2, 3]], key_values=kept, key_mask=mask.copy(), computed=[2], positions=[2])
+    for other in (None, ~mask):
+        with pytest.raises(ValueError, match="key_mask differs from that of the first call"):
+            model.forward([[1, 2, 3]], key_values=kept, key_mask=other)
+
+
+def test_a_masked_batch_keeps_its_keys_and_values(model) -> None:
+    ids = np.stack([prompt_of(model, 40), prompt_of(model, 40, seed=1)])
+    mask = np.ones(ids.shape, bool)
+    mask[1, :17] = False
+    kept = model.new_key_values()
+    whole = model.forward(ids, key_values=kept, key_mask=mask)
+    np.testing.assert_array_equal(whole, model.forward(ids, key_mask=mask))
+    changed = ids.copy()
+    changed[:, 30:33] = 7
+    positions = np.arange(40) + 3
+    for computed in ([30, 31, 32], range(40)):
+        part = model.forward(
+            changed, key_values=kept, key_mask=mask, computed=computed, positions=[31], position_ids=positions
+        )
+    expected = model.forward(changed, key_mask=mask, positions=[31], position_ids=positions)
+    np.testing.assert_array_equal(part, expected)
+
+
+def test_a_sparse_pass_fills_the_cache(model) -> None:
+    """The keys and values of the pass are kept, and rows computed later attend to them densely."""
+    ids = prompt_of(model, 70)[None]
+    seen = []
+
+    def first_half(layer, q, k, v, key_mask=None):
+        seen.append((k.copy(), v.copy()))
+        return sparsed.attention(q, k[:, :, :35], v[:, :, :35])
+
+    kept = model.new_key_values()
+    sparse = model.forward(ids, attend=first_half, key_values=kept)
+    np.testing.assert_array_equal(sparse, model.forward(ids, attend=first_half))
+    part = model.forward(ids, key_values=kept, computed=[68, 69], positions=[69])
+
+    def rows(layer, q, k, v, key_mask=None):
+        k, v = (np.concatenate([old[:, :, :68], new], axis=2) for old, new in zip(seen[layer], (k, v), strict=True))
+        return sparsed.attention(q, k, v)
+
+    expected = model.forward(ids[:, 68:], attend=rows, position_ids=[68, 69], positions=[1])
+    np.testing.assert_array_equal(part, expected)
 
 
 # --- which tokens are computed ---------------------------------------------------------------------------------------

@@ -86,6 +86,18 @@ def test_grouped_heads(tmp_path: Path) -> None:
     assert "| dense | 7 | 1 |" in tables.markdown(content)
 
 
+def test_cached_step(tmp_path: Path) -> None:
+    content = run(tmp_path, "cached-step", "--quick", "--repeat", "1", "--length", "64", "--head-dim", "16")
+    names = ["step", "update", "packing each time", *(["torch SDPA"] if not content["skipped"] else [])]
+    assert [(row["rows"], row["contender"]) for row in content["rows"]] == [
+        (n, name) for n in (1, 32) for name in names
+    ]
+    step, update, packing, *_ = content["rows"]
+    assert packing["versus_step"] == packing["median_s"] / step["median_s"]
+    assert "bytes_per_s" in step and "bytes_per_s" not in update
+    assert "| bfloat16 | 16 | 64 | 4 | 4 | 1 | step |" in tables.markdown(content)
+
+
 def test_selection(tmp_path: Path) -> None:
     content = run(tmp_path, "selection", *TINY, "--head-dim", "64", "--dtype", "float32", "--block-size", "16", "32")
     dense, *selecting = content["rows"]
