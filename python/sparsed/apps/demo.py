@@ -106,7 +106,7 @@ def _methods(args: argparse.Namespace) -> list[Method]:
     return [
         Method("dense"),
         Method("SparseD", sparse=sparse),
-        Method("sliding window", sparse=SlidingWindow(window, args.block_size)),
+        Method("sliding window", sparse=SlidingWindow(window, args.block_size, sparse.generation)),
     ]
 
 

@@ -96,8 +96,10 @@ def _letters(name: str) -> str:
 
 
 def sparse_config(preset: Preset) -> SparseConfig:
-    """Returns SparseD's settings: those of the paper for long contexts, or blocks of 32 for a model with few heads."""
-    return SparseConfig(skip=0.2, rho=0.3, block_size=128 if preset == "paper" else 32, min_length=0)
+    """Returns SparseD's settings as published: for long contexts, or blocks of 32 for a model with few heads."""
+    return SparseConfig(
+        skip=0.2, rho=0.3, block_size=128 if preset == "paper" else 32, min_length=0, generation="sparse"
+    )
 
 
 def window_of(preset: Preset, length: int) -> int:
@@ -126,8 +128,8 @@ def method(name: str, preset: Preset, length: int) -> Method:
     known = {
         "dense": Method(name),
         "SparseD": Method(name, sparse=config),
-        "sliding window": Method(name, sparse=SlidingWindow(window, config.block_size)),
-        "StreamingLLM": Method(name, sparse=StreamingLLM(window, sinks, config.block_size)),
+        "sliding window": Method(name, sparse=SlidingWindow(window, config.block_size, config.generation)),
+        "StreamingLLM": Method(name, sparse=StreamingLLM(window, sinks, config.block_size, config.generation)),
         "dKV-Cache": Method(name, kv_cache=DelayedCache()),
         "prefix cache": Method(name, kv_cache=PrefixCache(), block_length=block_length),
         "dual cache": Method(name, kv_cache=DualCache(), block_length=block_length),

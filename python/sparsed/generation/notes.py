@@ -77,7 +77,7 @@ def notes_after(method: Sparse | KVCachePolicy | None, stats: GenerationStats) -
         parts = f"rho {method.rho}" if isinstance(method, SparseConfig) else f"window {method.window}"
         return [
             f"{name} had no effect: the patterns hold all blocks or nearly all "
-            f"({parts}, block_size {method.block_size}), so that every step was dense"
+            f"({parts}, block_size {method.block_size}, generation {method.generation}), so that every step was dense"
         ]
     skip = f" (skip {method.skip}{_refresh(method)})" if isinstance(method, SparseConfig) else ""
     return [f"{name} had no effect: no step after the selection called the model{skip}"]
