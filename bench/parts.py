@@ -68,7 +68,7 @@ class DenoisingSteps:
         self.ids: NDArray[np.int64] = np.random.default_rng(0).integers(2, model.config.vocab_size - 1, (1, length))
         self.ids[:, length - generated :] = model.config.mask_token_id
         self.positions = np.arange(length - generated, length)
-        config = SparseConfig(skip=_SKIP, rho=rho, block_size=block_size, min_length=0)
+        config = SparseConfig(skip=_SKIP, rho=rho, block_size=block_size, min_length=0, generation="sparse")
         self.cache = PatternCache(config, steps=_THREE_STEPS, prompt_length=length - generated)
 
     def run(self, phase: str) -> StepTime:

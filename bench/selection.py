@@ -77,7 +77,8 @@ def run(options: Options, report: Report) -> None:
 def settings(length: int, block_size: int) -> dict[str, Any]:
     """Returns the published settings of the selection."""
     prompt_length = length - int(length * _GENERATED)
-    return {"prompt_length": prompt_length, "block_size": block_size, "rho": PUBLISHED_RHO[block_size]}
+    rho = PUBLISHED_RHO[block_size]
+    return {"prompt_length": prompt_length, "block_size": block_size, "rho": rho, "generation": "sparse"}
 
 
 def _check_small(axes: AttentionAxes) -> None:

@@ -136,6 +136,7 @@ class _TorchModel:
             prompt_length=int(self._positions[0]),
             block_size=PUBLISHED_BLOCK,
             rho=PUBLISHED_RHO[PUBLISHED_BLOCK],
+            generation="sparse",
         )
         return out
 

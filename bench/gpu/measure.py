@@ -110,6 +110,7 @@ def check(dtypes: list[str], head_dims: list[int]) -> list[str]:
                 wrong.append(f"{what}: relative error {error}, expected below {most}")
 
         selection: dict[str, Any] = {"prompt_length": prompt, "block_size": block_size, "rho": RHO}
+        selection["generation"] = "sparse"
         expect(sparsed.attention(q, k, v), None, f"{what}, dense")
         pattern = random_pattern(2, length, block_size, 0.4)
         mask = torch.from_numpy(pattern.to_mask()).cuda()
@@ -146,7 +147,7 @@ def torch_sdpa(backend: Any, q: Any, k: Any, v: Any) -> Any:
 def contenders(args: argparse.Namespace, head_dim: int, length: int) -> dict[str, Run]:
     q, k, v = random_qkv(args.heads, length, head_dim, torch.bfloat16)
     selection: dict[str, Any] = {
-        "prompt_length": int(length * PROMPT_SHARE), "block_size": args.block_size, "rho": RHO,
+        "prompt_length": int(length * PROMPT_SHARE), "block_size": args.block_size, "rho": RHO, "generation": "sparse",
     }  # fmt: skip
     runs: dict[str, Run] = {
         "sparsed dense": partial(sparsed.attention, q, k, v),

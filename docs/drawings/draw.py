@@ -66,7 +66,7 @@ def selected(rho: float, *, isolate: bool) -> BlockPattern:
     q = np.zeros_like(k)
     q[0, :, block, :, block] = 1
     k, q = (array.reshape(1, 2, BLOCKS * BLOCK, 32) for array in (k, q))
-    config = SparseConfig(skip=0, rho=rho, block_size=BLOCK, isolate=isolate, min_length=0)
+    config = SparseConfig(skip=0, rho=rho, block_size=BLOCK, isolate=isolate, min_length=0, generation="sparse")
     cache = PatternCache(config, steps=1, prompt_length=PROMPT_BLOCKS * BLOCK)
     cache.begin_step(0)
     cache.attend(0, q, k, k, scale=1.0)

@@ -81,6 +81,7 @@ class Golden:
             rho=self.meta["select"],
             block_size=self.meta["block_size"],
             selection="reference",
+            generation="sparse",
             # The authors' LLaDA code scales the scores of its selection by the number of heads.
             selection_scale=1 / math.sqrt(self.config["n_heads"]) if self.meta["kind"] == "llada" else None,
             min_length=0,

@@ -108,7 +108,7 @@ def _methods(args: argparse.Namespace) -> list[Method]:
         Method("dense"),
         Method("SparseD", sparse=sparse),
         method("SparseD + cache", "demo", args.length, sparse=sparse),
-        Method("sliding window", sparse=SlidingWindow(window, args.block_size)),
+        Method("sliding window", sparse=SlidingWindow(window, args.block_size, sparse.generation)),
     ]
 
 

@@ -107,8 +107,10 @@ def _letters(name: str) -> str:
 
 
 def sparse_config(scale: Scale) -> SparseConfig:
-    """Returns SparseD's settings: those of the paper for long contexts, or blocks of 32 for a model with few heads."""
-    return SparseConfig(skip=0.2, rho=0.3, block_size=128 if scale == "paper" else 32, min_length=0)
+    """Returns SparseD's settings as published: for long contexts, or blocks of 32 for a model with few heads."""
+    return SparseConfig(
+        skip=0.2, rho=0.3, block_size=128 if scale == "paper" else 32, min_length=0, generation="sparse"
+    )
 
 
 def window_of(scale: Scale, length: int) -> int:
@@ -156,13 +158,13 @@ def method(
     known = {
         "dense": Method(name),
         "SparseD": Method(name, sparse=config),
-        "sliding window": Method(name, sparse=SlidingWindow(window, config.block_size)),
-        "StreamingLLM": Method(name, sparse=StreamingLLM(window, sinks, config.block_size)),
+        "sliding window": Method(name, sparse=SlidingWindow(window, config.block_size, config.generation)),
+        "StreamingLLM": Method(name, sparse=StreamingLLM(window, sinks, config.block_size, config.generation)),
         "dKV-Cache": Method(name, kv_cache=DelayedCache()),
         "prefix cache": Method(name, kv_cache=PrefixCache(), block_length=block_length),
         "dual cache": Method(name, kv_cache=DualCache(), block_length=block_length),
         # Only passes over all tokens can be sparse, and they are few: the first one selects.
-        _BOTH: Method(name, dataclasses.replace(config, skip=0), DualCache(), block_length),
+        _BOTH: Method(name, dataclasses.replace(config, skip=0, generation="dense"), DualCache(), block_length),
     }
     return known[name]
 

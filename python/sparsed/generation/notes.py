@@ -82,7 +82,7 @@ def _why_dense(sparse: Sparse, kv_cache: KVCachePolicy | None, called: Sequence[
         parts = f"rho {sparse.rho}" if isinstance(sparse, SparseConfig) else f"window {sparse.window}"
         return (
             f"{name} had no effect: the patterns hold all blocks or nearly all "
-            f"({parts}, block_size {sparse.block_size}), so that every step was dense"
+            f"({parts}, block_size {sparse.block_size}, generation {sparse.generation}), so that every step was dense"
         )
     skip = f" (skip {sparse.skip}{_refresh(sparse)})" if isinstance(sparse, SparseConfig) else ""
     if kv_cache is not None:

@@ -160,10 +160,10 @@ class PatternCache:
         Create and return a new object.  See help(type) for accurate signature.
         """
     @staticmethod
-    def sparse(*, steps: typing.Any, prompt_length: typing.Any, skip: typing.SupportsFloat | typing.SupportsIndex, rho: typing.SupportsFloat | typing.SupportsIndex, block_size: typing.SupportsInt | typing.SupportsIndex, selection: typing.Any, selection_scale: typing.Any, isolate: bool, refresh: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex], refresh_every: bool, min_length: typing.SupportsInt | typing.SupportsIndex) -> PatternCache:
+    def sparse(*, steps: typing.Any, prompt_length: typing.Any, skip: typing.SupportsFloat | typing.SupportsIndex, rho: typing.SupportsFloat | typing.SupportsIndex, block_size: typing.SupportsInt | typing.SupportsIndex, selection: typing.Any, selection_scale: typing.Any, isolate: bool, refresh: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex], refresh_every: bool, min_length: typing.SupportsInt | typing.SupportsIndex, generation: typing.Any) -> PatternCache:
         ...
     @staticmethod
-    def window(*, steps: typing.Any, prompt_length: typing.Any, window: typing.SupportsInt | typing.SupportsIndex, sinks: typing.SupportsInt | typing.SupportsIndex, block_size: typing.SupportsInt | typing.SupportsIndex) -> PatternCache:
+    def window(*, steps: typing.Any, prompt_length: typing.Any, window: typing.SupportsInt | typing.SupportsIndex, sinks: typing.SupportsInt | typing.SupportsIndex, block_size: typing.SupportsInt | typing.SupportsIndex, generation: typing.Any) -> PatternCache:
         ...
     def attend(self, layer: typing.Any, q: typing.Any, k: typing.Any, v: typing.Any, out: typing.Any, key_mask: typing.Any, scale: typing.Any, stream: typing.Any) -> None:
         ...
@@ -222,7 +222,7 @@ def attention(q: typing.Any, k: typing.Any, v: typing.Any, out: typing.Any, lse:
     """
     Writes out, and lse unless it is None.
     """
-def attention_and_select(q: typing.Any, k: typing.Any, v: typing.Any, out: typing.Any, prompt_length: typing.Any, block_size: typing.Any, rho: typing.Any, selection: typing.Any, scale: typing.Any, selection_scale: typing.Any, isolate: typing.Any, key_mask: typing.Any, stream: typing.Any) -> BlockPattern:
+def attention_and_select(q: typing.Any, k: typing.Any, v: typing.Any, out: typing.Any, prompt_length: typing.Any, block_size: typing.Any, rho: typing.Any, selection: typing.Any, scale: typing.Any, selection_scale: typing.Any, isolate: typing.Any, generation: typing.Any, key_mask: typing.Any, stream: typing.Any) -> BlockPattern:
     """
     Writes out.
     """
@@ -254,7 +254,7 @@ def rms_norm(x: typing.Any, weight: typing.Any, eps: typing.Any) -> numpy.ndarra
     ...
 def rotary_(x: typing.Any, head_dim: typing.Any, cos: typing.Any, sin: typing.Any) -> None:
     ...
-def select(q: typing.Any, k: typing.Any, prompt_length: typing.Any, block_size: typing.Any, rho: typing.Any, selection: typing.Any, scale: typing.Any, selection_scale: typing.Any, isolate: typing.Any, key_mask: typing.Any, stream: typing.Any) -> BlockPattern:
+def select(q: typing.Any, k: typing.Any, prompt_length: typing.Any, block_size: typing.Any, rho: typing.Any, selection: typing.Any, scale: typing.Any, selection_scale: typing.Any, isolate: typing.Any, generation: typing.Any, key_mask: typing.Any, stream: typing.Any) -> BlockPattern:
     ...
 def set_backend(name: str | None) -> None:
     """

@@ -184,9 +184,9 @@ def attention_and_select(
         >>> q = k = v = np.ones((1, 4, 1000, 64), np.float32)
         >>> out, pattern = attention_and_select(q, k, v, prompt_length=900, block_size=64)
         >>> attention(q, k, v, pattern).shape, pattern.density
-        ((1, 4, 1000, 64), 0.375)
+        ((1, 4, 1000, 64), 0.453125)
 
-    Source: arXiv 2509.24014, section 4.
+    Source: arXiv 2509.24014, section 4, which is ``generation="sparse"``.
     """
     call = Call("attention_and_select", key_mask, q=q, k=k, v=v, out=out)
     with call.current():

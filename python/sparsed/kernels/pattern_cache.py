@@ -40,8 +40,8 @@ class PatternCache:
         ...     print(cache.phase, cache.density(0))
         dense 1.0
         select 1.0
-        sparse 0.5
-        sparse 0.5
+        sparse 0.5625
+        sparse 0.5625
     """
 
     def __init__(self, config: Sparse, *, steps: int | None, prompt_length: int) -> None:

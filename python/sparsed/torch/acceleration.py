@@ -48,7 +48,8 @@ def accelerate(
             whose attention sees the whole sequence.
         sparse: The sparsity settings.
         steps: The number of forward passes of one generation.
-        prompt_length: The number of tokens before the generation, including padding.
+        prompt_length: The number of tokens before the generation, including padding. For an encoder, which generates
+            nothing, it is the length of the sequence: with ``generation="dense"`` all rows behind it are dense.
 
     Returns:
         An object that restores the model with ``.undo()``, or at the end of ``with accelerate(...):``. Print it to see

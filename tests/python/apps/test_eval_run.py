@@ -273,11 +273,11 @@ def test_report_has_a_picture(tmp_path) -> None:
 
 
 def test_settings_of_the_paper() -> None:
-    assert method("SparseD", "paper", 4096).sparse == SparseConfig(0.2, 0.3, 128, min_length=0)
-    assert method("sliding window", "paper", 4096).sparse == SlidingWindow(2048, 128)
-    assert method("sliding window", "paper", 1000).sparse == SlidingWindow(256, 128)
-    assert method("StreamingLLM", "paper", 8192).sparse == sparsed.StreamingLLM(4096, 819, 128)
-    assert method("sliding window", "demo", 2048).sparse == SlidingWindow(512, 32)
+    assert method("SparseD", "paper", 4096).sparse == SparseConfig(0.2, 0.3, 128, min_length=0, generation="sparse")
+    assert method("sliding window", "paper", 4096).sparse == SlidingWindow(2048, 128, "sparse")
+    assert method("sliding window", "paper", 1000).sparse == SlidingWindow(256, 128, "sparse")
+    assert method("StreamingLLM", "paper", 8192).sparse == sparsed.StreamingLLM(4096, 819, 128, "sparse")
+    assert method("sliding window", "demo", 2048).sparse == SlidingWindow(512, 32, "sparse")
     assert method("dual cache", "paper", 4096).sampler(LLaDASampler(), 128) == LLaDASampler(block_length=32)
     assert method("dual cache", "paper", 4096).sampler(LLaDASampler(), 50) == LLaDASampler()
     with pytest.raises(

@@ -45,7 +45,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 }
 NUM_WHOLE = {"ModernBert": 2, "Gemma3Text": 1}  # layers that see the whole sequence, where others do not
 LENGTH, PROMPT = 130, 80
-TINY = sparsed.SparseConfig(skip=0.0, rho=0.3, block_size=16, min_length=0)
+TINY = sparsed.SparseConfig(skip=0.0, rho=0.3, block_size=16, min_length=0, generation="sparse")
 EVERYTHING = sparsed.SparseConfig(skip=0.0, rho=1.0, block_size=16, min_length=0)
 
 

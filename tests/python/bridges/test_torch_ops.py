@@ -67,7 +67,7 @@ def test_opcheck(by_token: bool) -> None:
         ("attention", (q, k, v, blocks, 16, None, None)),
         ("attention", (q[:, :, :1], k, v, None, 128, 0.2, KEYS)),
         ("attention", (q[:, :1], k[:, :1], v[:, :1], None, 128, None, None)),
-        ("attention_and_select", (q, k, v, 40, 16, 0.5, "paper", None, None, KEYS)),
+        ("attention_and_select", (q, k, v, 40, 16, 0.5, "paper", None, None, "dense", KEYS)),
         ("attend", (q, k, v, KEYS, None, handle, 0)),
     ):
         torch.library.opcheck(getattr(torch.ops.sparsed, name).default, arguments)

@@ -187,7 +187,9 @@ def test_without_isolation_one_top_k() -> None:
 
 
 def test_refresh_replaces_the_pattern() -> None:
-    cache = PatternCache(SparseConfig(skip=0.2, block_size=16, min_length=0, refresh=(0.6,)), steps=10, prompt_length=PROMPT)
+    cache = PatternCache(
+        SparseConfig(skip=0.2, block_size=16, min_length=0, refresh=(0.6,)), steps=10, prompt_length=PROMPT
+    )
     seen = []
     for t in range(10):
         cache.begin_step(t)

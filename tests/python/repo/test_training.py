@@ -84,7 +84,7 @@ def test_selected_patterns_are_those_of_the_library() -> None:
     q, k, v = (torch.randn(1, 2, 256, 16, generator=torch.Generator().manual_seed(i)) for i in range(3))
     (attend,) = attention.selected(lambda select: select(q, k, v), torch.tensor([200]), layers=1, block=32, rho=0.3)
     arrays = [x.numpy() for x in (q, k, v)]
-    pattern = sparsed.select(arrays[0], arrays[1], prompt_length=200, block_size=32, rho=0.3)
+    pattern = sparsed.select(arrays[0], arrays[1], prompt_length=200, block_size=32, rho=0.3, generation="sparse")
     np.testing.assert_allclose(attend(q, k, v).numpy(), sparsed.attention(*arrays, pattern), atol=ORDER)
 
 
