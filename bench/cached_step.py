@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -70,7 +71,7 @@ def _rows(case: AttentionCase, options: Options, peers: Sequence[Peer]) -> list[
         positions = np.arange(case.length - rows, case.length)
         queries, new_k, new_v = (np.ascontiguousarray(array[:, :, positions]) for array in (q, k, v))
         update = partial(packed.update, positions, new_k, new_v)
-        made = {
+        made: dict[str, Callable[[], Any]] = {
             STEP: partial(_step, packed, positions, queries, new_k, new_v),
             UPDATE: update,
             PACKING: partial(sparsed.attention, queries, k, v),

@@ -2,11 +2,14 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstring>
 
 #include "cpu/items.h"
 #include "cpu/key_groups.h"
 #include "cpu/packed_kv.h"
 #include "cpu/parallel.h"
+#include "support/available_memory.h"
+#include "support/buffer.h"
 
 namespace sparsed::cpu {
 namespace {
@@ -53,6 +56,23 @@ void run_plan(const AttentionKernels& kernels, const AttentionParams& params, co
   });
 }
 
+// Copies rows of q [B, H, L, D] to their place in [B, H_kv, H / H_kv * L, D], or those of the output back.
+enum class Copy { kIn, kOut };
+void copy_rows(const TensorView& by_head, const TensorView& by_kv_head, Copy direction) {
+  const auto [batch, heads, length, head_dim] = by_head.shape;
+  const int64_t group = heads / by_kv_head.shape[1];
+  const size_t bytes = static_cast<size_t>(head_dim) * dtype_size(by_head.dtype);
+  for (int64_t b = 0; b < batch; ++b) {
+    for (int64_t h = 0; h < heads; ++h) {
+      for (int64_t i = 0; i < length; ++i) {
+        char* outer = by_head.row(b, h, i);
+        char* inner = by_kv_head.row(b, h / group, h % group * length + i);
+        std::memcpy(direction == Copy::kIn ? inner : outer, direction == Copy::kIn ? outer : inner, bytes);
+      }
+    }
+  }
+}
+
 }  // namespace
 
 void attention(const AttentionKernels& kernels, const AttentionParams& params, const BlockPattern* pattern) {
@@ -74,8 +94,24 @@ void attention(const AttentionKernels& kernels, const AttentionParams& params, c
 
 void attention(const AttentionKernels& kernels, const AttentionParams& params, const PackedKv& packed,
                const DenseGroups& groups) {
-  run_plan(kernels, params, packed, ItemPlan(kernels, params, nullptr),
-           [&](int64_t b, int64_t) { return groups.row(b); });
+  const auto run = [&](const AttentionParams& given) {
+    run_plan(kernels, given, packed, ItemPlan(kernels, given, nullptr),
+             [&](int64_t b, int64_t) { return groups.row(b); });
+  };
+  if (params.heads() == params.kv_heads() || params.q_len() >= kMinItemQueries) return run(params);
+
+  // A tile costs the same with one query as with 16: the heads that share keys share tiles. An item reads its queries
+  // before it writes its output, so that one array is both. lse is in this order already.
+  const Shape4 shape{params.batch(), params.kv_heads(), params.heads() / params.kv_heads() * params.q_len(),
+                     params.head_dim()};
+  const size_t bytes = static_cast<size_t>(shape[0] * shape[1] * shape[2] * shape[3]) * dtype_size(params.q.dtype);
+  require_memory(bytes, "a copy of q");
+  const AlignedBytes memory = allocate_aligned(bytes);
+  AttentionParams shared = params;
+  shared.q = shared.out = {memory.get(), params.q.dtype, shape, contiguous_strides(shape)};
+  copy_rows(params.q, shared.q, Copy::kIn);
+  run(shared);
+  copy_rows(params.out, shared.out, Copy::kOut);
 }
 
 bool needs_finite_values(const AttentionKernels& kernels, const AttentionParams& params, const BlockPattern* pattern) {

@@ -68,6 +68,32 @@ TEST_P(CpuAttention, QueryBlocksAndKeyBlocksMayDiffer) {
   }
 }
 
+// Few queries of heads that share keys are computed together; each head alone, with its own keys, has the same bits.
+TEST_P(CpuAttention, HeadsThatShareKeysHaveTheBitsOfHeadsThatDoNot) {
+  for (DType dtype : dtypes()) {
+    for (int64_t q_len : {1, 3, 20, 31, 32}) {
+      for (int64_t group : {2, 7}) {
+        Call call({2, 2, group, q_len, 300, 40, true, true, 25}, dtype);
+        cpu::attention(kernels(), call.params, nullptr);
+        const std::string what = message(dtype_name(dtype), " queries ", q_len, " group ", group);
+        expect_matches_reference(call, nullptr, what);
+        const Call shared = call;
+        for (int64_t h = 0; h < 2 * group; ++h) {
+          AttentionParams alone = call.params;
+          alone.lse = nullptr;
+          for (auto [view, head] :
+               {std::pair{&alone.q, h}, {&alone.out, h}, {&alone.k, h / group}, {&alone.v, h / group}}) {
+            view->data = view->row(0, head, 0);
+            view->shape[1] = 1;
+          }
+          cpu::attention(kernels(), alone, nullptr);
+        }
+        EXPECT_EQ(call.out.storage, shared.out.storage) << what;
+      }
+    }
+  }
+}
+
 TEST_P(CpuAttention, NoKeysGiveZero) {
   for (DType dtype : dtypes()) {
     Call call({2, 1, 2, 5, 0, 16, false, true, 24}, dtype);

@@ -79,6 +79,14 @@ def test_forward_refuses_another_length(model) -> None:
         model.forward([[1, 2, 3, 4]], key_values=kept)
 
 
+def test_keys_and_values_that_cannot_fit_are_refused_before_the_pass(model) -> None:
+    kept = model.new_key_values()
+    assert kept.nbytes == 0
+    with pytest.raises(MemoryError, match="forward: the keys and values needs"):
+        kept.begin(batch=2**20, length=2**20, num_computed=2**20, key_mask=None)
+    assert kept.nbytes == 0
+
+
 def test_forward_refuses_another_mask(model) -> None:
     kept = model.new_key_values()
     mask = np.array([[False, True, True]])
