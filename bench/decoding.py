@@ -86,19 +86,17 @@ class Decoding:
 def decodings() -> list[Decoding]:
     """Returns the ways to generate: the parts one by one, then the presets."""
     sparsity: dict[str, Any] = {"rho": PUBLISHED_RHO[PUBLISHED_BLOCK], "block_size": PUBLISHED_BLOCK}
-    dense_rows: dict[str, Any] = {**sparsity, "generation": "dense"}
-
-    def sparse_and_dual(model: Transformer) -> dict[str, Any]:
-        return {"sparse": SparseConfig(skip=0, **dense_rows), "kv_cache": DualCache()}
+    published = SparseConfig(skip=PUBLISHED_SKIP, generation="sparse", **sparsity)
+    dense_rows = SparseConfig(skip=0, generation="dense", **sparsity)
 
     def preset(name: str) -> Callable[[Transformer], dict[str, Any]]:
-        return lambda model: dict(sparsed.preset(name, model))  # type: ignore[attr-defined]
+        return lambda model: dict(sparsed.preset(name, model))
 
     found = [
         Decoding("dense", lambda model: {}),
-        Decoding("SparseD", lambda model: {"sparse": SparseConfig(skip=PUBLISHED_SKIP, **sparsity)}),
+        Decoding("SparseD", lambda model: {"sparse": published}),
         Decoding("dual cache", lambda model: {"kv_cache": DualCache()}, CACHE_BLOCK),
-        Decoding("SparseD + dual cache", sparse_and_dual, CACHE_BLOCK),
+        Decoding("SparseD + dual cache", lambda model: {"sparse": dense_rows, "kv_cache": DualCache()}, CACHE_BLOCK),
         Decoding("one full pass", lambda model: {"kv_cache": DualCache()}),
     ]
     return found + [Decoding(f"preset {name}*", preset(name)) for name in _PRESETS]

@@ -168,10 +168,10 @@ class BatchRun:
             self.prompt_length + np.flatnonzero(masked[0]),
             self.prompt_length + wanted - self.shift,
         )
-        if len(computed) == self.length:
-            self._begin_pattern_step(masked)
-            computed = None
-        return StepPlan(candidates, wanted, True, computed)
+        if len(computed) < self.length:
+            return StepPlan(candidates, wanted, True, computed)
+        self._begin_pattern_step(masked)
+        return StepPlan(candidates, wanted, True, None)
 
     def _begin_pattern_step(self, masked: NDArray[np.bool_]) -> None:
         if self.patterns is not None:

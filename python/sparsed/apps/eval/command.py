@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ...generation.preset import PRESETS
 from .. import methods as settings
 from ..environment import machine_info
-from ..methods import METHODS, PRESETS, Method, default_sampler
+from ..methods import METHODS, Method, default_sampler
 from .ablation import ablations
 from .heads import head_report, heads_table, write_heads
 from .held_out import score_text
