@@ -84,27 +84,27 @@ def methods(model: Any) -> dict[str, dict[str, Any]]:
     rows_dense = SparseConfig(skip=0.2, rho=0.3, block_size=32, min_length=0, generation="dense")
     early = SparseConfig(skip=0, rho=0.3, block_size=32, min_length=0, generation="dense")
     few = SparseConfig(skip=0, rho=0.1, block_size=32, min_length=0, generation="dense")
-    blocks = LLaDASampler(8, threshold=0.9)
+    blocks = LLaDASampler(8, threshold=0.95)
     cached = {"sampler": blocks, "kv_cache": DualCache()}
-    fewer: dict[str, Any] = {
+    other_rules: dict[str, Any] = {
+        "threshold 0.9": {"threshold": 0.9},
         "factor 1": {"factor": 1.0},
         "entropy bound 0.1": {"entropy_bound": 0.1},
-        "threshold 0.9, early commit": {"threshold": 0.9, "early_commit": (7.5, 5.0, 2.5)},
-        "threshold 0.7": {"threshold": 0.7},
+        "threshold 0.95, early commit": {"threshold": 0.95, "early_commit": True},
     }
     return {
         DENSE: {},
         "SparseD as published": {"sparse": published},
         "SparseD, generation rows dense": {"sparse": rows_dense},
         "SparseD, rho .1, skip 0, generation rows dense": {"sparse": few},
-        "threshold 0.9": {"sampler": blocks},
-        "threshold 0.9, dual cache": cached,
-        "threshold 0.9, prefix cache": {"sampler": blocks, "kv_cache": PrefixCache()},
-        "threshold 0.9, dual cache, one full pass": {**cached, "kv_cache": DualCache(refresh_every=None)},
-        "threshold 0.9, dual cache, SparseD as published": {**cached, "sparse": published},
-        "threshold 0.9, dual cache, SparseD, generation rows dense": {**cached, "sparse": early},
-        "threshold 0.9, dual cache, SparseD, rho .1, generation rows dense": {**cached, "sparse": few},
-        **{f"{name}, dual cache": {**cached, "sampler": LLaDASampler(8, **rule)} for name, rule in fewer.items()},
+        "threshold 0.95": {"sampler": blocks},
+        "threshold 0.95, dual cache": cached,
+        "threshold 0.95, prefix cache": {"sampler": blocks, "kv_cache": PrefixCache()},
+        "threshold 0.95, dual cache, one full pass": {**cached, "kv_cache": DualCache(refresh_every=None)},
+        "threshold 0.95, dual cache, SparseD as published": {**cached, "sparse": published},
+        "threshold 0.95, dual cache, SparseD, generation rows dense": {**cached, "sparse": early},
+        "threshold 0.95, dual cache, SparseD, rho .1, generation rows dense": {**cached, "sparse": few},
+        **{f"{name}, dual cache": {**cached, "sampler": LLaDASampler(8, **rule)} for name, rule in other_rules.items()},
         **{f"preset {name}": sparsed.preset(name, model) for name in ("exact", "balanced", "fast")},
     }
 

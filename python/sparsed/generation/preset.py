@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ..checks import Checker
 from ..kernels.config import SparseConfig
 from .kv_cache import DualCache
-from .sampling import SAMPLERS
+from .sampling import SAMPLERS, Sampler
 
 if TYPE_CHECKING:
     from ..models import Model
@@ -24,15 +24,16 @@ def preset(name: str, tokenizer_or_model: Tokenizer | Model) -> dict[str, Any]:
     exact: The text is that of `generate` without them, with dense attention. A row ends when its end token is set and
         nothing before it is open (`stop`), which saves steps if the sampler works in blocks.
 
-    balanced: Blocks of 32 tokens; a step sets every token of the block whose probability is at least 0.9 (`steps` is
+    balanced: Blocks of 32 tokens; a step sets every token of the block whose probability is at least 0.95 (`steps` is
         not used). The step that begins a block computes all tokens, the others those of the block (DualCache). In the
         first one the pattern of SparseD is selected, with 30 % of the key blocks; the later ones use it for the rows of
         the prompt, while those of the generation attend to everything. Sequences below 2,048 tokens stay dense. A row
         ends with its end token.
 
-    fast: As balanced, but only the first block computes all tokens; later ones reuse the keys and values of the prompt,
-        and attention is dense. This is what published caches without refresh do, which cost LLaDA-8B points on long
-        prompts (Fast-dLLM reports 13 of RULER's at 8k), although they cost the small models of docs/quality.md none.
+    fast: As balanced, but the probability is at least 0.9, as Fast-dLLM has it, and only the first block computes all
+        tokens; later ones reuse the keys and values of the prompt, and attention is dense. Such a cache without
+        refreshes costs LLaDA-8B points on long prompts (Fast-dLLM's lost 13 of RULER's at 8k), although it costs the
+        small models of docs/quality.md none.
 
     What was measured is in docs/quality.md (answers) and docs/performance.md (seconds).
 
@@ -68,21 +69,25 @@ def preset(name: str, tokenizer_or_model: Tokenizer | Model) -> dict[str, Any]:
     return {**_PRESETS[name](config.family), "stop": tuple(config.end_token_ids)}
 
 
+def _sure_tokens(family: str, threshold: float) -> Sampler:
+    sampler: Any = SAMPLERS[family]
+    return cast(Sampler, sampler(block_length=_BLOCK_LENGTH, threshold=threshold))
+
+
 def _exact(family: str) -> dict[str, Any]:
     return {}
 
 
 def _balanced(family: str) -> dict[str, Any]:
-    sampler: Any = SAMPLERS[family]
     return {
-        "sampler": sampler(block_length=_BLOCK_LENGTH, threshold=0.9),
+        "sampler": _sure_tokens(family, 0.95),
         "kv_cache": DualCache(),
         "sparse": SparseConfig(skip=0, rho=0.3, generation="dense"),
     }
 
 
 def _fast(family: str) -> dict[str, Any]:
-    return {**_balanced(family), "kv_cache": DualCache(refresh_every=None), "sparse": None}
+    return {"sampler": _sure_tokens(family, 0.9), "kv_cache": DualCache(refresh_every=None)}
 
 
 _PRESETS: dict[str, Callable[[str], dict[str, Any]]] = {"exact": _exact, "balanced": _balanced, "fast": _fast}
