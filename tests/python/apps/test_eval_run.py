@@ -20,6 +20,7 @@ from sparsed.apps.eval.heads import markdown as markdown_of_heads
 from sparsed.apps.eval.held_out import _rows as held_out_rows
 from sparsed.apps.eval.report import markdown as markdown_of_report
 from sparsed.apps.methods import default_sampler, method_name, slug
+from sparsed.generation.preset import PRESETS
 
 
 def run(capsys, *arguments: str) -> tuple[int, str, str]:
@@ -294,6 +295,23 @@ def test_methods_in_any_spelling(name: str) -> None:
     for spelling in spellings:
         assert method(spelling, "paper", 4096) == method(name, "paper", 4096) and method_name(spelling) == name
     assert re.fullmatch("[a-z-]+", slug(name))
+
+
+def test_presets_are_methods(capsys, tmp_path) -> None:
+    tokenizer = sparsed.load_tokenizer(demo_model_folder())
+    for name in PRESETS:
+        made = method(name, "paper", 4096, source=tokenizer)
+        given = sparsed.preset(name, tokenizer)
+        assert (made.sparse, made.kv_cache, made.stop) == (given.get("sparse"), given.get("kv_cache"), given["stop"])
+        assert made.sampler(LLaDASampler(), 20) == given.get("sampler", LLaDASampler())
+    with pytest.raises(ValueError, match="method: name is 'fast' and source is None"):
+        method("fast", "paper", 4096)
+    options = ["--lengths", "128", "--tasks", "vt", "--samples", "1", "--out", str(tmp_path), "--preset", "fast"]
+    status, out, _err = run(capsys, "eval", *options)
+    assert status == 0 and [line.split()[0] for line in out.splitlines()[2:4]] == ["dense", "fast"]
+    both = method("SparseD + cache", "demo", 4096)
+    assert both.sparse == SparseConfig(0, 0.3, 32, min_length=0, generation="dense")
+    assert both.kv_cache == sparsed.DualCache() and both.block_length == 4
 
 
 def test_methods_of_the_command(capsys, tmp_path) -> None:

@@ -173,6 +173,41 @@ def test_generate_options_reach_the_library(capsys, monkeypatch) -> None:
     assert streaming == sparsed.StreamingLLM(64, 8, 16)
     cached = options_of("--kv-cache", "delayed", "--refresh", "4")[1]
     assert cached["kv_cache"] == sparsed.DelayedCache(refresh=4) and cached["sparse"] is None
+    sparse = ("--sparse", "--skip", "0", "--generation", "sparse")
+    both = options_of("--kv-cache", "dual", "--refresh-every", "0", *sparse)[1]
+    assert both["kv_cache"] == sparsed.DualCache(refresh_every=None)
+    assert both["sparse"] == sparsed.SparseConfig(skip=0, generation="sparse")
+    windowed = options_of("--kv-cache", "prefix", "--refresh-every", "2", "--window", "64")[1]
+    assert windowed["kv_cache"] == sparsed.PrefixCache(refresh_every=2)
+    assert windowed["sparse"] == sparsed.SlidingWindow(64)
+
+
+def test_generate_takes_presets(capsys, monkeypatch) -> None:
+    calls = []
+
+    def note(model, prompt_ids, **options):
+        calls.append(options)
+        return sparsed.generate(model, prompt_ids, gen_length=2, steps=1)
+
+    monkeypatch.setattr(generate_command, "generate", note)
+    tokenizer = sparsed.load_tokenizer(MODEL)
+    for name in ("exact", "balanced", "fast"):
+        assert run(capsys, "generate", MODEL, "--prompt", "the sun", "--preset", name)[0] == 0
+        expected = {"sampler": sparsed.LLaDASampler()} | sparsed.preset(name, tokenizer)
+        assert {key: calls[-1][key] for key in expected} == expected
+    assert run(capsys, "generate", MODEL, "the sun", "--preset", "fast", "--threshold", "0.7")[0] == 0
+    assert calls[-1]["sampler"] == sparsed.LLaDASampler(32, threshold=0.7)
+    for refused in (("--rho", "0.1"), ("--kv-cache", "dual"), ("--sinks", "3"), ("--generation", "sparse")):
+        status, _, err = run(capsys, "generate", MODEL, "the sun", "--preset", "fast", *refused)
+        assert status == 2 and f"{refused[0]} given, expected only options that apply (the preset fast decides" in err
+    status, _, err = run(capsys, "generate", MODEL, "the sun", "--refresh-every", "2")
+    assert status == 2 and "--refresh-every given, expected only options that apply (there is no --kv-cache)" in err
+
+
+def test_a_preset_answers(capsys) -> None:
+    arguments = ("--preset", "balanced", "--gen-length", "40", "--stats")
+    status, out, err = run(capsys, "generate", MODEL, TEXT.partition(" . ")[2], *arguments)
+    assert status == 0 and out == "zileba is 107 ;\n" and re.search(r"^cached +\d+ ", err, re.MULTILINE)
 
 
 def test_generate_prints_statistics_on_stderr(capsys) -> None:

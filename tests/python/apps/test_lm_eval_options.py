@@ -67,6 +67,10 @@ def requests_of(kind, *arguments):
         ({"dtype": "float16"}, "load_model: dtype is 'float16', expected one of"),
         ({"threshold": 0.9, "factor": 1.0}, "LLaDASampler: threshold and factor are given, expected at most one"),
         ({"enable_thinking": True}, "SparsedLM: enable_thinking is True, expected think_end_token with it"),
+        ({"kv_cache": "triple"}, "SparsedLM: kv_cache is 'triple', expected one of"),
+        ({"preset": "quick"}, "preset: name is 'quick', expected one of 'exact', 'balanced', 'fast'"),
+        ({"preset": "fast", "sparse": True}, "SparsedLM: preset is 'fast' with sparse or kv_cache, expected only one"),
+        ({"preset": "fast", "refresh": 2}, "SparsedLM: refresh given, expected only options that apply"),
     ],
     ids=lambda value: str(value)[:40] if isinstance(value, dict) else "",
 )
@@ -96,6 +100,15 @@ def test_refused_types(options, message) -> None:
 def test_options_that_need_fewer_steps_are_arguments(folder) -> None:
     lm = SparsedLM(folder, block_length=8, entropy_bound=0.1, early_commit=True, confidence_eos_eot_inf=False)
     assert lm.sampler == LLaDASampler(block_length=8, entropy_bound=0.1, early_commit=True)
+
+
+def test_caches_and_presets_are_arguments(folder) -> None:
+    lm = SparsedLM(folder, kv_cache="dual", refresh=3, refresh_every=2, sparse=True, skip=0, block_length=8)
+    assert lm.kv_cache == sparsed.DualCache(3, 2) and lm.sparse == sparsed.SparseConfig(skip=0)
+    lm = SparsedLM(folder, preset="balanced", threshold=0.8)
+    expected = sparsed.preset("balanced", lm.model)
+    assert (lm.kv_cache, lm.sparse) == (expected["kv_cache"], expected["sparse"])
+    assert lm.sampler == LLaDASampler(32, threshold=0.8)
 
 
 def test_arguments_of_the_hf_backend_that_ask_for_nothing_special() -> None:

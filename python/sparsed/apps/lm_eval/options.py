@@ -140,7 +140,8 @@ def settings_of(
 ) -> dict[str, Any]:
     """Returns `sparse`, `kv_cache` and `sampler` (or None) for `generate`: those of a preset, or as given."""
     if name is None:
-        return {"sparse": sparse_of(sparse, options), "kv_cache": kv_cache_of(kv_cache, options), "sampler": None}
+        cache = kv_cache_of(kv_cache, options)  # first: both have a field `refresh`, of which this one is a number
+        return {"sparse": sparse_of(sparse, options), "kv_cache": cache, "sampler": None}
     if sparse is not False or kv_cache is not None:
         raise ValueError(f"SparsedLM: preset is {name!r} with sparse or kv_cache, expected only one of them")
     found = preset(name, source)
