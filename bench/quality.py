@@ -25,7 +25,7 @@ from sparsed.apps.eval.scoring import accuracy, paired_difference
 from sparsed.apps.eval.styles import SmallStyle
 from sparsed.apps.eval.tasks import TaskSet
 from sparsed.models.files import demo_model_folder
-from sparsed.tables import format_table
+from sparsed.tables import format_table, markdown_table
 
 GEN_LENGTH, FACTS, ASKED = 32, 8, 4
 DENSE = "dense"
@@ -131,7 +131,8 @@ def run(bed: str, folder: Path, args: argparse.Namespace) -> None:
                 right = [int(answer in text) for answer in prompt.answers]
                 results.add(bed, length, name, right, result.stats)
             results.write(args)
-        print(f"\n{bed}, {length} tokens\n{results.table(bed, length)}", flush=True)
+        table = format_table(HEADER, rows_of(results.cells[f"{bed} {length}"]))
+        print(f"\n{bed}, {length} tokens\n{table}", flush=True)
 
 
 class _Results:
@@ -166,30 +167,36 @@ class _Results:
         partial.write_text(json.dumps(content) + "\n", encoding="utf-8")
         partial.replace(self._path)
 
-    def table(self, bed: str, length: int) -> str:
-        """Returns the accuracy of each method in points, and its paired difference to dense attention."""
-        cells = self.cells[f"{bed} {length}"]
-        base = np.array(cells[DENSE]["right"], float) if DENSE in cells else None
-        rows = []
-        for name, cell in cells.items():
-            right = np.array(cell["right"], float)
-            prompts = len(right)
-            difference = "-"
-            if base is not None and name != DENSE and 0 < prompts <= len(base):
-                found = paired_difference((right - base[:prompts]).ravel()).scaled(100)
-                difference = f"{found.mean:+.1f} ({found.bounds(1, '+')})"
-            mean = accuracy(right.ravel()).scaled(100)
-            rows.append(
-                (
-                    name,
-                    str(right.size),
-                    f"{mean.mean:.1f}",
-                    difference,
-                    f"{cell['forwards'] / prompts:.1f}",
-                    f"{cell['full_passes'] / prompts:.1f}",
-                )
-            )
-        return format_table(("method", "answers", "right, %", "minus dense", "forwards", "full passes"), rows)
+
+HEADER = ("method", "answers", "right, %", "minus dense", "forwards", "full passes")
+
+
+def rows_of(cells: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
+    """Returns a row per method: its accuracy in points, the paired difference to dense attention, and its passes."""
+    base = np.array(cells[DENSE]["right"], float) if DENSE in cells else None
+    rows = []
+    for name, cell in cells.items():
+        right = np.array(cell["right"], float)
+        prompts = len(right)
+        difference = "-"
+        if base is not None and name != DENSE and prompts <= len(base):
+            found = paired_difference((right - base[:prompts]).ravel()).scaled(100)
+            difference = f"{found.mean:+.1f} ({found.bounds(1, '+')})"
+        mean = accuracy(right.ravel()).scaled(100)
+        passes = (f"{cell[key] / prompts:.1f}" for key in ("forwards", "full_passes"))
+        rows.append((name, str(right.size), f"{mean.mean:.1f}", difference, *passes))
+    return rows
+
+
+def markdown(content: dict[str, Any]) -> str:
+    """Returns the tables of a file of results for the documentation."""
+    parts = []
+    for name, cells in content["cells"].items():
+        bed, length = name.split()
+        parts.append(f"{bed}, {int(length):,} tokens:\n\n{markdown_table(HEADER, rows_of(cells))}\n")
+    machine, settings = content["machine"], content["settings"]
+    parts.append(f"{machine['cpu']}, {settings['dtype']}. `python -m bench.quality shipped`, and `digits FOLDER`.\n")
+    return "\n".join(parts)
 
 
 def main() -> None:
