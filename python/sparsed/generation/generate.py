@@ -142,8 +142,9 @@ def generate(
 
     num_steps = sampler.num_steps(request)
     # Bytes per position: two int64 copies of the tokens, two int32 copies of each state of the history.
-    needed = 16 + 8 * (1 + (num_steps or request.gen_length)) * history
-    ops.require_memory(needed * len(prompt) * (prompt.shape[1] + request.gen_length), "generate: the tokens")
+    state_bytes = 8 * (1 + (num_steps or request.gen_length)) * history
+    num_tokens = len(prompt) * (prompt.shape[1] + request.gen_length)
+    ops.require_memory((16 + state_bytes) * num_tokens, "generate: the tokens")
     stop_ids = _stop_ids(stop, fill_behind_end, model, sampler, request)
     masked_tokens = np.full((len(prompt), request.gen_length), request.mask_token_id, np.int64)
     tokens = np.concatenate([prompt, masked_tokens], axis=1)
@@ -157,6 +158,9 @@ def generate(
         for indices in _batches(padding, one_by_one=one_by_one)
     ]
 
+    turns = _turns(runs)
+    ops.require_memory(state_bytes * len(turns) * num_tokens, "generate: the history")
+
     stats = GenerationStats()
     lengths = [int(length) for length in tokens.shape[1] - padding]
     foreseen = notes_before(sparse, None if kv_cache is not None else num_steps, lengths)
@@ -167,7 +171,7 @@ def generate(
     confidence = np.full(masked_tokens.shape, np.nan, np.float32)
     states = [tokens.astype(np.int32)] if history else []
     with SigintLatch() as sigint, progress_bar(progress, total=masked_tokens.size, unit="tok") as bar:
-        for turn in _turns(runs):
+        for turn in turns:
             for run in turn:
                 run.begin()
             for step in itertools.count() if num_steps is None else range(num_steps):
@@ -236,19 +240,17 @@ def _stop_ids(
 
 def _turns(runs: list[BatchRun]) -> list[list[BatchRun]]:
     """The runs in turns whose keys and values fit into memory together."""
+    largest = max(run.key_values_nbytes for run in runs)
     fits = len(runs)
-    while fits > 1:
+    while True:
         try:
-            _require_key_values(runs[:fits])
-            break
+            ops.require_memory(fits * largest, "generate: the keys and values")
         except MemoryError:
+            if fits == 1:
+                raise
             fits = (fits + 1) // 2
-    _require_key_values(runs[:1])
-    return [runs[begin : begin + fits] for begin in range(0, len(runs), fits)]
-
-
-def _require_key_values(runs: list[BatchRun]) -> None:
-    ops.require_memory(sum(run.key_values_nbytes for run in runs), "generate: the keys and values")
+        else:
+            return [runs[begin : begin + fits] for begin in range(0, len(runs), fits)]
 
 
 def _step(runs: list[BatchRun], step: int, sigint: SigintLatch) -> list[GroupStep]:

@@ -61,12 +61,14 @@ class GenerationResult(ComparedByContent):
 
     Attributes:
         tokens: (B, l) int64, prompt and generation; padding as it was given.
-        history: (T + 1, B, l) int32, the sequence before each step and at the end; None unless asked for.
+        history: (S + 1, B, l) int32, the sequence before each of the S steps of `stats` and at the end; None unless
+            asked for.
         stats: seconds, phases, densities and tokens per step.
         groups: the rows that ran together, with their patterns.
         prompt_length: p, padding included.
-        filled_at: (B, gen_length) int32, the step that unmasked each token; -1: still masked.
-        confidence: (B, gen_length) float32, the sampler's confidence in it; NaN: still masked.
+        filled_at: (B, gen_length) int32, the step that unmasked each token; -1: none did, because the token is still
+            masked or stands behind the end of the text (`stop`).
+        confidence: (B, gen_length) float32, the sampler's confidence in it; NaN where no step unmasked it.
         interrupted: Ctrl-C ended the generation; positions of `tokens` that are still masked hold the mask token.
     """
 

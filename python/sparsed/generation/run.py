@@ -117,8 +117,9 @@ class BatchRun:
 
     @property
     def key_values_nbytes(self) -> int:
-        """The memory that the run's keys and values take from `begin` to `end`."""
-        if self.decoding.kv_cache is None:
+        """The host memory that the run's keys and values take from `begin` to `end`."""
+        devices = getattr(self.decoding.model, "devices", ())  # of the torch engine
+        if self.decoding.kv_cache is None or any(device.type != "cpu" for device in devices):
             return 0
         rows = len(self.batch_indices) * (2 if self.sampler.cfg_scale > 0 else 1)
         return int(self.decoding.model.key_values_nbytes(self.length, batch=rows))
