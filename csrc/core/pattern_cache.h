@@ -37,8 +37,9 @@ struct WindowConfig {
 // Not thread-safe. A call that throws leaves the state as it was.
 class PatternCache {
  public:
-  // A pattern that keeps more than this share of the blocks saves nothing: such a layer attends densely.
-  static constexpr double kDenseAbove = 0.97;
+  // A pattern of all blocks is dense attention, which is faster without the pattern. A smaller share would make a row
+  // of a batch dense or sparse depending on the other rows.
+  static constexpr double kDenseAbove = 1 - 0x1p-53;  // the largest number below 1
 
   PatternCache(SparseConfig config, std::optional<int64_t> steps, int64_t prompt_length);
   PatternCache(WindowConfig config, std::optional<int64_t> steps, int64_t prompt_length);

@@ -59,7 +59,19 @@ def hostile_generation() -> tuple[sparsed.GenerationResult, sparsed.Tokenizer]:
     for step in range(len(ids) - 1):
         stats.add(
             step,
-            [GroupStep("dense", 0.01 * (step + 1), 1.0, 1, 1, 0, [np.array([step + 2])], [np.ones(1, np.float32)])],
+            [
+                GroupStep(
+                    "dense",
+                    0.01 * (step + 1),
+                    1.0,
+                    1,
+                    1,
+                    0,
+                    [np.array([step + 2])],
+                    [np.ones(1, np.float32)],
+                    [np.array([], np.int64)],
+                )
+            ],
         )
     filled_at = np.arange(len(ids), dtype=np.int32)[None]
     filled_at[0, -1] = -1

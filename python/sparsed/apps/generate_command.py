@@ -20,7 +20,7 @@ from ..models.files import decode_text, demo_model_folder, find_folder, read_tex
 from ..models.loader import read_config
 from ..models.tokenizer import Tokenizer, load_tokenizer
 from .cli_options import add_engine_options, load_chosen
-from .methods import CACHE_KINDS
+from .methods import CACHE_KINDS, changed_sampler
 from .parser import option
 from .pictures.live import LiveText, can_draw
 
@@ -237,11 +237,11 @@ _SELECTING = ("rho", "skip", "selection", "min_length")
 
 def _kv_cache(args: argparse.Namespace) -> KVCachePolicy | None:
     given = _given(args, ("refresh", "refresh_every"))
+    if args.preset is not None:
+        _refuse(_given(args, ("kv_cache",)) | given, f"the preset {args.preset} decides it")
     if args.kv_cache is None:
         _refuse(given, "there is no --kv-cache")
         return None
-    if args.preset is not None:
-        _refuse({"kv_cache": args.kv_cache}, f"the preset {args.preset} decides it")
     if given.get("refresh_every") == 0:
         given["refresh_every"] = None
     return CACHE_KINDS[args.kv_cache](**given)
@@ -252,8 +252,10 @@ def _sparse_config(args: argparse.Namespace) -> Sparse | None:
     if args.preset is not None:
         _refuse(_given(args, (*_SELECTING, *of_sparse, "sinks")), f"the preset {args.preset} decides them")
         return None
-    if args.dense or (args.kv_cache is not None and not args.sparse and args.window is None):
-        _refuse(_given(args, (*_SELECTING, *of_sparse, "sinks")), "attention is dense")
+    cached_only = args.kv_cache is not None and not args.sparse and args.window is None
+    if args.dense or cached_only:
+        hint = ": --sparse is missing" if cached_only and not args.dense else ""
+        _refuse(_given(args, (*_SELECTING, *of_sparse, "sinks")), f"attention is dense{hint}")
         return None
     if args.window is None:
         _refuse(_given(args, ("sinks",)), "there is no --window")
@@ -270,7 +272,7 @@ def _sampler(args: argparse.Namespace, family: str, sampler: Sampler | None) -> 
     foreign = sorted(set().union(*options.values()) - options[family])
     _refuse(_given(args, foreign), f"the model is of the {family} family")
     given = _given(args, sorted(options[family]))
-    return SAMPLERS[family](**given) if sampler is None else dataclasses.replace(sampler, **given)  # type: ignore[type-var]
+    return changed_sampler(SAMPLERS[family]() if sampler is None else sampler, given)
 
 
 # --- prompt ----------------------------------------------------------------------------------------------------------

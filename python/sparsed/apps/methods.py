@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -79,6 +80,13 @@ class Method:
 def settings_of(settings: Sparse | KVCachePolicy | Sampler) -> dict[str, Any]:
     """Returns the kind and the fields of a dataclass."""
     return {"kind": type(settings).__name__, **dataclasses.asdict(settings)}  # type: ignore[arg-type]
+
+
+def changed_sampler(sampler: Sampler, fields: Mapping[str, Any]) -> Sampler:
+    """Returns `sampler` with other fields. A rule among them takes the place of the sampler's own rule."""
+    rules = {"threshold": None, "factor": None, "entropy_bound": None}
+    replaced = rules if rules.keys() & fields.keys() else {}
+    return dataclasses.replace(sampler, **replaced | dict(fields))  # type: ignore[type-var]
 
 
 def slug(name: str) -> str:

@@ -74,6 +74,7 @@ def generate(
         stop: (n,) token ids. A row ends as soon as one of them is set and no position before it is masked: the text up
             to it can change no more. What is still masked behind it becomes that token. None: the model's end tokens
             if the sampler works in blocks, else none, because then the end is rarely reached early. () never stops.
+            With sparse attention the rows of a batch then run one by one.
         fill_behind_end: Fill the masked positions behind the first token of `stop` as soon as it is set, although
             positions before it are masked. This saves steps, and it can change the text before the end.
         prompt_mask: (B, p), False (or 0) at the left padding of shorter prompts, True (or 1) elsewhere.
@@ -127,7 +128,7 @@ def generate(
         raise TypeError(
             f"generate: kv_cache is {type(kv_cache).__name__}, expected PrefixCache, DualCache, DelayedCache or None"
         )
-    if kv_cache is not None and not hasattr(model, "new_key_values"):
+    if kv_cache is not None and not (hasattr(model, "new_key_values") and hasattr(model, "key_values_nbytes")):
         raise ValueError(
             f"generate: kv_cache is given with a {type(model).__name__}, expected a model that keeps keys and values "
             "(those of load_model do)"
@@ -151,8 +152,8 @@ def generate(
     seeds = np.random.SeedSequence(seed).spawn(len(prompt))
     generators = [np.random.Generator(np.random.PCG64(child)) for child in seeds]
     decoding = Decoding(model, sampler, request, sparse, kv_cache, stop_ids, bool(fill_behind_end))
-    # Rows whose steps depend on their tokens run one by one.
-    one_by_one = num_steps is None or kv_cache is not None or stop_ids.size > 0
+    # Rows whose steps depend on their tokens run one by one, and those that end apart if a pattern ties them together.
+    one_by_one = num_steps is None or kv_cache is not None or (stop_ids.size > 0 and sparse is not None)
     runs = [
         BatchRun(decoding, tokens, indices, int(padding[indices[0]]), [generators[row] for row in indices])
         for indices in _batches(padding, one_by_one=one_by_one)
@@ -185,21 +186,22 @@ def generate(
                 bar.set_postfix_str(f"step {step + 1}{of_all}, {record.phase}", False)
                 bar.update(int(np.count_nonzero(tokens[:, prompt.shape[1] :] != request.mask_token_id)) - bar.n)
                 for run, outcome in zip(active, outcomes, strict=True):
-                    for row, positions, values in zip(
-                        run.batch_indices, outcome.unmasked, outcome.confidence, strict=True
-                    ):
-                        filled_at[row, positions - prompt.shape[1]] = record.step
-                        confidence[row, positions - prompt.shape[1]] = values
+                    for i, row in enumerate(run.batch_indices):
+                        filled_at[row, outcome.filled[i] - prompt.shape[1]] = record.step
+                        filled_at[row, outcome.unmasked[i] - prompt.shape[1]] = record.step
+                        confidence[row, outcome.unmasked[i] - prompt.shape[1]] = outcome.confidence[i]
                 if history:
                     states.append(tokens.astype(np.int32))
                 if on_step is not None:
                     on_step(_step_info(record, tokens, active, outcomes))
+                if any(run.ended for run in turn) and all(run.finished for run in turn):
+                    break
             for run in turn:
                 run.end()
             if sigint.caught:
                 break
     if not foreseen and not sigint.caught:
-        seen = notes_after(sparse, kv_cache, stats)
+        seen = notes_after(sparse, kv_cache, stats, any(run.was_sparse for run in runs))
         stats.notes += seen
         log_notes(seen, sparse or kv_cache)
     if sigint.caught:
@@ -225,10 +227,9 @@ def _stop_ids(
     if stop is None:
         block_end = sampler.block(request, 0, np.ones(request.gen_length, np.bool_))[1]
         wanted = fill_behind_end or block_end < request.gen_length
-        stop = getattr(model.config, "end_token_ids", ()) if wanted else ()
-    ids = token_row(
-        "generate", "stop", np.asarray(stop, np.int64) if np.size(stop) == 0 else stop, model.config.vocab_size
-    )
+        stop = request.end_token_ids if wanted else ()
+    given = np.empty(0, np.int64) if np.size(stop) == 0 else stop
+    ids = token_row("generate", "stop", given, model.config.vocab_size)
     if (ids == request.mask_token_id).any():
         raise ValueError(
             f"generate: stop holds the mask token {request.mask_token_id}, expected tokens that end a text"
@@ -275,10 +276,12 @@ def _batches(padding: IntArray, *, one_by_one: bool) -> list[IntArray]:
 
 def _step_info(record: StepStats, tokens: IntArray, runs: list[BatchRun], outcomes: list[GroupStep]) -> StepInfo:
     unmasked: list[IntArray] = [np.empty(0, np.int64)] * len(tokens)
+    filled: list[IntArray] = [np.empty(0, np.int64)] * len(tokens)
     confidence: list[FloatArray] = [np.empty(0, np.float32)] * len(tokens)
     for run, outcome in zip(runs, outcomes, strict=True):
         for i, row in enumerate(run.batch_indices):
             unmasked[row], confidence[row] = outcome.unmasked[i], outcome.confidence[i]
+            filled[row] = outcome.filled[i]
     return StepInfo(
         record.step,
         record.phase,
@@ -287,4 +290,5 @@ def _step_info(record: StepStats, tokens: IntArray, runs: list[BatchRun], outcom
         tokens.copy(),
         tuple(unmasked),
         tuple(confidence),
+        tuple(filled),
     )

@@ -112,10 +112,12 @@ class DualCache(KVCachePolicy):
 
 @dataclass(frozen=True)
 class DelayedCache(KVCachePolicy):
-    """dKV-Cache-Decode: a token is cached one step after it was unmasked, so that it is computed once as itself.
+    """dKV-Cache-Decode: a token is cached one step after it was unmasked.
 
-    A forward pass computes the tokens that were masked when the one before it began (Dream: those whose logits predict
-    them). LLaDA computes every token in the second forward pass of a block too, as its published code does.
+    A LLaDA token is so computed once as itself; a Dream token only if the one before it is computed, because Dream's
+    rule counts the positions whose logits predict a token. A forward pass computes the tokens that were masked when
+    the one before it began (Dream: those whose logits predict them). LLaDA computes every token in the second forward
+    pass of a block too, as its published code does.
 
     Attributes:
         refresh, refresh_every: See KVCachePolicy; the published examples have 2 ... 16 and 1.

@@ -74,6 +74,7 @@ def log_likelihood(
         return 0.0
     expected = f"a smaller batch_size than {batch_size} or more samples than {samples} (lm-eval: mc_num)"
     require_sparse_step("log_likelihood", sparse, samples // batch_size, expected)
+    require_sparse_rows("log_likelihood", sparse, len(before), len(behind))
     draws = log_likelihood_draws(model, before, behind, samples, batch_size, cfg_scale, sparse, seed)
     return float(draws.mean())
 
@@ -135,6 +136,16 @@ def require_sparse_step(owner: str, sparse: Sparse | None, steps: int, expected:
         raise ValueError(
             f"{owner}: there are {steps} batches of masks and as many steps, none of them sparse under {sparse}, "
             f"expected {expected}"
+        )
+
+
+def require_sparse_rows(owner: str, sparse: Sparse | None, prefix: int, target: int) -> None:
+    """Raises ValueError if all rows are dense because every query block holds a token of the target."""
+    long_enough = prefix + target >= getattr(sparse, "min_length", 0)
+    if sparse is not None and sparse.generation == "dense" and prefix < sparse.block_size and long_enough:
+        raise ValueError(
+            f"{owner}: prefix has {prefix} tokens, expected at least one block of {sparse.block_size} or "
+            f"generation='sparse' (with {sparse} the rows of the target attend to everything, and there are no others)"
         )
 
 

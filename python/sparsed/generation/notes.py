@@ -11,7 +11,7 @@ from ..checks import SparsedWarning
 from ..kernels.config import SlidingWindow, Sparse, SparseConfig, StreamingLLM
 from ..kernels.pattern import BlockPattern
 from .kv_cache import KVCachePolicy
-from .stats import GenerationStats, StepStats
+from .stats import GenerationStats
 
 _log = logging.getLogger("sparsed")
 _logged: set[Sparse | KVCachePolicy | None] = set()
@@ -65,23 +65,27 @@ def notes_before(sparse: Sparse | None, steps: int | None, lengths: Sequence[int
     return [_note(name, covered, lengths, reason)] if covered else []
 
 
-def notes_after(sparse: Sparse | None, kv_cache: KVCachePolicy | None, stats: GenerationStats) -> list[str]:
-    """Returns notes that need a finished generation: which settings had no effect, and why."""
+def notes_after(
+    sparse: Sparse | None, kv_cache: KVCachePolicy | None, stats: GenerationStats, was_sparse: bool
+) -> list[str]:
+    """Returns notes that need a finished generation: which settings had no effect, and why.
+
+    `was_sparse` says whether some pass computed less than dense attention.
+    """
     notes = []
-    called = [step for step in stats if step.forwards]
-    if sparse is not None and all(step.density == 1 for step in called if step.phase != "cached"):
-        notes.append(_why_dense(sparse, kv_cache, called))
+    if sparse is not None and not was_sparse:
+        notes.append(_why_dense(sparse, kv_cache, stats))
     if kv_cache is not None and not stats.cached_rows:
         notes.append(f"{type(kv_cache).__name__} had no effect: every step computed all tokens")
     return notes
 
 
-def _why_dense(sparse: Sparse, kv_cache: KVCachePolicy | None, called: Sequence[StepStats]) -> str:
+def _why_dense(sparse: Sparse, kv_cache: KVCachePolicy | None, stats: GenerationStats) -> str:
     name = type(sparse).__name__
-    if any(step.phase == "sparse" for step in called):
+    if any(step.phase == "sparse" and step.forwards for step in stats):
         parts = f"rho {sparse.rho}" if isinstance(sparse, SparseConfig) else f"window {sparse.window}"
         return (
-            f"{name} had no effect: the patterns hold all blocks or nearly all "
+            f"{name} had no effect: the patterns hold all blocks "
             f"({parts}, block_size {sparse.block_size}, generation {sparse.generation}), so that every step was dense"
         )
     skip = f" (skip {sparse.skip}{_refresh(sparse)})" if isinstance(sparse, SparseConfig) else ""

@@ -21,8 +21,8 @@ _BLOCK_LENGTH = 32
 def preset(name: str, tokenizer_or_model: Tokenizer | Model) -> dict[str, Any]:
     """Returns keyword arguments for `generate`.
 
-    exact: The text is that of `generate` without them, with dense attention. A row ends when its end token is set and
-        nothing before it is open (`stop`), which saves steps if the sampler works in blocks.
+    exact: The text, up to its end, is that of `generate` without them, with dense attention. A row ends when its end
+        token is set and nothing before it is open (`stop`), which saves steps if the sampler works in blocks.
 
     balanced: Blocks of 32 tokens; a step sets every token of the block whose probability is at least 0.95 (`steps` is
         not used). The step that begins a block computes all tokens, the others those of the block (DualCache). In the

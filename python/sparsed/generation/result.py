@@ -27,6 +27,7 @@ class StepInfo(ComparedByContent):
         tokens: (B, l) int64, the sequence after the step (a copy).
         unmasked: per batch row, the positions in `tokens` that the step unmasked.
         confidence: per batch row, the sampler's confidence in the tokens there.
+        filled: per batch row, the positions in `tokens` that the step filled behind the end of the text.
     """
 
     step: int
@@ -36,6 +37,7 @@ class StepInfo(ComparedByContent):
     tokens: IntArray
     unmasked: tuple[IntArray, ...]
     confidence: tuple[FloatArray, ...]
+    filled: tuple[IntArray, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,9 +68,9 @@ class GenerationResult(ComparedByContent):
         stats: seconds, phases, densities and tokens per step.
         groups: the rows that ran together, with their patterns.
         prompt_length: p, padding included.
-        filled_at: (B, gen_length) int32, the step that unmasked each token; -1: none did, because the token is still
-            masked or stands behind the end of the text (`stop`).
-        confidence: (B, gen_length) float32, the sampler's confidence in it; NaN where no step unmasked it.
+        filled_at: (B, gen_length) int32, the step that unmasked each token, or filled it behind the end of the text;
+            -1: still masked.
+        confidence: (B, gen_length) float32, the sampler's confidence in it; NaN: still masked, or behind the end.
         interrupted: Ctrl-C ended the generation; positions of `tokens` that are still masked hold the mask token.
     """
 

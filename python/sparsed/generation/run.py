@@ -35,12 +35,14 @@ class StepPlan:
         wanted: (n,) ascending, the positions whose logits some row needs.
         forward: whether the model is called.
         computed: (m,) ascending, the positions in the unpadded sequence that the model computes; None: all of them.
+        rows: (k,) ascending, the rows that the model computes.
     """
 
     candidates: list[Candidates]
     wanted: IntArray
     forward: bool
     computed: IntArray | None
+    rows: IntArray
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,8 @@ class BatchRun:
             # With a cache it is unknown which steps compute all tokens; only those are steps of the patterns.
             steps = None if decoding.kv_cache is not None else self.sampler.num_steps(self.request)
             self.patterns = PatternCache(decoding.sparse, steps=steps, prompt_length=self.prompt_length)
+        self.was_sparse = False  # whether some pass computed less than dense attention
+        self.ended = False  # whether some row came to its end before all its positions were unmasked
         self._pattern_step = -1
         self._kv_schedule: KVCacheSchedule | None = None
 
@@ -119,7 +123,7 @@ class BatchRun:
     def key_values_nbytes(self) -> int:
         """The host memory that the run's keys and values take from `begin` to `end`."""
         devices = getattr(self.decoding.model, "devices", ())  # of the torch engine
-        if self.decoding.kv_cache is None or any(device.type != "cpu" for device in devices):
+        if self.decoding.kv_cache is None or any(getattr(device, "type", "cpu") != "cpu" for device in devices):
             return 0
         rows = len(self.batch_indices) * (2 if self.sampler.cfg_scale > 0 else 1)
         return int(self.decoding.model.key_values_nbytes(self.length, batch=rows))
@@ -146,8 +150,7 @@ class BatchRun:
             logits = self._forward(plan)
             choices = self._choose(plan, logits)
         positions = self._commit(plan, choices)
-        self._end_rows()
-        return self._record(plan, choices, positions, began)
+        return self._record(plan, choices, positions, self._end_rows(), began)
 
     def _plan(self, step: int) -> StepPlan:
         masked = self.masked
@@ -156,13 +159,14 @@ class BatchRun:
             for row, rng in zip(masked, self.generators, strict=True)
         ]
         wanted = np.unique(np.concatenate([row.positions for row in candidates]))
+        rows = np.arange(len(masked))
         if self._kv_schedule is None:
             self._begin_pattern_step(masked)
-            # A step without candidates still runs if later steps reuse the pattern that it selects.
-            selects = self.patterns is not None and self.patterns.needs_forward and bool(masked.any())
-            return StepPlan(candidates, wanted, bool(len(wanted)) or selects, None)
+            if self.patterns is None:  # a row that has ended need not be computed; a pattern belongs to all rows
+                rows = np.flatnonzero(masked.any(axis=1))
+            return StepPlan(candidates, wanted, bool(len(wanted)) or self._selects(masked), None, rows)
         if not len(wanted):
-            return StepPlan(candidates, wanted, False, None)
+            return StepPlan(candidates, wanted, False, None, rows)
         begin, end = self.sampler.block(self.request, step, masked[0])
         computed = self._kv_schedule.next_positions(
             (self.prompt_length + begin, self.prompt_length + end),
@@ -170,9 +174,14 @@ class BatchRun:
             self.prompt_length + wanted - self.shift,
         )
         if len(computed) < self.length:
-            return StepPlan(candidates, wanted, True, computed)
+            return StepPlan(candidates, wanted, True, computed, rows)
         self._begin_pattern_step(masked)
-        return StepPlan(candidates, wanted, True, None)
+        return StepPlan(candidates, wanted, True, None, rows)
+
+    def _selects(self, masked: NDArray[np.bool_]) -> bool:
+        """Whether a step without candidates still runs because later steps reuse the pattern that it selects."""
+        long_enough = self.length >= getattr(self.decoding.sparse, "min_length", 0)
+        return self.patterns is not None and long_enough and self.patterns.needs_forward and bool(masked.any())
 
     def _begin_pattern_step(self, masked: NDArray[np.bool_]) -> None:
         if self.patterns is not None:
@@ -180,10 +189,10 @@ class BatchRun:
             self.patterns.begin_step(self._pattern_step, unmasked=np.count_nonzero(~masked) / masked.size)
 
     def _forward(self, plan: StepPlan) -> FloatArray | None:
-        """(rows, n, V) float32, the logits that predict the tokens at `plan.wanted`; None without a forward pass."""
+        """(k, n, V) float32, the logits of `plan.rows` at `plan.wanted`; None without a forward pass."""
         if not plan.forward:
             return None
-        ids = self.tokens[self.batch_indices, self.padding :]
+        ids = self.tokens[self.batch_indices[plan.rows], self.padding :]
         # Cached passes are dense: patterns for their rows would look where the answer was expected before it was known.
         attend = None if self.patterns is None or plan.computed is not None else self.patterns.attend
         cached: dict[str, Any] = {}
@@ -201,7 +210,8 @@ class BatchRun:
                 continue
             # The logits cover the candidates of all rows; the sampler gets those of this row.
             whole = len(row.positions) == len(plan.wanted)
-            row_logits = logits[i] if whole else logits[i, np.searchsorted(plan.wanted, row.positions)]
+            of_row = logits[np.searchsorted(plan.rows, i)]
+            row_logits = of_row if whole else of_row[np.searchsorted(plan.wanted, row.positions)]
             choices.append(self.sampler.choose(self.request, row, row_logits, rng))
         return choices
 
@@ -213,24 +223,38 @@ class BatchRun:
             self.tokens[index, positions[-1]] = choice.tokens
         return positions
 
-    def _end_rows(self) -> None:
-        """Fills what is masked behind the first end token of a row, if nothing before it is masked."""
-        if not self.decoding.stop.size:
-            return
+    def _end_rows(self) -> list[IntArray]:
+        """Fills what is masked behind the first end token of a row, if nothing before it is masked.
+
+        Returns the positions in `tokens` that it filled, for each row.
+        """
+        filled = []
         for index, masked in zip(self.batch_indices, self.masked, strict=True):
             generated = self.tokens[index, self.start :]
             ends = np.flatnonzero(np.isin(generated, self.decoding.stop))
+            behind = np.empty(0, np.int64)
             if ends.size and (self.decoding.fill_behind_end or not masked[: ends[0]].any()):
                 behind = ends[0] + np.flatnonzero(masked[ends[0] :])
                 generated[behind] = generated[ends[0]]
+                self.ended = self.ended or behind.size > 0
+            filled.append(self.start + behind)
+        return filled
 
-    def _record(self, plan: StepPlan, choices: list[Choice], positions: list[IntArray], began: float) -> GroupStep:
+    def _record(
+        self,
+        plan: StepPlan,
+        choices: list[Choice],
+        positions: list[IntArray],
+        filled: list[IntArray],
+        began: float,
+    ) -> GroupStep:
         phase, density, rows = "dense", float(plan.forward), 0
         if plan.computed is not None:
             rows = len(plan.computed) * len(self.batch_indices)
             phase, density = "cached", len(plan.computed) / self.length
         elif self.patterns is not None and self._pattern_step >= 0:
             phase, density = self.patterns.phase, self.patterns.density() if plan.forward else 0.0
+            self.was_sparse = self.was_sparse or (plan.forward and density < 1)
         # A sampler may choose the mask token itself: such a position stays masked.
         unmasked = [choice.tokens != self.request.mask_token_id for choice in choices]
         return GroupStep(
@@ -242,4 +266,5 @@ class BatchRun:
             rows,
             [row[kept] for row, kept in zip(positions, unmasked, strict=True)],
             [choice.confidence[kept] for choice, kept in zip(choices, unmasked, strict=True)],
+            filled,
         )

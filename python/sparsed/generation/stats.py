@@ -46,7 +46,7 @@ class StepStats:
 
 @dataclass(frozen=True, eq=False)
 class GroupStep(ComparedByContent):
-    """One step of one group of rows; `unmasked` (positions) and `confidence` are per row of the group."""
+    """One step of one group of rows; positions that it unmasked, or filled behind the end, are per row of the group."""
 
     phase: str
     seconds: float = field(compare=False)
@@ -56,6 +56,7 @@ class GroupStep(ComparedByContent):
     cached_rows: int
     unmasked: list[NDArray[np.int64]]
     confidence: list[NDArray[np.float32]]
+    filled: list[NDArray[np.int64]]
 
 
 @dataclass

@@ -68,7 +68,7 @@ class SparseConfig:
             ``"dense"`` keeps every key block: the pattern is selected while the answer is still masked, and a part of
             the keys that was chosen for masks is not the part that the answer needs. ``"sparse"`` keeps what the rule
             selects, as published. None becomes ``"dense"`` with ``selection="paper"`` and ``"sparse"`` with
-            ``selection="reference"``.
+            ``selection="reference"``; ``dataclasses.replace`` keeps what it became.
 
     Raises:
         TypeError, ValueError: A field has another type or is outside its range.

@@ -23,7 +23,7 @@ class PackedKeyValues:
     D head_dim.
 
     They lie in host memory and belong to the backend that was active when the object was made: its kernels serve all
-    calls. As with an array, an update while another thread attends gives a mixture of old and new rows.
+    calls. Several threads may attend at once; none may attend while another one updates.
 
     Args:
         batch: B.

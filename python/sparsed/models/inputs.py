@@ -63,6 +63,22 @@ def read_computed(computed: ArrayLike | None, kept: bool, length: int, positions
     return found
 
 
+def require_same_mask(kept: BoolArray | None, key_mask: BoolArray | None) -> None:
+    """Raises ValueError if `key_mask` differs from the one with which keys and values were kept."""
+    same = kept is key_mask if kept is None or key_mask is None else np.array_equal(kept, key_mask)
+    if not same:
+        raise ValueError("forward: key_mask differs from that of the first call with these key_values")
+
+
+def require_key_values(key_values: object, kind: type) -> None:
+    """Raises TypeError unless `key_values` is None or what this engine's `new_key_values` returns."""
+    if key_values is not None and not isinstance(key_values, kind):
+        raise TypeError(
+            f"forward: key_values is a {type(key_values).__module__}.{type(key_values).__name__}, expected what "
+            "new_key_values of this model returns"
+        )
+
+
 def inverse_frequencies(config: ModelConfig) -> FloatArray:
     """Returns the angle by which RoPE turns each pair of features per position, (D / 2,)."""
     # This rounds to float32 where the published code does: from about position 1000 on, the logits show a difference.

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from ..kernels import ops
 from ..kernels.packed_key_values import PackedKeyValues
 from .config import ModelConfig
-from .inputs import BoolArray, IntArray
+from .inputs import BoolArray, IntArray, require_same_mask
 
 Array = NDArray[Any]
 
@@ -72,8 +71,7 @@ class KeyValues:
             raise ValueError(
                 f"forward: ids has shape {[batch, length]}, expected {[kept_batch, kept_length]} (that of key_values)"
             )
-        if not _same_mask(self._key_mask, key_mask):
-            raise ValueError("forward: key_mask differs from that of the first call with these key_values")
+        require_same_mask(self._key_mask, key_mask)
 
     def update(self, layer: int, positions: IntArray | None, k: Array, v: Array) -> PackedKeyValues:
         """Stores new keys and values and returns those of all tokens.
@@ -87,9 +85,3 @@ class KeyValues:
         packed = self._layers[layer]
         packed.update(positions, k, v)
         return packed
-
-
-def _same_mask(a: BoolArray | None, b: BoolArray | None) -> bool:
-    if a is None or b is None:
-        return a is b
-    return np.array_equal(a, b)

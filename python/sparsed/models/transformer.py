@@ -24,6 +24,7 @@ from .inputs import (
     read_computed,
     read_inputs,
     require_activations,
+    require_key_values,
 )
 from .key_values import KeyValues
 
@@ -186,6 +187,7 @@ class Transformer:
                 "attend (a pass that computes some tokens attends densely)"
             )
         require_activations(self.config, self._activations.itemsize, batch * in_pass.size, batch * where.size)
+        require_key_values(key_values, KeyValues)
         if key_values is not None:
             key_values.begin(batch, length, in_pass.size, mask)
         rows = in_pass if in_pass.size < length else None  # of key_values: None is all of them

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from ..kernels.attention import attention
 from ..models import Attend, ModelConfig, inverse_frequencies, read_inputs, require_activations
-from ..models.inputs import FloatArray, read_computed
+from ..models.inputs import FloatArray, read_computed, require_key_values
 from .key_values import KeyValues
 from .parallel import HeadShare
 
@@ -97,11 +97,9 @@ class TorchTransformer:
         inputs = read_inputs(self.config, ids, positions, position_ids, key_mask)
         batch, length = inputs.tokens.shape
         in_pass = read_computed(computed, key_values is not None, length, inputs.positions)
-        if key_values is not None and not isinstance(key_values, KeyValues):
-            raise TypeError(
-                f"forward: key_values is a {type(key_values).__module__}.{type(key_values).__name__}, expected what "
-                "new_key_values of this model returns"
-            )
+        require_key_values(key_values, KeyValues)
+        if key_values is not None:
+            key_values.begin(inputs.key_mask)
         if attend is not None and in_pass.size < length:
             raise ValueError(
                 f"forward: attend is given, and computed has {in_pass.size} of {length} tokens, expected all of them"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..kernels import ops
+from ..models.inputs import BoolArray, require_same_mask
 
 
 class KeyValues:
@@ -15,11 +16,22 @@ class KeyValues:
 
     def __init__(self) -> None:
         self._layers: list[tuple[Tensor, Tensor]] = []
+        self._key_mask: BoolArray | None = None
 
     @property
     def nbytes(self) -> int:
         """The memory of all layers in bytes."""
         return sum(tensor.nbytes for pair in self._layers for tensor in pair)
+
+    def begin(self, key_mask: BoolArray | None) -> None:
+        """Checks the mask (B, l) of a pass against that of the first one.
+
+        Raises:
+            ValueError: The masks differ.
+        """
+        if not self._layers:
+            self._key_mask = None if key_mask is None else key_mask.copy()
+        require_same_mask(self._key_mask, key_mask)
 
     def update(self, layer: int, k: Tensor, v: Tensor, positions: Tensor, length: int) -> tuple[Tensor, Tensor]:
         """Stores new keys and values and returns those of all tokens.

@@ -202,7 +202,10 @@ def test_eval_by_torch_runs_every_method(capsys, tmp_path) -> None:
         (["--device", "cuda"], "device is given, expected engine 'torch' with it"),
         (["--likelihood", "f", "--tasks", "vt"], "--tasks is given with --likelihood, which does not use it"),
         (["--jsonl", "vt=f", "--tasks", "vt"], "--tasks is given with --jsonl, which does not use it"),
-        (["--likelihood", "README.md", "--methods", "dKV-Cache"], "methods is dKV-Cache, expected one without a cache"),
+        (
+            ["--likelihood", "README.md", "--methods", "dKV-Cache"],
+            "dKV-Cache given with --likelihood, expected methods without a cache",
+        ),
         (["--jsonl", "file"], "jsonl is 'file', expected TASK=FILE"),
         (["--likelihood", "README.md", "--lengths", "10000000"], "expected at least 10000000"),
     ],

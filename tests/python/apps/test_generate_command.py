@@ -197,9 +197,16 @@ def test_generate_takes_presets(capsys, monkeypatch) -> None:
         assert {key: calls[-1][key] for key in expected} == expected
     assert run(capsys, "generate", MODEL, "the sun", "--preset", "fast", "--threshold", "0.7")[0] == 0
     assert calls[-1]["sampler"] == sparsed.LLaDASampler(32, threshold=0.7)
-    for refused in (("--rho", "0.1"), ("--kv-cache", "dual"), ("--sinks", "3"), ("--generation", "sparse")):
+    assert run(capsys, "generate", MODEL, "the sun", "--preset", "fast", "--factor", "1")[0] == 0
+    assert calls[-1]["sampler"] == sparsed.LLaDASampler(32, factor=1)
+    wrong = (("--rho", "0.1"), ("--kv-cache", "dual"), ("--sinks", "3"), ("--generation", "sparse"))
+    for refused in (*wrong, ("--refresh-every", "2")):
         status, _, err = run(capsys, "generate", MODEL, "the sun", "--preset", "fast", *refused)
         assert status == 2 and f"{refused[0]} given, expected only options that apply (the preset fast decides" in err
+    status, _, err = run(capsys, "generate", MODEL, "the sun", "--kv-cache", "dual", "--rho", "0.1")
+    assert (
+        status == 2 and "--rho given, expected only options that apply (attention is dense: --sparse is missing" in err
+    )
     status, _, err = run(capsys, "generate", MODEL, "the sun", "--refresh-every", "2")
     assert status == 2 and "--refresh-every given, expected only options that apply (there is no --kv-cache)" in err
 
@@ -228,7 +235,7 @@ def test_generate_prints_statistics_on_stderr(capsys) -> None:
         ((), "SparseConfig has no effect: the sequence has 36 tokens, fewer than min_length 2048"),
         (("--min-length", "0", "--rho", "1"), "rho is 1, which keeps every block"),
         (("--min-length", "0", "--skip", "1"), "none of the 8 steps comes after the selection (skip 1.0)"),
-        (("--min-length", "0"), "SparseConfig had no effect: the patterns hold all blocks or nearly all"),
+        (("--min-length", "0"), "SparseConfig had no effect: the patterns hold all blocks"),
         (("--window", "99"), "SlidingWindow has no effect: the sequence has 36 tokens, and window 99"),
         (("--cache", "delayed", "--refresh", "1"), "DelayedCache had no effect: every step computed all tokens"),
     ],

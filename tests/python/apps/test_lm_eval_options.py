@@ -70,7 +70,8 @@ def requests_of(kind, *arguments):
         ({"kv_cache": "triple"}, "SparsedLM: kv_cache is 'triple', expected one of"),
         ({"preset": "quick"}, "preset: name is 'quick', expected one of 'exact', 'balanced', 'fast'"),
         ({"preset": "fast", "sparse": True}, "SparsedLM: preset is 'fast' with sparse or kv_cache, expected only one"),
-        ({"preset": "fast", "refresh": 2}, "SparsedLM: refresh given, expected only options that apply"),
+        ({"preset": "fast", "refresh": 2}, "SparsedLM: refresh given, .*the preset fast decides attention and cache"),
+        ({"kv_cache": ["dual"]}, r"SparsedLM: kv_cache is \['dual'\], expected one of"),
     ],
     ids=lambda value: str(value)[:40] if isinstance(value, dict) else "",
 )
@@ -105,6 +106,8 @@ def test_options_that_need_fewer_steps_are_arguments(folder) -> None:
 def test_caches_and_presets_are_arguments(folder) -> None:
     lm = SparsedLM(folder, kv_cache="dual", refresh=3, refresh_every=2, sparse=True, skip=0, block_length=8)
     assert lm.kv_cache == sparsed.DualCache(3, 2) and lm.sparse == sparsed.SparseConfig(skip=0)
+    assert SparsedLM(folder, kv_cache="prefix", refresh_every=0).kv_cache == sparsed.PrefixCache(refresh_every=None)
+    assert SparsedLM(folder, preset="fast", factor=1.0).sampler == LLaDASampler(32, factor=1.0)
     lm = SparsedLM(folder, preset="balanced", threshold=0.8)
     expected = sparsed.preset("balanced", lm.model)
     assert (lm.kv_cache, lm.sparse) == (expected["kv_cache"], expected["sparse"])

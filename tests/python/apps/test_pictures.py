@@ -289,9 +289,9 @@ def steps_of(result: sparsed.GenerationResult) -> list[sparsed.StepInfo]:
     for step in result.stats:
         new = np.flatnonzero(result.filled_at[0] == step.step)
         positions, confidence = (new + result.prompt_length,), (result.confidence[0, new],)
-        infos.append(
-            sparsed.StepInfo(step.step, step.phase, step.seconds, step.density, result.tokens, positions, confidence)
-        )
+        facts = (step.step, step.phase, step.seconds, step.density)
+        none = (np.empty(0, np.int64),)
+        infos.append(sparsed.StepInfo(*facts, result.tokens, positions, confidence, none))
     return infos
 
 

@@ -114,6 +114,18 @@ def test_dense_attention_elsewhere_is_torchs(tmp_path, monkeypatch) -> None:
         np.testing.assert_allclose(other[mask], logits[mask], atol=ENGINES)
 
 
+def test_kept_keys_and_values_belong_to_a_mask(tmp_path) -> None:
+    model = sparsed.load_model(write_checkpoint(tmp_path, tiny_config("dream_7b")), engine="torch")
+    mask = np.ones((2, 21), bool)
+    mask[1, :6] = False
+    for first, second in ((None, mask), (mask, None), (mask, ~mask)):
+        store = model.new_key_values()
+        model.forward(random_ids(), key_values=store, key_mask=first)
+        model.forward(random_ids(), key_values=store, key_mask=first, computed=[9], positions=[9])
+        with pytest.raises(ValueError, match="forward: key_mask differs from that of the first call"):
+            model.forward(random_ids(), key_values=store, key_mask=second, computed=[9], positions=[9])
+
+
 def test_loading_reads_no_tensor_twice_and_ties(tmp_path) -> None:
     values = tiny_config("illada_8b")
     tensors = random_tensors(values)

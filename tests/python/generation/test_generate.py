@@ -186,6 +186,15 @@ def test_steps_select_only_for_later_ones(refresh) -> None:
     assert called == (selecting[:1] if refresh == "every" else selecting)  # "every": later steps select themselves
 
 
+def test_steps_of_a_short_sequence_select_nothing() -> None:
+    sparse = SparseConfig(skip=0)  # min_length is above the sequence
+    counts = [
+        generate(FakeModel(shift=True), prompt_of(30), gen_length=4, steps=40, sparse=kind).stats.forwards
+        for kind in (None, sparse)
+    ]
+    assert counts[0] == counts[1]
+
+
 def test_more_tokens_than_steps_and_one_step() -> None:
     model = FakeModel()
     assert (generate(model, prompt_of(3), gen_length=50, steps=1).generated != MASK).all()

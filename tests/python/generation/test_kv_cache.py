@@ -72,6 +72,11 @@ def test_forward_refuses_rows_without_key_values(model) -> None:
         model.forward([[1, 2, 3, 4, 5]], computed=[0])
 
 
+def test_forward_refuses_other_key_values(model) -> None:
+    with pytest.raises(TypeError, match="forward: key_values is a builtins.int, expected what new_key_values"):
+        model.forward([[1, 2, 3]], key_values=3)
+
+
 def test_forward_refuses_another_length(model) -> None:
     kept = model.new_key_values()
     model.forward([[1, 2, 3]], key_values=kept)

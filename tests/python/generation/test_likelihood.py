@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import reference
 import sparsed
 from fake_model import FakeModel
+from paths import DATA
 from sparsed import SlidingWindow, SparseConfig
 from sparsed.apps.demo import demo_model_folder
 from sparsed.apps.eval import likelihood
@@ -161,13 +163,13 @@ def test_is_greedy_needs_a_prefix(model) -> None:
 
 
 def test_a_sparse_step_is_needed(model) -> None:
-    sparse = SparseConfig(min_length=0, block_size=16)
+    sparse = SparseConfig(min_length=0, block_size=16, generation="sparse")
     with pytest.raises(ValueError, match="1 batches .* none of them sparse .* smaller batch_size than 8 or more sam"):
         log_likelihood(model, [5], [6, 7], samples=8, batch_size=8, sparse=sparse)
-    every = SparseConfig(min_length=0, block_size=16, refresh="every")
-    for taken in (sparse, every, SlidingWindow(32, 16)):
+    every = SparseConfig(min_length=0, block_size=16, refresh="every", generation="sparse")
+    for taken in (sparse, every, SlidingWindow(32, 16, "sparse")):
         log_likelihood(model, [5], [6, 7], samples=8, batch_size=4, sparse=taken)
-    log_likelihood(model, [5], [6, 7], samples=8, batch_size=8, sparse=SlidingWindow(32, 16))
+    log_likelihood(model, [5], [6, 7], samples=8, batch_size=8, sparse=SlidingWindow(32, 16, "sparse"))
 
 
 def test_one_token_takes_one_forward_pass() -> None:
@@ -199,3 +201,18 @@ def test_an_infinite_logit_is_certain(monkeypatch):
     monkeypatch.setattr(model, "forward", lambda *args, **options: certain)
     assert log_likelihood(model, [5], [6]) == 0
     assert log_likelihood(model, [5], [7]) == -np.inf
+
+
+def test_sparse_likelihoods_need_rows_that_can_be_sparse() -> None:
+    model = sparsed.load_model(DATA / "llada_b32")
+    ids = np.random.default_rng(0).integers(0, 100, 200)
+    options = {"samples": 4, "seed": 0}
+    for sparse in (SparseConfig(skip=0, block_size=32, min_length=0), sparsed.SlidingWindow(32, 32)):
+        with pytest.raises(ValueError, match="log_likelihood: prefix has 31 tokens, expected at least one block of 32"):
+            log_likelihood(model, ids[:31], ids[31:], sparse=sparse, **options)
+        log_likelihood(model, ids[:32], ids[32:], sparse=sparse, **options)
+        log_likelihood(model, ids[:1], ids[1:], sparse=dataclasses.replace(sparse, generation="sparse"), **options)
+    short = SparseConfig(skip=0, block_size=32)  # dense because of min_length, which a note says
+    assert log_likelihood(model, ids[:5], ids[5:], sparse=short, **options) == log_likelihood(
+        model, ids[:5], ids[5:], **options
+    )

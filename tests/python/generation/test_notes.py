@@ -30,11 +30,11 @@ def settings(**changes) -> SparseConfig:
         (settings(refresh="every"), {"steps": 1}, "none of the 1 steps comes after the selection (skip 0.2, refresh e"),
         (settings(skip=0, refresh=(0.4, 0.6, 0.8, 1)), {"steps": 5}, "none of the 5 steps comes after the selection"),
         # These show in the end only.
-        (settings(block_size=256), {}, "SparseConfig had no effect: the patterns hold all blocks or nearly all (rho"),
+        (settings(block_size=256), {}, "SparseConfig had no effect: the patterns hold all blocks (rho"),
         (
             settings(rho=0.99),
             {},
-            "the patterns hold all blocks or nearly all (rho 0.99, block_size 16, generation dense)",
+            "the patterns hold all blocks (rho 0.99, block_size 16, generation dense)",
         ),
         (settings(skip=1.0), {"sampler": LLaDASampler(threshold=0.9)}, "no step after the selection called the model"),
         (settings(skip=0.5), {"gen_length": 1}, "SparseConfig had no effect: no step after the selection called"),

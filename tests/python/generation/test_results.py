@@ -84,7 +84,7 @@ def test_parts_of_a_result_are_copied(copied: Any) -> None:
     "value",
     [
         StepStats(0, "dense", 0.1, 1.0, 2, 1, 1, 0),
-        GroupStep("dense", 0.1, 1.0, 1, 1, 0, [np.array([3])], [np.ones(1, np.float32)]),
+        GroupStep("dense", 0.1, 1.0, 1, 1, 0, [np.array([3])], [np.ones(1, np.float32)], [np.array([], int)]),
         sparsed.SparseConfig(refresh=(0.5,)),
         sparsed.SlidingWindow(64),
         sparsed.StreamingLLM(64, 4),

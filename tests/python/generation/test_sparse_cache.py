@@ -136,6 +136,10 @@ def test_notes_say_what_had_no_effect() -> None:
     ]
     always = generate(model, prompt, kv_cache=DualCache(refresh=1), sparse=SPARSE, **options_of(model))
     assert always.stats.notes == ["DualCache had no effect: every step computed all tokens"]
+    both = generate(
+        model, np.stack([prompt, prompt]), kv_cache=DualCache(), sparse=SPARSE, **options_of(model, block_length=None)
+    )
+    assert both.stats.notes == one_pass.stats.notes
     fine = generate(model, prompt, kv_cache=DualCache(), sparse=SPARSE, **options_of(model))
     assert fine.stats.notes == []
 

@@ -40,9 +40,9 @@ def test_the_text_is_the_same_up_to_the_end(shift, sampler, sparse) -> None:
         np.testing.assert_array_equal(row[:end], expected[:end])
         filled = row[end:] != expected[end:]
         assert (row[end:][filled] == stop).all()
-    never_set = short.filled_at < 0
-    assert never_set.any() and np.isnan(short.confidence[never_set]).all()
-    assert short.stats.unmasked == 96 - np.count_nonzero(never_set)
+    behind = np.isnan(short.confidence)
+    assert behind.any() and (short.filled_at >= 0).all() and (short.generated[behind] == stop).all()
+    assert short.stats.unmasked == 96 - np.count_nonzero(behind)
 
 
 def test_a_row_goes_on_while_a_position_before_the_end_is_open() -> None:
@@ -74,6 +74,31 @@ def test_the_models_end_tokens_are_the_default_with_blocks() -> None:
     )
     one_block = generate(model, prompt_of(20), **options)
     assert one_block.stats.forwards == 32
+
+
+def test_rows_that_have_ended_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = sparsed.load_model(DATA / "llada_b32")
+    prompts = np.random.default_rng(1).integers(0, 100, (3, 40))
+    options: dict[str, Any] = {"gen_length": 32, "steps": 32, "sampler": LLaDASampler(block_length=8)}
+    whole = generate(model, prompts, stop=(), **options)
+    in_row = [set(row.tolist()) for row in whole.generated[:, :20]]
+    stop = next(int(token) for token in whole.generated[1, 2:20] if token not in in_row[0])
+    computed: list[int] = []
+    forward = model.forward
+    monkeypatch.setattr(model, "forward", lambda ids, **more: computed.append(len(ids)) or forward(ids, **more))
+    seen: list[sparsed.StepInfo] = []
+    short = generate(model, prompts, stop=[stop], on_step=seen.append, **options)
+    ends = [int(row.max()) for row in np.where(np.isnan(short.confidence), -1, short.filled_at)]
+    rows = [sum(step <= end for end in ends) for step in range(max(ends) + 1)]
+    assert computed == rows and rows[0] == 3 and rows[-1] < 3
+    assert len(short.stats) == len(seen) == max(ends) + 1  # nothing is left to do
+    for row, end in enumerate(ends):
+        np.testing.assert_array_equal(
+            short.generated[row], generate(model, prompts[row], stop=[stop], **options).generated[0]
+        )
+        behind = np.flatnonzero(np.isnan(short.confidence[row]))
+        np.testing.assert_array_equal(seen[end].filled[row] - 40, behind)
+        assert (short.filled_at[row, behind] == end).all()
 
 
 def test_filling_behind_the_end_saves_more_steps() -> None:

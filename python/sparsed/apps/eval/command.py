@@ -36,7 +36,8 @@ def add_eval_options(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=_method_argument,
         metavar="METHOD",
-        help=f"(all) {', '.join(map(settings.slug, METHODS))}; and presets: {', '.join(PRESETS)}",
+        help=f"(all) {', '.join(map(settings.slug, METHODS))}; and presets: {', '.join(PRESETS)}. "
+        f"{settings.slug('SparseD + cache')} always has skip 0 and dense rows of the generation",
     )
     parser.add_argument(
         "--preset", nargs="+", choices=PRESETS, metavar="NAME", help="the same as --methods dense NAME ..."

@@ -52,9 +52,12 @@ def score_text(context: RunContext, methods: Methods) -> str:
     def uncached(length: int) -> list[Any]:
         return [method for method in methods(length) if method.kv_cache is None]
 
-    if not uncached(args.lengths[0]):
-        names = ", ".join(method.name for method in methods(args.lengths[0]))
-        raise ValueError(f"eval: methods is {names}, expected one without a cache (--likelihood scores whole passes)")
+    names = [method.name for method in methods(args.lengths[0]) if method.kv_cache is not None]
+    if names and (args.methods or args.preset):
+        raise ValueError(
+            f"eval: {', '.join(names)} given with --likelihood, expected methods without a cache (whole passes are "
+            "scored)"
+        )
     ids = context.tokenizer.encode(read_text(args.likelihood))
     for length in args.lengths:
         if len(ids) < length:

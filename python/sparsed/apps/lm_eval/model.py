@@ -142,7 +142,7 @@ class SparsedLM(TemplateLM):
         self.sparse, self.kv_cache = settings["sparse"], settings["kv_cache"]
         family = self.model.config.family
         self.sampler, self._sampler_options = arguments.sampler_of(family, settings["sampler"], options)
-        arguments.refuse_rest(options, self.model.config.family, sparse)
+        arguments.refuse_rest(options, family, sparse, preset)
         self.max_length = max_length or self.model.config.max_length
         self._prefix_token_id = prefix_token_id
         self._enable_thinking = bool(enable_thinking)

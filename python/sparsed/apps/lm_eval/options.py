@@ -16,7 +16,7 @@ from ...kernels.config import Sparse
 from ...models import Model
 from ...models.files import read_json
 from ...models.tokenizer import Tokenizer
-from ..methods import CACHE_KINDS, SPARSE_KINDS
+from ..methods import CACHE_KINDS, SPARSE_KINDS, changed_sampler
 
 _log = logging.getLogger(__name__)
 
@@ -71,13 +71,14 @@ def take_options_of_hf(options: dict[str, Any]) -> None:
             _log.info("trust_remote_code has no effect: sparsed never runs code of a checkpoint")
 
 
-def refuse_rest(options: Mapping[str, Any], family: str, sparse: Any) -> None:
+def refuse_rest(options: Mapping[str, Any], family: str, sparse: Any, preset: str | None) -> None:
     """Raises ValueError if options are left that have no meaning."""
+    attention = f"sparse is {sparse!r}" if preset is None else f"the preset {preset} decides attention and cache"
     if options:
         renamed = [f"{name} is called {_OTHER_NAMES[name]} here" for name in sorted(options) if name in _OTHER_NAMES]
         raise ValueError(
             f"SparsedLM: {', '.join(sorted(options))} given, expected only options that apply "
-            f"({'; '.join([*renamed, f'the model is of the {family} family, sparse is {sparse!r}'])})"
+            f"({'; '.join([*renamed, f'the model is of the {family} family, {attention}'])})"
         )
 
 
@@ -126,9 +127,12 @@ def kv_cache_of(kv_cache: str | KVCachePolicy | None, options: dict[str, Any]) -
     """Returns the key/value cache that `kv_cache` names; removes its fields from `options`."""
     if kv_cache is None or isinstance(kv_cache, KVCachePolicy):
         return kv_cache
-    if kv_cache not in CACHE_KINDS:
+    if not isinstance(kv_cache, str) or kv_cache not in CACHE_KINDS:
         raise ValueError(f"SparsedLM: kv_cache is {kv_cache!r}, expected one of {list(CACHE_KINDS)}")
-    return CACHE_KINDS[kv_cache](**_taken(CACHE_KINDS[kv_cache], options))
+    given = _taken(CACHE_KINDS[kv_cache], options)
+    if given.get("refresh_every") == 0:  # a command line has no None
+        given["refresh_every"] = None
+    return CACHE_KINDS[kv_cache](**given)
 
 
 def settings_of(
@@ -151,8 +155,7 @@ def settings_of(
 def sampler_of(family: str, sampler: Sampler | None, options: dict[str, Any]) -> tuple[Sampler, frozenset[str]]:
     """Returns `sampler`, or the family's default, with the fields in `options`, and their names; it removes them."""
     given = _taken(SAMPLERS[family], options)
-    changed: Any = SAMPLERS[family]() if sampler is None else sampler
-    return dataclasses.replace(changed, **given), frozenset(given)
+    return changed_sampler(SAMPLERS[family]() if sampler is None else sampler, given), frozenset(given)
 
 
 def _taken(kind: type[Any], options: dict[str, Any]) -> dict[str, Any]:

@@ -44,6 +44,7 @@ class LiveText:
         self._stream = stream
         self._tokenizer = tokenizer
         self._confidence = np.full(gen_length, np.nan, np.float32)
+        self._unmasked = np.zeros(gen_length, np.bool_)
         self._colours = "NO_COLOR" not in os.environ
         self._height = 0  # lines of the drawing on the screen
         self._top = 0  # the first line of the text that is shown
@@ -63,6 +64,7 @@ class LiveText:
         start = info.tokens.shape[1] - len(self._confidence)
         new = info.unmasked[0] - start
         self._confidence[new] = info.confidence[0]
+        self._unmasked[new] = self._unmasked[info.filled[0] - start] = True
         columns, rows = shutil.get_terminal_size()
         cells = list(self._cells(info.tokens[0, start:].tolist(), frozenset(new.tolist())))
         lines, newest = _wrap(cells, columns - 1)
@@ -70,14 +72,14 @@ class LiveText:
         # The newest token stays in sight.
         self._top = min(max(self._top, newest - room + 1), max(len(lines) - room, 0), newest)
         shown = lines[self._top : self._top + room]
-        unmasked = int(np.count_nonzero(~np.isnan(self._confidence)))
+        unmasked = int(np.count_nonzero(self._unmasked))
         drawing = [*("".join(map(self._styled, line)) for line in shown), self._status(info, unmasked, columns - 1)]
         self._write(self._erase() + "\n".join(drawing) + "\n")
         self._height = len(drawing)
 
     def _cells(self, ids: list[int], new: frozenset[int]) -> Iterator[tuple[str, str]]:
         """(text, style) of each position."""
-        unmasked = ~np.isnan(self._confidence)
+        unmasked = self._unmasked
         shade = confidence_shade(self._confidence)
         after_space = after_masked = True
         position = 0
