@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "core/pattern_cache.h"
@@ -87,14 +88,16 @@ TEST_F(CudaCache, SelectingAtEveryStepStaysThereToo) {
   arrays.expect_right(&cache.pattern(0), "sparse");
 }
 
-// Where the rule may keep more than pays, the pattern's density is read, once.
-TEST_F(CudaCache, DenseWherePatternsKeepTooMuch) {
-  DeviceArrays arrays({1, 1, 1, 96, 96, 32, true, false, 9}, DType::kFloat16);
-  PatternCache cache(config_of(1.0), 5, 64);
-  EXPECT_EQ(run(cache, arrays, 0, 2), 0);
-  EXPECT_EQ(run(cache, arrays, 2, 5), 2);
-  EXPECT_EQ(cache.density(0), 1.0);
-  arrays.expect_right(nullptr, "dense");
+// Where the rule may keep every block, the pattern's density is read, once. With rho 1 nothing is selected.
+TEST_F(CudaCache, DenseWherePatternsKeepEverything) {
+  for (const auto& [rho, waits] : {std::pair{0.99, 2}, {1.0, 0}}) {
+    DeviceArrays arrays({1, 1, 1, 96, 96, 32, true, false, 9}, DType::kFloat16);
+    PatternCache cache(config_of(rho), 5, 64);
+    EXPECT_EQ(run(cache, arrays, 0, 2), 0);
+    EXPECT_EQ(run(cache, arrays, 2, 5), waits);
+    EXPECT_EQ(cache.density(0), 1.0);
+    arrays.expect_right(nullptr, "dense");
+  }
 }
 
 TEST_F(CudaCache, WindowsAreMovedOnce) {
