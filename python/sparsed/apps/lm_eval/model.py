@@ -81,7 +81,8 @@ class SparsedLM(TemplateLM):
         seed: Of sampling and of masks; lm-eval's --seed does not change it. None: drawn from numpy's global generator,
             which --seed seeds.
         sparse: False: dense; True or "sparsed", "sliding_window", "streaming_llm", with the fields of `SparseConfig`,
-            `SlidingWindow` or `StreamingLLM` among `options`; or one of these objects.
+            `SlidingWindow` or `StreamingLLM` among `options`; or one of these objects. Rolling likelihoods need
+            generation="sparse": their texts are all target, whose rows are dense by default.
         kv_cache: None, "prefix", "dual" or "delayed", with the fields of the cache among `options`; or one of these
             objects. Likelihoods compute whole passes and do not use it.
         preset: One of `sparsed.preset`, in place of sparse and kv_cache; fields of its sampler may be among `options`.
