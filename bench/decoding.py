@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 import sparsed
 from sparsed import DualCache, SparseConfig, generate, load_model
+from sparsed.generation.preset import PRESETS
 from sparsed.generation.sampling import SAMPLERS
 from sparsed.models import Transformer
 
@@ -24,7 +25,6 @@ from .checkpoint import write_checkpoint
 
 # The block of Fast-dLLM's published runs.
 CACHE_BLOCK = 32
-_PRESETS = ("exact", "balanced", "fast")
 
 
 class Kind(NamedTuple):
@@ -99,7 +99,7 @@ def decodings() -> list[Decoding]:
         Decoding("SparseD + dual cache", lambda model: {"sparse": dense_rows, "kv_cache": DualCache()}, CACHE_BLOCK),
         Decoding("one full pass", lambda model: {"kv_cache": DualCache()}),
     ]
-    return found + [Decoding(f"preset {name}*", preset(name)) for name in _PRESETS]
+    return found + [Decoding(f"preset {name}*", preset(name)) for name in PRESETS]
 
 
 class OurGenerations(Generations):

@@ -24,7 +24,8 @@ from sparsed.apps.environment import machine_info
 from sparsed.apps.eval.scoring import accuracy, paired_difference
 from sparsed.apps.eval.styles import SmallStyle
 from sparsed.apps.eval.tasks import TaskSet
-from sparsed.models.files import demo_model_folder
+from sparsed.generation.preset import PRESETS
+from sparsed.models.files import demo_model_folder, replacing
 from sparsed.tables import format_table, markdown_table
 
 GEN_LENGTH, FACTS, ASKED = 32, 8, 4
@@ -105,7 +106,7 @@ def methods(model: Any) -> dict[str, dict[str, Any]]:
         "threshold 0.95, dual cache, SparseD, generation rows dense": {**cached, "sparse": early},
         "threshold 0.95, dual cache, SparseD, rho .1, generation rows dense": {**cached, "sparse": few},
         **{f"{name}, dual cache": {**cached, "sampler": LLaDASampler(8, **rule)} for name, rule in other_rules.items()},
-        **{f"preset {name}": sparsed.preset(name, model) for name in ("exact", "balanced", "fast")},
+        **{f"preset {name}": sparsed.preset(name, model) for name in PRESETS},
     }
 
 
@@ -163,9 +164,8 @@ class _Results:
         settings = {name: str(value) for name, value in vars(args).items() if name not in ("json", "folder")}
         content = {"settings": settings, "machine": machine_info(), "cells": self.cells}
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self._path.with_suffix(".part")
-        partial.write_text(json.dumps(content) + "\n", encoding="utf-8")
-        partial.replace(self._path)
+        with replacing(self._path) as new:
+            new.write_text(json.dumps(content) + "\n", encoding="utf-8")
 
 
 HEADER = ("method", "answers", "right, %", "minus dense", "forwards", "full passes")

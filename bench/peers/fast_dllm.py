@@ -51,7 +51,8 @@ def fast_dllm_generations(
     """Returns generations by Fast-dLLM's loops, with the weights of the checkpoint.
 
     Raises:
-        SkipError: There is no checkout, torch or transformers, the model is not a LLaDA, or memory is too small.
+        SkipError: No checkout was given, torch or transformers is missing, the model is not a LLaDA, or its logits do
+            not fit into memory.
         CheckError: Its logits are not ours within the precision of bfloat16.
         ValueError: The folder is not a checkout.
     """

@@ -38,10 +38,9 @@ struct SelectParams {
   int block_size = 128;       // 16, 32, 64, 128, 256
   double rho = 0.3;           // share of the candidate blocks that a row keeps, 0 ... 1
   SelectionRule rule = SelectionRule::kPaper;
-  bool isolate = true;  // false: one top-k over all blocks
-  float scale = 1.f;    // of the scores in the selection; the attention has its own
-  bool dense_generation =
-      false;  // query blocks with generation tokens keep every key block; false: what the rule keeps
+  bool isolate = true;            // false: one top-k over all blocks
+  float scale = 1.f;              // of the scores in the selection; the attention has its own
+  bool dense_generation = false;  // query blocks with generation tokens keep every key block
 };
 
 }  // namespace sparsed

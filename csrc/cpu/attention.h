@@ -11,7 +11,8 @@ namespace sparsed::cpu {
 
 // pattern == nullptr: dense.
 void attention(const AttentionKernels& kernels, const AttentionParams& params, const BlockPattern* pattern);
-// Dense attention, not empty, to what is packed: params.k gives the shape alone, and the groups know the masked keys.
+// Dense attention over packed keys and values. No size of params is 0; params.k gives only their shape. The groups
+// leave masked keys out.
 void attention(const AttentionKernels& kernels, const AttentionParams& params, const PackedKv& packed,
                const DenseGroups& groups);
 

@@ -17,7 +17,7 @@ namespace sparsed::cpu {
 struct KvShape {
   int64_t batch, kv_heads, length;
   int head_dim;
-  bool values = true;  // false: keys alone
+  bool values = true;  // false: there are only keys
 };
 
 inline KvShape kv_shape(const AttentionParams& params) {

@@ -63,10 +63,10 @@ class Checker:
         if value not in choices:
             raise ValueError(f"{self.owner}: {name} is {value!r}, expected one of {', '.join(map(repr, choices))}")
 
-    def flag(self, name: str, value: object) -> None:
+    def flag(self, name: str, value: object, *, optional: bool = False) -> None:
         """Checks that `value` is True or False."""
-        if not isinstance(value, bool):
-            raise TypeError(f"{self.owner}: {name} is {value!r}, expected True or False")
+        if not isinstance(value, bool) and not (optional and value is None):
+            raise TypeError(f"{self.owner}: {name} is {value!r}, expected True or False{' or None' * optional}")
 
     def texts(self, name: str, values: object) -> tuple[str, ...]:
         """Checks that `values` are one or more texts that are not blank, and returns them as a tuple.

@@ -68,7 +68,7 @@ TEST_P(CpuAttention, QueryBlocksAndKeyBlocksMayDiffer) {
   }
 }
 
-// Few queries of heads that share keys are computed together; each head alone, with its own keys, has the same bits.
+// Heads that share keys are computed together if they have few queries. Each has the same bits when it is alone.
 TEST_P(CpuAttention, HeadsThatShareKeysHaveTheBitsOfHeadsThatDoNot) {
   for (DType dtype : dtypes()) {
     for (int64_t q_len : {1, 3, 20, 31, 32}) {

@@ -1,3 +1,5 @@
+// Patterns: their geometry, bit rows, windows, copies on devices and comparisons.
+// The file is long because every member of BlockPattern is one short test.
 #include <gtest/gtest.h>
 
 #include <cstring>

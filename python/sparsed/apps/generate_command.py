@@ -20,7 +20,7 @@ from ..models.files import decode_text, demo_model_folder, find_folder, read_tex
 from ..models.loader import read_config
 from ..models.tokenizer import Tokenizer, load_tokenizer
 from .cli_options import add_engine_options, load_chosen
-from .methods import CACHE_KINDS, changed_sampler
+from .methods import CACHE_KINDS, changed_sampler, made_cache
 from .parser import option
 from .pictures.live import LiveText, can_draw
 
@@ -242,9 +242,7 @@ def _kv_cache(args: argparse.Namespace) -> KVCachePolicy | None:
     if args.kv_cache is None:
         _refuse(given, "there is no --kv-cache")
         return None
-    if given.get("refresh_every") == 0:
-        given["refresh_every"] = None
-    return CACHE_KINDS[args.kv_cache](**given)
+    return made_cache(args.kv_cache, given)
 
 
 def _sparse_config(args: argparse.Namespace) -> Sparse | None:

@@ -82,6 +82,12 @@ def settings_of(settings: Sparse | KVCachePolicy | Sampler) -> dict[str, Any]:
     return {"kind": type(settings).__name__, **dataclasses.asdict(settings)}  # type: ignore[arg-type]
 
 
+def made_cache(option: str, fields: Mapping[str, Any]) -> KVCachePolicy:
+    """Returns the cache of this option. A command line has no None, so that 0 stands for it in `refresh_every`."""
+    never = {"refresh_every": None} if fields.get("refresh_every") == 0 else {}
+    return CACHE_KINDS[option](**{**fields, **never})
+
+
 def changed_sampler(sampler: Sampler, fields: Mapping[str, Any]) -> Sampler:
     """Returns `sampler` with other fields. A rule among them takes the place of the sampler's own rule."""
     rules = {"threshold": None, "factor": None, "entropy_bound": None}
@@ -149,7 +155,7 @@ def method(
         source: What presets are made for, see `sparsed.preset`.
 
     Raises:
-        ValueError: There is no such method, or a preset without `source`.
+        ValueError: `name` is unknown, or it names a preset and `source` is None.
 
     Source: arXiv 2509.24014, section 5 and appendix.
     """

@@ -114,10 +114,10 @@ class DualCache(KVCachePolicy):
 class DelayedCache(KVCachePolicy):
     """dKV-Cache-Decode: a token is cached one step after it was unmasked.
 
-    A LLaDA token is so computed once as itself; a Dream token only if the one before it is computed, because Dream's
-    rule counts the positions whose logits predict a token. A forward pass computes the tokens that were masked when
-    the one before it began (Dream: those whose logits predict them). LLaDA computes every token in the second forward
-    pass of a block too, as its published code does.
+    In this way a LLaDA token is computed once as itself. A Dream token is so only if the one before it is computed,
+    because Dream's rule counts the positions whose logits predict a token. A forward pass computes the tokens that were
+    masked when the one before it began (Dream: those whose logits predict them). LLaDA computes every token in the
+    second forward pass of a block too, as its published code does.
 
     Attributes:
         refresh, refresh_every: See KVCachePolicy; the published examples have 2 ... 16 and 1.

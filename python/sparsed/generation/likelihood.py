@@ -55,7 +55,8 @@ def log_likelihood(
         seed: Repeats an estimate bit for bit.
 
     Raises:
-        TypeError, ValueError: An argument of another type or outside its range; too few batches for a sparse step.
+        TypeError, ValueError: An argument of another type or outside its range; sparse attention that would compute
+            everything (see `require_sparse`).
         MemoryError: The logits do not fit.
     """
     check = Checker("log_likelihood")
@@ -73,8 +74,7 @@ def log_likelihood(
     if not behind.size:
         return 0.0
     expected = f"a smaller batch_size than {batch_size} or more samples than {samples} (lm-eval: mc_num)"
-    require_sparse_step("log_likelihood", sparse, samples // batch_size, expected)
-    require_sparse_rows("log_likelihood", sparse, len(before), len(behind))
+    require_sparse("log_likelihood", sparse, samples // batch_size, expected, len(before), len(behind))
     draws = log_likelihood_draws(model, before, behind, samples, batch_size, cfg_scale, sparse, seed)
     return float(draws.mean())
 
@@ -130,22 +130,29 @@ def log_likelihood_draws(
     return draws.reshape(-1)
 
 
-def require_sparse_step(owner: str, sparse: Sparse | None, steps: int, expected: str) -> None:
-    """Raises ValueError if no batch of masks would be a sparse step; `expected` says what `owner` should change."""
-    if sparse is not None and not ever_sparse(sparse, steps):
+def require_sparse(owner: str, sparse: Sparse | None, steps: int, expected: str, prefix: int, target: int) -> None:
+    """Raises ValueError if sparse attention would compute everything.
+
+    Args:
+        owner: The function that the message names.
+        sparse: None: dense attention, which is meant to compute everything.
+        steps: Batches of masks, each of which is a step.
+        expected: What `owner` should change if none of the steps is sparse.
+        prefix: Tokens before the target.
+        target: Tokens of the target, whose query blocks are dense under `generation="dense"`.
+    """
+    if sparse is None:
+        return
+    if not ever_sparse(sparse, steps):
         raise ValueError(
             f"{owner}: there are {steps} batches of masks and as many steps, none of them sparse under {sparse}, "
             f"expected {expected}"
         )
-
-
-def require_sparse_rows(owner: str, sparse: Sparse | None, prefix: int, target: int) -> None:
-    """Raises ValueError if all rows are dense because every query block holds a token of the target."""
     long_enough = prefix + target >= getattr(sparse, "min_length", 0)
-    if sparse is not None and sparse.generation == "dense" and prefix < sparse.block_size and long_enough:
+    if sparse.generation == "dense" and prefix < sparse.block_size and long_enough:
         raise ValueError(
             f"{owner}: prefix has {prefix} tokens, expected at least one block of {sparse.block_size} or "
-            f"generation='sparse' (with {sparse} the rows of the target attend to everything, and there are no others)"
+            f"generation='sparse' (under {sparse} the target's rows are dense, and there are no other query blocks)"
         )
 
 

@@ -43,7 +43,7 @@ def preset(name: str, tokenizer_or_model: Tokenizer | Model) -> dict[str, Any]:
             from it. The tokenizer may know more end tokens than the model.
 
     Raises:
-        ValueError: There is no such preset, or the tokenizer's folder holds no model of a known family.
+        ValueError: `name` is unknown, or the tokenizer comes from a folder without a LLaDA or Dream model.
         TypeError: The second argument is neither a tokenizer nor a model.
 
     Example:
@@ -55,7 +55,7 @@ def preset(name: str, tokenizer_or_model: Tokenizer | Model) -> dict[str, Any]:
         >>> tokenizer.text(result.generated[0]), result.stats.forwards < 10
         ('zileba is 107 ;', True)
     """
-    Checker("preset").choice("name", name, tuple(_PRESETS))
+    Checker("preset").choice("name", name, PRESETS)
     config = getattr(tokenizer_or_model, "config", tokenizer_or_model)
     if not hasattr(config, "end_token_ids") or not hasattr(config, "family"):
         raise TypeError(

@@ -105,7 +105,6 @@ class BatchRun:
             self.patterns = PatternCache(decoding.sparse, steps=steps, prompt_length=self.prompt_length)
         self.was_sparse = False  # whether some pass computed less than dense attention
         self.ended = False  # whether some row came to its end before all its positions were unmasked
-        self._pattern_step = -1
         self._kv_schedule: KVCacheSchedule | None = None
 
     @property
@@ -185,8 +184,7 @@ class BatchRun:
 
     def _begin_pattern_step(self, masked: NDArray[np.bool_]) -> None:
         if self.patterns is not None:
-            self._pattern_step += 1
-            self.patterns.begin_step(self._pattern_step, unmasked=np.count_nonzero(~masked) / masked.size)
+            self.patterns.begin_step(self.patterns.step + 1, unmasked=np.count_nonzero(~masked) / masked.size)
 
     def _forward(self, plan: StepPlan) -> FloatArray | None:
         """(k, n, V) float32, the logits of `plan.rows` at `plan.wanted`; None without a forward pass."""
@@ -252,7 +250,7 @@ class BatchRun:
         if plan.computed is not None:
             rows = len(plan.computed) * len(self.batch_indices)
             phase, density = "cached", len(plan.computed) / self.length
-        elif self.patterns is not None and self._pattern_step >= 0:
+        elif self.patterns is not None and self.patterns.step >= 0:
             phase, density = self.patterns.phase, self.patterns.density() if plan.forward else 0.0
             self.was_sparse = self.was_sparse or (plan.forward and density < 1)
         # A sampler may choose the mask token itself: such a position stays masked.

@@ -49,11 +49,8 @@ class Attend(Protocol):
 class Model(Protocol):
     """The interface that `generate` needs of a model. The models of every engine have it.
 
-    A model that keeps keys and values, for `generate(kv_cache=...)`, also has
-
-    - `forward(..., key_values=..., computed=...)`, as `Transformer.forward` describes them,
-    - `new_key_values()`, which returns the engine's object for `key_values`, still empty,
-    - `key_values_nbytes(length, batch=1)`, the memory in bytes that this object will take for so many tokens a row.
+    `generate(kv_cache=...)` also needs `new_key_values`, `key_values_nbytes`, and the arguments `key_values` and
+    `computed` of `Transformer.forward`. Models without them keep no keys and values.
     """
 
     @property
@@ -71,10 +68,10 @@ class Model(Protocol):
         """Computes the raw logits, (B, P, V) float32, as `Transformer.forward` describes."""
 
     def new_key_values(self) -> Any:
-        """Returns an empty store of keys and values for `forward`. Only `generate(..., kv_cache=...)` needs it."""
+        """Returns the engine's empty store of keys and values for `forward`."""
 
     def key_values_nbytes(self, length: int, batch: int = 1) -> int:
-        """Returns the bytes that such a store takes for `batch` rows of `length` tokens."""
+        """Returns the bytes that this store will take for `batch` rows of `length` tokens."""
 
 
 @dataclass(frozen=True)

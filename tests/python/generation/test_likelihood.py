@@ -210,6 +210,8 @@ def test_sparse_likelihoods_need_rows_that_can_be_sparse() -> None:
     for sparse in (SparseConfig(skip=0, block_size=32, min_length=0), sparsed.SlidingWindow(32, 32)):
         with pytest.raises(ValueError, match="log_likelihood: prefix has 31 tokens, expected at least one block of 32"):
             log_likelihood(model, ids[:31], ids[31:], sparse=sparse, **options)
+        with pytest.raises(ValueError, match="likelihood: prefix has 31 tokens, expected at least one block of 32"):
+            likelihood(model, ids, target=len(ids) - 31, draws=4, sparse=sparse)
         log_likelihood(model, ids[:32], ids[32:], sparse=sparse, **options)
         log_likelihood(model, ids[:1], ids[1:], sparse=dataclasses.replace(sparse, generation="sparse"), **options)
     short = SparseConfig(skip=0, block_size=32)  # dense because of min_length, which a note says

@@ -1,4 +1,7 @@
-"""The state machine: which step does what, what it computes, and what it refuses."""
+"""The state machine: which step does what, what it computes, and what it refuses.
+
+The file is long because every rule of the machine is one short test.
+"""
 
 from __future__ import annotations
 

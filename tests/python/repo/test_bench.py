@@ -1,4 +1,7 @@
-"""The benchmarks on tiny shapes: every command runs, results are checked, figures add up. No times are judged."""
+"""The benchmarks on tiny shapes: every command runs, results are checked, figures add up. No times are judged.
+
+The file is long because all benchmarks share its tiny shapes.
+"""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ...checks import Checker, token_row
 from ...content import ComparedByContent
-from ...generation.likelihood import log_likelihood_draws, require_sparse_step
+from ...generation.likelihood import log_likelihood_draws, require_sparse
 from ...kernels.config import Sparse
 from ...models import Model
 
@@ -55,7 +55,8 @@ def likelihood(
         seed: Seed of the masks.
 
     Raises:
-        ValueError, TypeError: An argument does not fit, or there are too few draws for a sparse step.
+        ValueError, TypeError: An argument does not fit, or sparse attention would compute everything: there are too few
+            draws for a sparse step, or fewer tokens before the target than a block while its rows are dense.
     """
     check = Checker("likelihood")
     check.integer("target", target, low=1)
@@ -64,7 +65,7 @@ def likelihood(
     tokens = token_row("likelihood", "ids", ids, model.config.vocab_size)
     if len(tokens) <= target:
         raise ValueError(f"likelihood: ids has {len(tokens)} tokens, expected more than target {target}")
-    require_sparse_step("likelihood", sparse, draws, f"more draws than {draws}")
+    require_sparse("likelihood", sparse, draws, f"more draws than {draws}", len(tokens) - target, target)
     found = log_likelihood_draws(model, tokens[:-target], tokens[-target:], draws, sparse=sparse, seed=seed)
     losses = np.resize(-found / target, draws)
     return Likelihood(float(losses.mean()), losses)

@@ -1,4 +1,7 @@
-"""`SparsedLM`: the requests of lm-eval's tasks, answered by a LLaDA or Dream checkpoint."""
+"""`SparsedLM`: the requests of lm-eval's tasks, answered by a LLaDA or Dream checkpoint.
+
+The file is long because lm-eval's interface is one class, and half of it documents its arguments.
+"""
 
 from __future__ import annotations
 
@@ -127,11 +130,12 @@ class SparsedLM(TemplateLM):
         self.batch_size = "auto" if self._batches.is_auto else self._batches.number
         arguments.take_options_of_hf(options)
         arguments.check_numbers(max_length=max_length, gen_length=gen_length, steps=steps, mc_num=mc_num)
-        Checker("SparsedLM").integer("seed", seed, low=0, optional=True)
-        Checker("SparsedLM").integer("prefix_token_id", prefix_token_id, low=0, optional=True)
-        arguments.check_flag("is_check_greedy", is_check_greedy)
-        arguments.check_flag("escape_until", escape_until)
-        arguments.check_flag("add_bos_token", add_bos_token, optional=True)
+        check = Checker("SparsedLM")
+        check.integer("seed", seed, low=0, optional=True)
+        check.integer("prefix_token_id", prefix_token_id, low=0, optional=True)
+        check.flag("is_check_greedy", is_check_greedy)
+        check.flag("escape_until", escape_until)
+        check.flag("add_bos_token", add_bos_token, optional=True)
         self._variables = arguments.template_variables(chat_template_args, enable_thinking, think_end_token)
         folder = Path(pretrained, subfolder)
         self.model = load_model(
@@ -139,10 +143,9 @@ class SparsedLM(TemplateLM):
         )
         self._tokenizer_folder = Path(tokenizer or folder)
         self.tokenizer = load_tokenizer(self._tokenizer_folder)
-        settings = arguments.settings_of(preset, self.model, sparse, kv_cache, options)
-        self.sparse, self.kv_cache = settings["sparse"], settings["kv_cache"]
+        self.sparse, self.kv_cache, own = arguments.attention_of(preset, self.model, sparse, kv_cache, options)
         family = self.model.config.family
-        self.sampler, self._sampler_options = arguments.sampler_of(family, settings["sampler"], options)
+        self.sampler, self._sampler_options = arguments.sampler_of(family, own, options)
         arguments.refuse_rest(options, family, sparse, preset)
         self.max_length = max_length or self.model.config.max_length
         self._prefix_token_id = prefix_token_id

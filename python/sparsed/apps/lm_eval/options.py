@@ -16,7 +16,7 @@ from ...kernels.config import Sparse
 from ...models import Model
 from ...models.files import read_json
 from ...models.tokenizer import Tokenizer
-from ..methods import CACHE_KINDS, SPARSE_KINDS, changed_sampler
+from ..methods import CACHE_KINDS, SPARSE_KINDS, changed_sampler, made_cache
 
 _log = logging.getLogger(__name__)
 
@@ -129,27 +129,27 @@ def kv_cache_of(kv_cache: str | KVCachePolicy | None, options: dict[str, Any]) -
         return kv_cache
     if not isinstance(kv_cache, str) or kv_cache not in CACHE_KINDS:
         raise ValueError(f"SparsedLM: kv_cache is {kv_cache!r}, expected one of {list(CACHE_KINDS)}")
-    given = _taken(CACHE_KINDS[kv_cache], options)
-    if given.get("refresh_every") == 0:  # a command line has no None
-        given["refresh_every"] = None
-    return CACHE_KINDS[kv_cache](**given)
+    return made_cache(kv_cache, _taken(CACHE_KINDS[kv_cache], options))
 
 
-def settings_of(
-    name: str | None,
-    source: Model,
+def attention_of(
+    preset_name: str | None,
+    model: Model,
     sparse: bool | str | Sparse,
     kv_cache: str | KVCachePolicy | None,
     options: dict[str, Any],
-) -> dict[str, Any]:
-    """Returns `sparse`, `kv_cache` and `sampler` (or None) for `generate`: those of a preset, or as given."""
-    if name is None:
+) -> tuple[Sparse | None, KVCachePolicy | None, Sampler | None]:
+    """Returns sparse attention, cache and sampler of a preset, or the given ones and no sampler.
+
+    It removes the fields of what it makes from `options`.
+    """
+    if preset_name is None:
         cache = kv_cache_of(kv_cache, options)  # first: both have a field `refresh`, of which this one is a number
-        return {"sparse": sparse_of(sparse, options), "kv_cache": cache, "sampler": None}
+        return sparse_of(sparse, options), cache, None
     if sparse is not False or kv_cache is not None:
-        raise ValueError(f"SparsedLM: preset is {name!r} with sparse or kv_cache, expected only one of them")
-    found = preset(name, source)
-    return {key: found.get(key) for key in ("sparse", "kv_cache", "sampler")}
+        raise ValueError(f"SparsedLM: preset is {preset_name!r} with sparse or kv_cache, expected only one of them")
+    found = preset(preset_name, model)
+    return found.get("sparse"), found.get("kv_cache"), found.get("sampler")
 
 
 def sampler_of(family: str, sampler: Sampler | None, options: dict[str, Any]) -> tuple[Sampler, frozenset[str]]:
@@ -169,7 +169,7 @@ def template_variables(
     """Returns the variables that a chat template gets in addition to the conversation."""
     if chat_template_args is not None and not isinstance(chat_template_args, Mapping):
         raise TypeError(f"SparsedLM: chat_template_args is {chat_template_args!r}, expected names and values")
-    check_flag("enable_thinking", enable_thinking, optional=True)
+    Checker("SparsedLM").flag("enable_thinking", enable_thinking, optional=True)
     if enable_thinking and think_end_token is None:
         raise ValueError(
             "SparsedLM: enable_thinking is True, expected think_end_token with it (where the answer begins)"
@@ -190,12 +190,6 @@ def end_of_thinking(tokenizer: Tokenizer, think_end_token: str | int | None) -> 
         return int(think_end_token)
     token = tokenizer.token_id(think_end_token)
     return token if token is not None and not tokenizer.decode([token]) else think_end_token
-
-
-def check_flag(name: str, value: Any, optional: bool = False) -> None:
-    """Raises TypeError if `value` is not True or False."""
-    if not isinstance(value, bool) and not (optional and value is None):
-        raise TypeError(f"SparsedLM: {name} is {value!r}, expected True or False{' or None' * optional}")
 
 
 def check_numbers(**values: Any) -> None:

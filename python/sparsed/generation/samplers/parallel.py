@@ -35,7 +35,7 @@ def reach_factor(confidence: FloatArray, factor: float) -> NDArray[np.bool_]:
     """Returns which of the probabilities c (n,), descending, have (i + 1) * (1 - c[i]) <= factor, i from 1.
 
     Source: arXiv 2505.22618; NVlabs/Fast-dLLM, llada/generate.py, get_transfer_index_dynamic. That code also takes the
-        last candidate where this one alone misses its bound, which the rule does not say.
+        last candidate if no other one misses its bound; the paper's rule does not.
     """
     number = np.arange(1, len(confidence) + 1)
     return np.asarray(confidence >= 1 - factor / (number + 1))
