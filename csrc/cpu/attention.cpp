@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <vector>
 
 #include "cpu/items.h"
 #include "cpu/key_groups.h"
@@ -56,6 +57,28 @@ void run_plan(const AttentionKernels& kernels, const AttentionParams& params, co
   });
 }
 
+// Which groups some query block visits, of any query head of a key/value head: [B * H_kv, groups].
+std::vector<uint8_t> visited_groups(const AttentionKernels& kernels, const AttentionParams& params,
+                                    const BlockPattern& pattern, const LiveKeys& live) {
+  const int64_t kv_heads = params.batch() * params.kv_heads(), words = pattern.geometry().row_words();
+  const int64_t rows = pattern.rows() / kv_heads;
+  const uint64_t* bits = pattern.bits().data();
+  std::vector<uint8_t> visited(static_cast<size_t>(kv_heads * live.groups()));
+  parallel_for(kv_heads, [&](int64_t head) {
+    std::vector<uint64_t> any(static_cast<size_t>(words));
+    for (const uint64_t* row = bits + head * rows * words; row < bits + (head + 1) * rows * words; row += words) {
+      for (int64_t w = 0; w < words; ++w) any[static_cast<size_t>(w)] |= row[w];
+    }
+    GroupList groups;
+    groups.assign_blocks(any.data(), words, pattern.geometry().block.kv, kernels.group_keys,
+                         live.row(head / params.kv_heads()), live.groups());
+    for (int64_t i = 0; i < groups.view().count; ++i) {
+      visited[static_cast<size_t>(head * live.groups() + groups.view().index[i])] = 1;
+    }
+  });
+  return visited;
+}
+
 // Copies rows of q [B, H, L, D] to their place in [B, H_kv, H / H_kv * L, D], or those of the output back.
 enum class Copy { kIn, kOut };
 void copy_rows(const TensorView& by_head, const TensorView& by_kv_head, Copy direction) {
@@ -78,10 +101,13 @@ void copy_rows(const TensorView& by_head, const TensorView& by_kv_head, Copy dir
 void attention(const AttentionKernels& kernels, const AttentionParams& params, const BlockPattern* pattern) {
   if (params.empty()) return fill_empty(params);
   PackedKv packed(kernels, kv_shape(params), packed_memory());
-  packed.put(nullptr, params.k, params.v, params.key_mask);
   const LiveKeys live(params.key_mask, params.batch(), params.kv_len(), kernels.group_keys);
-  if (!pattern) return attention(kernels, params, packed, DenseGroups(live, false));
+  if (!pattern) {
+    packed.put(nullptr, params.k, params.v, params.key_mask);
+    return attention(kernels, params, packed, DenseGroups(live, false));
+  }
 
+  packed.put(nullptr, params.k, params.v, params.key_mask, visited_groups(kernels, params, *pattern, live).data());
   const PatternGeometry& geometry = pattern->geometry();
   const uint64_t* bits = pattern->bits().data();
   run_plan(kernels, params, packed, ItemPlan(kernels, params, pattern), [&](int64_t b, int64_t row) {

@@ -10,14 +10,13 @@
 //            rescaling and block sums need no step across lanes.
 // Algorithm  for each chunk of the item's key groups:
 //              for each query tile:
-//                S^T = K Q^T                                     (Scores of the micro-kernel)
+//                S^T = K Q^T                                     (scores of the micro-kernel)
 //                maximum, P^T = exp2(S^T - maximum), sums        (softmax.h, softmax_bf16.h)
 //                O^T = alpha O^T + V^T P^T                       (accumulate of the micro-kernel)
 //            block sums of a selection become probabilities with the final maximum and sum of each row
 //            O = O^T / sum, transposed and rounded
 // Rate       Measured at head_dim 128: 0.96 TFLOP/s in bfloat16 and 0.41 to 0.43 in float32 on two cores of an AMD EPYC
-//            (Zen 5, where linear layers reach 0.99 and 0.50); 1.6 to 1.8 on two cores of a Sapphire-Rapids-class Xeon
-//            with AMX, which is 36 % of what its tile units can do.
+//            (Zen 5, where linear layers reach 0.99 and 0.50). On AMX this form has not been timed (bench/NOTES.md).
 //
 // It is written once over a vector (vec_*.h) and a micro-kernel for the products (micro_kernel_*.h).
 #pragma once
@@ -53,7 +52,8 @@ class Attention {
   using Prob = typename Kernel::Prob;
   using State = SoftmaxState<Kernel>;
 
-  static constexpr int kTiles = Kernel::kItemQueries / Kernel::kQueries;
+  static constexpr int kQ = Kernel::kQueries, kL = Vec::kLanes;
+  static constexpr int kTiles = Kernel::kItemQueries / kQ;
 
   // Addresses inside an item's scratch, which may be null: only `bytes` counts then.
   struct Scratch {
@@ -69,7 +69,7 @@ class Attention {
 
     // At most cells + 1 chunks: a cell is no longer than a chunk, and one chunk may end early at the generation.
     Scratch(std::byte* base, int head_dim, int64_t cell_count) {
-      const size_t per_query = sizeof(float) * Kernel::kQueries;
+      const size_t per_query = sizeof(float) * kQ;
       const size_t rows = static_cast<size_t>(cell_count);
       size_t at = 0;
       const auto take = [&](size_t size) {
@@ -81,7 +81,7 @@ class Attention {
       o = reinterpret_cast<float*>(take(kTiles * per_query * Kernel::out_rows(head_dim)));
       state = reinterpret_cast<State*>(take(kTiles * sizeof(State)));
       s = reinterpret_cast<float*>(take(per_query * Kernel::kChunk));
-      p = reinterpret_cast<Prob*>(take(sizeof(Prob) * Kernel::kQueries * Kernel::kChunk));
+      p = reinterpret_cast<Prob*>(take(sizeof(Prob) * kQ * Kernel::kChunk));
       cells = reinterpret_cast<float*>(take(kTiles * per_query * rows));
       chunk_max = reinterpret_cast<float*>(take(kTiles * per_query * (rows ? rows + 1 : 0)));
       weight = reinterpret_cast<float*>(take(per_query * (rows ? rows + 1 : 0)));
@@ -91,29 +91,29 @@ class Attention {
 
   static size_t scratch_bytes(int head_dim, int64_t cells) { return Scratch(nullptr, head_dim, cells).bytes; }
 
-  // S^T of some groups of an item, still to be computed, and -inf where a key takes no part.
+  // S^T of `groups` groups of an item from `group` on, -inf where a key takes no part.
   template <int NV>
-  struct ChunkScores {
-    const AttentionItem& item;
-    const std::byte* q;
-    int64_t group;
-
-    using Task = typename Kernel::template Scores<NV>;
-    Task begin(int first, int groups, float* s) const {
-      return Task(item.k, item.groups.index + group + first, groups, q, item.head_dim, s);
-    }
-    void mask(int first, int groups, float* s) const {
-      for (int g = 0; g < groups; ++g) {
-        const uint32_t live = item.groups.live[group + first + g];
-        if (live == (Kernel::kGroup == 32 ? ~0u : (1u << Kernel::kGroup % 32) - 1u)) continue;
-        for (int key = 0; key < Kernel::kGroup; ++key) {
-          if (live >> key & 1u) continue;
-          float* row = s + (g * Kernel::kGroup + key) * Kernel::kQueries;
-          for (int v = 0; v < NV; ++v) Vec::set(-__builtin_inff()).store(row + v * Vec::kLanes);
-        }
+  static void masked_scores(const AttentionItem& item, const std::byte* q, int64_t group, int groups, float* s) {
+    Kernel::template scores<NV>(item.k, item.groups.index + group, groups, q, item.head_dim, s);
+    for (int g = 0; g < groups; ++g) {
+      const uint32_t live = item.groups.live[group + g];
+      if (live == (Kernel::kGroup == 32 ? ~0u : (1u << Kernel::kGroup % 32) - 1u)) continue;
+      for (int key = 0; key < Kernel::kGroup; ++key) {
+        if (live >> key & 1u) continue;
+        float* row = s + (g * Kernel::kGroup + key) * kQ;
+        for (int v = 0; v < NV; ++v) Vec::set(-__builtin_inff()).store(row + v * kL);
       }
     }
-  };
+  }
+
+  // [kQueries] of a tile's sums of probabilities.
+  static float* prob_sums(const AttentionItem& item, const Scratch& scratch, int tile) {
+    if constexpr (Kernel::kSumsInOutput) return tile_output(item, scratch, tile) + Kernel::sum_row(item.head_dim) * kQ;
+    return scratch.state[tile].sum;
+  }
+  static float* tile_output(const AttentionItem& item, const Scratch& scratch, int tile) {
+    return scratch.o + static_cast<size_t>(tile) * Kernel::out_rows(item.head_dim) * kQ;
+  }
 
   // Scores, softmax and output of one chunk of groups for one query tile.
   template <int NV, Sums kSums>
@@ -138,7 +138,6 @@ class Attention {
   // Weights of the chunks that turn cell sums into probabilities, for the cells from first_cell on.
   static void chunk_weights(const AttentionItem& item, const float* cells, const float* chunk_max, int64_t first_cell,
                             int queries, float* weight) {
-    constexpr int kQ = Kernel::kQueries, kL = Vec::kLanes;
     for (int v = 0; v < Kernel::kVecs && v * kL < queries; ++v) {
       Vec highest = Vec::set(kLowest), total = Vec::zero();
       for_each_chunk(item, [&](int64_t, int, int64_t cell, int64_t chunk) {
@@ -167,7 +166,6 @@ class Attention {
   // block, because block sizes are multiples of 16.
   static void add_block_scores(const AttentionItem& item, const Scratch& scratch, int tile, int64_t first_cell,
                                float* scores) {
-    constexpr int kQ = Kernel::kQueries, kL = Vec::kLanes;
     const SelectItem& select = *item.select;
     const float* cells = scratch.cells + static_cast<size_t>(tile) * select.cells * kQ;
     const float* chunk_max = scratch.chunk_max + static_cast<size_t>(tile) * (select.cells + 1) * kQ;
@@ -193,7 +191,7 @@ class Attention {
     if (select.generation) {
       for (int64_t i = 0; i < size; ++i) select.generation[i] = 0.f;
     }
-    for (int tile = 0; tile * Kernel::kQueries < item.queries; ++tile) {
+    for (int tile = 0; tile * kQ < item.queries; ++tile) {
       add_block_scores(item, scratch, tile, 0, select.scores);
       if (select.generation) add_block_scores(item, scratch, tile, select.generation_cell, select.generation);
     }
@@ -237,7 +235,9 @@ template <class Arch>
 template <int NV, Sums kSums>
 void Attention<Arch>::attend_chunk(const AttentionItem& item, const Scratch& at, const Chunk& chunk, int tile,
                                    int64_t group, int groups, bool fresh) {
-  const ChunkScores<NV> scores{item, at.q + tile * Kernel::q_bytes(item.head_dim), group};
+  const auto scores = [&](int first, int count, float* s) {
+    masked_scores<NV>(item, at.q + tile * Kernel::q_bytes(item.head_dim), group + first, count, s);
+  };
   State& state = at.state[tile];
   SoftmaxResult result = SoftmaxResult::kRefused;
   if constexpr (Kernel::kBf16Only && (kSums == Sums::kNone || kSums == Sums::kShared)) {
@@ -245,21 +245,20 @@ void Attention<Arch>::attend_chunk(const AttentionItem& item, const Scratch& at,
                       : softmax_bf16<Kernel, NV, kSums, false>(chunk, scores, fresh, state, at.s, at.p);
   }
   if (result == SoftmaxResult::kRefused) {
-    for (auto task = scores.begin(0, groups, at.s); task.left();) task.step();
-    scores.mask(0, groups, at.s);
+    scores(0, groups, at.s);
     result = softmax<Kernel, NV, kSums>(chunk, at.s, state, at.p) ? SoftmaxResult::kNewMax : SoftmaxResult::kSameMax;
   }
   if (!item.v) return;
-  float* o = at.o + static_cast<size_t>(tile) * Kernel::out_rows(item.head_dim) * Kernel::kQueries;
   Kernel::template accumulate<NV>(item.v, item.groups.index + group, groups, at.p, item.head_dim, fresh,
-                                  result == SoftmaxResult::kNewMax ? state.alpha : nullptr, o);
+                                  result == SoftmaxResult::kNewMax ? state.alpha : nullptr,
+                                  tile_output(item, at, tile));
 }
 
 template <class Arch>
 template <Sums kSums>
 void Attention<Arch>::attend_chunk(const AttentionItem& item, const Scratch& scratch, const Chunk& chunk, int tile,
                                    int64_t group, int groups, bool fresh) {
-  if (item.queries - tile * Kernel::kQueries > Vec::kLanes) {
+  if (item.queries - tile * kQ > kL) {
     attend_chunk<2, kSums>(item, scratch, chunk, tile, group, groups, fresh);
   } else {
     attend_chunk<1, kSums>(item, scratch, chunk, tile, group, groups, fresh);
@@ -284,20 +283,18 @@ void Attention<Arch>::for_each_chunk(const AttentionItem& item, const Visit& vis
 template <class Arch>
 template <class T>
 void Attention<Arch>::write_output(const AttentionItem& item, const Scratch& scratch) {
-  constexpr int kQ = Kernel::kQueries, kL = Vec::kLanes;
   for (int first = 0; first < item.queries; first += kL) {
     const State& state = scratch.state[first / kQ];
     const int lane = first % kQ, count = item.queries - first < kL ? item.queries - first : kL;
-    float inverse[kL] = {};
-    for (int i = 0; i < count; ++i) {
-      inverse[i] = 1.f / state.sum[lane + i];
-      if (item.lse) {
-        const float sum = state.exact_sum[lane + i];
-        item.lse[first + i] = sum == 0.f ? -__builtin_inff() : (state.max[lane + i] + __builtin_log2f(sum)) * kLn2;
-      }
+    for (int i = 0; item.lse && i < count; ++i) {
+      const float sum = state.exact_sum[lane + i];
+      item.lse[first + i] = sum == 0.f ? -__builtin_inff() : (state.max[lane + i] + __builtin_log2f(sum)) * kLn2;
     }
     if (!item.out) continue;
-    const float* o = scratch.o + static_cast<size_t>(first / kQ) * Kernel::out_rows(item.head_dim) * kQ + lane;
+    const float* o = tile_output(item, scratch, first / kQ) + lane;
+    const float* sums = prob_sums(item, scratch, first / kQ) + lane;
+    float inverse[kL] = {};
+    for (int i = 0; i < count; ++i) inverse[i] = 1.f / sums[i];
     const Vec scale = Vec::load(inverse);
     for (int d = 0; d < item.head_dim; d += kL) {
       const int n = item.head_dim - d < kL ? item.head_dim - d : kL;
@@ -305,7 +302,7 @@ void Attention<Arch>::write_output(const AttentionItem& item, const Scratch& scr
       for (int i = 0; i < kL; ++i) block[i] = i < n ? Vec::load(o + (d + i) * kQ) * scale : Vec::zero();
       transpose(block);
       for (int i = 0; i < count; ++i) {
-        const bool empty = state.sum[lane + i] == 0.f;  // 0 * infinity above
+        const bool empty = sums[i] == 0.f;  // 0 * infinity above
         (empty ? Vec::zero() : block[i]).store_n(static_cast<T*>(item.out) + (first + i) * item.out_stride + d, n);
       }
     }
@@ -317,16 +314,17 @@ template <class T>
 void Attention<Arch>::run_typed(const AttentionItem& item) {
   const SelectItem* select = item.select;
   const Scratch scratch(item.scratch, item.head_dim, select ? select->cells : 0);
-  const int tiles = (item.queries + Kernel::kQueries - 1) / Kernel::kQueries;
+  const int tiles = (item.queries + kQ - 1) / kQ;
   for (int tile = 0; tile < tiles; ++tile) {
-    const int first = tile * Kernel::kQueries;
-    const int count = item.queries - first < Kernel::kQueries ? item.queries - first : Kernel::kQueries;
+    const int first = tile * kQ;
+    const int count = item.queries - first < kQ ? item.queries - first : kQ;
     Kernel::pack_q(static_cast<const T*>(item.q) + first * item.q_stride, item.q_stride, count, item.head_dim,
                    scratch.q + tile * Kernel::q_bytes(item.head_dim));
     State& state = scratch.state[tile];
-    for (int i = 0; i < Kernel::kQueries; ++i) {
+    float* sums = prob_sums(item, scratch, tile);
+    for (int i = 0; i < kQ; ++i) {
       state.max[i] = kLowest;
-      state.sum[i] = state.exact_sum[i] = 0.f;
+      state.sum[i] = state.exact_sum[i] = sums[i] = 0.f;
     }
   }
   for_each_chunk(item, [&](int64_t group, int groups, int64_t cell, int64_t number) {
@@ -336,9 +334,8 @@ void Attention<Arch>::run_typed(const AttentionItem& item) {
       if (select) {
         chunk.select_scale = select->scale;
         chunk.cell_keys = select->cell_keys;
-        chunk.cells = scratch.cells + (static_cast<size_t>(tile) * select->cells + cell) * Kernel::kQueries;
-        chunk.chunk_max =
-            scratch.chunk_max + (static_cast<size_t>(tile) * (select->cells + 1) + number) * Kernel::kQueries;
+        chunk.cells = scratch.cells + (static_cast<size_t>(tile) * select->cells + cell) * kQ;
+        chunk.chunk_max = scratch.chunk_max + (static_cast<size_t>(tile) * (select->cells + 1) + number) * kQ;
       }
       const bool fresh = group == 0;
       switch (sums) {

@@ -69,12 +69,14 @@ std::vector<Feature> features(Isa isa) {
               {"operating system support for AVX-512", system_saves(0xe6)}};
     case Isa::kAvx512Bf16: {
       std::vector<Feature> all = features(Isa::kAvx512);
+      all.push_back({"avx512_vbmi", (seven.ecx & (1u << 1)) != 0});
       all.push_back({"avx512_bf16", (seven_one.eax & (1u << 5)) != 0});
       all.push_back({"vdpbf16ps at full rate (AMD Zen 4 and later)", full_rate_bf16()});
       return all;
     }
     case Isa::kAmx: {
       std::vector<Feature> all = features(Isa::kAvx512);
+      all.push_back({"avx512_vbmi", (seven.ecx & (1u << 1)) != 0});
       all.push_back({"avx512_bf16", (seven_one.eax & (1u << 5)) != 0});
       all.push_back({"amx_tile", (seven.edx & (1u << 24)) != 0});
       all.push_back({"amx_bf16", (seven.edx & (1u << 22)) != 0});

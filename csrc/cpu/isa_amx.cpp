@@ -1,4 +1,4 @@
-// The kernels of AMX, compiled with AVX-512 (F, BW, VL, DQ, BF16) and AMX (tile, bf16).
+// The kernels of AMX, compiled with AVX-512 (F, BW, VL, DQ, BF16, VBMI) and AMX (tile, bf16).
 #include "cpu/isa_kernels.h"
 #include "cpu/linear_amx.h"
 #include "cpu/micro_kernel_amx.h"

@@ -1,4 +1,4 @@
-// The kernels of AVX-512 with BF16, compiled with F, BW, VL, DQ and BF16.
+// The kernels of AVX-512 with BF16, compiled with F, BW, VL, DQ, BF16 and VBMI.
 #include "cpu/isa_kernels.h"
 #include "cpu/linear_vector.h"
 #include "cpu/micro_kernel_vector.h"

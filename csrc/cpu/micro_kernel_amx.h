@@ -7,7 +7,12 @@
 //   packed V   [D/16]             A operands: 16 d-rows x 32 keys      (one group; D padded to 32)
 //   S^T        [keys][kQueries]   float32
 //   P^T        [keys/32][kVecs]   B operands: 32 keys x 16 queries
-//   O^T        [D][kQueries]      float32
+//   O^T        [D][kQueries]      float32; 16 more rows, of which the first has the sums of P^T
+//
+// A tile store takes as long as two products unless other products run beside it. So two pairs of accumulators take
+// turns: the one is stored after the first product of the other. No vector work goes between the products of a loop:
+// that made everything slower where it was measured, on a Sapphire-Rapids-class Xeon, with trials of these loops.
+// These kernels themselves have run on emulated tiles only.
 #pragma once
 
 #include <cstddef>
@@ -20,6 +25,15 @@
 
 namespace sparsed::cpu {
 namespace {
+
+// An A operand whose first row is ones.
+struct RowOfOnes {
+  alignas(64) Bf16 at[512];
+  constexpr RowOfOnes() : at() {
+    for (int i = 0; i < 512; ++i) at[i].bits = i < 32 ? 0x3f80 : 0;
+  }
+};
+constexpr RowOfOnes kRowOfOnes;
 
 struct AmxMicroKernel {
   using Vec = VecAvx512;
@@ -39,7 +53,10 @@ struct AmxMicroKernel {
   static size_t k_bytes(int head_dim) { return sizeof(Bf16) * 2 * kOperand * k_steps(head_dim); }
   static size_t v_bytes(int head_dim) { return k_bytes(head_dim); }
   static size_t q_bytes(int head_dim) { return k_bytes(head_dim); }
-  static int out_rows(int head_dim) { return 32 * k_steps(head_dim); }
+  // The row sum_row of O^T has the sums of the probabilities: products are cheaper there than more vector work.
+  static constexpr bool kSumsInOutput = true;
+  static int sum_row(int head_dim) { return 32 * k_steps(head_dim); }
+  static int out_rows(int head_dim) { return sum_row(head_dim) + 16; }
   static void begin() { tile_configure(); }
   static void end() { tile_release(); }
 
@@ -68,7 +85,7 @@ struct AmxMicroKernel {
   static void pack_v(const Bf16* rows, int64_t stride, int first, int count, int head_dim, std::byte* group) {
     Bf16* out = reinterpret_cast<Bf16*>(group);
     const uint32_t given = (~0u >> (32 - count)) << first;
-    for (int d = 0; d < out_rows(head_dim); d += 32) {
+    for (int d = 0; d < sum_row(head_dim); d += 32) {
       Vec low[16], high[16];
       for (int i = 0; i < 16; ++i) {
         const Vec even = load_pairs(rows, stride, 2 * i - first, count, d, head_dim);
@@ -85,40 +102,15 @@ struct AmxMicroKernel {
     }
   }
 
-  // S^T of `count` groups, s[key][query] = sum over d of K[key][d] Q[query][d], a product at a time: other work goes
-  // between them, beside which the tile unit runs.
+  // S^T of `count` groups, s[key][query] = sum over d of K[key][d] Q[query][d].
   template <int NV>
-  class Scores {
-   public:
-    Scores(const std::byte* k, const int32_t* index, int count, const std::byte* q, int head_dim, float* s)
-        : k_(k),
-          index_(index),
-          q_(reinterpret_cast<const Bf16*>(q)),
-          s_(s),
-          group_bytes_(k_bytes(head_dim)),
-          depth_(k_steps(head_dim)),
-          left_(count * depth_) {}
-    int left() const { return left_; }
-    void step() {
-      if (at_ == 0) clear<NV>();
-      const std::byte* group = k_ + static_cast<size_t>(*index_) * group_bytes_;
-      multiply<NV>(reinterpret_cast<const Bf16*>(group) + at_ * 2 * kOperand, q_ + at_ * kVecs * kOperand);
-      --left_;
-      if (++at_ < depth_) return;
-      store<NV>(s_);
-      at_ = 0;
-      ++index_;
-      s_ += kGroup * kQueries;
-    }
-
-   private:
-    const std::byte* k_;
-    const int32_t* index_;
-    const Bf16* q_;
-    float* s_;
-    size_t group_bytes_;
-    int depth_, left_, at_ = 0;
-  };
+  static void scores(const std::byte* k, const int32_t* index, int count, const std::byte* q, int head_dim, float* s) {
+    const auto keys = [&](int half, int step) __attribute__((always_inline)) {
+      const std::byte* group = k + static_cast<size_t>(index[half / 2]) * k_bytes(head_dim);
+      return reinterpret_cast<const Bf16*>(group) + (2 * step + half % 2) * kOperand;
+    };
+    multiply_blocks<NV>(2 * count, k_steps(head_dim), keys, reinterpret_cast<const Bf16*>(q), true, s);
+  }
 
   // 2^x, as exact as the probabilities are stored.
   static Vec exp2_probability(Vec x) { return exp2_for_bf16(x); }
@@ -133,25 +125,18 @@ struct AmxMicroKernel {
   template <int NV>
   static void accumulate(const std::byte* v_packed, const int32_t* index, int count, const Prob* p, int head_dim,
                          bool fresh, const float* alpha, float* o) {
-    for (int d = 0; d < out_rows(head_dim); d += 32) {
-      float* out = o + d * kQueries;
-      if (fresh) {
-        clear<NV>();
-      } else {
-        if (alpha) rescale<NV>(out, alpha);
-        load<NV>(out);
-      }
-      for (int g = 0; g < count; ++g) {
-        const Bf16* values =
-            reinterpret_cast<const Bf16*>(v_packed + static_cast<size_t>(index[g]) * v_bytes(head_dim));
-        multiply<NV>(values + static_cast<size_t>(d) * 32, p + static_cast<size_t>(g) * kVecs * kOperand);
-      }
-      store<NV>(out);
-    }
+    const int blocks = out_rows(head_dim) / 16;
+    const auto values = [&](int block, int g) __attribute__((always_inline)) {
+      const std::byte* group = v_packed + static_cast<size_t>(index[g]) * v_bytes(head_dim);
+      return block == blocks - 1 ? kRowOfOnes.at : reinterpret_cast<const Bf16*>(group) + block * kOperand;
+    };
+    if (alpha && !fresh) rescale<NV>(out_rows(head_dim), alpha, o);
+    multiply_blocks<NV>(blocks, count, values, p, fresh, o);
   }
 
  private:
   static constexpr size_t kStride = kQueries * sizeof(float);
+  static constexpr int kBlock = 16 * kQueries;  // floats of 16 rows
 
   // Up to 32 elements of a row from column d on, zeros outside of the array.
   static Vec load_pairs(const Bf16* rows, int64_t stride, int row, int count, int d, int head_dim) {
@@ -160,50 +145,52 @@ struct AmxMicroKernel {
     return Vec::load_n(reinterpret_cast<const float*>(rows + row * stride + d), n / 2);
   }
 
-  // Tiles 0-3: a 32 x 16*NV block of float32; 4, 5: A; 6, 7: B.
-  template <int NV>
-  static void clear() {
-    tile_zero<0>();
-    tile_zero<2>();
-    if constexpr (NV == 2) {
-      tile_zero<1>();
-      tile_zero<3>();
+  // c[16 * block ...][kQueries] += the sum over `depth` steps of A a(block, step) times the B operands of b's step.
+  // fresh: c starts at 0.
+  template <int NV, class Operand>
+  static void multiply_blocks(int blocks, int depth, const Operand& a, const Bf16* b, bool fresh, float* c) {
+    const auto turn = [&]<int kPair>(int block) __attribute__((always_inline)) {
+      fresh ? clear<NV, kPair>() : load<NV, kPair>(c + block * kBlock);
+      multiply<NV, kPair>(a(block, 0), b);
+      if (block > 0) store<NV, 1 - kPair>(c + (block - 1) * kBlock);
+      for (int step = 1; step < depth; ++step) multiply<NV, kPair>(a(block, step), b + step * kVecs * kOperand);
+    };
+    for (int block = 0; block < blocks; ++block) {
+      block % 2 == 0 ? turn.template operator()<0>(block) : turn.template operator()<1>(block);
     }
+    float* last = c + (blocks - 1) * kBlock;
+    blocks % 2 == 0 ? store<NV, 1>(last) : store<NV, 0>(last);
   }
-  template <int NV>
+
+  // Tiles 0, 1 and 2, 3: two pairs of accumulators, 16 x 16*NV float32 each; 4, 5: their A; 6, 7: B.
+  template <int NV, int kPair>
+  static void clear() {
+    tile_zero<2 * kPair>();
+    if constexpr (NV == 2) tile_zero<2 * kPair + 1>();
+  }
+  template <int NV, int kPair>
   static void multiply(const Bf16* a, const Bf16* b) {
-    tile_load<4>(a, 64);
+    tile_load<4 + kPair>(a, 64);
     tile_load<6>(b, 64);
-    tile_dp<0, 4, 6>();
-    tile_load<5>(a + kOperand, 64);
-    tile_dp<2, 5, 6>();
+    tile_dp<2 * kPair, 4 + kPair, 6>();
     if constexpr (NV == 2) {
       tile_load<7>(b + kOperand, 64);
-      tile_dp<1, 4, 7>();
-      tile_dp<3, 5, 7>();
+      tile_dp<2 * kPair + 1, 4 + kPair, 7>();
     }
   }
-  template <int NV>
+  template <int NV, int kPair>
   static void load(const float* c) {
-    tile_load<0>(c, kStride);
-    tile_load<2>(c + 16 * kQueries, kStride);
-    if constexpr (NV == 2) {
-      tile_load<1>(c + 16, kStride);
-      tile_load<3>(c + 16 * kQueries + 16, kStride);
-    }
+    tile_load<2 * kPair>(c, kStride);
+    if constexpr (NV == 2) tile_load<2 * kPair + 1>(c + 16, kStride);
   }
-  template <int NV>
+  template <int NV, int kPair>
   static void store(float* c) {
-    tile_store<0>(c, kStride);
-    tile_store<2>(c + 16 * kQueries, kStride);
-    if constexpr (NV == 2) {
-      tile_store<1>(c + 16, kStride);
-      tile_store<3>(c + 16 * kQueries + 16, kStride);
-    }
+    tile_store<2 * kPair>(c, kStride);
+    if constexpr (NV == 2) tile_store<2 * kPair + 1>(c + 16, kStride);
   }
   template <int NV>
-  static void rescale(float* o, const float* alpha) {
-    for (int r = 0; r < 32; ++r) {
+  static void rescale(int rows, const float* alpha, float* o) {
+    for (int r = 0; r < rows; ++r) {
       for (int v = 0; v < NV; ++v) {
         float* at = o + r * kQueries + v * Vec::kLanes;
         (Vec::load(at) * Vec::load(alpha + v * Vec::kLanes)).store(at);

@@ -36,6 +36,7 @@ struct VectorMicroKernel {
   static size_t k_bytes(int head_dim) { return sizeof(Prob) * kGroup * head_dim; }
   static size_t v_bytes(int head_dim) { return sizeof(Prob) * kGroup * head_dim; }
   static size_t q_bytes(int head_dim) { return sizeof(Prob) * kQueries * head_dim; }
+  static constexpr bool kSumsInOutput = false;
   static int out_rows(int head_dim) { return head_dim; }
   static void begin() {}
   static void end() {}
@@ -66,34 +67,23 @@ struct VectorMicroKernel {
     }
   }
 
-  // S^T of `count` groups, s[key][query] = sum over d of K[key][d] Q[query][d]; a step is a group.
+  // S^T of `count` groups, s[key][query] = sum over d of K[key][d] Q[query][d].
   template <int NV>
-  class Scores {
-   public:
-    Scores(const std::byte* k, const int32_t* index, int count, const std::byte* q, int head_dim, float* s)
-        : k_(k), index_(index), q_(reinterpret_cast<const Elem*>(q)), s_(s), head_dim_(head_dim), left_(count) {}
-    int left() const { return left_; }
-    void step() {
-      const Elem* keys = reinterpret_cast<const Elem*>(k_ + static_cast<size_t>(*index_++) * k_bytes(head_dim_));
-      for (int first = 0; first < kGroup; first += kRows, s_ += kRows * kQueries) {
+  static void scores(const std::byte* k, const int32_t* index, int count, const std::byte* q, int head_dim, float* s) {
+    for (int g = 0; g < count; ++g) {
+      const Elem* keys = reinterpret_cast<const Elem*>(k + static_cast<size_t>(index[g]) * k_bytes(head_dim));
+      for (int first = 0; first < kGroup; first += kRows, s += kRows * kQueries) {
         Vec acc[kRows][NV];
         clear(acc);
-        for (int d = 0; d < head_dim_ / kDepth; ++d)
-          VectorMicroKernel::step(acc, keys + d * kGroup + first, q_ + d * kQueries);
+        for (int d = 0; d < head_dim / kDepth; ++d) {
+          step(acc, keys + d * kGroup + first, reinterpret_cast<const Elem*>(q) + d * kQueries);
+        }
         for (int r = 0; r < kRows; ++r) {
-          for (int v = 0; v < NV; ++v) acc[r][v].store(s_ + r * kQueries + v * Vec::kLanes);
+          for (int v = 0; v < NV; ++v) acc[r][v].store(s + r * kQueries + v * Vec::kLanes);
         }
       }
-      --left_;
     }
-
-   private:
-    const std::byte* k_;
-    const int32_t* index_;
-    const Elem* q_;
-    float* s_;
-    int head_dim_, left_;
-  };
+  }
 
   // 2^x, as exact as the probabilities are stored.
   static Vec exp2_probability(Vec x) { return Mul::exp2_probability(x); }

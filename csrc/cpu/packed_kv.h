@@ -72,7 +72,9 @@ class PackedKv {
   }
 
   // Row i of k and v [B, H_kv, R, D] becomes key positions[i], ascending; nullptr: key i. key_mask [B, S] or nullptr.
-  void put(const int64_t* positions, const TensorView& k, const TensorView& v, const uint8_t* key_mask) {
+  // wanted [B * H_kv, groups]: groups where it is 0 stay as they are; nullptr: all are wanted.
+  void put(const int64_t* positions, const TensorView& k, const TensorView& v, const uint8_t* key_mask,
+           const uint8_t* wanted = nullptr) {
     const std::vector<Run> runs = runs_of(positions, k.shape[2]);
     constexpr int64_t kRunsPerTask = 16;
     const int64_t count = static_cast<int64_t>(runs.size()), tasks = ceil_div(count, kRunsPerTask);
@@ -80,7 +82,8 @@ class PackedKv {
       const int64_t head = task / tasks, first = task % tasks * kRunsPerTask;
       const uint8_t* real = key_mask ? key_mask + head / shape_.kv_heads * shape_.length : nullptr;
       for (int64_t i = first; i < std::min(first + kRunsPerTask, count); ++i) {
-        pack_run(runs[static_cast<size_t>(i)], head, k, v, real);
+        const Run& run = runs[static_cast<size_t>(i)];
+        if (!wanted || wanted[index(head, run.group)]) pack_run(run, head, k, v, real);
       }
     });
   }

@@ -5,13 +5,15 @@
 // Maximum    There is no pass that looks for it. m is set 16 above the largest score of the first keys, because
 //            bfloat16 has the range for that. It moves only when a score comes near it, and by whole numbers, so that
 //            everything that is already there is scaled by exact powers of two.
-// Exponential exp2 runs in fixed point on 16-bit lanes (Bf16Pairs), 32 scores an instruction. Its error is 1.75e-3 rms;
-//            rounding to bfloat16 has 1.66e-3 by itself.
+// Exponential exp2 runs in fixed point on 16-bit lanes with a table (Bf16Pairs), 32 scores an instruction. Its error is
+//            1.9e-3 rms; rounding to bfloat16 has 1.66e-3 by itself.
 // Sums       They are sums of the rounded probabilities, so that numerator and denominator of the output round alike.
-//            The sum behind lse is kept in float32 where lse is asked for.
+//            Where the output has a row of sums (kSumsInOutput) only those of a selection are added up here. The sum
+//            behind lse is kept in float32 where lse is asked for.
 // Algorithm  for each kStep keys of the chunk:
-//              their exponentials, while the products of the next keys run beside them
-//              if a score came too near to m: raise m, scale everything that the chunk has so far, and repeat
+//              their scores
+//              their exponentials, and the largest of them
+//              if that came too near to 1: raise m, scale everything that the chunk has so far, and repeat
 // Huge scores and NaN are refused and take the softmax in float32 (softmax.h).
 // `Kernel` is a micro-kernel with Pairs.
 #pragma once
@@ -25,73 +27,76 @@ constexpr float kHeadroom = 16.f;  // of bfloat16's range of 126 below 1: probab
 // Beyond it float32 no longer holds the fraction of an exponent: such chunks, and NaN, take the softmax in float32.
 constexpr float kFarScore = 0x1p14f;
 
-// Sums of the chunk so far: of the cell at hand, of the cells before it, and for lse.
+// Sums of the chunk so far, of the probabilities and for lse.
 template <class Vec, int NV>
 struct ChunkSums {
-  Vec cell[NV], total[NV], exact[NV];
+  Vec total[NV], exact[NV];
 
-  void scale(int v, Vec by) {
-    cell[v] = cell[v] * by;
-    total[v] = total[v] * by;
-    exact[v] = exact[v] * by;
+  ChunkSums() {
+    for (int v = 0; v < NV; ++v) total[v] = exact[v] = Vec::zero();
   }
 };
 
-// Probabilities of the chunk's keys from `first` on, whose scores s are; the products of `beside` run meanwhile. False:
-// a score may have passed its maximum.
+// Probabilities of the chunk's keys from `first` on, whose scores s are. False: a score may have passed its maximum;
+// then the sums are as before.
 template <class Kernel, int NV, Sums kSums, bool kLse>
 bool exponentiate(const Chunk& chunk, int first, int keys, const float* s, const SoftmaxState<Kernel>& state,
-                  typename Kernel::Prob* p, ChunkSums<typename Kernel::Vec, NV>& sums,
-                  typename Kernel::template Scores<NV>& beside) {
+                  typename Kernel::Prob* p, ChunkSums<typename Kernel::Vec, NV>& sums) {
   using Vec = typename Kernel::Vec;
   using Pairs = typename Kernel::Pairs;
-  constexpr int kRun = 8;  // keys between products
+  constexpr bool kCells = kSums == Sums::kShared;
   constexpr int kQ = Kernel::kQueries, kL = Vec::kLanes;
   const Vec scale = Vec::set(chunk.scale), unit_scale = Vec::set(chunk.scale * Pairs::kUnit);
   Vec from[NV], origin[NV];
+  Pairs top[NV];
   for (int v = 0; v < NV; ++v) {
     from[v] = Vec::load(state.max + v * kL);
     origin[v] = Pairs::origin(from[v]);
+    top[v] = Pairs::zero();
   }
-  const int products = beside.left();
-  bool within = true;
-  for (int key = 0; key < keys;) {
-    const int cell = (first + key) / chunk.cell_keys, cell_end = (cell + 1) * chunk.cell_keys - first;
-    Vec sum[NV], exact[NV];  // in registers
-    for (int v = 0; v < NV; ++v) {
-      sum[v] = sums.cell[v];
-      exact[v] = sums.exact[v];
-    }
-    for (const int end = cell_end < keys ? cell_end : keys; key < end; key += kRun) {
-      for (int i = key; i < key + kRun; i += 2) {
-        for (int v = 0; v < NV; ++v) {
-          const Vec s0 = Vec::load(s + i * kQ + v * kL), s1 = Vec::load(s + (i + 1) * kQ + v * kL);
-          const Pairs pairs = Pairs::exp2(s0, s1, unit_scale, origin[v]);
-          pairs.store(Kernel::pairs_at(p, first + i, v));
-          sum[v] = pairs.add_to(sum[v]);
-          if constexpr (kLse) {
-            exact[v] = exact[v] + (Kernel::exp2_probability(fma(s0, scale, Vec::zero() - from[v])) +
-                                   Kernel::exp2_probability(fma(s1, scale, Vec::zero() - from[v])));
-          }
+  const auto near_top = [&] {
+    bool near = false;
+    for (int v = 0; v < NV; ++v) near = near || top[v].near_top();
+    return near;
+  };
+  ChunkSums<Vec, NV> added;
+  const int run = kCells && chunk.cell_keys < keys ? chunk.cell_keys : keys;  // within one cell
+  for (int key = 0; key < keys; key += run) {
+    const int end = key + run < keys ? key + run : keys;
+    Vec sum[NV];
+    for (int v = 0; v < NV; ++v) sum[v] = Vec::zero();
+    for (int i = key; i < end; i += 2) {
+      for (int v = 0; v < NV; ++v) {
+        const Vec s0 = Vec::load(s + i * kQ + v * kL), s1 = Vec::load(s + (i + 1) * kQ + v * kL);
+        const Pairs pairs = Pairs::exp2(s0, s1, unit_scale, origin[v]);
+        pairs.store(Kernel::pairs_at(p, first + i, v));
+        top[v] = Pairs::max(top[v], pairs);
+        if constexpr (kCells || !Kernel::kSumsInOutput) sum[v] = pairs.add_to(sum[v]);
+        if constexpr (kLse) {
+          added.exact[v] = added.exact[v] + (Kernel::exp2_probability(fma(s0, scale, Vec::zero() - from[v])) +
+                                             Kernel::exp2_probability(fma(s1, scale, Vec::zero() - from[v])));
         }
       }
-      while ((products - beside.left()) * keys < products * (key + kRun)) beside.step();
     }
-    const bool whole = key == cell_end || first + key == chunk.keys;
-    for (int v = 0; v < NV; ++v) {
-      within = within && !any_greater(sum[v], Vec::set(Pairs::kNearTop));
-      sums.exact[v] = exact[v];
-      sums.cell[v] = whole ? Vec::zero() : sum[v];
-      if (!whole) continue;
-      sums.total[v] = sums.total[v] + sum[v];
-      if constexpr (kSums == Sums::kShared) sum[v].store(chunk.cells + cell * kQ + v * kL);
+    if constexpr (kCells) {
+      // A cell that goes on from the step before is the only one of this step: what is tried again was not added.
+      if (near_top()) return false;
+      float* cell = chunk.cells + (first + key) / chunk.cell_keys * kQ;
+      const bool goes_on = (first + key) % chunk.cell_keys != 0;
+      for (int v = 0; v < NV; ++v) (goes_on ? Vec::load(cell + v * kL) + sum[v] : sum[v]).store(cell + v * kL);
     }
+    for (int v = 0; v < NV; ++v) added.total[v] = added.total[v] + sum[v];
   }
-  return within;
+  if (near_top()) return false;
+  for (int v = 0; v < NV; ++v) {
+    sums.total[v] = sums.total[v] + added.total[v];
+    sums.exact[v] = sums.exact[v] + added.exact[v];
+  }
+  return true;
 }
 
 // Moves the maxima above the scores s of the chunk's keys from `first` on, and scales what the chunk has so far. False:
-// the scores are not for bfloat16's softmax. (Where a step is a whole chunk there is nothing so far.)
+// the scores are not for bfloat16's softmax.
 template <class Kernel, int NV, Sums kSums>
 bool raise_max(const Chunk& chunk, int first, int keys, const float* s, bool fresh, SoftmaxState<Kernel>& state,
                typename Kernel::Prob* p, ChunkSums<typename Kernel::Vec, NV>& sums) {
@@ -115,15 +120,16 @@ bool raise_max(const Chunk& chunk, int first, int keys, const float* s, bool fre
     const Vec up = Pairs::ceil(max(top - before, Vec::zero())), by = exp2(Vec::zero() - up);
     (before + up).store(state.max + v * kL);
     (Vec::load(state.alpha + v * kL) * by).store(state.alpha + v * kL);
-    sums.scale(v, by);
+    sums.total[v] = sums.total[v] * by;
+    sums.exact[v] = sums.exact[v] * by;
     for (int key = 0; key < first; key += 2) {
       typename Kernel::Prob* at = Kernel::pairs_at(p, key, v);
       Pairs::load(at).scaled_down(up).store(at);
     }
     if constexpr (kSums == Sums::kShared) {
-      for (int cell = 0; cell < first / chunk.cell_keys; ++cell) {
-        float* at = chunk.cells + cell * kQ + v * kL;
-        (Vec::load(at) * by).store(at);
+      for (int key = 0; key < first; key += chunk.cell_keys) {
+        float* cell = chunk.cells + key / chunk.cell_keys * kQ + v * kL;
+        (Vec::load(cell) * by).store(cell);
       }
     }
   }
@@ -132,47 +138,33 @@ bool raise_max(const Chunk& chunk, int first, int keys, const float* s, bool fre
 
 enum class SoftmaxResult { kRefused, kSameMax, kNewMax };
 
-// softmax() of softmax.h for bfloat16, together with the scores: Kernel::kStep keys at a time, the products of the next
-// ones beside the exponentials of these, so that both fit in L1 and overlap. kRefused: nothing was changed.
+// softmax() of softmax.h for bfloat16, together with the scores: Kernel::kStep keys at a time, which stay in the
+// first-level cache between the two. `scores(first group, groups, s)` computes them. kRefused: nothing was changed.
 template <class Kernel, int NV, Sums kSums, bool kLse, class Scores>
 SoftmaxResult softmax_bf16(const Chunk& chunk, const Scores& scores, bool fresh, SoftmaxState<Kernel>& state, float* s,
                            typename Kernel::Prob* p) {
-  static_assert(Kernel::kStep == Kernel::kChunk || 2 * Kernel::kStep <= Kernel::kChunk,
-                "s holds a chunk: one step, or two in turns");
   using Vec = typename Kernel::Vec;
   constexpr int kL = Vec::kLanes;
-  const SoftmaxState<Kernel> before = state;
-  ChunkSums<typename Kernel::Vec, NV> sums;
+  Vec before[NV];
   for (int v = 0; v < NV; ++v) {
-    sums.cell[v] = sums.total[v] = sums.exact[v] = Vec::zero();
-    const bool far = any_greater(magnitude(Vec::load(state.max + v * kL)), Vec::set(kFarScore));
+    before[v] = Vec::load(state.max + v * kL);
+    const bool far = any_greater(magnitude(before[v]), Vec::set(kFarScore));
     if (far && !fresh) return SoftmaxResult::kRefused;
     Vec::set(1.f).store(state.alpha + v * kL);
   }
-  const auto keys_from = [&](int first) {
-    const int keys = chunk.keys - first;
-    return keys < Kernel::kStep ? keys : Kernel::kStep;
-  };
-  for (auto task = scores.begin(0, keys_from(0) / Kernel::kGroup, s); task.left();) task.step();
+  ChunkSums<Vec, NV> sums;
   SoftmaxResult result = SoftmaxResult::kSameMax;
   for (int first = 0; first < chunk.keys; first += Kernel::kStep) {
-    const int keys = keys_from(first), next = first + keys;
-    float* current = s + first % (2 * Kernel::kStep) * Kernel::kQueries;
-    auto beside = scores.begin(next / Kernel::kGroup, keys_from(next) / Kernel::kGroup,
-                               s + next % (2 * Kernel::kStep) * Kernel::kQueries);
-    scores.mask(first / Kernel::kGroup, keys / Kernel::kGroup, current);
+    const int keys = chunk.keys - first < Kernel::kStep ? chunk.keys - first : Kernel::kStep;
+    scores(first / Kernel::kGroup, keys / Kernel::kGroup, s);
     const bool start = fresh && first == 0;
-    ChunkSums<typename Kernel::Vec, NV> tried = sums;
-    if (start || !exponentiate<Kernel, NV, kSums, kLse>(chunk, first, keys, current, state, p, tried, beside)) {
-      if (!raise_max<Kernel, NV, kSums>(chunk, first, keys, current, start, state, p, sums)) {
-        state = before;
-        return SoftmaxResult::kRefused;
-      }
-      tried = sums;
-      exponentiate<Kernel, NV, kSums, kLse>(chunk, first, keys, current, state, p, tried, beside);
-      result = SoftmaxResult::kNewMax;
+    if (!start && exponentiate<Kernel, NV, kSums, kLse>(chunk, first, keys, s, state, p, sums)) continue;
+    if (!raise_max<Kernel, NV, kSums>(chunk, first, keys, s, start, state, p, sums)) {
+      for (int v = 0; v < NV; ++v) before[v].store(state.max + v * kL);
+      return SoftmaxResult::kRefused;
     }
-    sums = tried;
+    exponentiate<Kernel, NV, kSums, kLse>(chunk, first, keys, s, state, p, sums);
+    result = SoftmaxResult::kNewMax;
   }
   for (int v = 0; v < NV; ++v) {
     const Vec alpha = Vec::load(state.alpha + v * kL);

@@ -23,9 +23,9 @@ inline std::vector<Target> targets() {
   if (missing_features(Isa::kAvx2).empty()) all.push_back({"avx2", &kernels_avx2(), false});
   if (missing_features(Isa::kAvx512).empty()) all.push_back({"avx512", &kernels_avx512(), false});
   if (missing_features(Isa::kAmx).empty()) all.push_back({"amx", &kernels_amx(), true});
-  const bool bf16_pairs = __builtin_cpu_supports("avx512bf16");
+  const bool bf16_pairs = __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi");
   if (bf16_pairs) all.push_back({"avx512_bf16", &kernels_avx512_bf16(), true});
-  // The emulation replaces the tile instructions alone: the softmax around them is AVX-512 with BF16.
+  // The emulation replaces the tile instructions alone: the softmax around them is AVX-512 with BF16 and VBMI.
   if (bf16_pairs) all.push_back({"amx_emulated", &kernels_amx_emulated(), true});
 #endif
   return all;

@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <limits>
 #include <utility>
@@ -125,6 +126,58 @@ TEST_P(CpuAttention, FullPatternHasTheBitsOfDense) {
     cpu::attention(kernels(), sparse.params, &pattern);
     EXPECT_EQ(dense.out.storage, sparse.out.storage);
     EXPECT_EQ(dense.lse, sparse.lse);
+  }
+}
+
+// Key blocks that no query head of a key/value head selects are not packed, and what their place in the packed memory
+// holds from the call before reaches no output.
+TEST_P(CpuAttention, OnlyWhatAPatternSelectsIsPacked) {
+  static std::atomic<int64_t> keys, values;
+  static void (*pack_k)(const cpu::PackRows&, std::byte*);
+  static void (*pack_v)(const cpu::PackRows&, std::byte*);
+  cpu::AttentionKernels counting = kernels();
+  pack_k = std::exchange(counting.pack_k, [](const cpu::PackRows& rows, std::byte* group) {
+    keys += rows.count;
+    pack_k(rows, group);
+  });
+  pack_v = std::exchange(counting.pack_v, [](const cpu::PackRows& rows, std::byte* group) {
+    values += rows.count;
+    pack_v(rows, group);
+  });
+  for (DType dtype : dtypes()) {
+    for (bool masked : {false, true}) {
+      const Case c{2, 2, 2, 100, 500, 64, masked, false, 22};
+      Call poison(c, dtype), call(c, dtype);
+      for (Call* each : {&poison, &call}) {
+        if (masked) std::fill_n(each->mask.begin() + 128, 32, uint8_t{0});  // a block of the first batch row
+      }
+      for (int64_t b = 0; b < 2; ++b) {
+        for (int64_t h = 0; h < 2; ++h) {
+          for (int64_t key = 0; key < 500; ++key) {
+            for (const RandomArray* each : {&poison.k, &poison.v}) {
+              store_float(each->view.row(b, h, key), dtype, key % 64, std::numeric_limits<float>::quiet_NaN());
+            }
+          }
+        }
+      }
+      PatternBuilder builder({2, 4, 32, 100, 500, 0}, "test");
+      for (int64_t row = 0; row < 8 * 4; ++row) {
+        const int64_t head = row / 4;
+        builder.set(row, head / 2);                    // one block for each key/value head
+        if (row % 4 == 3) builder.set(row, 4 + head);  // and one for each query head's last block of queries
+        if (head == 7) builder.set(row, 15);           // the last one, of 20 keys
+      }
+      const BlockPattern pattern = std::move(builder).build();
+      cpu::attention(kernels(), poison.params, nullptr);
+      keys = values = 0;
+      cpu::attention(counting, call.params, &pattern);
+      // 4 x 1 + 8 x 1 blocks, in the mask's first batch row one less, and 20 keys.
+      EXPECT_EQ(keys, (12 - masked) * 32 + 20);
+      EXPECT_EQ(values, keys);
+      expect_matches_reference(call, &pattern, message(dtype_name(dtype), " masked ", masked));
+      cpu::attention(counting, call.params, nullptr);
+      expect_matches_reference(call, nullptr, message(dtype_name(dtype), " dense, masked ", masked));
+    }
   }
 }
 
