@@ -1,5 +1,6 @@
 // The driver of linear layers: lays x out once for all weights of a call, and hands out blocks of rows x outputs.
 #include <algorithm>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -25,14 +26,15 @@ class LaidOut {
       : kernels_(kernels),
         k_padded_(k_padded),
         tile_bytes_(kernels.tile_bytes(k_padded)),
-        turn_(turn_of(kernels.plan, rows, tile_bytes_)),
-        memory_(kept(), static_cast<size_t>(ceil_div(turn_, kernels.plan.tile_rows)) * tile_bytes_,
-                "x, laid out for the kernels,") {}
+        turn_(turn_of(kernels.plan, rows, tile_bytes_)) {
+    const size_t bytes = static_cast<size_t>(ceil_div(turn_, kernels.plan.tile_rows)) * tile_bytes_;
+    if (bytes > 0) memory_.emplace(kept(), bytes, "x, laid out for the kernels,");
+  }
 
   int64_t turn() const { return turn_; }
 
   void fill(const RowsView& x, int64_t first, int64_t rows) const {
-    if (tile_bytes_ == 0) return;
+    if (!memory_) return;
     constexpr int64_t kItemElements = 1 << 16;
     const int64_t tile_rows = kernels_.plan.tile_rows, tiles = ceil_div(rows, tile_rows);
     const int64_t item_tiles = std::max<int64_t>(1, kItemElements / (tile_rows * k_padded_));
@@ -46,8 +48,8 @@ class LaidOut {
 
   // The tile that starts with a row of the turn; nullptr where blocks read x itself.
   std::byte* at(int64_t row) const {
-    if (tile_bytes_ == 0) return nullptr;
-    return memory_.get() + static_cast<size_t>(row / kernels_.plan.tile_rows) * tile_bytes_;
+    if (!memory_) return nullptr;
+    return memory_->get() + static_cast<size_t>(row / kernels_.plan.tile_rows) * tile_bytes_;
   }
 
  private:
@@ -68,7 +70,7 @@ class LaidOut {
   int64_t k_padded_;
   size_t tile_bytes_;
   int64_t turn_;
-  LentMemory memory_;
+  std::optional<LentMemory> memory_;
 };
 
 // Work items of a weight: row_blocks x panel_blocks blocks of block_rows x block_panels.

@@ -154,7 +154,7 @@ def test_linears_has_the_bits_of_linear(backend: str, rows: int, w_dtype: str) -
 
 def test_many_rows_take_turns(backend: str) -> None:
     """The memory of laid-out rows is bounded: these are more than it holds."""
-    x = np.tile(normal(0, 10, 8200, dtype=BF16), (800 if backend != "scalar" else 1, 1))
+    x = np.tile(normal(0, 10, 8200, dtype=BF16), (900 if backend != "scalar" else 1, 1))
     for w_dtype in ("bfloat16", "int8"):
         packed = ops.pack_weight(normal(1, 3, 8200, dtype=BF16), dtype=w_dtype)
         out = ops.linear(x, packed)
