@@ -26,6 +26,8 @@ _CHECKED_ROWS = 16
 _CHECKED_COLUMNS = 256
 # Relative errors up to these come from rounding and from the order of sums.
 _ROUNDING = {DTYPES["float32"]: 1e-5, DTYPES["float16"]: 1e-3, DTYPES["bfloat16"]: 1e-2}
+# The same for products of int8, whose inputs are rounded to 127 steps.
+_INT8_ROUNDING = 5e-2
 
 
 class CheckError(ValueError):
@@ -105,11 +107,14 @@ class Accuracy:
         return {"error": self.error, "error_naive": self.naive, "error_over_naive": self.error / self.naive}
 
 
-def _judge(name: str, out: Array, exact: Array, naive: Array) -> Accuracy:
-    """Raises CheckError for a wrong result, and returns the accuracy of a right one for the report."""
+def _judge(name: str, out: Array, exact: Array, naive: Array, rounding: float | None = None) -> Accuracy:
+    """Raises CheckError for a wrong result, and returns the accuracy of a right one for the report.
+
+    `rounding` is the relative error that rounding explains. None means that of the result's dtype.
+    """
     size = _rms(exact)
     accuracy = Accuracy(_rms(out.astype(np.float64) - exact) / size, _rms(naive - exact) / size)
-    bound = max(2 * accuracy.naive, _ROUNDING[out.dtype])
+    bound = max(2 * accuracy.naive, _ROUNDING[out.dtype] if rounding is None else rounding)
     if not accuracy.error <= bound:
         raise CheckError(f"bench: {name} differs from float64 by {accuracy.error:.2g}, expected at most {bound:.2g}")
     return accuracy
@@ -154,13 +159,16 @@ def _naive_attention(q: Array, k: Array, v: Array, live: NDArray[np.bool_] | Non
     return out
 
 
-def check_linear(name: str, out: Array, x: Array, weight: Array) -> Accuracy:
-    """Compares some rows and columns of x weight^T with float64, as `check_attention` does."""
+def check_linear(name: str, out: Array, x: Array, weight: Array, *, int8: bool = False) -> Accuracy:
+    """Compares some rows and columns of x weight^T with float64, as `check_attention` does.
+
+    `int8` says that x and the weight were rounded to int8.
+    """
     rows = np.unique(np.linspace(0, len(x) - 1, _CHECKED_ROWS).astype(int))
     columns = np.unique(np.linspace(0, len(weight) - 1, _CHECKED_COLUMNS).astype(int))
     exact = x[rows].astype(np.float64) @ weight[columns].astype(np.float64).T
     naive = (x[rows].astype(np.float32) @ weight[columns].astype(np.float32).T).astype(x.dtype).astype(np.float64)
-    return _judge(name, out[np.ix_(rows, columns)], exact, naive)
+    return _judge(name, out[np.ix_(rows, columns)], exact, naive, _INT8_ROUNDING if int8 else None)
 
 
 def check_selection(blocks: Blocks, q: Array, k: Array, parts: list[tuple[range, int]]) -> float:

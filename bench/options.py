@@ -31,7 +31,7 @@ class Options:
     kv_heads: int | None = None
     models: tuple[str, ...] = ()
     layers: int | None = None
-    peers: tuple[str, ...] = ("sdpa", "flex", "linear", "numpy")
+    peers: tuple[str, ...] = ("sdpa", "flex", "linear", "int8", "numpy")
     json: Path | None = None
     folder: Path | None = None
     baseline: Path | None = None

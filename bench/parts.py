@@ -20,6 +20,8 @@ from .arrays import Array
 PHASES = ("dense", "select", "sparse")
 # Operations other than linear layers. The rest of a step is numpy's part: copies, rotary tables and the embedding.
 _OTHER_OPS = ("rms_norm", "rotary_", "silu_gate_")
+# The operation that the time of a function counts for.
+_OPERATIONS = {"linear": "linear", "linears": "linear", **{name: name for name in _OTHER_OPS}}
 # A schedule with one step per phase: step floor(3 * 0.7) - 1 = 1 selects.
 _THREE_STEPS = 3
 _SKIP = 0.7
@@ -118,9 +120,9 @@ def _timed(name: str, function: Callable[..., Any], result: StepTime) -> Callabl
 @contextlib.contextmanager
 def _timed_operations(result: StepTime) -> Iterator[None]:
     """Times the operations that models call through the module `sparsed.kernels.ops`."""
-    originals = {name: getattr(ops, name) for name in ("linear", *_OTHER_OPS)}
+    originals = {name: getattr(ops, name) for name in _OPERATIONS}
     for name, function in originals.items():
-        setattr(ops, name, _timed(name, function, result))
+        setattr(ops, name, _timed(_OPERATIONS[name], function, result))
     try:
         yield
     finally:

@@ -8,7 +8,7 @@ from typing import Any
 
 from sparsed.tables import markdown_table
 
-from . import cached_step, check_peers, generate, gqa, machine, memory, scaling, shared_cores, step, torch_model
+from . import cached_step, check_peers, generate, gqa, linear, machine, memory, scaling, shared_cores, step, torch_model
 from .cases import PUBLISHED_BLOCK, PUBLISHED_DENSITY
 from .report import Column, Row, read
 
@@ -107,7 +107,15 @@ def _selection(rows: Sequence[Row]) -> Table:
 
 
 def _linear(rows: Sequence[Row]) -> Table:
-    header = ["layer", "tokens", "dtype", "ms", "TFLOP/s", "over torch"]
+    header = ["layer", "tokens", "dtype", "ms", "TFLOP/s", "over torch", "over bfloat16", "over torch int8"]
+    torch_int8 = {
+        (row["case"], row["tokens"]): row["median_s"] for row in rows if row["contender"] == linear.TORCH_INT8
+    }
+
+    def over_torch_int8(row: Row) -> str:
+        peer = torch_int8.get((row["case"], row["tokens"]))
+        return "-" if peer is None or row["contender"] != linear.SPARSED_INT8 else _times(peer / row["median_s"])
+
     lines = [
         [
             row["case"],
@@ -116,9 +124,11 @@ def _linear(rows: Sequence[Row]) -> Table:
             f"{1e3 * row['median_s']:.2f}",
             f"{row['flops_per_s'] / 1e12:.2f}",
             _cell(row, "versus_torch", _times),
+            _cell(row, "versus_bfloat16", _times),
+            over_torch_int8(row),
         ]
         for row in rows
-        if row["contender"] == "sparsed"
+        if row["contender"] in (linear.SPARSED, linear.SPARSED_INT8)
     ]
     return header, lines
 

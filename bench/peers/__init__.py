@@ -1,4 +1,4 @@
-"""The implementations that sparsed is compared with: torch SDPA, compiled flex_attention, torch linear and numpy."""
+"""The implementations that sparsed is compared with: torch's attention and linear layers, and numpy."""
 
 from __future__ import annotations
 
@@ -7,12 +7,19 @@ from collections.abc import Sequence
 from .base import Peer, SkipError
 from .numpy_plain import Numpy
 from .torch_flex import TorchFlex
+from .torch_int8 import TorchInt8
 from .torch_linear import TorchLinear
 from .torch_sdpa import TorchSdpa
 
 __all__ = ["PEERS", "Peer", "SkipError", "available_peers"]
 
-PEERS: dict[str, Peer] = {"sdpa": TorchSdpa(), "flex": TorchFlex(), "linear": TorchLinear(), "numpy": Numpy()}
+PEERS: dict[str, Peer] = {
+    "sdpa": TorchSdpa(),
+    "flex": TorchFlex(),
+    "linear": TorchLinear(),
+    "int8": TorchInt8(),
+    "numpy": Numpy(),
+}
 
 
 def available_peers(names: Sequence[str]) -> tuple[list[Peer], dict[str, str]]:

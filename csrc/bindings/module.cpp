@@ -46,6 +46,7 @@ PYBIND11_MODULE(core, m) {
   sparsed::python::register_attention(m);
   sparsed::python::register_packed_key_values(m);
   sparsed::python::register_pattern_cache(m);
+  sparsed::python::register_packed_weight(m);
   sparsed::python::register_ops(m);
 }
 

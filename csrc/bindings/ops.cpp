@@ -1,4 +1,4 @@
-// Packed weights and the model operations.
+// The model operations.
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 #include <pybind11/typing.h>
@@ -11,175 +11,56 @@
 #include <vector>
 
 #include "bindings/register.h"
-#include "bindings/views.h"
+#include "bindings/rows.h"
 #include "registry.h"
 
 namespace sparsed::python {
 namespace {
 
 using cpu::Confidence;
+using cpu::LinearPart;
 using cpu::PackedWeight;
 using cpu::RowsView;
-using cpu::WeightRows;
 
-// Elements between the rows of an array [rows, cols] whose last axis must be contiguous.
-int64_t row_stride(const Arguments& check, const char* argument, const py::array& array) {
-  const int64_t itemsize = array.itemsize();
-  check(array.ndim() == 2, argument, " has shape ", shape_text(array), ", expected 2 axes");
-  if (array.size() == 0) return array.shape(1);
-  check(array.shape(1) == 1 || array.strides(1) == itemsize, argument, " has a last axis with a stride of ",
-        array.strides(1), " bytes, expected ", itemsize, " (contiguous)");
-  if (array.shape(0) == 1) return array.shape(1);
-  check(array.strides(0) % itemsize == 0, argument, " has rows ", array.strides(0),
-        " bytes apart, expected a multiple of ", itemsize);
-  return array.strides(0) / itemsize;
+const PackedWeight& packed_weight(const Arguments& check, const std::string& argument, const py::object& object) {
+  if (!py::isinstance<PackedWeight>(object)) check.wrong_type(argument.c_str(), object, "a PackedWeight");
+  return py::cast<const PackedWeight&>(object);
 }
 
-void require_aligned(const Arguments& check, const char* argument, const py::array& array) {
-  check(array.size() == 0 || (array.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_) != 0, argument,
-        " is not aligned, expected addresses that are multiples of ", array.itemsize());
-}
-
-// An array [rows, cols] of float32 or bfloat16; the view borrows its memory.
-RowsView rows_view(const Arguments& check, const char* argument, const py::object& object) {
-  const py::array array = numpy_array(check, argument, object);
-  RowsView view;
-  view.dtype = element_type(check, argument, array, false);
-  view.stride = row_stride(check, argument, array);
-  require_aligned(check, argument, array);
-  view.data = const_cast<void*>(array.data());
-  view.rows = array.shape(0);
-  view.cols = array.shape(1);
-  return view;
-}
-
-// The same for an array that is written to.
-RowsView writable_rows(const Arguments& check, const char* argument, const py::object& object) {
-  const RowsView view = rows_view(check, argument, object);
-  check(py::reinterpret_borrow<py::array>(object).writeable(), argument, " is read-only, expected a writable array");
-  check(view.rows <= 1 || std::abs(view.stride) >= view.cols, argument, " has rows ", view.stride,
-        " elements apart, expected at least ", view.cols, " (no overlap)");
-  return view;
-}
-
-// A C-contiguous float32 array of `shape`, which `source` explains.
-py::array_t<float> float_array(const Arguments& check, const char* argument, const py::object& object,
-                               const std::vector<int64_t>& shape, const std::string& source) {
-  const py::array array = numpy_array(check, argument, object);
-  if (element_type(check, argument, array, false) != DType::kFloat32) {
-    check.fail(ErrorKind::kType, argument, " has dtype bfloat16, expected float32");
+// New arrays for the outputs of all parts, whose dtype is x's where out_dtype is None.
+std::vector<py::array> run_linear(const Arguments& check, const RowsView& x, std::vector<LinearPart> parts,
+                                  const py::object& out_dtype) {
+  const DType dtype = out_dtype.is_none() ? x.dtype : dtype_argument(check, "out_dtype", out_dtype);
+  const cpu::ModelOps& ops = active_ops();
+  std::vector<py::array> outs;
+  for (LinearPart& part : parts) {
+    const auto [out, view] = new_rows(check, dtype, x.rows, part.w->n());
+    outs.push_back(out);
+    part.out = view;
   }
-  const std::vector<int64_t> found(array.shape(), array.shape() + array.ndim());
-  check(found == shape, argument, " has shape ", shape_text(array), ", expected ",
-        shape_string(shape.data(), shape.size()), " (from ", source, ")");
-  return py::array_t<float>(c_contiguous(check, argument, array));
+  const py::gil_scoped_release release;
+  check.named([&] { ops.linear(x, parts); });
+  return outs;
 }
-
-DType dtype_argument(const Arguments& check, const char* argument, const py::object& object) {
-  return check.choice(argument, object, {"float32", "bfloat16"}) == 0 ? DType::kFloat32 : DType::kBFloat16;
-}
-
-py::dtype numpy_dtype(DType dtype) {
-  if (dtype == DType::kFloat32) return py::dtype::of<float>();
-  return py::dtype::from_args(py::module_::import("ml_dtypes").attr("bfloat16"));
-}
-
-// A new array [rows, cols] and its view.
-std::pair<py::array, RowsView> new_rows(const Arguments& check, DType dtype, int64_t rows, int64_t cols) {
-  py::array array = new_array(check, "out", numpy_dtype(dtype), {rows, cols});
-  return {array, RowsView{array.mutable_data(), dtype, rows, cols, cols}};
-}
-
-// --- packed weights ------------------------------------------------------------------------------------------------
-
-// What is to be packed, by the names that messages give it.
-struct WeightArguments {
-  std::vector<WeightRows> parts;
-  std::vector<py::array> alive;  // what the parts point into
-  int64_t k = 0;
-
-  void add(const Arguments& check, const py::object& object, const py::object& bias, const std::string& name,
-           const std::string& bias_name) {
-    const py::array weight = numpy_array(check, name.c_str(), object);
-    WeightRows part;
-    part.dtype = element_type(check, name.c_str(), weight, true);
-    part.stride = row_stride(check, name.c_str(), weight);
-    part.data = weight.data();
-    part.rows = weight.shape(0);
-    check(parts.empty() || weight.shape(1) == k, name, " has shape ", shape_text(weight), ", expected ", k,
-          " columns (from weights[0])");
-    k = weight.shape(1);
-    alive.push_back(weight);
-    if (!bias.is_none()) {
-      const py::array given = numpy_array(check, bias_name.c_str(), bias);
-      part.bias_dtype = element_type(check, bias_name.c_str(), given, true);
-      check(given.ndim() == 1 && given.shape(0) == part.rows, bias_name, " has shape ", shape_text(given),
-            ", expected [", part.rows, "] (from ", name, " ", shape_text(weight), ")");
-      const py::array values = c_contiguous(check, bias_name.c_str(), given);
-      part.bias = values.data();
-      alive.push_back(values);
-    }
-    parts.push_back(part);
-  }
-
-  // dtype None: bfloat16 where all parts have it, else float32.
-  PackedWeight pack(const Arguments& check, const py::object& dtype) const {
-    DType packed = DType::kBFloat16;
-    for (const WeightRows& part : parts) {
-      if (part.dtype != DType::kBFloat16) packed = DType::kFloat32;
-    }
-    if (!dtype.is_none()) packed = dtype_argument(check, "dtype", dtype);
-    const cpu::ModelOps& ops = active_ops();
-    const py::gil_scoped_release release;
-    return ops.pack_weight(parts, k, packed);
-  }
-};
-
-PackedWeight pack_weight(const py::object& weight, const py::object& bias, const py::object& dtype) {
-  const Arguments check("pack_weight");
-  WeightArguments arguments;
-  arguments.add(check, weight, bias, "weight", "bias");
-  return arguments.pack(check, dtype);
-}
-
-std::vector<py::object> list_of(const Arguments& check, const char* argument, const py::object& object,
-                                const char* expected) {
-  if (!PyList_Check(object.ptr()) && !PyTuple_Check(object.ptr())) check.wrong_type(argument, object, expected);
-  return py::cast<std::vector<py::object>>(object);
-}
-
-PackedWeight pack_weights(const py::object& weight_list, const py::object& bias_list, const py::object& dtype) {
-  const Arguments check("pack_weights");
-  const std::vector<py::object> weights = list_of(check, "weights", weight_list, "a list of numpy arrays");
-  check(!weights.empty(), "weights has length 0, expected at least 1");
-  std::vector<py::object> biases(weights.size(), py::none());
-  if (!bias_list.is_none()) biases = list_of(check, "biases", bias_list, "a list of numpy arrays or None");
-  check(biases.size() == weights.size(), "biases has length ", biases.size(), ", expected ", weights.size(),
-        " (from weights)");
-  WeightArguments arguments;
-  for (size_t i = 0; i < weights.size(); ++i) {
-    arguments.add(check, weights[i], biases[i], message("weights[", i, "]"), message("biases[", i, "]"));
-  }
-  return arguments.pack(check, dtype);
-}
-
-// --- operations ----------------------------------------------------------------------------------------------------
 
 py::array linear(const py::object& x_object, const py::object& w_object, const py::object& residual_object,
                  const py::object& out_dtype) {
   const Arguments check("linear");
   const RowsView x = rows_view(check, "x", x_object);
-  if (!py::isinstance<PackedWeight>(w_object)) check.wrong_type("w", w_object, "a PackedWeight");
-  const PackedWeight& w = py::cast<const PackedWeight&>(w_object);
+  const PackedWeight& w = packed_weight(check, "w", w_object);
   const RowsView residual = residual_object.is_none() ? RowsView{} : rows_view(check, "residual", residual_object);
-  const DType dtype = out_dtype.is_none() ? x.dtype : dtype_argument(check, "out_dtype", out_dtype);
-  const cpu::ModelOps& ops = active_ops();
-  const auto [out, view] = new_rows(check, dtype, x.rows, w.n());
-  {
-    const py::gil_scoped_release release;
-    ops.linear(x, w, residual, view);
-  }
-  return out;
+  return run_linear(check, x, {{&w, residual, {}}}, out_dtype)[0];
+}
+
+std::vector<py::array> linears(const py::object& x_object, const py::object& w_list, const py::object& out_dtype) {
+  const Arguments check("linears");
+  const RowsView x = rows_view(check, "x", x_object);
+  const std::vector<py::object> ws = list_of(check, "ws", w_list, "a list of PackedWeights");
+  check(!ws.empty(), "ws has length 0, expected at least 1");
+  std::vector<LinearPart> parts;
+  for (size_t i = 0; i < ws.size(); ++i)
+    parts.push_back({&packed_weight(check, message("ws[", i, "]"), ws[i]), {}, {}});
+  return run_linear(check, x, std::move(parts), out_dtype);
 }
 
 py::array rms_norm(const py::object& x_object, const py::object& weight_object, const py::object& eps_object) {
@@ -264,18 +145,8 @@ py::typing::Tuple<py::array_t<int64_t>, py::array_t<float>> token_confidence(con
 }  // namespace
 
 void register_ops(py::module_& m) {
-  py::class_<PackedWeight>(m, "PackedWeight", no_constructor(),
-                           "A weight matrix (N, K) in the order that the kernels read.")
-      .def_property_readonly("shape", [](const PackedWeight& w) { return std::pair(w.n(), w.k()); })
-      .def_property_readonly("dtype", [](const PackedWeight& w) { return dtype_name(w.dtype()); })
-      .def_property_readonly("nbytes", &PackedWeight::nbytes)
-      .def_property_readonly("has_bias", [](const PackedWeight& w) { return w.bias() != nullptr; })
-      .def("__repr__", [](const PackedWeight& w) {
-        return message("PackedWeight(shape=(", w.n(), ", ", w.k(), "), dtype=", dtype_name(w.dtype()), ")");
-      });
-  m.def("pack_weight", &pack_weight, py::arg("weight"), py::arg("bias"), py::arg("dtype"));
-  m.def("pack_weights", &pack_weights, py::arg("weights"), py::arg("biases"), py::arg("dtype"));
   m.def("linear", &linear, py::arg("x"), py::arg("w"), py::arg("residual"), py::arg("out_dtype"));
+  m.def("linears", &linears, py::arg("x"), py::arg("ws"), py::arg("out_dtype"));
   m.def("rms_norm", &rms_norm, py::arg("x"), py::arg("weight"), py::arg("eps"));
   m.def("rotary_", &rotary, py::arg("x"), py::arg("head_dim"), py::arg("cos"), py::arg("sin"));
   m.def("silu_gate_", &silu_gate, py::arg("gate"), py::arg("up"));

@@ -21,6 +21,7 @@ void register_pattern(pybind11::module_& m);
 void register_attention(pybind11::module_& m);
 void register_packed_key_values(pybind11::module_& m);
 void register_pattern_cache(pybind11::module_& m);
+void register_packed_weight(pybind11::module_& m);
 void register_ops(pybind11::module_& m);
 
 }  // namespace sparsed::python

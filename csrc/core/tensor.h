@@ -8,14 +8,16 @@
 
 namespace sparsed {
 
-enum class DType : uint8_t { kFloat32, kFloat16, kBFloat16 };
+// kInt8: weights of linear layers alone.
+enum class DType : uint8_t { kFloat32, kFloat16, kBFloat16, kInt8 };
 
-inline size_t dtype_size(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
+inline size_t dtype_size(DType dtype) { return dtype == DType::kFloat32 ? 4 : dtype == DType::kInt8 ? 1 : 2; }
 
 inline const char* dtype_name(DType dtype) {
   switch (dtype) {
     case DType::kFloat32: return "float32";
     case DType::kFloat16: return "float16";
+    case DType::kInt8: return "int8";
     default: return "bfloat16";
   }
 }

@@ -16,8 +16,8 @@ std::vector<std::string> reasons() {
 }
 
 // The entries of a backend made of an instruction set's kernels. `kBf16` serves bfloat16 inputs, `kOther` the rest:
-// units that multiply bfloat16 only leave other inputs to AVX-512.
-template <const IsaKernels& (*kBf16)(), const IsaKernels& (*kOther)()>
+// units that multiply bfloat16 only leave other inputs to AVX-512. `kInt8` serves int8 weights.
+template <const IsaKernels& (*kBf16)(), const IsaKernels& (*kOther)(), const LinearKernels& (*kInt8)()>
 struct Entries {
   static const IsaKernels& kernels(DType dtype) { return dtype == DType::kBFloat16 ? kBf16() : kOther(); }
 
@@ -33,9 +33,10 @@ struct Entries {
     return cpu::attention_and_select((fits ? preferred : kOther()).attention, params, select);
   }
 
-  static void linear(const RowsView& x, const PackedWeight& w, const RowsView& residual, const RowsView& out) {
-    const bool bf16 = x.dtype == DType::kBFloat16 && w.dtype() == DType::kBFloat16;
-    cpu::linear(*(bf16 ? kBf16() : kOther()).ops, x, w, residual, out);
+  static void linear(const RowsView& x, const std::vector<LinearPart>& parts) {
+    const DType dtype = parts.empty() ? x.dtype : parts[0].w->dtype();
+    const bool bf16 = x.dtype == DType::kBFloat16 && dtype == DType::kBFloat16;
+    cpu::linear(dtype == DType::kInt8 ? kInt8() : (bf16 ? kBf16() : kOther()).ops->linear, x, parts);
   }
   static void rms_norm(const RowsView& x, const float* weight, float eps, const RowsView& out) {
     cpu::rms_norm(*kOther().ops, x, weight, eps, out);
@@ -50,20 +51,30 @@ struct Entries {
 
   static CpuBackend backend(const char* name, std::vector<std::string> (*not_supported)()) {
     return {{name, not_supported, attention, attention_and_select},
-            {pack_weight, linear, rms_norm, rotary, silu_gate, token_confidence},
+            {pack_weight, quantize_rows, linear, rms_norm, rotary, silu_gate, token_confidence},
             attention_kernels};
   }
 };
 
+#ifndef SPARSED_SCALAR_ONLY
+// Not all processors with AVX2 or AVX-512 have VNNI.
+const LinearKernels& int8_best_avx2() { return reasons<Isa::kAvxVnni>().empty() ? int8_avx_vnni() : int8_avx2(); }
+const LinearKernels& int8_best_avx512() {
+  return reasons<Isa::kAvx512Vnni>().empty() ? int8_avx512_vnni() : int8_avx512();
+}
+const LinearKernels& int8_best_amx() { return reasons<Isa::kAmxInt8>().empty() ? int8_amx() : int8_best_avx512(); }
+#endif
+
 std::vector<CpuBackend> make_table() {
   std::vector<CpuBackend> table;
 #ifndef SPARSED_SCALAR_ONLY
-  table.push_back(Entries<kernels_amx, kernels_avx512>::backend("amx", reasons<Isa::kAmx>));
-  table.push_back(Entries<kernels_avx512_bf16, kernels_avx512>::backend("avx512_bf16", reasons<Isa::kAvx512Bf16>));
-  table.push_back(Entries<kernels_avx512, kernels_avx512>::backend("avx512", reasons<Isa::kAvx512>));
-  table.push_back(Entries<kernels_avx2, kernels_avx2>::backend("avx2", reasons<Isa::kAvx2>));
+  table.push_back(Entries<kernels_amx, kernels_avx512, int8_best_amx>::backend("amx", reasons<Isa::kAmx>));
+  table.push_back(Entries<kernels_avx512_bf16, kernels_avx512, int8_best_avx512>::backend("avx512_bf16",
+                                                                                          reasons<Isa::kAvx512Bf16>));
+  table.push_back(Entries<kernels_avx512, kernels_avx512, int8_best_avx512>::backend("avx512", reasons<Isa::kAvx512>));
+  table.push_back(Entries<kernels_avx2, kernels_avx2, int8_best_avx2>::backend("avx2", reasons<Isa::kAvx2>));
 #endif
-  table.push_back(Entries<kernels_scalar, kernels_scalar>::backend("scalar", reasons<Isa::kScalar>));
+  table.push_back(Entries<kernels_scalar, kernels_scalar, int8_scalar>::backend("scalar", reasons<Isa::kScalar>));
   return table;
 }
 

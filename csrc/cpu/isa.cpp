@@ -59,6 +59,11 @@ std::vector<Feature> features(Isa isa) {
               {"fma", (one.ecx & (1u << 12)) != 0},
               {"f16c", (one.ecx & (1u << 29)) != 0},
               {"operating system support for AVX", system_saves(0x6)}};
+    case Isa::kAvxVnni: {
+      std::vector<Feature> all = features(Isa::kAvx2);
+      all.push_back({"avx_vnni", (seven_one.eax & (1u << 4)) != 0});
+      return all;
+    }
     case Isa::kAvx512:
       return {{"avx512f", (seven.ebx & (1u << 16)) != 0},
               {"avx512dq", (seven.ebx & (1u << 17)) != 0},
@@ -67,6 +72,11 @@ std::vector<Feature> features(Isa isa) {
               {"fma", (one.ecx & (1u << 12)) != 0},
               {"f16c", (one.ecx & (1u << 29)) != 0},
               {"operating system support for AVX-512", system_saves(0xe6)}};
+    case Isa::kAvx512Vnni: {
+      std::vector<Feature> all = features(Isa::kAvx512);
+      all.push_back({"avx512_vnni", (seven.ecx & (1u << 11)) != 0});
+      return all;
+    }
     case Isa::kAvx512Bf16: {
       std::vector<Feature> all = features(Isa::kAvx512);
       all.push_back({"avx512_vbmi", (seven.ecx & (1u << 1)) != 0});
@@ -82,6 +92,11 @@ std::vector<Feature> features(Isa isa) {
       all.push_back({"amx_bf16", (seven.edx & (1u << 22)) != 0});
       const bool saved = system_saves(0x60000);
       all.push_back({"operating system support for AMX", saved && request_tiles()});
+      return all;
+    }
+    case Isa::kAmxInt8: {
+      std::vector<Feature> all = features(Isa::kAmx);
+      all.push_back({"amx_int8", (seven.edx & (1u << 25)) != 0});
       return all;
     }
   }

@@ -10,7 +10,7 @@ namespace {
 struct Amx {
   using Vec = VecAvx512;
   using MicroKernel = AmxMicroKernel;
-  using Linear = AmxLinear<Amx>;
+  using Linear = AmxLinear<AmxBf16<Vec>>;
 };
 
 }  // namespace

@@ -1,5 +1,7 @@
 // The kernels of AVX-512, compiled with F, BW, VL and DQ.
+#include "cpu/dot_avx512.h"
 #include "cpu/isa_kernels.h"
+#include "cpu/linear_int8.h"
 #include "cpu/linear_vector.h"
 #include "cpu/micro_kernel_vector.h"
 #include "cpu/mul_float.h"
@@ -19,6 +21,11 @@ struct Avx512 {
 
 const IsaKernels& kernels_avx512() {
   static constexpr IsaKernels table = isa_kernels<Avx512>();
+  return table;
+}
+
+const LinearKernels& int8_avx512() {
+  static constexpr LinearKernels table = Int8Linear<Avx512::Vec, DotAvx512>::table();
   return table;
 }
 

@@ -24,15 +24,7 @@ template <class Arch>
 class Ops {
  public:
   static constexpr OpsKernels table() {
-    return {Arch::Linear::plan,
-            Arch::Linear::scratch_bytes,
-            Arch::Linear::run_block,
-            rms_norm,
-            rotary,
-            silu_gate,
-            Rows::find_max,
-            Rows::exp_sum,
-            Rows::entropy_sum};
+    return {Arch::Linear::table(), rms_norm, rotary, silu_gate, Rows::find_max, Rows::exp_sum, Rows::entropy_sum};
   }
 
  private:

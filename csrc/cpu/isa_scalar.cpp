@@ -1,5 +1,7 @@
 // The kernels of any machine, compiled for the baseline.
+#include "cpu/dot_scalar.h"
 #include "cpu/isa_kernels.h"
+#include "cpu/linear_int8.h"
 #include "cpu/linear_vector.h"
 #include "cpu/micro_kernel_vector.h"
 #include "cpu/mul_float.h"
@@ -19,6 +21,11 @@ struct Scalar {
 
 const IsaKernels& kernels_scalar() {
   static constexpr IsaKernels table = isa_kernels<Scalar>();
+  return table;
+}
+
+const LinearKernels& int8_scalar() {
+  static constexpr LinearKernels table = Int8Linear<Scalar::Vec, DotScalar>::table();
   return table;
 }
 

@@ -9,6 +9,7 @@
 
 namespace sparsed::cpu {
 
+struct LinearKernels;
 struct OpsKernels;
 
 // Keys are packed in groups of `group_keys`; a group list is what an item visits, in order.
@@ -85,5 +86,13 @@ const IsaKernels& kernels_avx512();
 // For bfloat16 inputs; others run on kernels_avx512().
 const IsaKernels& kernels_avx512_bf16();
 const IsaKernels& kernels_amx();
+
+// Linear layers with int8 weights. All give the same bits.
+const LinearKernels& int8_scalar();
+const LinearKernels& int8_avx2();
+const LinearKernels& int8_avx_vnni();
+const LinearKernels& int8_avx512();
+const LinearKernels& int8_avx512_vnni();
+const LinearKernels& int8_amx();
 
 }  // namespace sparsed::cpu

@@ -23,7 +23,7 @@
 
 #include "core/tensor.h"
 #include "cpu/half.h"
-#include "cpu/linear.h"
+#include "cpu/linear_finish.h"
 #include "cpu/ops_kernels.h"
 
 namespace sparsed::cpu {
@@ -33,26 +33,30 @@ namespace {
 template <class Arch>
 class VectorLinear {
  public:
-  static LinearPlan plan() { return {kTileRows, kTilePanels, kBlockRows, kBlockPanels}; }
+  static constexpr LinearKernels table() {
+    return {{kTileRows, kTilePanels, kBlockRows, kBlockPanels}, tile_bytes, nullptr, scratch_bytes, run_block};
+  }
+
+ private:
+  static size_t tile_bytes(int64_t) { return 0; }  // rows are copied by the blocks: it is nothing beside the products
   static size_t scratch_bytes(const LinearBlock& b) { return Scratch(b).bytes; }
 
   static void run_block(const LinearBlock& b) {
     const Scratch scratch(b);
     const int64_t size = b.w_dtype == DType::kFloat32 ? 4 : 2;
-    for (int64_t first = 0; first < b.k_padded; first += kDepth) {
-      const int64_t depth = min_of(kDepth, b.k_padded - first);
+    for (int64_t first = 0; first < b.x.k_padded; first += kDepth) {
+      const int64_t depth = min_of(kDepth, b.x.k_padded - first);
       copy_rows(b, first, depth, scratch.x);
       for (int64_t col = 0; col < b.cols; col += kTileCols) {
-        const int64_t at = col * b.k_padded + first * kPanel;
-        const int64_t next = col + kTileCols < b.cols ? at + kTileCols * b.k_padded : at;
+        const int64_t at = col * b.x.k_padded + first * kPanel;
+        const int64_t next = col + kTileCols < b.cols ? at + kTileCols * b.x.k_padded : at;
         const Ahead ahead{static_cast<const std::byte*>(b.w) + next * size, 2 * kPanel * size,
-                          b.k_padded * kPanel * size};
+                          b.x.k_padded * kPanel * size};
         multiply_part(b, scratch, at, {first, depth, col, min_of(kTileCols, b.cols - col), ahead});
       }
     }
   }
 
- private:
   using Vec = typename Arch::Vec;
   using Mul = typename Arch::Mul;
   using Operand = typename Mul::Operand;
@@ -78,8 +82,8 @@ class VectorLinear {
     size_t bytes;
 
     explicit Scratch(const LinearBlock& b) {
-      const int64_t row_tiles = tiles_of(b.rows, kTileRows);
-      const int64_t waiting = b.k_padded > kDepth ? row_tiles * tiles_of(b.cols, kTileCols) : 1;
+      const int64_t row_tiles = tiles_of(b.x.rows, kTileRows);
+      const int64_t waiting = b.x.k_padded > kDepth ? row_tiles * tiles_of(b.cols, kTileCols) : 1;
       size_t at = 0;
       const auto take = [&](int64_t elements) {  // of 4 bytes
         std::byte* p = b.scratch ? b.scratch + at : nullptr;
@@ -124,16 +128,16 @@ class VectorLinear {
   // Inputs [first, first + depth) of all rows.
   static void copy_rows(const LinearBlock& b, int64_t first, int64_t depth, Elem* to) {
     constexpr int64_t kRowsAhead = 8;
-    const int64_t n = min_of(depth, b.k - first);
-    for (int64_t r = 0; r < b.rows; ++r, to += kXStride) {
-      const int64_t at = r * b.x_stride + first;
+    const int64_t n = min_of(depth, b.x.k - first);
+    for (int64_t r = 0; r < b.x.rows; ++r, to += kXStride) {
+      const int64_t at = r * b.x.stride + first;
       if constexpr (Mul::kDepth == 2) {
-        const int64_t ahead = r + kRowsAhead < b.rows ? kRowsAhead * b.x_stride : 0;
-        copy_pairs(static_cast<const Bf16*>(b.x) + at, n, depth, ahead, to);
-      } else if (b.x_dtype == DType::kFloat32) {
-        copy_row(static_cast<const float*>(b.x) + at, n, depth, to);
+        const int64_t ahead = r + kRowsAhead < b.x.rows ? kRowsAhead * b.x.stride : 0;
+        copy_pairs(static_cast<const Bf16*>(b.x.data) + at, n, depth, ahead, to);
+      } else if (b.x.dtype == DType::kFloat32) {
+        copy_row(static_cast<const float*>(b.x.data) + at, n, depth, to);
       } else {
-        copy_row(static_cast<const Bf16*>(b.x) + at, n, depth, to);
+        copy_row(static_cast<const Bf16*>(b.x.data) + at, n, depth, to);
       }
     }
   }
@@ -241,24 +245,24 @@ class VectorLinear {
   // All rows times `w`, the part's panels.
   template <class W>
   static void multiply_rows(const LinearBlock& b, const Scratch& scratch, const W* w, int64_t panel, const Part& part) {
-    const int64_t row_tiles = tiles_of(b.rows, kTileRows);
-    const bool waiting = b.k_padded > kDepth;
+    const int64_t row_tiles = tiles_of(b.x.rows, kTileRows);
+    const bool waiting = b.x.k_padded > kDepth;
     for (int64_t tile = 0; tile < row_tiles; ++tile) {
       const int64_t row = tile * kTileRows;
       const int64_t place = waiting ? part.col / kTileCols * row_tiles + tile : 0;
-      const RowTile rows{scratch.x + row * kXStride, row, min_of(kTileRows, b.rows - row),
+      const RowTile rows{scratch.x + row * kXStride, row, min_of(kTileRows, b.x.rows - row),
                          scratch.sums + place * kTileRows * kTileCols};
       multiply_any<kTileRows, kTilePanels>(b, part, rows, w, panel);
     }
   }
 
   static void multiply_part(const LinearBlock& b, const Scratch& scratch, int64_t at, const Part& part) {
-    const int64_t panel = b.k_padded * kPanel;
+    const int64_t panel = b.x.k_padded * kPanel;
     if constexpr (Mul::kDepth == 1) {
       if (b.w_dtype == DType::kFloat32) {
         return multiply_rows(b, scratch, static_cast<const float*>(b.w) + at, panel, part);
       }
-      if (b.rows > kTileRows) {  // widened once for all row tiles; a single tile widens as it goes
+      if (b.x.rows > kTileRows) {  // widened once for all row tiles; a single tile widens as it goes
         const int64_t panels = tiles_of(part.cols, kPanel);
         widen_panels(static_cast<const Bf16*>(b.w) + at, panel, panels, part.depth, scratch.wide);
         return multiply_rows(b, scratch, scratch.wide, part.depth * kPanel, part);
@@ -298,7 +302,7 @@ void VectorLinear<Arch>::multiply_tile(const LinearBlock& b, const Part& part, c
       for (int i = 0; i < kVecs; ++i) sum[r][i] = Vec::load(tile.sums + (r * kVecs + i) * Vec::kLanes) + sum[r][i];
     }
   }
-  const bool complete = part.first + part.depth == b.k_padded;
+  const bool complete = part.first + part.depth == b.x.k_padded;
   if constexpr (R == kTileRows && P == kTilePanels) {
     if (complete && part.cols == kTileCols) {
       return with_out_types(b, [&](auto residual, auto out) {

@@ -25,13 +25,25 @@ enum class Confidence {
   kNegativeEntropy,  // sum p log(p + 1e-10) over the vocabulary
 };
 
+// A weight of a linear layer, what is added to its outputs (residual.data may be nullptr), and where they go.
+struct LinearPart {
+  const PackedWeight* w;
+  RowsView residual;
+  RowsView out;
+};
+
+// Errors of pack_weight, quantize_rows and linear have no function's name yet: several functions call them.
 // Every row's result is the same bit for bit whatever the other rows and the number of threads are.
 struct ModelOps {
-  // The rows of all parts, one after the other, rounded to `dtype` (float32 or bfloat16).
+  // The rows of all parts, one after the other, rounded to `dtype`: float32, bfloat16, or int8 (core/int8.h). Rows of
+  // int8 are packed as they are.
   PackedWeight (*pack_weight)(const std::vector<WeightRows>& parts, int64_t k, DType dtype);
-  // out[m, n] = sum_k x[m, k] * w[n, k] + bias[n] (+ residual[m, n] when residual.data), summed in float32 and rounded
-  // once.
-  void (*linear)(const RowsView& x, const PackedWeight& w, const RowsView& residual, const RowsView& out);
+  // The integers [rows, k] and the scales [rows] that pack_weight keeps of `part` as int8.
+  void (*quantize_rows)(const WeightRows& part, int64_t k, int8_t* values, float* scales);
+  // For each part: out[m, n] = sum_k x[m, k] * w[n, k] + bias[n] (+ residual[m, n] when residual.data), summed in
+  // float32 and rounded once. With int8 weights (all parts then have them), x too becomes int8 row by row; sums are
+  // exact integers, and every instruction set gives the same bits. x is laid out once for all parts.
+  void (*linear)(const RowsView& x, const std::vector<LinearPart>& parts);
   // out = x / sqrt(mean(x^2) + eps) * weight, in float32. weight: [cols].
   void (*rms_norm)(const RowsView& x, const float* weight, float eps, const RowsView& out);
   // Half rotation in place, heads of head_dim side by side: (a, b) -> (a cos - b sin, b cos + a sin) for the pairs

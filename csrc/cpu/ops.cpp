@@ -3,29 +3,13 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <string>
 #include <vector>
 
+#include "cpu/ops_checks.h"
 #include "cpu/parallel.h"
-#include "support/checker.h"
 
 namespace sparsed::cpu {
 namespace {
-
-std::string shape_of(const RowsView& view) { return message("[", view.rows, ", ", view.cols, "]"); }
-
-void check_dtype(const Checker& check, const char* argument, const RowsView& view) {
-  if (view.dtype == DType::kFloat16) {
-    check.fail(ErrorKind::kType, argument, " has dtype float16, expected float32 or bfloat16");
-  }
-}
-
-void check_shape(const Checker& check, const char* argument, const RowsView& view, int64_t rows, int64_t cols,
-                 const char* source) {
-  check_dtype(check, argument, view);
-  check(view.rows == rows && view.cols == cols, argument, " has shape ", shape_of(view), ", expected [", rows, ", ",
-        cols, "] (from ", source, ")");
-}
 
 // body(row) for all rows, several to a work item so that an item is worth handing out.
 template <class Body>
@@ -38,86 +22,7 @@ void for_rows(const RowsView& view, const Body& body) {
   });
 }
 
-// --- linear --------------------------------------------------------------------------------------------------------
-
-// Work items of a linear layer: row_blocks x panel_blocks blocks of block_rows x block_panels.
-struct LinearGrid {
-  int64_t block_rows, block_panels;
-  int64_t row_blocks, panel_blocks;
-};
-
-// The plan's largest blocks, halved along their longer side (in tiles) until every thread has several, as long as a
-// block is worth handing out.
-LinearGrid cut(const LinearPlan& plan, int64_t rows, const PackedWeight& w) {
-  constexpr int64_t kItemsPerThread = 8, kItemProducts = 1 << 18;
-  const int64_t all_row_tiles = ceil_div(rows, plan.tile_rows),
-                all_panel_tiles = ceil_div(w.panels(), plan.tile_panels);
-  int64_t row_tiles = std::min(all_row_tiles, plan.block_rows / plan.tile_rows);
-  int64_t panel_tiles = std::min(all_panel_tiles, plan.block_panels / plan.tile_panels);
-  const int64_t tile_products = std::min(rows, plan.tile_rows) * plan.tile_panels * PackedWeight::kPanel * w.k();
-  const int64_t wanted = num_threads() > 1 ? kItemsPerThread * num_threads() : 1;
-  while (ceil_div(all_row_tiles, row_tiles) * ceil_div(all_panel_tiles, panel_tiles) < wanted &&
-         std::max(row_tiles, panel_tiles) > 1 && row_tiles * panel_tiles * tile_products >= 2 * kItemProducts) {
-    int64_t& longer = row_tiles > panel_tiles ? row_tiles : panel_tiles;
-    longer = ceil_div(longer, 2);
-  }
-  // Blocks of nearly the same size instead of full ones and a small rest.
-  LinearGrid grid;
-  grid.block_rows = ceil_div(all_row_tiles, ceil_div(all_row_tiles, row_tiles)) * plan.tile_rows;
-  grid.block_panels = ceil_div(all_panel_tiles, ceil_div(all_panel_tiles, panel_tiles)) * plan.tile_panels;
-  grid.row_blocks = ceil_div(rows, grid.block_rows);
-  grid.panel_blocks = ceil_div(w.panels(), grid.block_panels);
-  return grid;
-}
-
-LinearBlock block_at(const LinearGrid& grid, int64_t item, const RowsView& x, const PackedWeight& w,
-                     const RowsView& residual, const RowsView& out) {
-  // Rows first: neighbouring items share their part of W, the larger matrix as a rule.
-  const int64_t row = item % grid.row_blocks * grid.block_rows;
-  const int64_t panel = item / grid.row_blocks * grid.block_panels;
-  const int64_t col = panel * PackedWeight::kPanel;
-  const auto address = [&](const RowsView& view) {
-    return view.data ? view.row(row) + col * static_cast<int64_t>(dtype_size(view.dtype)) : nullptr;
-  };
-  LinearBlock block;
-  block.x = x.row(row);
-  block.x_stride = x.stride;
-  block.x_dtype = x.dtype;
-  block.w = w.panel(panel);
-  block.w_dtype = w.dtype();
-  block.k = w.k();
-  block.k_padded = w.k_padded();
-  block.bias = w.bias() ? w.bias() + col : nullptr;
-  block.residual = address(residual);
-  block.residual_stride = residual.stride;
-  block.residual_dtype = residual.dtype;
-  block.out = address(out);
-  block.out_stride = out.stride;
-  block.out_dtype = out.dtype;
-  block.rows = std::min(grid.block_rows, x.rows - row);
-  block.cols = std::min(grid.block_panels * PackedWeight::kPanel, w.n() - col);
-  block.scratch = nullptr;
-  return block;
-}
-
 }  // namespace
-
-void linear(const OpsKernels& kernels, const RowsView& x, const PackedWeight& w, const RowsView& residual,
-            const RowsView& out) {
-  const Checker check("linear");
-  check_dtype(check, "x", x);
-  check(x.cols == w.k(), "x has shape ", shape_of(x), ", expected ", w.k(), " columns (from w [", w.n(), ", ", w.k(),
-        "])");
-  check_shape(check, "out", out, x.rows, w.n(), "x and w");
-  if (residual.data) check_shape(check, "residual", residual, x.rows, w.n(), "x and w");
-  if (x.rows == 0) return;
-  const LinearGrid grid = cut(kernels.linear_plan(), x.rows, w);
-  parallel_for(grid.row_blocks * grid.panel_blocks, [&](int64_t item) {
-    LinearBlock block = block_at(grid, item, x, w, residual, out);
-    block.scratch = thread_scratch(kernels.linear_scratch(block));
-    kernels.linear(block);
-  });
-}
 
 void rms_norm(const OpsKernels& kernels, const RowsView& x, const float* weight, float eps, const RowsView& out) {
   const Checker check("rms_norm");

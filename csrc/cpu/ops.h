@@ -10,8 +10,8 @@
 namespace sparsed::cpu {
 
 PackedWeight pack_weight(const std::vector<WeightRows>& parts, int64_t k, DType dtype);
-void linear(const OpsKernels& kernels, const RowsView& x, const PackedWeight& w, const RowsView& residual,
-            const RowsView& out);
+void quantize_rows(const WeightRows& part, int64_t k, int8_t* values, float* scales);
+void linear(const LinearKernels& kernels, const RowsView& x, const std::vector<LinearPart>& parts);
 void rms_norm(const OpsKernels& kernels, const RowsView& x, const float* weight, float eps, const RowsView& out);
 void rotary(const OpsKernels& kernels, const RowsView& x, int64_t head_dim, const float* cos, const float* sin);
 void silu_gate(const OpsKernels& kernels, const RowsView& gate, const RowsView& up);

@@ -21,6 +21,9 @@ struct VecAvx2 {
   static VecAvx2 load(const float* p) { return {_mm256_loadu_ps(p)}; }
   static VecAvx2 load(const Bf16* p) { return widen_bf16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
   static VecAvx2 load(const F16* p) { return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))}; }
+  static VecAvx2 load(const int32_t* p) {
+    return {_mm256_cvtepi32_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+  }
   // The first n lanes; the others are 0.
   static VecAvx2 load_n(const float* p, int n) { return {_mm256_maskload_ps(p, mask(n))}; }
   static VecAvx2 load_n(const Bf16* p, int n) { return widen_bf16(load_halves(p, n)); }
@@ -42,6 +45,14 @@ struct VecAvx2 {
     Half full[kLanes];
     store(full);
     for (int i = 0; i < n; ++i) p[i] = full[i];
+  }
+
+  // The lowest byte of each lane.
+  void store_low_bytes(int8_t* p) const {
+    const __m256i order = _mm256_broadcastsi128_si256(_mm_set_epi32(-1, -1, -1, 0x0c080400));
+    const __m256i bytes = _mm256_shuffle_epi8(_mm256_castps_si256(v), order);  // four at the start of each half
+    const __m128i both = _mm_unpacklo_epi32(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), both);
   }
 
   // 8 pairs of bfloat16 (32 bytes): the first and the second of each pair.

@@ -3,6 +3,8 @@
 
 #include <immintrin.h>
 
+#include <cstdint>
+
 #include "cpu/exp2.h"
 #include "cpu/half.h"
 
@@ -21,6 +23,7 @@ struct VecAvx512 {
   static VecAvx512 load(const F16* p) {
     return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
   }
+  static VecAvx512 load(const int32_t* p) { return {_mm512_cvtepi32_ps(_mm512_loadu_si512(p))}; }
   // The first n lanes; the others are 0.
   static VecAvx512 load_n(const float* p, int n) { return {_mm512_maskz_loadu_ps(mask(n), p)}; }
   static VecAvx512 load_n(const Bf16* p, int n) { return widen_bf16(_mm256_maskz_loadu_epi16(mask(n), p)); }
@@ -33,6 +36,11 @@ struct VecAvx512 {
   void store_n(T* p, int n) const {
     if (n == kLanes) return store(p);  // masked stores are slow on AMD
     store_masked(p, n);
+  }
+
+  // The lowest byte of each lane.
+  void store_low_bytes(int8_t* p) const {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_castps_si512(v)));
   }
 
   // 16 pairs of bfloat16 (64 bytes): the first and the second of each pair.

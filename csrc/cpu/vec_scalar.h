@@ -24,6 +24,7 @@ struct VecScalar {
   static VecScalar load(const T* p) {
     return {Floats{to_float(p[0]), to_float(p[1]), to_float(p[2]), to_float(p[3])}};
   }
+  static VecScalar load(const int32_t* p) { return {__builtin_convertvector(Ints{p[0], p[1], p[2], p[3]}, Floats)}; }
   // The first n lanes; the others are 0.
   template <class T>
   static VecScalar load_n(const T* p, int n) {
@@ -38,6 +39,12 @@ struct VecScalar {
   template <class T>
   void store_n(T* p, int n) const {
     for (int i = 0; i < n; ++i) from_float(v[i], p[i]);
+  }
+
+  // The lowest byte of each lane.
+  void store_low_bytes(int8_t* p) const {
+    const Ints bits = (Ints)v;
+    for (int i = 0; i < kLanes; ++i) p[i] = static_cast<int8_t>(bits[i]);
   }
 
   // 4 pairs of bfloat16: the first and the second of each pair.

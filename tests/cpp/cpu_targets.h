@@ -9,7 +9,9 @@
 
 namespace sparsed::cpu {
 
-const IsaKernels& kernels_amx_emulated();  // amx_emulated.cpp
+const IsaKernels& kernels_amx_emulated();        // amx_emulated.cpp
+const LinearKernels& int8_avx_vnni_in_avx512();  // avx_vnni_in_avx512.cpp
+const LinearKernels& int8_amx_emulated();        // amx_int8_emulated.cpp
 
 struct Target {
   std::string name;
@@ -32,5 +34,25 @@ inline std::vector<Target> targets() {
 }
 
 inline std::string target_name(const Target& target) { return target.name; }
+
+// Linear layers with int8 weights.
+struct Int8Target {
+  std::string name;
+  const LinearKernels* kernels;
+};
+
+inline std::vector<Int8Target> int8_targets() {
+  std::vector<Int8Target> all{{"scalar", &int8_scalar()}};
+#ifndef SPARSED_SCALAR_ONLY
+  if (missing_features(Isa::kAvx2).empty()) all.push_back({"avx2", &int8_avx2()});
+  if (missing_features(Isa::kAvxVnni).empty()) all.push_back({"avx_vnni", &int8_avx_vnni()});
+  if (missing_features(Isa::kAvx512).empty()) all.push_back({"avx512", &int8_avx512()});
+  if (missing_features(Isa::kAvx512).empty()) all.push_back({"amx_emulated", &int8_amx_emulated()});
+  if (missing_features(Isa::kAvx512Vnni).empty()) all.push_back({"avx512_vnni", &int8_avx512_vnni()});
+  if (missing_features(Isa::kAvx512Vnni).empty()) all.push_back({"avx_vnni_in_avx512", &int8_avx_vnni_in_avx512()});
+  if (missing_features(Isa::kAmxInt8).empty()) all.push_back({"amx", &int8_amx()});
+#endif
+  return all;
+}
 
 }  // namespace sparsed::cpu

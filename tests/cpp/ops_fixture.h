@@ -53,6 +53,7 @@ class Ops : public testing::TestWithParam<Target> {
   ~Ops() override { set_num_threads(threads_); }
 
   const OpsKernels& kernels() const { return *GetParam().kernels->ops; }
+  const LinearKernels& linear_kernels() const { return kernels().linear; }
   // The dtypes of x and w that the target's linear kernels take.
   std::vector<DType> dtypes() const {
     if (GetParam().bf16_only) return {DType::kBFloat16};

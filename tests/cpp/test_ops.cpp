@@ -70,7 +70,7 @@ TEST(PackedWeight, NamesWhatIsWrong) {
   EXPECT_ERROR(pack_weight({}, 7, DType::kFloat32), kValue, "shape [0, 7]");
   WeightRows huge = rows_of(matrix);
   huge.rows = int64_t{1} << 40;
-  EXPECT_ERROR(pack_weight({huge}, 7, DType::kFloat32), kMemory, "pack_weight: the packed weight needs");
+  EXPECT_ERROR(pack_weight({huge}, 7, DType::kFloat32), kMemory, "the packed weight needs");
 }
 
 // --- linear --------------------------------------------------------------------------------------------------------
@@ -117,7 +117,7 @@ TEST_P(Ops, LinearMatchesFloat64) {
         const LinearCase test(shape.m, shape.n, shape.k, x_dtype, w_dtype, 7);
         for (DType out_dtype : {DType::kFloat32, DType::kBFloat16}) {
           Matrix out(shape.m, shape.n, out_dtype, 0);
-          linear(kernels(), test.x.view, test.w, test.residual.view, out.view);
+          linear(linear_kernels(), test.x.view, {{&test.w, test.residual.view, out.view}});
           for (int64_t m = 0; m < shape.m; ++m) {
             for (int64_t n = 0; n < shape.n; ++n) {
               double magnitude;
@@ -138,7 +138,7 @@ TEST_P(Ops, LinearWritesItsOutputsAlone) {
   for (DType dtype : {DType::kFloat32, DType::kBFloat16}) {
     Matrix out(5, 19, dtype, 9);
     const Matrix before = out;
-    linear(kernels(), test.x.view, test.w, {}, out.view);
+    linear(linear_kernels(), test.x.view, {{&test.w, {}, out.view}});
     for (int64_t m = 0; m < 5; ++m) {
       for (int64_t n = 19; n < out.view.stride; ++n) {
         EXPECT_EQ(load_float(out.view.row(m), dtype, n),
@@ -154,10 +154,10 @@ TEST_P(Ops, LinearRowsAreIndependent) {
     for (DType w_dtype : types) {
       const LinearCase test(100, 70, 1030, x_dtype, w_dtype, 10);
       Matrix all(100, 70, DType::kFloat32, 0);
-      linear(kernels(), test.x.view, test.w, test.residual.view, all.view);
+      linear(linear_kernels(), test.x.view, {{&test.w, test.residual.view, all.view}});
       for (int64_t row : {0, 1, 11, 12, 31, 47, 64, 99}) {
         Matrix one(1, 70, DType::kFloat32, 0);
-        linear(kernels(), test.x.one_row(row), test.w, test.residual.one_row(row), one.view);
+        linear(linear_kernels(), test.x.one_row(row), {{&test.w, test.residual.one_row(row), one.view}});
         EXPECT_TRUE(same_bits(one, 0, all, row)) << "row " << row;
       }
     }
@@ -175,7 +175,7 @@ TEST_P(Ops, ThreadsDoNotChangeBits) {
     Matrix out(150, 200, DType::kFloat32, 0);
     std::vector<int64_t> ids(2);
     std::vector<float> confidence(2);
-    linear(kernels(), test.x.view, test.w, {}, out.view);
+    linear(linear_kernels(), test.x.view, {{&test.w, {}, out.view}});
     token_confidence(kernels(), logits.view, Confidence::kNegativeEntropy, ids.data(), confidence.data());
     if (threads == 1) {
       first = out;
@@ -191,7 +191,7 @@ TEST_P(Ops, ThreadsDoNotChangeBits) {
 
 TEST_P(Ops, LinearOfNoRows) {
   const LinearCase test(1, 5, 6, DType::kBFloat16, DType::kBFloat16, 13);
-  linear(kernels(), {nullptr, DType::kBFloat16, 0, 6, 6}, test.w, {}, {nullptr, DType::kFloat32, 0, 5, 5});
+  linear(linear_kernels(), {nullptr, DType::kBFloat16, 0, 6, 6}, {{&test.w, {}, {nullptr, DType::kFloat32, 0, 5, 5}}});
 }
 
 TEST(OpsErrors, NameArgumentFoundAndExpected) {
@@ -199,12 +199,12 @@ TEST(OpsErrors, NameArgumentFoundAndExpected) {
   const LinearCase test(2, 5, 6, DType::kFloat32, DType::kFloat32, 14);
   const Matrix narrow(2, 4, DType::kFloat32, 0), out(2, 5, DType::kFloat32, 0), wide(2, 6, DType::kFloat32, 0);
   const Matrix half(2, 6, DType::kFloat16, 0), pairs(2, 6, DType::kBFloat16, 0);
-  EXPECT_ERROR(linear(kernels, narrow.view, test.w, {}, out.view), kValue,
-               "linear: x has shape [2, 4], expected 6 columns (from w [5, 6])");
-  EXPECT_ERROR(linear(kernels, half.view, test.w, {}, out.view), kType, "linear: x has dtype float16");
-  EXPECT_ERROR(linear(kernels, test.x.view, test.w, narrow.view, out.view), kValue,
-               "linear: residual has shape [2, 4], expected [2, 5]");
-  EXPECT_ERROR(linear(kernels, test.x.view, test.w, {}, wide.view), kValue, "linear: out has shape [2, 6]");
+  EXPECT_ERROR(linear(kernels.linear, narrow.view, {{&test.w, {}, out.view}}), kValue,
+               "x has shape [2, 4], expected 6 columns (from w [5, 6])");
+  EXPECT_ERROR(linear(kernels.linear, half.view, {{&test.w, {}, out.view}}), kType, "x has dtype float16");
+  EXPECT_ERROR(linear(kernels.linear, test.x.view, {{&test.w, narrow.view, out.view}}), kValue,
+               "residual has shape [2, 4], expected [2, 5]");
+  EXPECT_ERROR(linear(kernels.linear, test.x.view, {{&test.w, {}, wide.view}}), kValue, "out has shape [2, 6]");
   EXPECT_ERROR(rotary(kernels, wide.view, 4, nullptr, nullptr), kValue, "a multiple of head_dim 4");
   EXPECT_ERROR(rotary(kernels, wide.view, 3, nullptr, nullptr), kValue, "head_dim is 3");
   EXPECT_ERROR(silu_gate(kernels, wide.view, narrow.view), kValue, "silu_gate_: up has shape [2, 4]");

@@ -1,8 +1,8 @@
 """Model operations beside attention: linear layers, norms, rotary embedding, gates, and the choice of tokens.
 
 M rows (tokens), N outputs, K inputs, D head_dim, V vocabulary. Arrays are float32 or ml_dtypes.bfloat16 with a
-contiguous last axis; rows may lie apart, as in a slice of columns. All arithmetic is float32. A row's result has the
-same bits whatever the other rows and the number of threads are.
+contiguous last axis; rows may lie apart, as in a slice of columns. All arithmetic is float32, except in linear layers
+with int8 weights. A row's result has the same bits whatever the other rows and the number of threads are.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ __all__ = [
     "ConfidenceKind",
     "PackedWeight",
     "linear",
+    "linears",
     "pack_weight",
     "pack_weights",
+    "quantize_rows",
     "require_memory",
     "rms_norm",
     "rotary_",
@@ -34,41 +36,80 @@ Array = NDArray[Any]
 ConfidenceKind = Literal["probability", "margin", "entropy"]
 
 
-def pack_weight(weight: Array, bias: Array | None = None, *, dtype: DTypeLike | None = None) -> PackedWeight:
+def pack_weight(
+    weight: Array,
+    bias: Array | None = None,
+    *,
+    dtype: DTypeLike | None = None,
+    scales: NDArray[np.float32] | None = None,
+) -> PackedWeight:
     """A copy of `weight` in the order that the kernels read.
 
     Args:
-        weight: (N, K) float32, float16 or bfloat16; may be a read-only memory map.
-        bias: (N,) of the same dtypes, kept in float32.
-        dtype: what to keep, float32 or bfloat16; None: bfloat16 stays, the others become float32.
+        weight: (N, K) float32, float16 or bfloat16; may be a read-only memory map. Or int8, every value from -128 to
+            127, with `scales`: the weight is scales[:, None] * weight, and is kept as it is.
+        bias: (N,) float32, float16 or bfloat16, kept in float32.
+        dtype: what to keep, float32, bfloat16 or int8 (`quantize_rows` has the rule); None: bfloat16 and int8 stay, the
+            others become float32.
+        scales: (N,) float32, 0 or above, of an int8 weight.
 
     Raises:
-        ValueError: a wrong shape, a last axis that is not contiguous, an unknown dtype.
+        ValueError: a wrong shape, a last axis that is not contiguous, an unknown dtype, more than 131072 inputs or a
+            value that is not finite for int8, an int8 weight without scales or another one with scales.
         TypeError: not an array, or an array of another dtype.
         MemoryError: the packed weight does not fit.
     """
-    return _core.pack_weight(weight, bias, dtype_name(dtype))
+    return _core.pack_weight(weight, bias, dtype_name(dtype), scales)
 
 
 def pack_weights(
-    weights: Sequence[Array], biases: Sequence[Array | None] | None = None, *, dtype: DTypeLike | None = None
+    weights: Sequence[Array],
+    biases: Sequence[Array | None] | None = None,
+    *,
+    dtype: DTypeLike | None = None,
+    scales: Sequence[NDArray[np.float32] | None] | None = None,
 ) -> PackedWeight:
     """`pack_weight` of the rows of all `weights`, one after the other, without joining them first.
 
     Args:
         weights: each (N_i, K); as for `pack_weight`.
         biases: one for each weight, (N_i,) or None, which stands for zeros beside others.
-        dtype: what to keep, float32 or bfloat16; None: bfloat16 where all weights have it, else float32.
+        dtype: what to keep, float32, bfloat16 or int8; None: bfloat16 or int8 where all weights have it, else float32.
+        scales: one for each weight, (N_i,) float32 of an int8 weight and None of others.
 
     Raises:
         ValueError: no weights, or what `pack_weight` names.
         TypeError, MemoryError: as `pack_weight`.
     """
-    return _core.pack_weights(weights, biases, dtype_name(dtype))
+    return _core.pack_weights(weights, biases, dtype_name(dtype), scales)
+
+
+def quantize_rows(weight: Array) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """The integers and scales that packing keeps of `weight` as int8, one scale for each row.
+
+    A row's scale is its largest magnitude divided by 127, or 2^-126 where that is more (a row of zeros has it). An
+    integer is the value divided by the scale, rounded half to even, so from -127 to 127. Both divisions are float32's.
+
+    Args:
+        weight: (N, K) float32, float16 or bfloat16; may be a read-only memory map.
+
+    Returns:
+        The integers (N, K) and the scales (N,).
+
+    Raises:
+        ValueError: a wrong shape, a last axis that is not contiguous, a value that is not finite.
+        TypeError: not an array, or an array of another dtype.
+        MemoryError: the integers do not fit.
+    """
+    return _core.quantize_rows(weight)
 
 
 def linear(x: Array, w: PackedWeight, *, residual: Array | None = None, out_dtype: DTypeLike | None = None) -> Array:
     """x W^T + bias + residual, summed in float32 and rounded once.
+
+    With an int8 weight each row of x becomes int8 too, by the rule of `quantize_rows`. The sum of products is an exact
+    integer, times x's scale times the weight's, so that every instruction set gives the same bits. A row of x with a
+    value that is not finite gives NaN.
 
     Args:
         x: (M, K).
@@ -85,6 +126,24 @@ def linear(x: Array, w: PackedWeight, *, residual: Array | None = None, out_dtyp
         MemoryError: the result does not fit.
     """
     return _core.linear(x, w, residual, dtype_name(out_dtype))
+
+
+def linears(x: Array, ws: Sequence[PackedWeight], *, out_dtype: DTypeLike | None = None) -> list[Array]:
+    """`linear` of one x with several weights, which gives the same bits and lays x out for the kernels only once.
+
+    Args:
+        x: (M, K).
+        ws: each (N_i, K) packed, with or without a bias, all of one dtype.
+        out_dtype: of the results, float32 or bfloat16; None: x's.
+
+    Returns:
+        For each weight (M, N_i).
+
+    Raises:
+        ValueError: no weights, or what `linear` names.
+        TypeError, MemoryError: as `linear`; weights of different dtypes.
+    """
+    return _core.linears(x, ws, dtype_name(out_dtype))
 
 
 def rms_norm(x: Array, weight: NDArray[np.float32], eps: float) -> Array:

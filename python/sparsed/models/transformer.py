@@ -232,8 +232,8 @@ class Transformer:
         for begin in range(0, len(hidden), _MLP_TOKENS):
             chunk = hidden[begin : begin + _MLP_TOKENS]
             normed = ops.rms_norm(chunk, layer.mlp_norm, self.config.rms_norm_eps)
-            gate = ops.linear(normed, layer.gate)
-            ops.silu_gate_(gate, ops.linear(normed, layer.up))
+            gate, up = ops.linears(normed, [layer.gate, layer.up])
+            ops.silu_gate_(gate, up)
             out[begin : begin + _MLP_TOKENS] = ops.linear(gate, layer.down, residual=chunk)
         return out
 

@@ -49,7 +49,7 @@ LONG, MANY = tokens(1, 1, 2**35), tokens(2**26, 2**26, 16)
             "a copy of mask needs",
         ),
         (lambda: ops.pack_weight(spread(2**57, 1)), MemoryError, "pack_weight: the packed weight needs"),
-        (lambda: ops.pack_weights([spread(2**60, 1)] * 16), MemoryError, "pack_weight: the packed weight needs"),
+        (lambda: ops.pack_weights([spread(2**60, 1)] * 16), MemoryError, "pack_weights: the packed weight needs"),
         (
             lambda: ops.pack_weight(np.ones((4, 4), np.float32), spread(2**42)),
             ValueError,

@@ -1,4 +1,4 @@
-// The common parts of the linear kernels: panel geometry, and the last step from float32 sums to outputs.
+// The common parts of the linear kernels: panel geometry, and the last step from sums to outputs.
 #pragma once
 
 #include <cstddef>
@@ -36,17 +36,33 @@ inline void with_out_types(const LinearBlock& b, const Body& body) {
   }
 }
 
-// The outputs (row ..., col ...) of the block from their sums [rows][stride], readable up to a whole vector.
-template <class Vec>
-inline void finish(const LinearBlock& b, int64_t row, int64_t col, int64_t rows, int64_t cols, const float* sums,
-                   int64_t stride) {
+// The outputs (row ..., col ...) of the block from their sums: sum(r, i) has those of row r from column i on.
+template <class Vec, class Sum>
+inline void finish(const LinearBlock& b, int64_t row, int64_t col, int64_t rows, int64_t cols, const Sum& sum) {
   with_out_types(b, [&](auto residual, auto out) {
     for (int64_t r = 0; r < rows; ++r) {
       for (int64_t i = 0; i < cols; i += Vec::kLanes) {
         const int n = static_cast<int>(min_of(cols - i, Vec::kLanes));
-        finish_vec<decltype(residual), decltype(out)>(b, row + r, col + i, Vec::load(sums + r * stride + i), n);
+        finish_vec<decltype(residual), decltype(out)>(b, row + r, col + i, sum(r, i), n);
       }
     }
+  });
+}
+
+// The same with sums [rows][stride], readable up to a whole vector.
+template <class Vec>
+inline void finish(const LinearBlock& b, int64_t row, int64_t col, int64_t rows, int64_t cols, const float* sums,
+                   int64_t stride) {
+  finish<Vec>(b, row, col, rows, cols, [&](int64_t r, int64_t i) { return Vec::load(sums + r * stride + i); });
+}
+
+// Exact sums of int8 products: float(sum) * (scale of x * scale of W) in this order, for the same bits everywhere.
+// x_scales: of the rows.
+template <class Vec>
+inline void finish(const LinearBlock& b, int64_t row, int64_t col, int64_t rows, int64_t cols, const int32_t* sums,
+                   int64_t stride, const float* x_scales) {
+  finish<Vec>(b, row, col, rows, cols, [&](int64_t r, int64_t i) {
+    return Vec::load(sums + r * stride + i) * (Vec::set(x_scales[r]) * Vec::load(b.w_scales + col + i));
   });
 }
 
