@@ -81,17 +81,23 @@ class ConfigReader:
     """Reads the keys of a config.json one by one and refuses values that the forward pass does not support.
 
     A key that is absent or null has the default of the published model code. `finish` refuses keys that nothing read.
+
+    Args:
+        values: The content of the config.json, or values of another file under the keys of a config.json.
+        source: The name of the file.
+        names: What the other file calls these keys. Errors name these.
     """
 
-    def __init__(self, values: Mapping[str, Any], source: str) -> None:
+    def __init__(self, values: Mapping[str, Any], source: str, names: Mapping[str, str] | None = None) -> None:
         self.source = source
         self._values = values
+        self._names = names or {}
         self._taken: set[str] = set()
 
     def fail(self, key: str, expected: str) -> NoReturn:
         """Raises a ValueError that names `key`, its value and what was expected."""
         found = f"is {json.dumps(self._values[key])[:200]}" if key in self._values else "is missing"
-        raise ValueError(f"load_model: {key} {found}, expected {expected} (in {self.source})")
+        raise ValueError(f"load_model: {self._names.get(key, key)} {found}, expected {expected} (in {self.source})")
 
     def take(self, key: str, default: Any = None) -> Any:
         """Returns the value of `key` unchecked, or `default` where it is absent or null."""
