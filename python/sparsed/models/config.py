@@ -97,7 +97,10 @@ class ConfigReader:
     def fail(self, key: str, expected: str) -> NoReturn:
         """Raises a ValueError that names `key`, its value and what was expected."""
         found = f"is {json.dumps(self._values[key])[:200]}" if key in self._values else "is missing"
-        raise ValueError(f"load_model: {self._names.get(key, key)} {found}, expected {expected} (in {self.source})")
+        raise ValueError(f"load_model: {self._name(key)} {found}, expected {expected} (in {self.source})")
+
+    def _name(self, key: str) -> str:
+        return self._names.get(key, key)
 
     def take(self, key: str, default: Any = None) -> Any:
         """Returns the value of `key` unchecked, or `default` where it is absent or null."""
@@ -144,7 +147,7 @@ class ConfigReader:
     def divides(self, key: str, divisor_key: str, value: int, divisor: int) -> int:
         """Returns `value` / `divisor`, and refuses a division with a remainder."""
         if value % divisor:
-            self.fail(key, f"a multiple of {divisor_key} {divisor}")
+            self.fail(key, f"a multiple of {self._name(divisor_key)} {divisor}")
         return value // divisor
 
     def token(self, key: str, default: int | None = None) -> int | None:
@@ -171,7 +174,9 @@ class ConfigReader:
         """Returns the size of an attention head, and refuses sizes that the kernels do not support."""
         head_dim = self.divides(key, heads_key, hidden_size, num_heads)
         if head_dim % 8 or not 16 <= head_dim <= 256:
-            self.fail(key, f"{heads_key} {num_heads} times a head_dim that is a multiple of 8 from 16 to 256")
+            self.fail(
+                key, f"{self._name(heads_key)} {num_heads} times a head_dim that is a multiple of 8 from 16 to 256"
+            )
         return head_dim
 
     def finish(self, ignored: frozenset[str] = frozenset()) -> None:

@@ -62,7 +62,7 @@ _FAMILIES = {
             "rope.freq_base": "rope_theta",
             "vocab_size": "vocab_size",
         },
-        fixed={"block_type": "llama", "layer_norm_type": "rms", "rope": True},
+        fixed={"activation_type": "silu", "block_type": "llama", "layer_norm_type": "rms", "rope": True},
         tied="weight_tying",
     ),
     "dream": _Family(

@@ -23,7 +23,8 @@ IDS = np.arange(3, 15)[None]
 # The published models that llama.cpp converts; the last one has grouped heads and a tied head.
 MODELS = ["llada_8b", "dream_7b", "illada_llada_keys"]
 DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": BFLOAT16}
-# Rows are whole blocks of 256 values.
+# Rows are whole blocks of Q8_0, and of Q4_K and Q6_K.
+BLOCKS = {"mlp_hidden_size": 128}
 WIDE = {
     "llada_8b": {"d_model": 256, "mlp_hidden_size": 512},
     "dream_7b": {"hidden_size": 256, "intermediate_size": 512},
@@ -79,6 +80,7 @@ def test_logits_are_those_of_the_checkpoint(tmp_path, name, kind, dtype) -> None
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_K", "Q6_K"])
 def test_quantised_weights(tmp_path, name, kind) -> None:
     values = tiny_config(name, **WIDE[name])
+    values |= {"n_layers": 1} if name == "llada_8b" else {"num_hidden_layers": 1}
     tensors = random_tensors(values)
     names = original_names(values, tensors)
     # The blocks that the file holds, decoded by themselves and put back into the order of the checkpoint.
@@ -135,7 +137,7 @@ def test_a_file_of_mixed_types_like_q4_k_m(tmp_path) -> None:
 
 
 def test_tensors_of_many_rows_are_dequantised_in_parts(tmp_path, monkeypatch) -> None:
-    values = tiny_config("llada_8b")
+    values = tiny_config("llada_8b", **BLOCKS)
     path = write_gguf(tmp_path / "model.gguf", values, random_tensors(values), "Q8_0")
     whole = {name: array.copy() for name, array in open_file(path)[0].stream()}
     monkeypatch.setattr("sparsed.models.gguf._CHUNK_VALUES", 200)
@@ -182,7 +184,10 @@ def test_the_file_says_whether_logits_are_shifted(tmp_path, name, shifted) -> No
     [
         ({"llada.block_count": ...}, "llada.block_count is missing, expected an integer"),
         ({"llada.attention.head_count": 0}, "llada.attention.head_count is 0, expected an integer"),
-        ({"llada.attention.head_count": 5}, "llada.embedding_length is 64, expected n_heads 5 times"),
+        (
+            {"llada.attention.head_count": 5, "llada.rope.dimension_count": ...},
+            "llada.attention.head_count is 5, expected a multiple of llada.attention.head_count_kv 4",
+        ),
         ({"llada.attention.layer_norm_rms_epsilon": ...}, "layer_norm_rms_epsilon is missing, expected a number"),
         ({"llada.rope.freq_base": ...}, "llada.rope.freq_base is missing, expected a number above 0"),
         ({"llada.rope.freq_base": float("nan")}, "llada.rope.freq_base is NaN, expected a number above 0"),
@@ -274,7 +279,7 @@ def test_memory_is_asked_for_before_anything_is_read(tmp_path, monkeypatch) -> N
 
 
 def test_files_of_plain_types_need_no_package(tmp_path, monkeypatch) -> None:
-    values = tiny_config("llada_8b")
+    values = tiny_config("llada_8b", **BLOCKS)
     plain = write_gguf(tmp_path / "plain.gguf", values, random_tensors(values), "F16")
     quantised = write_gguf(tmp_path / "quantised.gguf", values, random_tensors(values), "Q8_0")
     monkeypatch.setitem(sys.modules, "gguf", None)
@@ -288,7 +293,7 @@ def test_files_of_plain_types_need_no_package(tmp_path, monkeypatch) -> None:
 
 
 def test_folders_with_several_files(tmp_path) -> None:
-    values = tiny_config("llada_8b")
+    values = tiny_config("llada_8b", **BLOCKS)
     tensors = random_tensors(values)
     write_gguf(tmp_path / "a-F32.gguf", values, tensors)
     write_gguf(tmp_path / "a-Q8_0.gguf", values, tensors, "Q8_0")
@@ -310,7 +315,7 @@ def test_a_folder_with_one_file_and_a_config(tmp_path) -> None:
 
 def test_torch_engine(tmp_path) -> None:
     pytest.importorskip("torch")
-    values = tiny_config("llada_8b")
+    values = tiny_config("llada_8b", **BLOCKS)
     path = write_gguf(tmp_path / "model.gguf", values, random_tensors(values), "Q8_0")
     expected = sparsed.load_model(path).forward(IDS)
     logits = sparsed.load_model(path, engine="torch").forward(IDS)
