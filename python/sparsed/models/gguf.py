@@ -12,19 +12,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..kernels.attention import get_num_threads
 from . import ModelConfig, recognise
 from .checkpoint import Checkpoint
 from .gguf_config import family_of
 from .gguf_file import GgufFile, GgufTensor
 
-# Values that are dequantised at a time.
-_CHUNK_VALUES = 1 << 22
+# Values that a thread dequantises at a time, which takes some 30 MB, and the most threads.
+_CHUNK_VALUES = 1 << 20
+_MAX_THREADS = 8
 _QUERY_OR_KEY = re.compile(r"blk\.\d+\.attn_([qk])\.(weight|bias)")
 
 
@@ -116,6 +119,12 @@ def _dequantise(blocks: NDArray[np.uint8], info: GgufTensor) -> NDArray[Any]:
     kind = GGMLQuantizationType[info.kind.name]
     out = np.empty((len(blocks), info.shape[-1]), info.dtype)
     step = max(1, _CHUNK_VALUES // info.shape[-1])
-    for begin in range(0, len(blocks), step):
+
+    def dequantise_rows(begin: int) -> None:
         out[begin : begin + step] = dequantize(blocks[begin : begin + step], kind)
+
+    # The package computes with numpy, which lets other threads run.
+    with ThreadPoolExecutor(min(get_num_threads(), _MAX_THREADS)) as threads:
+        for _ in threads.map(dequantise_rows, range(0, len(blocks), step)):
+            pass
     return out.reshape(info.shape)

@@ -34,6 +34,7 @@ _MAX_ALIGNMENT = 1 << 20
 # The number of a metadata type: its format for struct.
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _FLOAT, _TEXT, _ARRAY = 6, 8, 9
+_LENGTH = struct.Struct("<Q")  # of a text
 
 
 class Kind(NamedTuple):
@@ -133,8 +134,7 @@ class GgufFile:
         value = self._values.get(key)
         if isinstance(value, _Items):
             if value.type == _TEXT:
-                self._at = value.begin
-                return [self._decode(self._take_bytes(key), key) for _ in range(value.length)]
+                return self._read_texts(value, key)
             return list(struct.unpack_from(f"<{value.length}{_NUMBERS[value.type]}", self._map, value.begin))
         return self._decode(value, key) if isinstance(value, bytes) else value
 
@@ -172,7 +172,7 @@ class GgufFile:
         """Reads the bytes of a text at the current place."""
         begin = self._at + 8
         self._check_end(begin, what)
-        self._at = begin + int(struct.unpack_from("<Q", self._map, self._at)[0])
+        self._at = begin + int(_LENGTH.unpack_from(self._map, self._at)[0])
         self._check_end(self._at, what)
         return self._map[begin : self._at]
 
@@ -181,6 +181,16 @@ class GgufFile:
             return text.decode("utf-8")
         except UnicodeDecodeError as error:
             raise ValueError(f"{self.path}: {key} is not UTF-8: {error}") from None
+
+    def _read_texts(self, items: _Items, key: str) -> list[str]:
+        """Decodes an array of texts whose lengths were checked."""
+        unpack, at = _LENGTH.unpack_from, items.begin
+        texts = []
+        for _ in range(items.length):
+            begin = at + 8
+            at = begin + unpack(self._map, at)[0]
+            texts.append(self._map[begin:at])
+        return [self._decode(text, key) for text in texts]
 
     def _read_key(self, number: int) -> None:
         what = f"key {number} of the metadata"
@@ -208,8 +218,12 @@ class GgufFile:
             self._check_end(self._at, key)
         elif type_ == _TEXT:
             self._check_end(self._at + 8 * count, key)
+            unpack, end = _LENGTH.unpack_from, min(self._size, MAX_HEADER_BYTES) - 8
             for _ in range(count):
-                self._take_bytes(key)
+                if self._at > end:
+                    break
+                self._at += 8 + unpack(self._map, self._at)[0]
+            self._check_end(self._at, key)
         else:
             self._fail(f"{key!r:.100} is an array of the type {type_}, expected numbers or texts")
         return items
