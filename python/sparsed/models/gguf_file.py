@@ -221,7 +221,7 @@ class GgufFile:
             unpack, end = _LENGTH.unpack_from, min(self._size, MAX_HEADER_BYTES) - 8
             for _ in range(count):
                 if self._at > end:
-                    break
+                    self._check_end(self._at + 8, key)
                 self._at += 8 + unpack(self._map, self._at)[0]
             self._check_end(self._at, key)
         else:

@@ -121,7 +121,7 @@ def load_model(
         raise ValueError(f"load_model: device_map and {given[0]} are given, expected only device_map")
     path = find_folder(folder, "load_model")
     config, architecture = read_config(path)
-    checkpoint = _open_checkpoint(path, config)
+    checkpoint = open_checkpoint(path, config)
     ends = check_tensors(checkpoint, config, architecture.names)
     bytes_read = {"total": checkpoint.nbytes, "unit": "B", "unit_scale": True, "unit_divisor": 1024}
     with progress_bar(progress, desc="loading", leave=False, **bytes_read) as bar:
@@ -151,7 +151,12 @@ def read_config(path: Path) -> tuple[ModelConfig, Architecture]:
     return _read_generation(architecture.read_config(ConfigReader(values, str(config_path))), path), architecture
 
 
-def _open_checkpoint(path: Path, config: ModelConfig) -> Checkpoint:
+def open_checkpoint(path: Path, config: ModelConfig) -> Checkpoint:
+    """Opens the tensors of a folder or a GGUF file whose config `read_config` returned.
+
+    Raises:
+        FileNotFoundError, ValueError, ImportError: as `load_model`.
+    """
     gguf = find_gguf(path, "load_model")
     return GgufCheckpoint(GgufFile(gguf), config) if gguf else SafetensorsCheckpoint(path)
 
