@@ -1,4 +1,4 @@
-"""Fuzzes the files of a checkpoint folder with atheris: safetensors, config.json, the index, tokenizers, templates.
+"""Fuzzes the files of a checkpoint with atheris: safetensors, GGUF, config.json, the index, tokenizers, templates.
 
     python tests/fuzz/checkpoint.py CORPUS -max_total_time=30
 
@@ -26,6 +26,7 @@ with atheris.instrument_imports(include=["sparsed"]):
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "python"))
 from tiny_checkpoint import random_tensors, safetensors_bytes, tiny_config, write_checkpoint
+from tiny_gguf import tokenizer_metadata, write_gguf
 
 TALK = [{"role": "user", "content": "Hi"}]
 HOSTILE: list[Any] = [None, True, False, 0, -1, 1, 2**31, 2**63, 10**400, 0.5, 1e308, float("nan"), float("inf")]
@@ -78,6 +79,8 @@ TARGETS: tuple[tuple[str, str, Callable[[Path], None]], ...] = (
     ("words", "merges.txt", load_tokenizer),
     ("words", "added_tokens.json", load_tokenizer),
     ("words", "tokenizer_config.json", load_tokenizer),
+    ("gguf", "model.gguf", load_model),
+    ("gguf", "model.gguf", load_tokenizer),
 )
 
 
@@ -117,6 +120,10 @@ def write_folders(root: Path) -> None:
     (root / "words" / "vocab.json").write_text(json.dumps(vocab))
     (root / "words" / "merges.txt").write_text("#version: 0.2\nh e\n")
     (root / "words" / "added_tokens.json").write_text('{"<more>": 11}')
+    small = values | {"d_model": 16, "n_heads": 1, "n_kv_heads": 1, "mlp_hidden_size": 16}
+    rows = values["embedding_size"]
+    metadata = tokenizer_metadata(root / "tokenizer", "bailingmoe", num_tokens=rows)
+    write_gguf(root / "gguf" / "model.gguf", small, random_tensors(small), metadata=metadata)
 
 
 def seeds(root: Path) -> list[bytes]:

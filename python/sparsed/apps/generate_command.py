@@ -30,7 +30,8 @@ def add_generate_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model",
         metavar="MODEL_DIR",
-        help='checkpoint folder: config.json, safetensors, tokenizer; "demo": the model that comes with sparsed',
+        help='checkpoint folder (config.json, safetensors, tokenizer) or GGUF file; "demo": the model that comes with '
+        "sparsed",
     )
     parser.add_argument("text", metavar="PROMPT", nargs="?", help="the prompt's text; - or no prompt at all: stdin")
     parser.add_argument("--gen-length", type=int, default=128, help="tokens to generate")

@@ -1,9 +1,9 @@
-"""Finds the tensors in the safetensors files of a checkpoint folder, and checks that they are those of a model."""
+"""Finds the tensors of a checkpoint by name, and checks that they are those of a model."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +22,63 @@ _NAMED = 5  # tensors that an error message names
 _COMPARED_ROWS = 4096  # rows of a tensor that are compared at a time
 
 
-class Checkpoint:
-    """The tensors of all files of a folder, by name.
+class Checkpoint(ABC):
+    """The tensors of a model, by name, whatever files hold them.
 
-    Their arrays are views of mapped files. Pages that were read count as memory of this process until `release`.
+    Their arrays may be views of mapped files. Pages that were read count as memory of this process until `release`.
+
+    Attributes:
+        path: The folder or the file of the checkpoint.
+        on_read: Called once per tensor, with the number of its bytes in the file.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.on_read: Callable[[int], object] | None = None  # called once per tensor, with its number of bytes
+        self.on_read: Callable[[int], object] | None = None
         self._read: set[str] = set()
+
+    @property
+    @abstractmethod
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """The place of each tensor, its shape, and the dtype of its array, by name."""
+
+    @abstractmethod
+    def release(self) -> None:
+        """Gives back the memory of the pages read so far. Arrays stay valid; their pages are read again when needed."""
+
+    @abstractmethod
+    def _load(self, name: str) -> Array:
+        """Returns a tensor."""
+
+    @property
+    def scratch_nbytes(self) -> int:
+        """The bytes of the largest array that is not a view of a mapped file."""
+        return 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors in the files."""
+        return sum(info.end - info.begin for info in self.tensors.values())
+
+    def array(self, name: str) -> Array:
+        """Returns a tensor, read-only if it is a view of its mapped file."""
+        if self.on_read is not None and name not in self._read:
+            self._read.add(name)
+            self.on_read(self.tensors[name].end - self.tensors[name].begin)
+        return self._load(name)
+
+    def stream(self) -> Iterator[tuple[str, Array]]:
+        """Yields each tensor once, in the order on disk, and releases its pages before the next one."""
+        for name, _ in sorted(self.tensors.items(), key=lambda item: (item[1].file, item[1].begin)):
+            yield name, self.array(name)
+            self.release()
+
+
+class SafetensorsCheckpoint(Checkpoint):
+    """The tensors of all safetensors files of a folder. Their arrays are views of the mapped files."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
         self._files: dict[str, SafetensorsFile] = {}  # by tensor
         if (path / _SINGLE_FILE).is_file():
             self._add(SafetensorsFile(path / _SINGLE_FILE))
@@ -44,32 +91,16 @@ class Checkpoint:
 
     @property
     def tensors(self) -> dict[str, TensorInfo]:
-        """Where each tensor lies, by name."""
+        """The place of each tensor, by name."""
         return {name: file.tensors[name] for name, file in self._files.items()}
 
-    def array(self, name: str) -> Array:
-        """Returns a tensor as a view of its mapped file."""
-        array = self._files[name].array(name)
-        if self.on_read is not None and name not in self._read:
-            self._read.add(name)
-            self.on_read(array.nbytes)
-        return array
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all tensors."""
-        return sum(math.prod(info.shape) * info.dtype.itemsize for info in self.tensors.values())
-
     def release(self) -> None:
-        """Gives back the memory of the pages read so far. Arrays stay valid; their pages are read again when needed."""
+        """Gives back the memory of the pages read so far."""
         for file in set(self._files.values()):
             file.release()
 
-    def stream(self) -> Iterator[tuple[str, Array]]:
-        """Yields each tensor once, in the order on disk, and releases its pages before the next one."""
-        for name, _ in sorted(self.tensors.items(), key=lambda item: (item[1].file, item[1].begin)):
-            yield name, self.array(name)
-            self._files[name].release()
+    def _load(self, name: str) -> Array:
+        return self._files[name].array(name)
 
     def _add(self, file: SafetensorsFile) -> None:
         self._files |= dict.fromkeys(file.tensors, file)

@@ -81,17 +81,26 @@ class ConfigReader:
     """Reads the keys of a config.json one by one and refuses values that the forward pass does not support.
 
     A key that is absent or null has the default of the published model code. `finish` refuses keys that nothing read.
+
+    Args:
+        values: The content of the config.json, or values of another file under the keys of a config.json.
+        source: The name of the file.
+        names: What the other file calls these keys. Errors name these.
     """
 
-    def __init__(self, values: Mapping[str, Any], source: str) -> None:
+    def __init__(self, values: Mapping[str, Any], source: str, names: Mapping[str, str] | None = None) -> None:
         self.source = source
         self._values = values
+        self._names = names or {}
         self._taken: set[str] = set()
 
     def fail(self, key: str, expected: str) -> NoReturn:
         """Raises a ValueError that names `key`, its value and what was expected."""
         found = f"is {json.dumps(self._values[key])[:200]}" if key in self._values else "is missing"
-        raise ValueError(f"load_model: {key} {found}, expected {expected} (in {self.source})")
+        raise ValueError(f"load_model: {self._name(key)} {found}, expected {expected} (in {self.source})")
+
+    def _name(self, key: str) -> str:
+        return self._names.get(key, key)
 
     def take(self, key: str, default: Any = None) -> Any:
         """Returns the value of `key` unchecked, or `default` where it is absent or null."""
@@ -138,7 +147,7 @@ class ConfigReader:
     def divides(self, key: str, divisor_key: str, value: int, divisor: int) -> int:
         """Returns `value` / `divisor`, and refuses a division with a remainder."""
         if value % divisor:
-            self.fail(key, f"a multiple of {divisor_key} {divisor}")
+            self.fail(key, f"a multiple of {self._name(divisor_key)} {divisor}")
         return value // divisor
 
     def token(self, key: str, default: int | None = None) -> int | None:
@@ -165,7 +174,9 @@ class ConfigReader:
         """Returns the size of an attention head, and refuses sizes that the kernels do not support."""
         head_dim = self.divides(key, heads_key, hidden_size, num_heads)
         if head_dim % 8 or not 16 <= head_dim <= 256:
-            self.fail(key, f"{heads_key} {num_heads} times a head_dim that is a multiple of 8 from 16 to 256")
+            self.fail(
+                key, f"{self._name(heads_key)} {num_heads} times a head_dim that is a multiple of 8 from 16 to 256"
+            )
         return head_dim
 
     def finish(self, ignored: frozenset[str] = frozenset()) -> None:

@@ -1,4 +1,4 @@
-"""Reads the JSON and text files of a checkpoint folder. Every error names its file."""
+"""Finds a checkpoint folder and reads its JSON and text files. Every error names its file."""
 
 from __future__ import annotations
 
@@ -37,11 +37,13 @@ def demo_model_folder() -> Path:
 
 
 def find_folder(folder: str | os.PathLike[str], function: str) -> Path:
-    """Returns `folder` as a path. "demo" stands for the shipped model unless a folder has that name.
+    """Returns `folder`, or the GGUF file of this name, as a path.
+
+    "demo" stands for the shipped model unless a folder has that name.
 
     Raises:
-        FileNotFoundError: The folder does not exist. The message begins with `function`, and says what else the path
-            is if that is known.
+        FileNotFoundError: There is no such folder or GGUF file. The message begins with `function`, and says what
+            else the path is if that is known.
         TypeError: `folder` is not a path.
     """
     if not isinstance(folder, (str, os.PathLike)):
@@ -52,10 +54,14 @@ def find_folder(folder: str | os.PathLike[str], function: str) -> Path:
             return demo_model_folder()
         hint = ""
         if path.is_file():
+            if recognise.is_gguf(path):
+                return path
             hint = f": {recognise.file(path)}"
         elif name := _HUB_NAME.fullmatch(str(folder)):
             hint = f" (nothing is downloaded here: hf download {name[1]} --local-dir {name[2]})"
-        raise FileNotFoundError(f"{function}: folder is {str(folder)!r}, expected an existing folder or 'demo'{hint}")
+        raise FileNotFoundError(
+            f"{function}: folder is {str(folder)!r}, expected an existing folder, a GGUF file or 'demo'{hint}"
+        )
     return path
 
 

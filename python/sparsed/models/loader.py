@@ -1,4 +1,4 @@
-"""Loads a model from a checkpoint folder with config.json and safetensors files, without running remote code."""
+"""Loads a model from a checkpoint folder or a GGUF file, without running remote code."""
 
 from __future__ import annotations
 
@@ -27,8 +27,11 @@ from . import (
     find_architecture,
     recognise,
 )
-from .checkpoint import Checkpoint, check_tensors
+from .checkpoint import Checkpoint, SafetensorsCheckpoint, check_tensors
 from .files import find_folder, read_json
+from .gguf import GgufCheckpoint, find_gguf
+from .gguf_config import read_gguf_config
+from .gguf_file import GgufFile
 from .token_declarations import declared_turn_ends, read_optional
 
 if TYPE_CHECKING:
@@ -77,14 +80,16 @@ def load_model(
     group: torch.distributed.ProcessGroup | None = None,
     progress: bool = False,
 ) -> Transformer | TorchTransformer:
-    """Loads a LLaDA or Dream model from its checkpoint folder.
+    """Loads a LLaDA or Dream model from its checkpoint folder or from a GGUF file.
 
     Args:
         folder: A folder with config.json and model.safetensors, or with shards and model.safetensors.index.json.
+            Or a GGUF file in F32, F16, BF16, Q8_0 or Q4_K_M, or a folder with one such file and no safetensors.
             "demo" stands for the shipped model unless a folder has that name.
         dtype: The dtype of activations and attention: "float32" or "bfloat16", or one of these as a dtype of numpy,
             ml_dtypes or torch. The native engine keeps bfloat16 weights as bfloat16 with either dtype, and rounds
-            other weights to bfloat16 if `dtype` is "bfloat16". The torch engine stores all weights in `dtype`.
+            other weights to bfloat16 if `dtype` is "bfloat16". Quantised weights of a GGUF file count as bfloat16. The
+            torch engine stores all weights in `dtype`.
         engine: "native" runs sparsed's kernels for every operation. "torch" runs matrix products in torch and
             attention in sparsed.
         device: The device of the model, with engine "torch". None is the CPU.
@@ -101,7 +106,7 @@ def load_model(
             two arguments exclude each other.
         TypeError: `folder` is not a path.
         MemoryError: The weights do not fit into the available memory.
-        ImportError: Engine "torch" needs torch, and `device_map` needs accelerate.
+        ImportError: Engine "torch" needs torch, `device_map` needs accelerate, and a quantised GGUF file needs gguf.
     """
     name = dtype_name(dtype)
     if not isinstance(name, str) or name not in DTYPES:
@@ -116,7 +121,7 @@ def load_model(
         raise ValueError(f"load_model: device_map and {given[0]} are given, expected only device_map")
     path = find_folder(folder, "load_model")
     config, architecture = read_config(path)
-    checkpoint = Checkpoint(path)
+    checkpoint = open_checkpoint(path, config)
     ends = check_tensors(checkpoint, config, architecture.names)
     bytes_read = {"total": checkpoint.nbytes, "unit": "B", "unit_scale": True, "unit_divisor": 1024}
     with progress_bar(progress, desc="loading", leave=False, **bytes_read) as bar:
@@ -129,11 +134,13 @@ def load_model(
 
 
 def read_config(path: Path) -> tuple[ModelConfig, Architecture]:
-    """What the files of a folder say about its model, without the weights.
+    """What the files of a folder or the metadata of a GGUF file say about the model, without the weights.
 
     Raises:
         FileNotFoundError, ValueError: as `load_model`.
     """
+    if gguf := find_gguf(path, "load_model"):
+        return read_gguf_config(GgufFile(gguf))
     config_path = path / "config.json"
     if adapter := recognise.adapter(path):
         raise ValueError(f"load_model: {path} is {adapter}")
@@ -142,6 +149,16 @@ def read_config(path: Path) -> tuple[ModelConfig, Architecture]:
     values = read_json(config_path)
     architecture = find_architecture(values, str(config_path))
     return _read_generation(architecture.read_config(ConfigReader(values, str(config_path))), path), architecture
+
+
+def open_checkpoint(path: Path, config: ModelConfig) -> Checkpoint:
+    """Opens the tensors of a folder or a GGUF file whose config `read_config` returned.
+
+    Raises:
+        FileNotFoundError, ValueError, ImportError: as `load_model`.
+    """
+    gguf = find_gguf(path, "load_model")
+    return GgufCheckpoint(GgufFile(gguf), config) if gguf else SafetensorsCheckpoint(path)
 
 
 def _read_generation(config: ModelConfig, path: Path) -> ModelConfig:
@@ -165,7 +182,8 @@ class _Packer:
 
     def transformer(self, config: ModelConfig, names: TensorNames, ends: tuple[str, str]) -> Transformer:
         embedding, head = ends
-        ops.require_memory(self._needed(embedding, head), "load_model: the weights")
+        needed = self._needed(embedding, head) + self._checkpoint.scratch_nbytes
+        ops.require_memory(needed, "load_model: the weights")
         layers = tuple(
             self._layer(names, names.layer.format(number), config.qkv_bias) for number in range(config.num_layers)
         )

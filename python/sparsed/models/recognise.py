@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 FAMILIES = "LLaDA-8B, LLaDA-1.5, iLLaDA-8B, Dream-7B, Dream-Coder and DiffuCoder"
 
-_GGUF = "a GGUF file, which llama.cpp runs: load the safetensors checkpoint that it was made from"
+_GGUF = "a GGUF file: give load_model the path of this file"
+GGUF_MAGIC = b"GGUF"
 _PICKLE = (
     "pickled PyTorch weights, which are not read because unpickling runs code: convert them to model.safetensors with "
     "save_file of safetensors.torch"
@@ -59,10 +60,9 @@ class _Kind(NamedTuple):
 
 
 _TOKENIZER = "a tokenizer without a model: load_tokenizer reads it"
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 # Files that a folder without config.json or without weights may hold instead.
 _CONTENTS = (
-    _Kind("*.gguf", _GGUF),
     _Kind("snapshots/*/", "a folder of the Hugging Face cache, which holds the model in a folder below snapshots"),
     _Kind("model_index.json", "a pipeline of diffusers, which makes pictures"),
     _Kind("model-*-of-*.safetensors", "parts of a checkpoint without the list of them, model.safetensors.index.json"),
@@ -84,7 +84,7 @@ LFS_POINTER = (
 _FIRST_BYTES = (
     _Kind(b"version https://git-lfs.github.com/", LFS_POINTER),
     _Kind(b"version https://hawser.github.com/", LFS_POINTER),
-    _Kind(b"GGUF", _GGUF),
+    _Kind(GGUF_MAGIC, _GGUF),
     _Kind(b"PK\x03\x04", _PICKLE),
     _Kind(b"\x80\x02\x8a\x0a", _PICKLE),
     _Kind(b"<!doctype html", "a web page, so that the download went wrong"),
@@ -117,7 +117,7 @@ def adapter(folder: Path) -> str | None:
     """Describes a folder that holds an adapter; returns None for other folders."""
     if not (folder / "adapter_config.json").is_file():
         return None
-    if any((folder / name).is_file() for name in _WEIGHTS):
+    if any((folder / name).is_file() for name in WEIGHTS):
         return "a model with an adapter_config.json, expected one without it: it is unclear whether it counts"
     return (
         "a PEFT adapter, which is not a whole model: merge it into its base model with merge_and_unload() of peft, "
@@ -138,7 +138,7 @@ def without_tokenizer(folder: Path) -> str:
 
 
 def _contents(folder: Path) -> str | None:
-    if any((folder / name).is_file() for name in _WEIGHTS):
+    if any((folder / name).is_file() for name in WEIGHTS):
         return None
     return next((row.what for row in _CONTENTS if next(folder.glob(row.pattern), None)), None)
 
@@ -147,6 +147,12 @@ def first_bytes(data: bytes) -> str | None:
     """Describes a file that begins with `data`; returns None if its kind is not known."""
     begin = data[:FIRST_BYTES].lstrip().lower()
     return next((row.what for row in _FIRST_BYTES if begin.startswith(row.pattern.lower())), None)
+
+
+def is_gguf(path: Path) -> bool:
+    """Returns whether a file begins as a GGUF file does."""
+    with open(path, "rb") as opened:
+        return opened.read(len(GGUF_MAGIC)) == GGUF_MAGIC
 
 
 def file(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Loads the tokenizer of a checkpoint folder, which converts between text and token ids and renders conversations."""
+"""Loads the tokenizer of a checkpoint, which converts between text and token ids and renders conversations."""
 
 from __future__ import annotations
 
@@ -16,8 +16,12 @@ from .chat import Message, check_messages, choose_template, render_chat
 from .chat_template_files import published_template, read_chat_template
 from .config import ConfigReader
 from .files import find_folder
+from .gguf import find_gguf
+from .gguf_config import family_of
+from .gguf_file import GgufFile
+from .gguf_tokenizer import read_gguf_tokenizer
 from .token_declarations import TURN_ENDS, read_declarations, read_optional
-from .tokenizer_backend import load_backend
+from .tokenizer_backend import has_tokenizer_files, load_backend
 
 # Decoders that join words with spaces leave the forms on the left. `clean_up_tokenization_spaces` asks for those on
 # the right.
@@ -201,6 +205,7 @@ class Tokenizer:
 def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
     """Loads the tokenizer of a checkpoint folder: tokenizer.json, or vocab.json and merges.txt (Qwen2, Dream).
 
+    It may also lie in a GGUF file, which is given by its path, or as the only one in a folder without these files.
     "demo" stands for the shipped model unless a folder has that name.
 
     Tokens that tokenizer_config.json, special_tokens_map.json or added_tokens.json declare are added, with the
@@ -210,9 +215,14 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
 
     Raises:
         FileNotFoundError: The folder or its tokenizer files do not exist.
-        ValueError: A file is damaged, or the files give a token different ids.
+        ValueError: A file is damaged, the files give a token different ids, or a GGUF file has a tokenizer of another
+            kind.
     """
     path = find_folder(folder, "load_tokenizer")
+    if not has_tokenizer_files(path) and (gguf := find_gguf(path, "load_tokenizer")):
+        file = GgufFile(gguf)
+        found = read_gguf_tokenizer(file)
+        return Tokenizer(found.backend, found.named, found.chat_template, found.end_token_ids, family=family_of(file))
     declared = read_declarations(path)
     backend = load_backend(path, declared)
     special_tokens = {name: str(token) for name, token in declared.named.items()}

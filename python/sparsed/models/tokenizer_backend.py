@@ -15,12 +15,18 @@ from .files import MAX_BYTES, read_json, read_text
 from .token_declarations import Declarations, is_id
 
 # The pre-tokenizer of Qwen2 and Dream splits text into contractions, words, single digits, punctuation and spaces.
-_QWEN2_PATTERN = (
+QWEN2_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
+_VOCAB_FILES = ("vocab.json", "merges.txt")
 # Files of tokenizers in other forms, which transformers can convert.
 _OTHER_FORMS = ("tokenizer.model", "spiece.model", "tiktoken.model", "tekken.json", "vocab.txt")
+
+
+def has_tokenizer_files(folder: Path) -> bool:
+    """Returns whether `load_backend` finds its files in a folder."""
+    return (folder / "tokenizer.json").is_file() or all((folder / name).is_file() for name in _VOCAB_FILES)
 
 
 def load_backend(folder: Path, declared: Declarations) -> tokenizers.Tokenizer:
@@ -37,9 +43,9 @@ def load_backend(folder: Path, declared: Declarations) -> tokenizers.Tokenizer:
         backend.no_truncation()
         backend.no_padding()
         backend = _add_declared(backend, declared, folder)
-    elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+    elif has_tokenizer_files(folder):
         backend = _add_declared(_from_vocab(folder, declared), declared, folder)
-        _set_marks(backend, declared)
+        set_marks(backend, declared.config, declared.named)
     else:
         others = [name for name in _OTHER_FORMS if (folder / name).is_file()]
         hint = (
@@ -173,18 +179,34 @@ def _from_vocab(folder: Path, declared: Declarations) -> tokenizers.Tokenizer:
             f"load_tokenizer: {folder / 'vocab.json'} has ids that are not integers >= 0, expected token ids"
         )
     _check_unique(vocab, folder)
-    try:
-        backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=_read_merges(folder / "merges.txt")))
-    except Exception as error:  # the library raises bare Exceptions
-        raise ValueError(f"load_tokenizer: {folder / 'merges.txt'} does not fit vocab.json: {error}") from error
+    merges = _read_merges(folder / "merges.txt")
     prefix = declared.config.get("add_prefix_space") or False
     if not isinstance(prefix, bool):
         raise ValueError(f"load_tokenizer: add_prefix_space is {prefix!r:.100}, expected true or false")
+    try:
+        backend = byte_level_bpe(vocab, merges, QWEN2_PATTERN, add_prefix_space=prefix)
+    except ValueError as error:
+        raise ValueError(f"load_tokenizer: {folder / 'merges.txt'} does not fit vocab.json: {error}") from error
     backend.normalizer = normalizers.NFC()
+    return backend
+
+
+def byte_level_bpe(
+    vocab: dict[str, int], merges: list[tuple[str, str]], pattern: str, *, add_prefix_space: bool
+) -> tokenizers.Tokenizer:
+    """Builds a byte-level BPE that splits text by the regular expression `pattern` first.
+
+    Raises:
+        ValueError: A merge has tokens that are not in the vocabulary.
+    """
+    try:
+        backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=merges))
+    except Exception as error:  # the library raises bare Exceptions
+        raise ValueError(str(error)) from error
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(tokenizers.Regex(_QWEN2_PATTERN), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=prefix, use_regex=False),
+            pre_tokenizers.Split(tokenizers.Regex(pattern), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space, use_regex=False),
         ]
     )
     backend.decoder = decoders.ByteLevel()
@@ -202,14 +224,17 @@ def _check_unique(vocab: dict[str, int], folder: Path) -> None:
             )
 
 
-def _set_marks(backend: tokenizers.Tokenizer, declared: Declarations) -> None:
-    """Makes the backend put bos before a text and eos after it, if add_bos_token and add_eos_token ask for it."""
+def set_marks(backend: tokenizers.Tokenizer, config: Mapping[str, Any], named: Mapping[str, str | AddedToken]) -> None:
+    """Makes the backend put bos before a text and eos after it, if the config's add_bos_token and add_eos_token say so.
+
+    `named` has the tokens under bos_token and eos_token.
+    """
     marks: dict[str, list[str]] = {}
     for key, name in (("add_bos_token", "bos_token"), ("add_eos_token", "eos_token")):
-        wanted = declared.config.get(key) or False
+        wanted = config.get(key) or False
         if not isinstance(wanted, bool):
             raise ValueError(f"load_tokenizer: {key} is {wanted!r:.100}, expected true or false")
-        marks[name] = [str(declared.named[name])] if wanted and name in declared.named else []
+        marks[name] = [str(named[name])] if wanted and name in named else []
     contents = [*marks["bos_token"], *marks["eos_token"]]
     if contents:
         backend.post_processor = processors.TemplateProcessing(

@@ -13,7 +13,7 @@ R = TypeVar("R")
 
 # Parts of a plan that may grow, as {length: {name: value}}: only entries of both plans are compared.
 GROWING = ("settings", "sources")
-_OF_A_MODEL = (".json", ".safetensors", ".txt", ".jinja")
+_OF_A_MODEL = (".json", ".safetensors", ".txt", ".jinja", ".gguf")
 # Smaller files are compared by content, larger ones by size and time.
 _HASHED_BYTES = 1 << 28
 
@@ -26,7 +26,8 @@ def file_identity(path: Path) -> dict[str, Any]:
 
 def model_identity(folder: Path) -> dict[str, Any]:
     """Identifies a checkpoint by its name and its files: configuration, weights, tokenizer."""
-    files = sorted(path for path in find_folder(folder, "eval").iterdir() if path.suffix in _OF_A_MODEL)
+    found = find_folder(folder, "eval")
+    files = [found] if found.is_file() else sorted(path for path in found.iterdir() if path.suffix in _OF_A_MODEL)
     return {"name": folder.resolve().name, "files": {path.name: _content(path) for path in files}}
 
 

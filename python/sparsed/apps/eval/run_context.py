@@ -31,7 +31,7 @@ _FILE_OPTIONS = {"qa_1": "squad", "qa_2": "hotpotqa"}
 
 def add_common_options(parser: argparse.ArgumentParser, *, out: str, samples: int) -> None:
     """Adds the options that all three commands have; `out` is the default folder."""
-    parser.add_argument("model", nargs="?", type=Path, metavar="MODEL_DIR", help="checkpoint folder (the demo model)")
+    parser.add_argument("model", nargs="?", type=Path, metavar="MODEL_DIR", help="folder or GGUF file (the demo model)")
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="(all that need no file)")
     parser.add_argument("--squad", type=Path, help="SQuAD's JSON file, for task qa_1")
     parser.add_argument("--hotpotqa", type=Path, help="HotpotQA's JSON file, for task qa_2")

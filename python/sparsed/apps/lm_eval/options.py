@@ -41,7 +41,7 @@ _OF_HF: dict[str, tuple[tuple[Any, ...], str]] = {
     "gptqmodel": ((None, False), "quantized weights are not supported"),
     "load_in_8bit": ((None, False), "quantized weights are not supported"),
     "load_in_4bit": ((None, False), "quantized weights are not supported"),
-    "gguf_file": ((None,), "GGUF files are not supported"),
+    "gguf_file": ((None,), "pretrained takes the path of a GGUF file"),
 }
 # The names of options in published command lines of LLaDA and Dream.
 _OTHER_NAMES = {
