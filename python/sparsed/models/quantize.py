@@ -133,10 +133,11 @@ def _modules(config: ModelConfig, names: TensorNames) -> dict[str, list[str]]:
 def _smoothing(
     path: Path, calibration: str, checkpoint: Checkpoint, names: TensorNames, kept: frozenset[str]
 ) -> Smoothing:
-    ids = load_tokenizer(path).encode(calibration)
-    if not len(ids):
+    Checker("quantize").text("calibration", calibration)
+    ids = load_tokenizer(path).encode(calibration, add_special_tokens=False)
+    if not ids:
         raise ValueError("quantize: calibration holds nothing that the tokenizer knows, expected a text")
-    activations = calibrate(load_model(path), [int(token) for token in ids])
+    activations = calibrate(load_model(path), ids)
     readers = {"qkv": {"qkv"}, "mlp": {"gate", "up"}, "down": {"down"}}
     inputs = [part for part in smoothed_inputs(names) if not readers[part.input] & kept]
     return find_smoothing(activations, names, inputs, checkpoint.array)

@@ -92,7 +92,8 @@ def smoothing_factors(activations: FloatArray, weights: Sequence[Array]) -> Floa
     columns = np.max([np.abs(weight.astype(np.float32)).max(axis=0) for weight in weights], axis=0)
     live = (activations > 0) & (columns > 0)
     ratio = np.divide(activations**_ALPHA, columns ** (1 - _ALPHA), out=np.ones_like(columns), where=live)
-    return np.maximum(ratio, _SMALLEST).astype(np.float32)
+    factors: FloatArray = np.maximum(ratio, _SMALLEST).astype(np.float32)
+    return factors
 
 
 @dataclass
