@@ -24,7 +24,7 @@ def llada():
 
 @pytest.fixture(scope="module")
 def dream():
-    return sparsed.load_model(DATA / "dream_b32")
+    return sparsed.load_model(DATA / "dream_b32", "float32")
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------

@@ -87,7 +87,7 @@ def test_rows_of_weights_are_paired_with_their_method() -> None:
 def test_rows_of_predictions() -> None:
     def cell(agree: list[int], forwards: list[int]) -> dict:
         shares = [str(share) for share in int8_logits.SHARES]
-        return {"agree": dict.fromkeys(shares, agree), "kl": dict.fromkeys(shares, [0.25]), "forwards": forwards}
+        return {"agree": dict.fromkeys(shares, agree), "kl": {share: [0.25] for share in shares}, "forwards": forwards}
 
     rows = int8_logits.rows_of({"bfloat16": cell([], [10, 10]), "int8": cell([1, 1, 1, 0], [11, 10])})
     assert rows[0][-2:] == ("10.00", "-") and len(rows[0]) == len(rows[1]) == len(int8_logits.header())
