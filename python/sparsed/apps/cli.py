@@ -28,7 +28,7 @@ from .quantize_command import add_quantize_options, run_quantize
 
 _INTERRUPTED, _BROKEN_PIPE = 130, 141  # as a shell reports the signals
 _DEBUG = "SPARSED_DEBUG"
-_POSITIONALS = ("command", "model", "text", "run")  # entries of the namespace that are not options
+_POSITIONALS = ("command", "model", "text", "out", "run")  # entries of the namespace that are not options
 
 
 class _Command(NamedTuple):

@@ -152,7 +152,9 @@ def _layout(
             yield name, (np.dtype(np.int8), info.shape)
             yield scale_name(name), (np.dtype(np.float32), (info.shape[0], 1))
         else:
-            yield name, (np.dtype(np.float32) if smoothing.changes(name) else info.dtype, info.shape)
+            # A norm that takes factors becomes float32; a matrix would change what `dtype="auto"` is for the folder.
+            wide = smoothing.changes(name) and len(info.shape) == 1
+            yield name, (np.dtype(np.float32) if wide else info.dtype, info.shape)
 
 
 def _arrays(checkpoint: Checkpoint, chosen: set[str], smoothing: Smoothing) -> Iterator[tuple[str, Array]]:
@@ -163,4 +165,4 @@ def _arrays(checkpoint: Checkpoint, chosen: set[str], smoothing: Smoothing) -> I
             yield name, quantised
             yield scale_name(name), scales.reshape(-1, 1)
         else:
-            yield name, array
+            yield name, array if array.ndim == 1 else array.astype(stored.dtype, copy=False)

@@ -169,7 +169,7 @@ def test_without_a_command_there_is_help(capsys) -> None:
     assert not exit_info.value.code and captured.err == "" and captured.out.startswith("usage: sparsed ")
 
 
-COMMANDS = {"demo", "generate", "eval", "ablate", "heads", "info"}
+COMMANDS = {"demo", "generate", "quantize", "eval", "ablate", "heads", "info"}
 
 
 @pytest.mark.parametrize("command", ["", *sorted(COMMANDS)])

@@ -128,7 +128,7 @@ def test_int8_stays_near_the_model(tmp_path) -> None:
     ids = np.random.default_rng(0).integers(0, 90, (2, 21))
     expected = sparsed.load_model(folder).forward(ids)
     error = sparsed.load_model(folder, weights="int8").forward(ids) - expected
-    assert 0 < np.sqrt(np.mean(error**2)) < 0.03 * np.sqrt(np.mean(expected**2))
+    assert 0 < np.sqrt(np.mean(error**2)) < 0.06 * np.sqrt(np.mean(expected**2))
 
 
 def test_int8_takes_half_of_the_memory_of_bfloat16(tmp_path) -> None:

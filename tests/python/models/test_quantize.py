@@ -159,6 +159,20 @@ def test_smoothing_helps_outliers(tmp_path) -> None:
     assert smooth < 0.7 * plain
 
 
+def test_smoothing_keeps_the_dtype_of_layers_that_stay(tmp_path) -> None:
+    values = tiny_config("llada_8b", vocab_size=1579, embedding_size=1579, mask_token_id=3, eos_token_id=2)
+    folder = with_tokenizer(tmp_path / "model", values, random_tensors(values, BFLOAT16))
+    sparsed.quantize(folder, tmp_path / "int8", calibration=TEXT, keep=["head", "up"])
+    tensors = stored(tmp_path / "int8")
+    assert tensors["model.transformer.blocks.0.up_proj.weight"].dtype == BFLOAT16
+    assert {tensor.dtype for tensor in tensors.values() if tensor.ndim == 2} == {
+        BFLOAT16,
+        np.dtype(np.int8),
+        np.dtype("f4"),
+    }
+    assert sparsed.load_model(tmp_path / "int8").dtype == sparsed.load_model(folder).dtype
+
+
 def test_factors_are_those_of_the_paper() -> None:
     rng = np.random.default_rng(0)
     activations = rng.random(8, np.float32) * 9
@@ -279,5 +293,9 @@ def test_commands_end_to_end(tmp_path, capsys) -> None:
     assert "int8" in capsys.readouterr().out
     assert main(["quantize", out, str(tmp_path / "again")]) == 2
     assert "int8 already" in capsys.readouterr().err
+    assert main(["quantize", "demo", out]) == 2
+    assert "error: OUT_DIR is '" in capsys.readouterr().err
+    assert main(["quantize", str(tmp_path / "absent"), out]) == 2
+    assert "error: MODEL_DIR is '" in capsys.readouterr().err
     assert main(["generate", "demo", QUESTION, "--weights", "int8", "--engine", "torch"]) == 2
-    assert "--weights is 'int8' and --engine is 'torch'" in capsys.readouterr().err
+    assert "--weights is 'int8' and engine is 'torch', expected engine 'native'" in capsys.readouterr().err
