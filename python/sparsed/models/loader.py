@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from ..torch.engine import TorchTransformer
 
 WEIGHTS = (AUTO, "int8")
+Dtype = Literal["float32", "bfloat16", "int8"]
 
 
 @overload
@@ -192,11 +193,11 @@ class _Packer:
     def __init__(self, checkpoint: Checkpoint, dtype: str, quantise: bool) -> None:
         self._checkpoint = checkpoint
         self._dtype = dtype
-        self._packed_dtype: Literal["bfloat16"] | None = "bfloat16" if dtype == "bfloat16" else None
         self._quantise = quantise  # the linear layers that are not int8 yet, except for the head
 
     def transformer(self, config: ModelConfig, names: TensorNames, ends: tuple[str, str]) -> Transformer:
         embedding, head = ends
+        module = head.removesuffix(".weight")
         ops.require_memory(self._needed(embedding, head), "load_model: the weights")
         layers = tuple(
             self._layer(names, names.layer.format(number), config.qkv_bias) for number in range(config.num_layers)
@@ -206,7 +207,7 @@ class _Packer:
             embedding=self._embedding(embedding),
             layers=layers,
             final_norm=self._norm(f"{names.final_norm}.weight"),
-            head=self._pack([head.removesuffix(".weight")], quantise=False),
+            head=self._pack([module], self._packed(module, quantise=False)),
             dtype=self._dtype,
         )
 
@@ -218,58 +219,68 @@ class _Packer:
         }
         table = self._checkpoint.tensors[embedding]
         packed = sum(sizes.values()) - (sizes[embedding] if embedding != head else 0)
-        return packed + math.prod(table.shape) * (2 if self._packed_dtype else table.dtype.itemsize)
+        return packed + math.prod(table.shape) * (2 if self._dtype == "bfloat16" else table.dtype.itemsize)
 
     def _packed_bytes(self, info: TensorInfo, *, quantise: bool) -> int:
         if is_int8(info):
             return math.prod(info.shape)  # its scales are a tensor of their own
         if quantise and self._quantise:
             return math.prod(info.shape) + 4 * info.shape[0]
-        return math.prod(info.shape) * (2 if self._packed_dtype or info.dtype == ml_dtypes.bfloat16 else 4)
+        return math.prod(info.shape) * (2 if self._dtype == "bfloat16" or info.dtype == ml_dtypes.bfloat16 else 4)
 
     def _layer(self, names: TensorNames, prefix: str, qkv_bias: bool) -> Layer:
         qkv = [prefix + name for name in (names.query, names.key, names.value)]
+        gate, up = prefix + names.gate, prefix + names.up
+        mlp_dtype = self._packed(gate, up)  # one dtype, because one call computes both
         return Layer(
             attention_norm=self._norm(f"{prefix}{names.attention_norm}.weight"),
-            qkv=self._pack(qkv, bias=qkv_bias),
+            qkv=self._pack(qkv, self._packed(*qkv), bias=qkv_bias),
             attention_out=self._pack([prefix + names.attention_out]),
             mlp_norm=self._norm(f"{prefix}{names.mlp_norm}.weight"),
-            gate=self._pack([prefix + names.gate]),
-            up=self._pack([prefix + names.up]),
+            gate=self._pack([gate], mlp_dtype),
+            up=self._pack([up], mlp_dtype),
             down=self._pack([prefix + names.down]),
         )
 
-    def _pack(self, modules: Sequence[str], *, bias: bool = False, quantise: bool = True) -> ops.PackedWeight:
+    def _packed(self, *modules: str, quantise: bool = True) -> Dtype:
+        """Returns the dtype in which the weights of these modules, which read one input, are packed."""
+        infos = {name: self._checkpoint.tensors[f"{name}.weight"] for name in modules}
+        stored = {info.dtype for info in infos.values()}
+        if any(map(is_int8, infos.values())):
+            for name, info in infos.items():
+                if not is_int8(info):
+                    raise ValueError(
+                        f"load_model: {name}.weight is {info.dtype}, expected int8 like the other projections of its "
+                        f"input (in {info.file})"
+                    )
+            return "int8"
+        if quantise and self._quantise:
+            return "int8"
+        return "bfloat16" if self._dtype == "bfloat16" or stored == {np.dtype(ml_dtypes.bfloat16)} else "float32"
+
+    def _pack(self, modules: Sequence[str], dtype: Dtype | None = None, *, bias: bool = False) -> ops.PackedWeight:
         """Packs the weights of `modules` as one matrix with their rows one after the other."""
         names = [f"{module}.weight" for module in modules]
         weights = [self._checkpoint.array(name) for name in names]
         biases = [self._checkpoint.array(f"{module}.bias") for module in modules] if bias else None
-        if any(weight.dtype == np.int8 for weight in weights):
-            packed = ops.pack_weights(weights, biases, scales=[self._scales(name) for name in names])
-        else:
-            dtype = "int8" if quantise and self._quantise else self._packed_dtype
-            packed = ops.pack_weights(weights, biases, dtype=dtype)
+        scales = [self._scales(name) for name in names] if weights[0].dtype == np.int8 else None
+        packed = ops.pack_weights(weights, biases, dtype=dtype or self._packed(*modules), scales=scales)
         self._checkpoint.release()
         return packed
 
     def _scales(self, weight: str) -> NDArray[np.float32]:
         """Returns the scales of an int8 weight (N, K), one for each row, (N,)."""
         name = scale_name(weight)
-        info = self._checkpoint.tensors
-        if name not in info:
-            raise ValueError(
-                f"load_model: {weight} is {info[weight].dtype}, expected int8 like the other projections of its input "
-                f"(in {info[weight].file})"
-            )
         scales = self._checkpoint.array(name).astype(np.float32).reshape(-1)
         if not (np.isfinite(scales).all() and (scales >= 0).all()):
-            raise ValueError(f"load_model: {name} has a scale below 0 or not finite (in {info[name].file})")
+            file = self._checkpoint.tensors[name].file
+            raise ValueError(f"load_model: {name} has a scale below 0 or not finite (in {file})")
         return scales
 
     def _embedding(self, name: str) -> NDArray[Any]:
         """Copies the embedding into memory, because a mapped array changes when its file is overwritten later."""
         mapped = self._checkpoint.array(name)
-        embedding = np.array(mapped, ml_dtypes.bfloat16 if self._packed_dtype else mapped.dtype)
+        embedding = np.array(mapped, ml_dtypes.bfloat16 if self._dtype == "bfloat16" else mapped.dtype)
         self._checkpoint.release()
         return embedding
 

@@ -27,8 +27,8 @@ from .tokenizer import load_tokenizer
 
 Array = NDArray[Any]
 
-# The linear layers by the names that `Layer` has for them.
-PARTS = ("qkv", "attention_out", "gate", "up", "down", "head")
+# The linear layers; those that read one input are int8 together.
+PARTS = ("qkv", "attention_out", "gate_up", "down", "head")
 # Everything else in a folder is copied. Weights are not, of whatever format, nor what a download leaves behind.
 _NOT_COPIED = shutil.ignore_patterns(
     *("*.safetensors", "*.safetensors.index.json", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf", "*.h5", "*.msgpack"),
@@ -56,7 +56,7 @@ def quantize(
         calibration: A text in which the largest inputs of the layers are looked up. With it the inputs are smoothed
             before they are quantised (SmoothQuant). It takes a model in memory and one pass over the first 32,768
             tokens.
-        keep: The linear layers that stay as they are: "qkv", "attention_out", "gate", "up", "down", "head". A head
+        keep: The linear layers that stay as they are: "qkv", "attention_out", "gate_up", "down", "head". A head
             that is tied to the embedding always stays.
         progress: Whether to show a progress bar on stderr.
 
@@ -121,8 +121,7 @@ def _modules(config: ModelConfig, names: TensorNames) -> dict[str, list[str]]:
     of_layer = {
         "qkv": (names.query, names.key, names.value),
         "attention_out": (names.attention_out,),
-        "gate": (names.gate,),
-        "up": (names.up,),
+        "gate_up": (names.gate, names.up),
         "down": (names.down,),
     }
     prefixes = [names.layer.format(number) for number in range(config.num_layers)]
@@ -138,8 +137,7 @@ def _smoothing(
     if not ids:
         raise ValueError("quantize: calibration holds nothing that the tokenizer knows, expected a text")
     activations = calibrate(load_model(path), ids)
-    readers = {"qkv": {"qkv"}, "mlp": {"gate", "up"}, "down": {"down"}}
-    inputs = [part for part in smoothed_inputs(names) if not readers[part.input] & kept]
+    inputs = [part for part in smoothed_inputs(names) if part.input not in kept]
     return find_smoothing(activations, names, inputs, checkpoint.array)
 
 

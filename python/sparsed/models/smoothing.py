@@ -41,7 +41,7 @@ def smoothed_inputs(names: TensorNames) -> tuple[Smoothed, ...]:
     """Returns the inputs of a layer that can be smoothed, with names of modules."""
     return (
         Smoothed("qkv", names.attention_norm, (names.query, names.key, names.value)),
-        Smoothed("mlp", names.mlp_norm, (names.gate, names.up)),
+        Smoothed("gate_up", names.mlp_norm, (names.gate, names.up)),
         Smoothed("down", names.up, (names.down,)),
     )
 

@@ -96,7 +96,7 @@ class Transformer:
         dtype: The dtype of activations and attention, "float32" or "bfloat16".
         weights: The dtype of the linear layers' weights, the narrowest one if there are several: "int8", "bfloat16" or
             "float32".
-        observe: A function that `forward` calls with the number of a layer, "qkv", "mlp" or "down", and the input
+        observe: A function that `forward` calls with the number of a layer, "qkv", "gate_up" or "down", and the input
             (B R, K) of these linear layers. Calibration uses it.
     """
 
@@ -242,7 +242,7 @@ class Transformer:
         for begin in range(0, len(hidden), _MLP_TOKENS):
             chunk = hidden[begin : begin + _MLP_TOKENS]
             normed = ops.rms_norm(chunk, layer.mlp_norm, self.config.rms_norm_eps)
-            self._note(number, "mlp", normed)
+            self._note(number, "gate_up", normed)
             gate, up = ops.linears(normed, [layer.gate, layer.up])
             ops.silu_gate_(gate, up)
             self._note(number, "down", gate)

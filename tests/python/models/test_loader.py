@@ -149,9 +149,12 @@ def test_stored_bfloat16_stays_two_bytes(tmp_path, name) -> None:
 def test_mixed_dtypes_in_one_projection(tmp_path) -> None:
     values = tiny_config("llada_8b")
     tensors = random_tensors(values, BFLOAT16)
-    same = sparsed.load_model(write_checkpoint(tmp_path / "a", values, tensors))
-    wide = {name: tensor.astype(np.float32) if "k_proj" in name else tensor for name, tensor in tensors.items()}
-    mixed = sparsed.load_model(write_checkpoint(tmp_path / "b", values, wide))
+    same = sparsed.load_model(write_checkpoint(tmp_path / "a", values, tensors), "float32")
+    wide = {
+        name: tensor.astype(np.float32) if "k_proj" in name or "up_proj" in name else tensor
+        for name, tensor in tensors.items()
+    }
+    mixed = sparsed.load_model(write_checkpoint(tmp_path / "b", values, wide), "float32")
     np.testing.assert_allclose(mixed.forward(IDS), same.forward(IDS), atol=ORDER)
 
 

@@ -78,7 +78,7 @@ def test_weights_are_rounded_to_the_nearest_step_of_their_row(tmp_path) -> None:
     [
         (("head", "down"), ("ff_out",)),
         (("qkv", "attention_out"), ("q_proj", "k_proj", "v_proj", "attn_out")),
-        (("gate", "up"), ("ff_proj", "up_proj")),
+        (("gate_up",), ("ff_proj", "up_proj")),
     ],
 )
 def test_kept_layers_are_in_the_ignore_list(tmp_path, keep, kept) -> None:
@@ -162,7 +162,7 @@ def test_smoothing_helps_outliers(tmp_path) -> None:
 def test_smoothing_keeps_the_dtype_of_layers_that_stay(tmp_path) -> None:
     values = tiny_config("llada_8b", vocab_size=1579, embedding_size=1579, mask_token_id=3, eos_token_id=2)
     folder = with_tokenizer(tmp_path / "model", values, random_tensors(values, BFLOAT16))
-    sparsed.quantize(folder, tmp_path / "int8", calibration=TEXT, keep=["head", "up"])
+    sparsed.quantize(folder, tmp_path / "int8", calibration=TEXT, keep=["head", "gate_up"])
     tensors = stored(tmp_path / "int8")
     assert tensors["model.transformer.blocks.0.up_proj.weight"].dtype == BFLOAT16
     assert {tensor.dtype for tensor in tensors.values() if tensor.ndim == 2} == {
@@ -193,7 +193,7 @@ def test_calibration_sees_every_input(tmp_path) -> None:
     ids = list(np.random.default_rng(0).integers(0, 80, 1200))
     found = calibrate(model, ids)
     assert model.observe is None
-    assert [set(layer) for layer in found] == [{"qkv", "mlp", "down"}] * 2
+    assert [set(layer) for layer in found] == [{"qkv", "gate_up", "down"}] * 2
     assert [len(layer["down"]) for layer in found] == [112, 112]
     weight = random_tensors(values)
     rows = [*ids, values["mask_token_id"]]
@@ -233,7 +233,7 @@ def test_int8_is_not_quantised_again(tmp_path) -> None:
         ({"keep": ["mlp"]}, ValueError, "^quantize: keep is 'mlp', expected one of 'qkv', 'attention_out'"),
         ({"keep": "head"}, TypeError, "^quantize: keep is 'head', expected a list of names"),
         (
-            {"keep": ["qkv", "attention_out", "gate", "up", "down"]},
+            {"keep": ["qkv", "attention_out", "gate_up", "down"]},
             ValueError,
             r"^quantize: keep is \[.*\], expected at least one layer that is not kept",
         ),
