@@ -299,3 +299,14 @@ def test_commands_end_to_end(tmp_path, capsys) -> None:
     assert "error: MODEL_DIR is '" in capsys.readouterr().err
     assert main(["generate", "demo", QUESTION, "--weights", "int8", "--engine", "torch"]) == 2
     assert "--weights is 'int8' and engine is 'torch', expected engine 'native'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_an_evaluation_keeps_apart_what_other_weights_answered(tmp_path, capsys) -> None:
+    options = "eval demo --tasks niah_single_1 --lengths 256 --samples 1 --methods dense --out".split()
+    out = str(tmp_path / "results")
+    assert main([*options, out, "--weights", "int8"]) == 0
+    plan = json.loads((tmp_path / "results" / "plan.json").read_text())
+    assert plan["weights"] == "int8" and plan["dtype"] == sparsed.load_model("demo").dtype
+    assert main([*options, out]) == 2
+    assert "plan.json" in capsys.readouterr().err
