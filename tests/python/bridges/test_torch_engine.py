@@ -44,7 +44,7 @@ def test_published_configs(tmp_path, name, stored) -> None:
     tensors = random_tensors(values, stored)
     folder = write_checkpoint(tmp_path, values, tensors, shards=3)
     expected = reference_logits(values, tensors, random_ids())
-    logits = sparsed.load_model(folder, engine="torch").forward(random_ids())
+    logits = sparsed.load_model(folder, "float32", engine="torch").forward(random_ids())
     assert logits.dtype == np.float32
     np.testing.assert_allclose(logits, expected, atol=TINY_LOGITS)
     error = sparsed.load_model(folder, "bfloat16", engine="torch").forward(random_ids()) - expected
@@ -60,7 +60,9 @@ def test_dtypes_of_torch_and_ml_dtypes(kind, dtype) -> None:
 @pytest.mark.parametrize("kind", ["native", "torch"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.int8, np.float16], ids=str)
 def test_other_dtypes_are_refused(kind, dtype) -> None:
-    with pytest.raises(ValueError, match=r"^load_model: dtype is .*, expected one of \['float32', 'bfloat16'\]"):
+    with pytest.raises(
+        ValueError, match=r"^load_model: dtype is .*, expected one of \['auto', 'float32', 'bfloat16'\]"
+    ):
         sparsed.load_model(DATA / "llada_b32", dtype, engine=kind)
 
 
