@@ -3,8 +3,9 @@
 Each prompt is a text with eight facts that asks for four of them. The answer has 32 tokens. There are two test beds:
 `shipped` is the model of the package, and `digits FOLDER` is a model of the same kind whose numbers are spelled in
 digits, such as one that was trained with dense attention only. Every method answers the same prompts; the difference to
-dense attention is paired. A file of results that exists is extended: prompts that a method has answered are not asked
-again.
+dense attention is paired. With `--weights` the models are loaded in several precisions, and the difference is to the
+same method with the weights as they are stored. A file of results that exists is extended: prompts that a method has
+answered are not asked again.
 """
 
 from __future__ import annotations
@@ -28,8 +29,12 @@ from sparsed.generation.preset import PRESETS
 from sparsed.models.files import demo_model_folder, replacing
 from sparsed.tables import format_table, markdown_table
 
+from .int8_models import STORED, VARIANTS, Models
+
 GEN_LENGTH, FACTS, ASKED = 32, 8, 4
 DENSE = "dense"
+_WITH = "; weights "  # between a method and its weights, where these are not the stored ones
+_CALIBRATION_TEXTS = 16
 
 
 @dataclass(frozen=True)
@@ -73,10 +78,21 @@ def _names(tokenizer: sparsed.Tokenizer) -> list[str]:
     return [tokenizer.decode([token]) for token in range(first + 1, last)]
 
 
-_BEDS: dict[str, Callable[[sparsed.Tokenizer, int, int, int], Prompt]] = {
+BEDS: dict[str, Callable[[sparsed.Tokenizer, int, int, int], Prompt]] = {
     "shipped": shipped_prompt,
     "digits": digits_prompt,
 }
+
+
+def calibration_text(bed: str, tokenizer: sparsed.Tokenizer, length: int, seed: int) -> str:
+    """Returns prompts of a test bed with their answers, which are none of those that are asked."""
+    prompts = [BEDS[bed](tokenizer, length, index, seed + 1) for index in range(_CALIBRATION_TEXTS)]
+    return " ".join(tokenizer.decode(prompt.ids) + " " + " ".join(prompt.answers) for prompt in prompts)
+
+
+def models_of(bed: str, folder: Path, tokenizer: sparsed.Tokenizer, args: argparse.Namespace) -> Models:
+    """Returns the checkpoint in all precisions."""
+    return Models(folder, lambda: calibration_text(bed, tokenizer, max(args.lengths), args.seed), args.dtype)
 
 
 def methods(model: Any) -> dict[str, dict[str, Any]]:
@@ -113,26 +129,35 @@ def methods(model: Any) -> dict[str, dict[str, Any]]:
 def run(bed: str, folder: Path, args: argparse.Namespace) -> None:
     """Answers what is not answered yet, and prints the table of the bed."""
     tokenizer = sparsed.load_tokenizer(folder)
-    model = sparsed.load_model(folder, dtype=args.dtype)
+    models = models_of(bed, folder, tokenizer, args)
     results = _Results(args.json)
-    known = methods(model)
-    chosen = {name: known[name] for name in args.methods or known}
+    known = methods(models[STORED])
+    chosen = {
+        name if weights == STORED else f"{name}{_WITH}{weights}": (weights, known[name])
+        for name in args.methods or known
+        for weights in args.weights
+    }
     for length in args.lengths:
         for index in range(args.prompts):
             open_methods = [name for name in chosen if not results.has(bed, length, name, index)]
             if not open_methods:
                 continue
-            prompt = _BEDS[bed](tokenizer, length, index, args.seed)
+            prompt = BEDS[bed](tokenizer, length, index, args.seed)
             for name in open_methods:
-                settings = {"steps": args.steps, **chosen[name]}
+                weights, settings = chosen[name]
                 result = sparsed.generate(
-                    model, prompt.ids, gen_length=GEN_LENGTH, seed=index, **settings
+                    models[weights],
+                    prompt.ids,
+                    gen_length=GEN_LENGTH,
+                    seed=index,
+                    **{"steps": args.steps, **settings},
                 ).require_whole()
                 text = tokenizer.text(result.generated[0])
                 right = [int(answer in text) for answer in prompt.answers]
                 results.add(bed, length, name, right, result.stats)
             results.write(args)
-        table = format_table(HEADER, rows_of(results.cells[f"{bed} {length}"]))
+        cells = results.cells[f"{bed} {length}"]
+        table = format_table(header_of(cells), rows_of(cells))
         print(f"\n{bed}, {length} tokens\n{table}", flush=True)
 
 
@@ -168,18 +193,29 @@ class _Results:
             new.write_text(json.dumps(content) + "\n", encoding="utf-8")
 
 
-HEADER = ("method", "answers", "right, %", "minus dense", "forwards", "full passes")
+def header_of(cells: dict[str, dict[str, Any]]) -> tuple[str, ...]:
+    """Returns the names of the columns of `rows_of`."""
+    baseline = STORED if _has_weights(cells) else DENSE
+    return ("method", "answers", "right, %", f"minus {baseline}", "forwards", "full passes")
+
+
+def _has_weights(cells: dict[str, dict[str, Any]]) -> bool:
+    return any(_WITH in name for name in cells)
 
 
 def rows_of(cells: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
-    """Returns a row per method: its accuracy in points, the paired difference to dense attention, and its passes."""
-    base = np.array(cells[DENSE]["right"], float) if DENSE in cells else None
+    """Returns a row per method: its accuracy in points, a paired difference, and its passes.
+
+    The difference is to dense attention or, in a table with several weights, to the same method with the stored ones.
+    """
     rows = []
     for name, cell in cells.items():
         right = np.array(cell["right"], float)
         prompts = len(right)
         difference = "-"
-        if base is not None and name != DENSE and prompts <= len(base):
+        baseline = name.partition(_WITH)[0] if _has_weights(cells) else DENSE
+        base = np.array(cells[baseline]["right"], float) if baseline in cells else None
+        if base is not None and name != baseline and prompts <= len(base):
             found = paired_difference((right - base[:prompts]).ravel()).scaled(100)
             difference = f"{found.mean:+.1f} ({found.bounds(1, '+')})"
         mean = accuracy(right.ravel()).scaled(100)
@@ -193,21 +229,25 @@ def markdown(content: dict[str, Any]) -> str:
     parts = []
     for name, cells in content["cells"].items():
         bed, length = name.split()
-        parts.append(f"{bed}, {int(length):,} tokens:\n\n{markdown_table(HEADER, rows_of(cells))}\n")
+        parts.append(f"{bed}, {int(length):,} tokens:\n\n{markdown_table(header_of(cells), rows_of(cells))}\n")
     machine, settings = content["machine"], content["settings"]
-    parts.append(f"{machine['cpu']}, {settings['dtype']}. `python -m bench.quality shipped`, and `digits FOLDER`.\n")
+    flags = " --weights ..." if any(map(_has_weights, content["cells"].values())) else ""
+    parts.append(
+        f"{machine['cpu']}, {settings['dtype']}. `python -m bench.quality shipped{flags}`, and `digits FOLDER`.\n"
+    )
     return "\n".join(parts)
 
 
 def main() -> None:
     """Reads the command line."""
     parser = argparse.ArgumentParser(prog="python -m bench.quality", description=__doc__)
-    parser.add_argument("bed", choices=tuple(_BEDS))
+    parser.add_argument("bed", choices=tuple(BEDS))
     parser.add_argument("folder", type=Path, nargs="?", help="the model (default: the shipped one)")
     parser.add_argument("--lengths", type=int, nargs="+", default=[2048, 4096, 8192])
     parser.add_argument("--prompts", type=int, default=128, help=f"each asks for {ASKED} facts")
     parser.add_argument("--steps", type=int, default=16, help="of methods without a threshold")
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="(all)")
+    parser.add_argument("--weights", nargs="+", metavar="NAME", choices=VARIANTS, default=[STORED])
     parser.add_argument("--seed", type=int, default=20)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--json", type=Path, default=Path("bench/results/quality/presets.json"))

@@ -12,7 +12,7 @@ import sparsed
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "python")]  # bench; the tiny torch models of the examples
 
-from bench import quality  # noqa: E402
+from bench import int8_logits, quality  # noqa: E402
 from bench.report import read  # noqa: E402
 from bench.tables import markdown  # noqa: E402
 
@@ -49,7 +49,11 @@ def write_tables(folder: Path) -> None:
         (folder / f"{path.stem}.md").write_text(markdown(read(path)), encoding="utf-8")
     for path in (ROOT / "bench" / "results" / "quality").glob("*.json"):
         content = json.loads(path.read_text(encoding="utf-8"))
-        kinds = {"similarity": heads.markdown, "cells": quality.markdown}
+        kinds = {
+            "similarity": heads.markdown,
+            "cells": quality.markdown,
+            "predictions": int8_logits.markdown,
+        }
         table = next((kind for key, kind in kinds.items() if key in content), report.markdown)(content)
         (folder / f"{path.stem}.md").write_text(table, encoding="utf-8")
 

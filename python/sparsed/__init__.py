@@ -33,6 +33,7 @@ from .kernels.packed_key_values import PackedKeyValues
 from .kernels.pattern import BlockPattern
 from .kernels.pattern_cache import PatternCache
 from .models.loader import load_model
+from .models.quantize import quantize
 from .models.tokenizer import Tokenizer, load_tokenizer
 
 try:
@@ -71,6 +72,7 @@ __all__ = [
     "ops",
     "pad_left",
     "preset",
+    "quantize",
     "select",
     "set_num_threads",
 ]

@@ -74,4 +74,4 @@ def own_generation(model, prompt: np.ndarray, length: int, block_length: int | N
 
 
 def tiny_model(family) -> Any:
-    return sparsed.load_model(DATA / ("llada_b32" if family is LLaDASampler else "dream_b32"))
+    return sparsed.load_model(DATA / ("llada_b32" if family is LLaDASampler else "dream_b32"), "float32")

@@ -20,7 +20,7 @@ def main(rank: int, size: int, folder: Path, name: str) -> None:
     arrays = {}
     try:
         golden = golden_case(name)
-        model = sparsed.load_model(golden.folder, engine="torch", group=dist.group.WORLD)
+        model = sparsed.load_model(golden.folder, "float32", engine="torch", group=dist.group.WORLD)
         dense = sparsed.generate(model, **golden.options())
         sparse = sparsed.generate(model, sparse=golden.sparse(), **golden.options())
         patterns = [sparse.groups[0].patterns.pattern(layer).to_mask()[0] for layer in range(model.config.num_layers)]

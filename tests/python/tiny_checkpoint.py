@@ -230,7 +230,7 @@ def safetensors_bytes(tensors: Mapping[str, np.ndarray], **changes: Any) -> byte
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     data = b""
     for name, tensor in tensors.items():
-        kind = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}[tensor.dtype.name]
+        kind = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int8": "I8"}[tensor.dtype.name]
         offsets = [len(data), len(data) + tensor.nbytes]
         header[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": offsets}
         data += tensor.tobytes()
@@ -268,9 +268,24 @@ def reference_logits(
     ids: np.ndarray,
     positions: np.ndarray | None = None,
     key_mask: np.ndarray | None = None,
+    margins: list[float] | None = None,
 ) -> np.ndarray:
-    """(B, l, V) in float64, one row and one head at a time; `positions` (B, l) are what RoPE turns by."""
+    """(B, l, V) in float64, one row and one head at a time; `positions` (B, l) are what RoPE turns by.
+
+    Where a weight is int8 it has a scale per row, and its input is rounded to int8 with a scale per token. `margins`
+    gets the distance of each such input to the next value that rounds to another integer.
+    """
     weights = {name: tensor.astype(np.float64) for name, tensor in tensors.items()}
+
+    def linear(x: np.ndarray, name: str) -> np.ndarray:
+        if tensors[name].dtype != np.int8:
+            return x @ weights[name].T
+        scale = np.abs(x).max(axis=1, keepdims=True) / 127
+        steps = x / scale
+        if margins is not None:
+            margins.append(float(np.abs(steps - np.floor(steps) - 0.5).min()))
+        return np.rint(steps) * scale @ (weights[name] * weights[f"{name}_scale"]).T
+
     (embedding, norm, head_name), prefix, names = _names(values)
     heads, kv_heads = _heads(values)
     eps, theta = values["rms_norm_eps"], values["rope_theta"]
@@ -283,7 +298,7 @@ def reference_logits(
         for number in range(values.get("n_layers") or values["num_hidden_layers"]):
             at = [f"{prefix}.{number}.{name}" for name in names]
             normed = _rms(hidden, weights[f"{at[0]}.weight"], eps)
-            q, k, v = (normed @ weights[f"{name}.weight"].T + weights.get(f"{name}.bias", 0.0) for name in at[1:4])
+            q, k, v = (linear(normed, f"{name}.weight") + weights.get(f"{name}.bias", 0.0) for name in at[1:4])
             size = q.shape[1] // heads
             out = np.zeros_like(q)
             for head in range(heads):
@@ -293,12 +308,11 @@ def reference_logits(
                 scores = np.where(live, scores, -np.inf)
                 shares = np.exp(scores - scores.max(axis=1, keepdims=True))
                 out[:, one] = shares / shares.sum(axis=1, keepdims=True) @ v[:, shared]
-            hidden = hidden + out @ weights[f"{at[4]}.weight"].T
+            hidden = hidden + linear(out, f"{at[4]}.weight")
             normed = _rms(hidden, weights[f"{at[5]}.weight"], eps)
-            gate = normed @ weights[f"{at[6]}.weight"].T
-            up = normed @ weights[f"{at[7]}.weight"].T
-            hidden = hidden + (gate / (1 + np.exp(-gate)) * up) @ weights[f"{at[8]}.weight"].T
-        logits.append(_rms(hidden, weights[norm], eps) @ weights.get(head_name, weights[embedding]).T)
+            gate, up = (linear(normed, f"{name}.weight") for name in at[6:8])
+            hidden = hidden + linear(gate / (1 + np.exp(-gate)) * up, f"{at[8]}.weight")
+        logits.append(linear(_rms(hidden, weights[norm], eps), head_name if head_name in weights else embedding))
     return np.stack(logits)
 
 

@@ -1,4 +1,4 @@
-"""The command line: `sparsed demo | generate | eval | ablate | heads | bench | lm-eval | info`."""
+"""The command line: `sparsed demo | generate | quantize | eval | ablate | heads | bench | lm-eval | info`."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ from ..checks import SparsedWarning
 from ..kernels.attention import set_num_threads
 from ..models.files import demo_model_folder
 from .demo import add_demo_options, run_demo
-from .environment import available_memory, machine_info
+from .environment import available_memory, machine_info, model_info
 from .eval.command import add_ablate_options, add_eval_options, add_heads_options, run_ablate, run_eval, run_heads
 from .generate_command import add_generate_options, run_generate
 from .parser import HelpFormatter, Parser, in_terms_of_options
+from .quantize_command import add_quantize_options, run_quantize
 
 _INTERRUPTED, _BROKEN_PIPE = 130, 141  # as a shell reports the signals
 _DEBUG = "SPARSED_DEBUG"
-_POSITIONALS = ("command", "model", "text", "run")  # entries of the namespace that are not options
+_POSITIONALS = ("command", "model", "text", "out", "run")  # entries of the namespace that are not options
 
 
 class _Command(NamedTuple):
@@ -192,11 +193,14 @@ def _lm_eval(arguments: Sequence[str]) -> int:
 
 
 def _add_info_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL_DIR", nargs="?", help="also how this checkpoint folder is loaded")
     parser.add_argument("--json", action="store_true", help="as JSON")
 
 
 def _info(args: argparse.Namespace) -> int:
     machine = machine_info() | {"memory available": available_memory(), "demo model": str(demo_model_folder())}
+    if args.model is not None:
+        machine |= model_info(args.model)
     if args.json:
         print(json.dumps(machine, indent=1))
         return 0
@@ -224,8 +228,17 @@ _COMMANDS = {
         run_generate,
         (
             f"sparsed generate demo {_QUESTION} --gen-length 8 --steps 8",
-            "sparsed generate LLaDA-8B-Instruct --prompt-file report.txt --dtype bfloat16 --stats",
+            "sparsed generate LLaDA-8B-Instruct --prompt-file report.txt --weights int8 --stats",
             "cat report.txt | sparsed generate LLaDA-8B-Instruct --html page.html",
+        ),
+    ),
+    "quantize": _Command(
+        "a checkpoint folder with int8 weights, which needs half of the memory",
+        add_quantize_options,
+        run_quantize,
+        (
+            "sparsed quantize LLaDA-8B-Instruct LLaDA-8B-Instruct-int8",
+            "sparsed quantize LLaDA-8B-Instruct LLaDA-8B-Instruct-int8 --calibrate text.txt",
         ),
     ),
     "eval": _Command(
@@ -246,5 +259,7 @@ _COMMANDS = {
         run_heads,
         ("sparsed heads demo --tasks niah_single_1 --samples 2",),
     ),
-    "info": _Command("version, kernels and machine", _add_info_options, _info, ("sparsed info --json",)),
+    "info": _Command(
+        "version, kernels and machine, and how a model is loaded", _add_info_options, _info, ("sparsed info --json",)
+    ),
 }

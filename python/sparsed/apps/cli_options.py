@@ -6,14 +6,26 @@ import argparse
 import os
 import sys
 
-from ..models import Model
-from ..models.loader import load_model
+from ..models import DTYPES, Model
+from ..models.loader import WEIGHTS, load_model
+from ..models.precision import AUTO
 
 
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
-    """Adds --dtype, --engine, --device and --device-map, which mean the same as in `load_model`."""
+    """Adds --dtype, --weights, --engine, --device and --device-map, which mean the same as in `load_model`."""
     group = parser.add_argument_group("model and device")
-    group.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="dtype of the computation")
+    group.add_argument(
+        "--dtype",
+        choices=(AUTO, *DTYPES),
+        default=AUTO,
+        help="dtype of the computation; auto: bfloat16 if the checkpoint has it and the processor multiplies it",
+    )
+    group.add_argument(
+        "--weights",
+        choices=WEIGHTS,
+        default=AUTO,
+        help="int8: quantise the linear layers; auto: as the folder has them",
+    )
     group.add_argument(
         "--engine",
         choices=("native", "torch"),
@@ -29,6 +41,7 @@ def load_chosen(folder: str | os.PathLike[str], args: argparse.Namespace, *, pro
     model: Model = load_model(
         folder,
         args.dtype,
+        weights=args.weights,
         engine=args.engine,
         device=args.device,
         device_map=args.device_map,

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from ..checks import Checker
 from ..kernels.attention import active_backend, get_num_threads
@@ -68,7 +69,7 @@ def run_demo(args: argparse.Namespace) -> int:
     model.forward([samples[0].prompt_ids(tokenizer)], positions=[0])
     sampler = default_sampler(model.config, "demo")
     records = list(answers(model, tokenizer, questions, sampler, progress=sys.stderr.isatty()))
-    print(_setting(args, samples[0], records[0], methods))
+    print(_setting(args, model, samples[0], records[0], methods))
     print(f"\n{demo_table(records)}\n\n{_LEGEND}\n\n{_example(samples[0], records)}")
     return 0
 
@@ -112,14 +113,14 @@ def _methods(args: argparse.Namespace) -> list[Method]:
     ]
 
 
-def _setting(args: argparse.Namespace, sample: Sample, record: Record, methods: Sequence[Method]) -> str:
+def _setting(args: argparse.Namespace, model: Any, sample: Sample, record: Record, methods: Sequence[Method]) -> str:
     window = methods[-1].settings()["sparse"]["window"]
     return (
         f"{args.prompts} texts of {record.tokens} tokens with {args.needles} facts each, "
         f"{args.questions} of them asked for; "
         f"{sample.gen_length} tokens in {sample.gen_length if args.steps is None else args.steps} steps\n"
         f"SparseD: block_size {args.block_size}, rho {args.rho}, skip {args.skip}; sliding window: {window} tokens; "
-        f"{args.dtype}, backend {active_backend()}, {get_num_threads()} threads"
+        f"{model.dtype}, {model.weights} weights, backend {active_backend()}, {get_num_threads()} threads"
     )
 
 

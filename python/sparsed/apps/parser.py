@@ -15,6 +15,9 @@ _NAMED_FIRST = re.compile(r"(\w+): (\w+)(?=(?:\[\d+\])? (?:is|has)\b)")
 _ALIASES = {
     "generate: folder": "MODEL_DIR",
     "eval: folder": "MODEL_DIR",
+    "quantize: folder": "MODEL_DIR",
+    "quantize: out": "OUT_DIR",
+    "quantize: calibration": "--calibrate",
     "set_num_threads: n": "--threads",
     "TaskSet: task": "--tasks",
 }

@@ -162,7 +162,7 @@ def generate(
     turns = _turns(runs)
     ops.require_memory(state_bytes * len(turns) * num_tokens, "generate: the history")
 
-    stats = GenerationStats()
+    stats = GenerationStats(dtype=getattr(model, "dtype", ""), weights=getattr(model, "weights", ""))
     lengths = [int(length) for length in tokens.shape[1] - padding]
     foreseen = notes_before(sparse, None if kv_cache is not None else num_steps, lengths)
     stats.notes += foreseen

@@ -66,11 +66,15 @@ class GenerationStats(Sequence[StepStats]):
     Attributes:
         phase_seconds: Seconds by phase ("dense", "select", "sparse", "cached").
         notes: Settings that had no effect, such as sparse attention for a sequence below `min_length`.
+        dtype: The dtype of the model's activations and attention; empty if the model does not say it.
+        weights: The dtype of its linear layers' weights; empty if the model does not say it.
     """
 
     steps: list[StepStats] = field(default_factory=list)
     phase_seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0), compare=False)
     notes: list[str] = field(default_factory=list)
+    dtype: str = ""
+    weights: str = ""
 
     @overload
     def __getitem__(self, index: int) -> StepStats: ...
@@ -149,7 +153,8 @@ class GenerationStats(Sequence[StepStats]):
         rows.append(("all", *_sums(self.steps)))
         table = format_table(("phase", "steps", "forwards", "full", "seconds", "density", "tokens"), rows)
         notes = "".join(f"note: {note}\n" for note in self.notes)
-        return f"{table}\n{LEGEND}\n{notes}{self.tokens_per_second:.1f} tokens/s"
+        kinds = f"; {self.dtype}, {self.weights} weights" if self.dtype and self.weights else ""
+        return f"{table}\n{LEGEND}\n{notes}{self.tokens_per_second:.1f} tokens/s{kinds}"
 
 
 def _mean_density(groups: Sequence[GroupStep]) -> float:

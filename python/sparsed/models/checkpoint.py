@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from . import ModelConfig, TensorNames, recognise, tensor_shapes
 from .files import read_json
+from .quantization import scale_shapes
 from .safetensors import SafetensorsFile, TensorInfo
 
 Array = NDArray[Any]
@@ -67,9 +68,13 @@ class Checkpoint(ABC):
             self.on_read(self.tensors[name].end - self.tensors[name].begin)
         return self._load(name)
 
+    def in_order(self) -> list[tuple[str, TensorInfo]]:
+        """Returns the places of all tensors in the order on disk."""
+        return sorted(self.tensors.items(), key=lambda item: (item[1].file, item[1].begin))
+
     def stream(self) -> Iterator[tuple[str, Array]]:
         """Yields each tensor once, in the order on disk, and releases its pages before the next one."""
-        for name, _ in sorted(self.tensors.items(), key=lambda item: (item[1].file, item[1].begin)):
+        for name, _ in self.in_order():
             yield name, self.array(name)
             self.release()
 
@@ -134,11 +139,15 @@ def _refuse(problem: str, names: Iterable[str], where: Path) -> None:
         raise ValueError(f"load_model: tensors {problem} {where}: {', '.join(listed[:_NAMED])}{more}")
 
 
-def check_tensors(checkpoint: Checkpoint, config: ModelConfig, names: TensorNames) -> tuple[str, str]:
+def check_tensors(
+    checkpoint: Checkpoint, config: ModelConfig, names: TensorNames, quantised: bool = False
+) -> tuple[str, str]:
     """Checks that the tensors are those of the config. Returns the names of the embedding and of the head.
 
+    `quantised` says whether linear layers may be int8, with scales.
+
     Raises:
-        ValueError: A tensor is missing, extra or has another shape, or tied tensors differ.
+        ValueError: A tensor is missing, extra, of another dtype or shape, or tied tensors differ.
     """
     tensors = checkpoint.tensors
     expected = tensor_shapes(config, names)
@@ -150,6 +159,8 @@ def check_tensors(checkpoint: Checkpoint, config: ModelConfig, names: TensorName
                 del expected[absent]
                 embedding = head = present
                 break
+    linear = [name for name, shape in expected.items() if len(shape) > 1 and name != embedding]
+    expected |= scale_shapes(tensors, linear, quantised)
     _refuse("missing in", set(expected) - set(tensors), checkpoint.path)
     for name in sorted(set(tensors) - set(expected)):
         if not name.endswith("rotary_emb.inv_freq"):  # a buffer of older checkpoints, computed from rope_theta here

@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from ..checks import dtype_name
+from ..checks import Checker, dtype_name
 from ..kernels import ops
 from ..progress import progress_bar
 from . import (
@@ -32,6 +32,10 @@ from .files import find_folder, read_json
 from .gguf import GgufCheckpoint, find_gguf
 from .gguf_config import read_gguf_config
 from .gguf_file import GgufFile
+from .precision import AUTO, automatic_dtype
+from .quantization import KEY as QUANTIZATION_KEY
+from .quantization import is_int8, is_quantised, scale_name
+from .safetensors import TensorInfo
 from .token_declarations import declared_turn_ends, read_optional
 
 if TYPE_CHECKING:
@@ -39,12 +43,16 @@ if TYPE_CHECKING:
 
     from ..torch.engine import TorchTransformer
 
+WEIGHTS = (AUTO, "int8")
+Dtype = Literal["float32", "bfloat16", "int8"]
+
 
 @overload
 def load_model(
     folder: str | os.PathLike[str],
     dtype: DTypeLike | torch.dtype = ...,
     *,
+    weights: str = ...,
     engine: Literal["native"] = ...,
     progress: bool = ...,
 ) -> Transformer: ...
@@ -53,6 +61,7 @@ def load_model(
     folder: str | os.PathLike[str],
     dtype: DTypeLike | torch.dtype = ...,
     *,
+    weights: str = ...,
     engine: Literal["torch"],
     device: str | int | torch.device | None = ...,
     device_map: str | Mapping[str, Any] | None = ...,
@@ -64,6 +73,7 @@ def load_model(
     folder: str | os.PathLike[str],
     dtype: DTypeLike | torch.dtype = ...,
     *,
+    weights: str = ...,
     engine: str,
     device: str | int | torch.device | None = ...,
     device_map: str | Mapping[str, Any] | None = ...,
@@ -72,8 +82,9 @@ def load_model(
 ) -> Transformer | TorchTransformer: ...
 def load_model(
     folder: str | os.PathLike[str],
-    dtype: DTypeLike | torch.dtype = "float32",
+    dtype: DTypeLike | torch.dtype = AUTO,
     *,
+    weights: str = AUTO,
     engine: str = "native",
     device: str | int | torch.device | None = None,
     device_map: str | Mapping[str, Any] | None = None,
@@ -87,9 +98,14 @@ def load_model(
             Or a GGUF file in F32, F16, BF16, Q8_0 or Q4_K_M, or a folder with one such file and no safetensors.
             "demo" stands for the shipped model unless a folder has that name.
         dtype: The dtype of activations and attention: "float32" or "bfloat16", or one of these as a dtype of numpy,
-            ml_dtypes or torch. The native engine keeps bfloat16 weights as bfloat16 with either dtype, and rounds
-            other weights to bfloat16 if `dtype` is "bfloat16". Quantised weights of a GGUF file count as bfloat16. The
-            torch engine stores all weights in `dtype`.
+            ml_dtypes or torch. "auto" is bfloat16 if the checkpoint is stored in it and the backend has instructions
+            for it (`amx`, `avx512_bf16`, a GPU), else float32. The native engine keeps bfloat16 weights as bfloat16
+            with either dtype, and rounds other weights to bfloat16 if `dtype` is "bfloat16". Quantised weights of a
+            GGUF file count as bfloat16. The torch engine stores all weights in `dtype`.
+        weights: "auto" keeps the weights as the folder stores them. "int8" quantises the linear layers except the head
+            to int8 while loading: one scale per output row, and inputs with one scale per token (W8A8). It needs the
+            native engine. Layers that a folder of `sparsed quantize` or of llmcompressor stores as int8 stay int8, and
+            the layers that it left out stay as they are, with either value.
         engine: "native" runs sparsed's kernels for every operation. "torch" runs matrix products in torch and
             attention in sparsed.
         device: The device of the model, with engine "torch". None is the CPU.
@@ -109,10 +125,13 @@ def load_model(
         ImportError: Engine "torch" needs torch, `device_map` needs accelerate, and a quantised GGUF file needs gguf.
     """
     name = dtype_name(dtype)
-    if not isinstance(name, str) or name not in DTYPES:
-        raise ValueError(f"load_model: dtype is {dtype!r}, expected one of {list(DTYPES)}")
+    if not isinstance(name, str) or name not in (AUTO, *DTYPES):
+        raise ValueError(f"load_model: dtype is {dtype!r}, expected one of {[AUTO, *DTYPES]}")
     if engine not in ("native", "torch"):
         raise ValueError(f"load_model: engine is {engine!r}, expected 'native' or 'torch'")
+    Checker("load_model").choice("weights", weights, WEIGHTS)
+    if weights == "int8" and engine == "torch":
+        raise ValueError("load_model: weights is 'int8' and engine is 'torch', expected engine 'native' with int8")
     placement = {"device": device, "device_map": device_map, "group": group}
     given = [key for key, value in placement.items() if value is not None]
     if given and engine == "native":
@@ -120,27 +139,37 @@ def load_model(
     if len(given) > 1 and "device_map" in given:
         raise ValueError(f"load_model: device_map and {given[0]} are given, expected only device_map")
     path = find_folder(folder, "load_model")
-    config, architecture = read_config(path)
+    config, architecture, quantised = read_config(path)
+    if quantised and engine == "torch":
+        raise ValueError(f"load_model: {path} holds int8 weights and engine is 'torch', expected engine 'native'")
     checkpoint = open_checkpoint(path, config)
-    ends = check_tensors(checkpoint, config, architecture.names)
+    ends = check_tensors(checkpoint, config, architecture.names, quantised)
     bytes_read = {"total": checkpoint.nbytes, "unit": "B", "unit_scale": True, "unit_divisor": 1024}
     with progress_bar(progress, desc="loading", leave=False, **bytes_read) as bar:
         checkpoint.on_read = bar.update
         if engine == "torch":
-            from ..torch.loading import load_transformer
+            from ..torch.loading import backend_of, load_transformer
 
+            if name == AUTO:
+                name = automatic_dtype(checkpoint.tensors, backend_of(device, device_map))
             return load_transformer(checkpoint, config, architecture.names, ends, name, device, device_map, group)
-        return _Packer(checkpoint, name).transformer(config, architecture.names, ends)
+        if name == AUTO:
+            name = automatic_dtype(checkpoint.tensors)
+        return _Packer(checkpoint, name, weights == "int8" and not quantised).transformer(
+            config, architecture.names, ends
+        )
 
 
-def read_config(path: Path) -> tuple[ModelConfig, Architecture]:
-    """What the files of a folder or the metadata of a GGUF file say about the model, without the weights.
+def read_config(path: Path) -> tuple[ModelConfig, Architecture, bool]:
+    """Returns what the files say about their model, without the weights, and whether some of these are int8.
+
+    `path` is a folder or a GGUF file.
 
     Raises:
         FileNotFoundError, ValueError: as `load_model`.
     """
     if gguf := find_gguf(path, "load_model"):
-        return read_gguf_config(GgufFile(gguf))
+        return *read_gguf_config(GgufFile(gguf)), False
     config_path = path / "config.json"
     if adapter := recognise.adapter(path):
         raise ValueError(f"load_model: {path} is {adapter}")
@@ -148,7 +177,11 @@ def read_config(path: Path) -> tuple[ModelConfig, Architecture]:
         raise FileNotFoundError(f"load_model: {config_path} does not exist{recognise.contents(path)}")
     values = read_json(config_path)
     architecture = find_architecture(values, str(config_path))
-    return _read_generation(architecture.read_config(ConfigReader(values, str(config_path))), path), architecture
+    quantised = is_quantised(values, str(config_path))
+    if quantised:
+        del values[QUANTIZATION_KEY]
+    config = architecture.read_config(ConfigReader(values, str(config_path)))
+    return _read_generation(config, path), architecture, quantised
 
 
 def open_checkpoint(path: Path, config: ModelConfig) -> Checkpoint:
@@ -175,13 +208,14 @@ def _read_generation(config: ModelConfig, path: Path) -> ModelConfig:
 class _Packer:
     """Packs the weights one by one from the mapped files, so that memory holds only one copy of them."""
 
-    def __init__(self, checkpoint: Checkpoint, dtype: str) -> None:
+    def __init__(self, checkpoint: Checkpoint, dtype: str, quantise: bool) -> None:
         self._checkpoint = checkpoint
         self._dtype = dtype
-        self._packed_dtype: Literal["bfloat16"] | None = "bfloat16" if dtype == "bfloat16" else None
+        self._quantise = quantise  # the linear layers that are not int8 yet, except for the head
 
     def transformer(self, config: ModelConfig, names: TensorNames, ends: tuple[str, str]) -> Transformer:
         embedding, head = ends
+        module = head.removesuffix(".weight")
         needed = self._needed(embedding, head) + self._checkpoint.scratch_nbytes
         ops.require_memory(needed, "load_model: the weights")
         layers = tuple(
@@ -192,44 +226,80 @@ class _Packer:
             embedding=self._embedding(embedding),
             layers=layers,
             final_norm=self._norm(f"{names.final_norm}.weight"),
-            head=self._pack([head.removesuffix(".weight")]),
+            head=self._pack([module], self._packed(module, quantise=False)),
             dtype=self._dtype,
         )
 
     def _needed(self, embedding: str, head: str) -> int:
         """Returns the bytes of the packed weights and of the embedding, which lies in memory beside a tied head."""
         sizes = {
-            name: math.prod(info.shape) * (2 if self._packed_dtype or info.dtype == ml_dtypes.bfloat16 else 4)
+            name: self._packed_bytes(info, quantise=len(info.shape) > 1 and name not in (embedding, head))
             for name, info in self._checkpoint.tensors.items()
         }
         table = self._checkpoint.tensors[embedding]
         packed = sum(sizes.values()) - (sizes[embedding] if embedding != head else 0)
-        return packed + math.prod(table.shape) * (2 if self._packed_dtype else table.dtype.itemsize)
+        return packed + math.prod(table.shape) * (2 if self._dtype == "bfloat16" else table.dtype.itemsize)
+
+    def _packed_bytes(self, info: TensorInfo, *, quantise: bool) -> int:
+        if is_int8(info):
+            return math.prod(info.shape)  # its scales are a tensor of their own
+        if quantise and self._quantise:
+            return math.prod(info.shape) + 4 * info.shape[0]
+        return math.prod(info.shape) * (2 if self._dtype == "bfloat16" or info.dtype == ml_dtypes.bfloat16 else 4)
 
     def _layer(self, names: TensorNames, prefix: str, qkv_bias: bool) -> Layer:
         qkv = [prefix + name for name in (names.query, names.key, names.value)]
+        gate, up = prefix + names.gate, prefix + names.up
+        mlp_dtype = self._packed(gate, up)  # one dtype, because one call computes both
         return Layer(
             attention_norm=self._norm(f"{prefix}{names.attention_norm}.weight"),
-            qkv=self._pack(qkv, bias=qkv_bias),
+            qkv=self._pack(qkv, self._packed(*qkv), bias=qkv_bias),
             attention_out=self._pack([prefix + names.attention_out]),
             mlp_norm=self._norm(f"{prefix}{names.mlp_norm}.weight"),
-            gate=self._pack([prefix + names.gate]),
-            up=self._pack([prefix + names.up]),
+            gate=self._pack([gate], mlp_dtype),
+            up=self._pack([up], mlp_dtype),
             down=self._pack([prefix + names.down]),
         )
 
-    def _pack(self, modules: Sequence[str], *, bias: bool = False) -> ops.PackedWeight:
+    def _packed(self, *modules: str, quantise: bool = True) -> Dtype:
+        """Returns the dtype in which the weights of these modules, which read one input, are packed."""
+        infos = {name: self._checkpoint.tensors[f"{name}.weight"] for name in modules}
+        stored = {info.dtype for info in infos.values()}
+        if any(map(is_int8, infos.values())):
+            for name, info in infos.items():
+                if not is_int8(info):
+                    raise ValueError(
+                        f"load_model: {name}.weight is {info.dtype}, expected int8 like the other projections of its "
+                        f"input (in {info.file})"
+                    )
+            return "int8"
+        if quantise and self._quantise:
+            return "int8"
+        return "bfloat16" if self._dtype == "bfloat16" or stored == {np.dtype(ml_dtypes.bfloat16)} else "float32"
+
+    def _pack(self, modules: Sequence[str], dtype: Dtype | None = None, *, bias: bool = False) -> ops.PackedWeight:
         """Packs the weights of `modules` as one matrix with their rows one after the other."""
-        weights = [self._checkpoint.array(f"{name}.weight") for name in modules]
-        biases = [self._checkpoint.array(f"{name}.bias") for name in modules] if bias else None
-        packed = ops.pack_weights(weights, biases, dtype=self._packed_dtype)
+        names = [f"{module}.weight" for module in modules]
+        weights = [self._checkpoint.array(name) for name in names]
+        biases = [self._checkpoint.array(f"{module}.bias") for module in modules] if bias else None
+        scales = [self._scales(name) for name in names] if weights[0].dtype == np.int8 else None
+        packed = ops.pack_weights(weights, biases, dtype=dtype or self._packed(*modules), scales=scales)
         self._checkpoint.release()
         return packed
+
+    def _scales(self, weight: str) -> NDArray[np.float32]:
+        """Returns the scales of an int8 weight (N, K), one for each row, (N,)."""
+        name = scale_name(weight)
+        scales = self._checkpoint.array(name).astype(np.float32).reshape(-1)
+        if not (np.isfinite(scales).all() and (scales >= 0).all()):
+            file = self._checkpoint.tensors[name].file
+            raise ValueError(f"load_model: {name} has a scale below 0 or not finite (in {file})")
+        return scales
 
     def _embedding(self, name: str) -> NDArray[Any]:
         """Copies the embedding into memory, because a mapped array changes when its file is overwritten later."""
         mapped = self._checkpoint.array(name)
-        embedding = np.array(mapped, ml_dtypes.bfloat16 if self._packed_dtype else mapped.dtype)
+        embedding = np.array(mapped, ml_dtypes.bfloat16 if self._dtype == "bfloat16" else mapped.dtype)
         self._checkpoint.release()
         return embedding
 

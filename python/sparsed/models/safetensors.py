@@ -24,10 +24,11 @@ MAX_HEADER_BYTES = 10_000_000
 _MAX_DIMENSIONS = 8
 _MAX_ELEMENTS = 2**62
 
-_DTYPES: Mapping[str, np.dtype[Any]] = {
+DTYPES: Mapping[str, np.dtype[Any]] = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "F16": np.dtype(np.float16),
     "F32": np.dtype(np.float32),
+    "I8": np.dtype(np.int8),
 }
 
 
@@ -104,11 +105,11 @@ def _check_entry(name: str, entry: Any, path: Path, data_begin: int, size: int) 
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"{path}: tensor {name} has the header {entry!r:.200}, expected dtype, shape and data_offsets")
     dtype_name, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    dtype = _DTYPES.get(dtype_name) if isinstance(dtype_name, str) else None
+    dtype = DTYPES.get(dtype_name) if isinstance(dtype_name, str) else None
     if dtype is None:
         raise ValueError(
-            f"{path}: tensor {name} has dtype {dtype_name}, expected one of {', '.join(_DTYPES)} "
-            "(quantised weights, which have others, are not read)"
+            f"{path}: tensor {name} has dtype {dtype_name}, expected one of {', '.join(DTYPES)} "
+            "(of quantised weights only int8 is read)"
         )
     if not _are_counts(shape) or len(shape) > _MAX_DIMENSIONS:
         raise ValueError(

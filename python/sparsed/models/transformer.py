@@ -6,6 +6,7 @@ P positions whose logits are wanted, R tokens that a pass computes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -93,6 +94,10 @@ class Transformer:
     Attributes:
         config: The model's shape and arithmetic.
         dtype: The dtype of activations and attention, "float32" or "bfloat16".
+        weights: The dtype of the linear layers' weights, the narrowest one if there are several: "int8", "bfloat16" or
+            "float32".
+        observe: A function that `forward` calls with the number of a layer, "qkv", "gate_up" or "down", and the input
+            (B R, K) of these linear layers. Calibration uses it.
     """
 
     def __init__(
@@ -110,24 +115,27 @@ class Transformer:
         self._layers = layers
         self._final_norm = final_norm
         self._head = head
+        self._linear = [
+            weight for layer in layers for weight in (layer.qkv, layer.attention_out, layer.gate, layer.up, layer.down)
+        ]
+        kept = {weight.dtype for weight in (*self._linear, head)}
+        self.weights = next(name for name in ("int8", "bfloat16", "float32") if name in kept)
         self._activations = DTYPES[dtype]
+        self.observe: Callable[[int, str, Array], object] | None = None
         self._inverse_frequencies = inverse_frequencies(config)
 
     def __repr__(self) -> str:
         config = self.config
         return (
             f"Transformer(family={config.family!r}, num_layers={config.num_layers}, hidden_size={config.hidden_size}, "
-            f"vocab_size={config.vocab_size}, dtype={self.dtype!r})"
+            f"vocab_size={config.vocab_size}, dtype={self.dtype!r}, weights={self.weights!r})"
         )
 
     @property
     def nbytes(self) -> int:
         """The memory of the weights in bytes."""
-        weights = [self._head]
-        for layer in self._layers:
-            weights += [layer.qkv, layer.attention_out, layer.gate, layer.up, layer.down]
         norms = (2 * len(self._layers) + 1) * self._final_norm.nbytes
-        return self._embedding.nbytes + norms + sum(weight.nbytes for weight in weights)
+        return self._embedding.nbytes + norms + sum(weight.nbytes for weight in (self._head, *self._linear))
 
     def new_key_values(self) -> KeyValues:
         """Returns an empty `KeyValues` for `forward`, which keeps the keys and values of one sequence or batch."""
@@ -192,14 +200,14 @@ class Transformer:
 
         hidden: Array = self._embedding[tokens[:, in_pass].reshape(-1)].astype(self._activations)  # (B R, hidden_size)
         for number, layer in enumerate(self._layers):
-            q, k, v = self._qkv(layer, hidden, cos, sin, batch)
+            q, k, v = self._qkv(number, hidden, cos, sin, batch)
             kept = None if key_values is None else key_values.update(number, rows, k, v)
             if attend is not None:
                 out = attend(number, q, k, v, key_mask=mask)
             else:
                 out = attention(q, k, v, key_mask=mask) if kept is None else kept.attention(q)
             hidden = self._attention_out(layer, hidden, q, out)
-            hidden = self._mlp(layer, hidden)
+            hidden = self._mlp(number, hidden)
         selected = hidden.reshape(batch, in_pass.size, -1)[:, np.searchsorted(in_pass, where)]
         selected = selected.reshape(-1, self.config.hidden_size)
         normed = ops.rms_norm(selected, self._final_norm, self.config.rms_norm_eps)
@@ -207,12 +215,13 @@ class Transformer:
         return logits.reshape(batch, where.size, self.config.vocab_size)
 
     def _qkv(
-        self, layer: Layer, hidden: Array, cos: FloatArray, sin: FloatArray, batch: int
+        self, number: int, hidden: Array, cos: FloatArray, sin: FloatArray, batch: int
     ) -> tuple[Array, Array, Array]:
         """Computes rotated q (B, H, R, D), and rotated k and v (B, H_kv, R, D), of hidden (B R, hidden_size)."""
-        config = self.config
+        config, layer = self.config, self._layers[number]
         heads, kv_heads, head_dim = config.num_heads, config.num_kv_heads, config.head_dim
         normed = ops.rms_norm(hidden, layer.attention_norm, config.rms_norm_eps)
+        self._note(number, "qkv", normed)
         qkv = ops.linear(normed, layer.qkv)
         ops.rotary_(qkv[:, : (heads + kv_heads) * head_dim], head_dim, cos, sin)
         by_head = qkv.reshape(batch, -1, heads + 2 * kv_heads, head_dim).transpose(0, 2, 1, 3)
@@ -226,16 +235,23 @@ class Transformer:
         joined = np.ascontiguousarray(out.transpose(0, 2, 1, 3), dtype=hidden.dtype)
         return ops.linear(joined.reshape(len(hidden), -1), layer.attention_out, residual=hidden)
 
-    def _mlp(self, layer: Layer, hidden: Array) -> Array:
+    def _mlp(self, number: int, hidden: Array) -> Array:
         """Returns `hidden` plus its MLP, (B R, hidden_size) in and out."""
+        layer = self._layers[number]
         out = np.empty_like(hidden)
         for begin in range(0, len(hidden), _MLP_TOKENS):
             chunk = hidden[begin : begin + _MLP_TOKENS]
             normed = ops.rms_norm(chunk, layer.mlp_norm, self.config.rms_norm_eps)
+            self._note(number, "gate_up", normed)
             gate, up = ops.linears(normed, [layer.gate, layer.up])
             ops.silu_gate_(gate, up)
+            self._note(number, "down", gate)
             out[begin : begin + _MLP_TOKENS] = ops.linear(gate, layer.down, residual=chunk)
         return out
+
+    def _note(self, number: int, name: str, x: Array) -> None:
+        if self.observe is not None:
+            self.observe(number, name, x)
 
     def _rotary_tables(self, position_ids: IntArray) -> tuple[FloatArray, FloatArray]:
         """Returns cosines and sines, (B R, D / 2) float32, rounded as the published code rounds them."""

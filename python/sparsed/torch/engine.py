@@ -37,7 +37,8 @@ class TorchTransformer:
 
     Attributes:
         config: The shape and arithmetic of the whole model.
-        dtype: The dtype of weights, activations and attention, "float32" or "bfloat16".
+        dtype: The dtype of activations and attention, "float32" or "bfloat16".
+        weights: The dtype of the weights, which is the same here.
         network: The torch module with the weights for this process' share of the heads.
         devices: The devices that hold weights. The model computes on them, except that the CPU only stores weights if
             there are other devices.
@@ -47,7 +48,7 @@ class TorchTransformer:
         self, config: ModelConfig, network: Network, dtype: str, share: HeadShare, devices: tuple[torch.device, ...]
     ) -> None:
         self.config = config
-        self.dtype = dtype
+        self.dtype = self.weights = dtype
         self.network = network
         self.devices = devices
         self._share = share

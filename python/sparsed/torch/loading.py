@@ -86,6 +86,12 @@ def load_transformer(
     return TorchTransformer(config, network, dtype, share, tuple(places))
 
 
+def backend_of(device: str | int | torch.device | None, device_map: str | Mapping[str, Any] | None) -> str | None:
+    """Returns "cuda" if the model will compute on a GPU that multiplies bfloat16, else None, the active backend."""
+    on_gpu = device_map is not None or isinstance(device, int) or str(device).startswith("cuda")
+    return "cuda" if on_gpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported() else None
+
+
 def _known_device(where: Any) -> torch.device:
     try:
         return torch.device(where)

@@ -169,7 +169,7 @@ def test_without_a_command_there_is_help(capsys) -> None:
     assert not exit_info.value.code and captured.err == "" and captured.out.startswith("usage: sparsed ")
 
 
-COMMANDS = {"demo", "generate", "eval", "ablate", "heads", "info"}
+COMMANDS = {"demo", "generate", "quantize", "eval", "ablate", "heads", "info"}
 
 
 @pytest.mark.parametrize("command", ["", *sorted(COMMANDS)])
@@ -281,7 +281,11 @@ def test_demo_runs_and_reports(capsys, monkeypatch) -> None:
     assert status == 0 and "niah_demo 256 sliding window" in err
     lines = out.splitlines()
     assert lines[0].startswith("2 texts of 25") and "with 3 facts each, 1 of them asked for; 8 tokens in 8" in lines[0]
-    assert lines[1].startswith("SparseD: block_size 32, rho 0.2, skip 0.2; sliding window: 64 tokens; float32, backend")
+    dtype = sparsed.load_model("demo").dtype
+    settings = (
+        f"SparseD: block_size 32, rho 0.2, skip 0.2; sliding window: 64 tokens; {dtype}, bfloat16 weights, backend"
+    )
+    assert lines[1].startswith(settings)
     header = "method questions right seconds speed-up density dense s select s sparse s cached s"
     assert lines[3].split() == header.split()
     dense, sparse, both, window = (line.split() for line in lines[5:9])
@@ -295,7 +299,7 @@ def test_demo_runs_and_reports(capsys, monkeypatch) -> None:
 
 
 def test_demo_takes_other_lengths_and_steps(capsys) -> None:
-    options = "--length 256 --prompts 1 --needles 2 --gen-length 12 --steps 6 --dtype bfloat16"
+    options = "--length 256 --prompts 1 --needles 2 --gen-length 12 --steps 6 --dtype bfloat16 --weights int8"
     status, out, err = run(capsys, "demo", *shlex.split(options))
-    assert (status, err) == (0, "") and "12 tokens in 6 steps" in out and "bfloat16, backend" in out
+    assert (status, err) == (0, "") and "12 tokens in 6 steps" in out and "bfloat16, int8 weights, backend" in out
     assert out.count("1 / 1") + out.count("0 / 1") == 4

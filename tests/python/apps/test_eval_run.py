@@ -288,7 +288,7 @@ def test_settings_of_the_paper() -> None:
         ValueError, match="name is 'flash', expected one of dense, sparsed, sliding-window, streamingllm, dkv-cache"
     ):
         method("flash", "paper", 4096)
-    dream = sparsed.load_model(DATA / "dream_b32").config
+    dream = sparsed.load_model(DATA / "dream_b32", "float32").config
     assert default_sampler(dream, "paper") == sparsed.DreamSampler(temperature=0.1, top_p=0.9)
 
 
@@ -345,7 +345,7 @@ def test_ablations_change_one_thing_each() -> None:
 
 @pytest.mark.parametrize("family", ["llada", "dream"])
 def test_likelihood_with_every_block_kept_is_dense(family) -> None:
-    model = sparsed.load_model(DATA / f"{family}_b32")
+    model = sparsed.load_model(DATA / f"{family}_b32", "float32")
     ids = np.random.default_rng(0).integers(0, 90, 80)
     dense = likelihood(model, ids, target=20, draws=6)
     whole = likelihood(model, ids, target=20, draws=6, sparse=SparseConfig(rho=1.0, block_size=16, min_length=0))

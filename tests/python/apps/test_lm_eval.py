@@ -256,12 +256,12 @@ def test_loglikelihood(engine, monkeypatch) -> None:
         torch = pytest.importorskip("torch")
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     # The harness' own command line gives this device where the user gives none.
-    lm = SparsedLM(MODEL, engine=engine, device="cuda:0", mc_num=8, batch_size=4)
+    lm = SparsedLM(MODEL, "float32", engine=engine, device="cuda:0", mc_num=8, batch_size=4)
     (text, *_) = ask()
     requests = requests_of("loglikelihood", (text, " zileba is 107 ;"), (text, " zileba is 701 ;"), ("", "sun"))
     (right, greedy), (wrong, not_greedy), (single, _) = lm.loglikelihood(requests, disable_tqdm=True)
     assert right > wrong and greedy and not not_greedy
-    model, tokenizer = sparsed.load_model(MODEL), sparsed.load_tokenizer(MODEL)
+    model, tokenizer = sparsed.load_model(MODEL, "float32"), sparsed.load_tokenizer(MODEL)
     context = tokenizer.encode(text)
     answer = tokenizer.encode(" zileba is 107 ;", add_special_tokens=False)
     expected = log_likelihood(model, context, answer, samples=8, batch_size=4, seed=0)

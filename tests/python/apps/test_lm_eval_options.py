@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 
 import numpy as np
@@ -20,7 +19,6 @@ from sparsed import LLaDASampler
 from sparsed.apps.demo import demo_model_folder
 from sparsed.apps.lm_eval import SparsedLM, main
 from sparsed.apps.lm_eval.batches import BatchSize, largest_divisor
-from tiny_checkpoint import tiny_config, write_checkpoint
 from tiny_tokenizers import write_folder
 
 MODEL = demo_model_folder()
@@ -119,7 +117,7 @@ def test_arguments_of_the_hf_backend_that_ask_for_nothing_special() -> None:
     asked += ",use_fast_tokenizer=True,softmax_dtype=float32,peft=None,dtype=auto,add_bos_token=False"
     flags = {"batch_size": "2", "max_batch_size": None, "device": "cpu"}
     lm = get_model("sparsed").create_from_arg_string(f"pretrained={MODEL},{asked}", flags)
-    assert (lm.batch_size, lm.model.dtype) == (2, "bfloat16")  # that of the demo model's config.json
+    assert (lm.batch_size, lm.model.dtype) == (2, sparsed.load_model(MODEL).dtype)
 
 
 @pytest.mark.parametrize(("device", "warns"), [("cuda:0", True), ("cpu", False), (None, False)])
@@ -128,13 +126,16 @@ def test_the_native_engine_says_that_it_uses_no_device(folder, device, warns, ca
     assert ("but engine=native runs on the CPU" in caplog.text) == warns
 
 
-@pytest.mark.parametrize(("named", "expected"), [("bfloat16", "bfloat16"), ("float32", "float32"), (..., "float32")])
-def test_dtype_auto_is_that_of_the_checkpoint(tmp_path, folder, named, expected) -> None:
-    tokens = {"mask_token_id": 3, "eos_token_id": 2, "pad_token_id": 0, "bos_token_id": 1}
-    write_checkpoint(tmp_path, tiny_config("dream_7b", torch_dtype=named, **tokens))
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(folder / name, tmp_path)
-    assert SparsedLM(tmp_path, dtype="auto").model.dtype == expected
+def test_dtype_and_weights_are_those_of_load_model(folder) -> None:
+    assert (
+        SparsedLM(folder).model.dtype == SparsedLM(folder, dtype="auto").model.dtype == sparsed.load_model(folder).dtype
+    )
+    for dtype in ("float32", "bfloat16"):
+        assert SparsedLM(folder, dtype=dtype).model.dtype == dtype
+    lm = get_model("sparsed").create_from_arg_string(f"pretrained={folder},weights=int8", {})
+    assert lm.model.weights == "int8"
+    with pytest.raises(ValueError, match="load_in_8bit is True, expected None or False .weights=int8 quantises"):
+        SparsedLM(folder, load_in_8bit=True)
 
 
 def test_subfolder_and_tokenizer(tmp_path, folder) -> None:

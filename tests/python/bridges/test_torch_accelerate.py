@@ -80,7 +80,7 @@ def test_short_sequences_and_undone_models_are_dense(golden: Golden, model: nn.M
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["llada_b32", "dream_b32"])
 def test_as_our_own_model(name: str) -> None:
-    model, own = torch_models.load(DATA / name), sparsed.load_model(DATA / name)
+    model, own = torch_models.load(DATA / name), sparsed.load_model(DATA / name, "float32")
     ids = random_ids(2, 300)
     cache = sparsed.PatternCache(TINY, steps=3, prompt_length=200)
     with accelerate(model, TINY, steps=3, prompt_length=200):
@@ -103,7 +103,7 @@ def test_padding_masks(kind: str, llada: nn.Module, dream: nn.Module) -> None:
         ids, live, positions = ids[1:], live[1:], positions[1:]
         mask = torch.zeros(250, 250).masked_fill(~live, -math.inf)
     model, arguments = (llada, (mask,)) if kind == "llada" else (dream, (mask, positions))
-    own = sparsed.load_model(DATA / ("llada_b32" if kind == "llada" else "dream_b32"))
+    own = sparsed.load_model(DATA / ("llada_b32" if kind == "llada" else "dream_b32"), "float32")
     cache = sparsed.PatternCache(TINY, steps=2, prompt_length=150)
     with accelerate(model, TINY, steps=2, prompt_length=150):
         for step in range(2):

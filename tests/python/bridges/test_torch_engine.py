@@ -44,7 +44,7 @@ def test_published_configs(tmp_path, name, stored) -> None:
     tensors = random_tensors(values, stored)
     folder = write_checkpoint(tmp_path, values, tensors, shards=3)
     expected = reference_logits(values, tensors, random_ids())
-    logits = sparsed.load_model(folder, engine="torch").forward(random_ids())
+    logits = sparsed.load_model(folder, "float32", engine="torch").forward(random_ids())
     assert logits.dtype == np.float32
     np.testing.assert_allclose(logits, expected, atol=TINY_LOGITS)
     error = sparsed.load_model(folder, "bfloat16", engine="torch").forward(random_ids()) - expected
@@ -60,7 +60,7 @@ def test_dtypes_of_torch_and_ml_dtypes(kind, dtype) -> None:
 @pytest.mark.parametrize("kind", ["native", "torch"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.int8, np.float16], ids=str)
 def test_other_dtypes_are_refused(kind, dtype) -> None:
-    with pytest.raises(ValueError, match=r"^load_model: dtype is .*, expected one of \['float32', 'bfloat16'\]"):
+    with pytest.raises(ValueError, match=r"^load_model: dtype is .*, expected one of \['auto', 'float32', "):
         sparsed.load_model(DATA / "llada_b32", dtype, engine=kind)
 
 
@@ -139,13 +139,13 @@ def test_loading_reads_no_tensor_twice_and_ties(tmp_path) -> None:
 
 
 def test_golden_logits(golden: Golden) -> None:
-    model = sparsed.load_model(golden.folder, engine="torch")
+    model = sparsed.load_model(golden.folder, "float32", engine="torch")
     for ids, expected in golden.steps("dense")[::3]:
         check_golden_logits(model.forward(ids, positions=golden.positions)[0], expected)
 
 
 def test_golden_generations(golden: Golden) -> None:
-    golden.check_generations(sparsed.load_model(golden.folder, engine="torch"))
+    golden.check_generations(sparsed.load_model(golden.folder, "float32", engine="torch"))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -160,7 +160,7 @@ def test_guided_batches_with_padding(dtype) -> None:
     alone = sparsed.generate(model, ids[1:, 20:], **options)
     np.testing.assert_array_equal(both.generated[1], alone.generated[0])
     if dtype == "float32":
-        native = sparsed.load_model(demo_model_folder())
+        native = sparsed.load_model(demo_model_folder(), "float32")
         np.testing.assert_array_equal(both.tokens, sparsed.generate(native, ids, prompt_mask=mask, **options).tokens)
 
 
@@ -172,7 +172,7 @@ CACHES = [PrefixCache(), DualCache(), DualCache(refresh=2), DelayedCache(refresh
 @pytest.fixture(params=["llada_b32", "dream_b32"])
 def both(request: pytest.FixtureRequest):
     """The same checkpoint in the native engine and in torch."""
-    return tuple(sparsed.load_model(DATA / request.param, engine=kind) for kind in ("native", "torch"))
+    return tuple(sparsed.load_model(DATA / request.param, "float32", engine=kind) for kind in ("native", "torch"))
 
 
 def test_rows_of_a_pass_have_the_logits_of_the_whole(both) -> None:
@@ -355,7 +355,7 @@ def test_a_device_by_number_is_a_gpu() -> None:
 
 
 def test_forward_refuses_what_the_native_engine_refuses() -> None:
-    model = sparsed.load_model(DATA / "dream_tail", engine="torch")
+    model = sparsed.load_model(DATA / "dream_tail", "float32", engine="torch")
     with pytest.raises(TypeError, match="forward: ids has dtype float64, expected integers"):
         model.forward(np.ones((1, 4)))
     with pytest.raises(ValueError, match=r"attend returned shape \[1, 2, 4, 16\], expected \[1, 2, 4, 32\]"):
@@ -375,6 +375,6 @@ def test_torch_is_needed_only_when_asked_for(monkeypatch) -> None:
         return original(name, globals, locals, fromlist, level)
 
     monkeypatch.setattr(builtins, "__import__", without_torch)
-    assert sparsed.load_model(DATA / "dream_tail").dtype == "float32"
+    assert sparsed.load_model(DATA / "dream_tail", "float32").dtype == "float32"
     with pytest.raises(ImportError, match="torch is not installed, expected: pip install torch"):
-        sparsed.load_model(DATA / "dream_tail", engine="torch")
+        sparsed.load_model(DATA / "dream_tail", "float32", engine="torch")

@@ -45,7 +45,7 @@ def test_two_processes_give_the_tokens_of_one(tmp_path, name) -> None:
     assert [worker.returncode for worker in workers] == [0, 0], "\n".join(errors)
     parts = [np.load(tmp_path / f"{rank}.npz") for rank in range(2)]
     goldens = golden_case(name).arrays
-    native = sparsed.load_model(DATA / name)
+    native = sparsed.load_model(DATA / name, "float32")
     cached = sparsed.generate(native, kv_cache=sparsed.DelayedCache(refresh=3), **golden_case(name).options())
     heads = native.config.num_kv_heads
     store_bytes = 2 * 3 * native.config.num_layers * heads * native.config.head_dim * 4

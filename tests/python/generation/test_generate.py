@@ -24,7 +24,7 @@ def llada():
 
 @pytest.fixture(scope="module")
 def dream():
-    return sparsed.load_model(DATA / "dream_b32")
+    return sparsed.load_model(DATA / "dream_b32", "float32")
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------
@@ -223,7 +223,7 @@ def test_statistics(llada) -> None:
     np.testing.assert_allclose(stats.density, (3 + 7 * sparse_density) / 10)
     table = stats.table().splitlines()
     assert [line.split()[0] for line in table[2:6]] == ["dense", "select", "sparse", "all"]
-    assert table[-1].endswith("tokens/s")
+    assert table[-1].endswith("tokens/s; float32, float32 weights")
 
     assert result.history.shape == (11, 1, 128) and result.history.dtype == np.int32
     np.testing.assert_array_equal(result.history[-1], result.tokens)

@@ -25,7 +25,7 @@ from sparsed.generation.kv_cache import KVCachePolicy
 
 @pytest.fixture(scope="module", params=["llada", "dream"])
 def model(request: pytest.FixtureRequest):
-    return sparsed.load_model(DATA / f"{request.param}_b32")
+    return sparsed.load_model(DATA / f"{request.param}_b32", "float32")
 
 
 # --- forward ---------------------------------------------------------------------------------------------------------
@@ -270,7 +270,7 @@ def test_guidance_and_thresholds_run() -> None:
 
 
 def test_a_block_of_dream_is_filled_before_the_next() -> None:
-    model = sparsed.load_model(DATA / "dream_b32")
+    model = sparsed.load_model(DATA / "dream_b32", "float32")
     result = generate(
         model, prompt_of(model, 9), gen_length=8, steps=8, sampler=DreamSampler(block_length=4), history=True
     )

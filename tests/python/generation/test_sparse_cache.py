@@ -27,7 +27,7 @@ SPARSE = SparseConfig(block_size=16, rho=0.3, skip=0, min_length=0)
 
 @pytest.fixture(scope="module", params=["llada", "dream"])
 def model(request: pytest.FixtureRequest):
-    return sparsed.load_model(DATA / f"{request.param}_b32")
+    return sparsed.load_model(DATA / f"{request.param}_b32", "float32")
 
 
 def options_of(model, block_length: int | None = 4, **more: Any) -> dict[str, Any]:
@@ -145,7 +145,7 @@ def test_notes_say_what_had_no_effect() -> None:
 
 
 def test_dream_works_in_blocks() -> None:
-    model = sparsed.load_model(DATA / "dream_b32")
+    model = sparsed.load_model(DATA / "dream_b32", "float32")
     sampler = DreamSampler(block_length=4, alg="maskgit_plus")
     result = generate(
         model, prompt_of(model, 60), kv_cache=PrefixCache(), sparse=SPARSE, **options_of(model, sampler=sampler)

@@ -197,14 +197,16 @@ def test_accelerate(golden: Golden, on_gpu: Any) -> None:
 
 
 def test_engine_goldens(golden: Golden) -> None:
-    result = golden.check_generations(sparsed.load_model(golden.folder, engine="torch", device="cuda"))
+    result = golden.check_generations(sparsed.load_model(golden.folder, "float32", engine="torch", device="cuda"))
     densities = [step.density for step in result.stats if step.phase == "sparse"]
     assert densities and all(0 < density <= 1 for density in densities)
 
 
 def test_engine_with_a_cache(golden: Golden) -> None:
     options = {**golden.options(), "kv_cache": sparsed.DelayedCache(refresh=3)}
-    model = sparsed.load_model(golden.folder, engine="torch", device="cuda")
+    model = sparsed.load_model(golden.folder, "float32", engine="torch", device="cuda")
     found = sparsed.generate(model, **options)
-    np.testing.assert_array_equal(found.tokens, sparsed.generate(sparsed.load_model(golden.folder), **options).tokens)
+    np.testing.assert_array_equal(
+        found.tokens, sparsed.generate(sparsed.load_model(golden.folder, "float32"), **options).tokens
+    )
     assert any(step.phase == "cached" for step in found.stats)

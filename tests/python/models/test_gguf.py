@@ -152,8 +152,8 @@ def test_tensors_of_many_rows_are_dequantised_in_parts(tmp_path, monkeypatch) ->
 def test_config_is_that_of_the_checkpoint(tmp_path, name) -> None:
     values = tiny_config(name)
     path = write_gguf(tmp_path / "model.gguf", values, random_tensors(values))
-    expected, _ = read_config(write_checkpoint(tmp_path / "folder", values))
-    config, _ = read_config(path)
+    expected, *_ = read_config(write_checkpoint(tmp_path / "folder", values))
+    config, *_ = read_config(path)
     assert config == expected
     assert read_config(path.parent)[0] == config  # the folder that holds the file
 
@@ -164,7 +164,7 @@ def test_keys_of_the_tokenizer(tmp_path) -> None:
     tokens[7] = "<|im_end|>"
     more = {"tokenizer.ggml.eot_token_id": 8, "tokenizer.ggml.tokens": tokens}
     more["tokenizer.ggml.eos_token_id"] = 5
-    config, _ = read_config(write_gguf(tmp_path / "model.gguf", values, random_tensors(values), metadata=more))
+    config, *_ = read_config(write_gguf(tmp_path / "model.gguf", values, random_tensors(values), metadata=more))
     assert (config.eos_token_id, config.end_token_ids) == (5, (5, 8, 7))
 
 
@@ -173,7 +173,7 @@ def test_the_file_says_whether_logits_are_shifted(tmp_path, name, shifted) -> No
     values = tiny_config(name)
     path = tmp_path / "model.gguf"
     write_gguf(path, values, random_tensors(values), metadata={"diffusion.shift_logits": shifted})
-    config, _ = read_config(path)
+    config, *_ = read_config(path)
     assert config.shift_logits is shifted
     write_gguf(path, values, random_tensors(values), metadata={"diffusion.shift_logits": ...})
     assert read_config(path)[0] == dataclasses.replace(config, shift_logits=not shifted)

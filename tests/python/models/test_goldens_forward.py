@@ -23,13 +23,13 @@ def pattern_attend(golden: Golden) -> Callable[..., Any]:
 
 
 def test_dense_logits(golden: Golden, backend: str) -> None:
-    model = sparsed.load_model(golden.folder)
+    model = sparsed.load_model(golden.folder, "float32")
     for step, (ids, expected) in enumerate(golden.steps("dense")):
         check_golden_logits(model.forward(ids, positions=golden.positions)[0], expected, step)
 
 
 def test_sparse_logits(golden: Golden, backend: str) -> None:
-    model = sparsed.load_model(golden.folder)
+    model = sparsed.load_model(golden.folder, "float32")
     sparse = pattern_attend(golden)
     for step, (ids, expected) in enumerate(golden.steps("sparse")):
         attend = sparse if step > golden.select_step else None

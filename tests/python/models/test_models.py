@@ -252,6 +252,8 @@ def test_forward_refuses_what_cannot_fit(tmp_path, monkeypatch) -> None:
 
 def test_repr_and_nbytes(tmp_path) -> None:
     model, _, tensors = make(tmp_path, "llada_8b", stored=BFLOAT16)
-    assert repr(model) == "Transformer(family='llada', num_layers=2, hidden_size=64, vocab_size=96, dtype='float32')"
+    assert repr(model) == (
+        "Transformer(family='llada', num_layers=2, hidden_size=64, vocab_size=96, dtype='float32', weights='bfloat16')"
+    )
     stored = sum(tensor.nbytes for tensor in tensors.values())
     assert 0.7 * stored < model.nbytes < 1.3 * stored

@@ -47,7 +47,8 @@ SOURCES = sorted(path for path in CSRC.rglob("*") if path.suffix in {".h", ".cpp
 # CPU kernels are compiled with flags of an instruction set, so their names stay inside of a unit.
 KERNEL_HEADERS = [path for path in SOURCES if path.suffix == ".h" and "\nnamespace {\n" in path.read_text()]
 KERNEL_FLAGS = (
-    "avx2 fma f16c avxvnni avx512f avx512bw avx512vl avx512dq avx512vnni avx512bf16 avx512vbmi amx-tile amx-bf16 amx-int8"
+    "avx2 fma f16c avxvnni avx512f avx512bw avx512vl avx512dq avx512vnni avx512bf16 avx512vbmi "
+    "amx-tile amx-bf16 amx-int8"
 ).split()
 
 

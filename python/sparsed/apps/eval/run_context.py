@@ -123,7 +123,8 @@ class RunContext:
         args = self.args
         return {
             "model": model_identity(self.folder),
-            "dtype": args.dtype,
+            "dtype": getattr(self.model, "dtype", args.dtype),
+            "weights": getattr(self.model, "weights", args.weights),
             "engine": [args.engine, args.device, args.device_map],
             "style": self.style.name,
             "scale": self.scale,

@@ -59,7 +59,8 @@ class SparsedLM(TemplateLM):
 
     Args:
         pretrained: The checkpoint's folder.
-        dtype: As in `load_model`; "auto": the one that config.json names.
+        dtype: As in `load_model`.
+        weights: As in `load_model`.
         engine: As in `load_model`.
         device: As in `load_model`; the native engine runs on the CPU. Not used beside `device_map`.
         device_map: As in `load_model`.
@@ -100,7 +101,8 @@ class SparsedLM(TemplateLM):
     def __init__(
         self,
         pretrained: str | os.PathLike[str],
-        dtype: str = "float32",
+        dtype: str = "auto",
+        weights: str = "auto",
         engine: str = "native",
         device: str | None = None,
         device_map: str | Mapping[str, Any] | None = None,
@@ -138,9 +140,8 @@ class SparsedLM(TemplateLM):
         check.flag("add_bos_token", add_bos_token, optional=True)
         self._variables = arguments.template_variables(chat_template_args, enable_thinking, think_end_token)
         folder = Path(pretrained, subfolder)
-        self.model = load_model(
-            folder, arguments.dtype_of(folder, dtype), engine=engine, **arguments.placement(engine, device, device_map)
-        )
+        placement = arguments.placement(engine, device, device_map)
+        self.model = load_model(folder, dtype, weights=weights, engine=engine, **placement)
         self._tokenizer_folder = Path(tokenizer or folder)
         self.tokenizer = load_tokenizer(self._tokenizer_folder)
         self.sparse, self.kv_cache, own = arguments.attention_of(preset, self.model, sparse, kv_cache, options)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from ...checks import Checker
@@ -14,7 +13,6 @@ from ...generation.preset import preset
 from ...generation.sampling import SAMPLERS, Sampler
 from ...kernels.config import Sparse
 from ...models import Model
-from ...models.files import read_json
 from ...models.tokenizer import Tokenizer
 from ..methods import CACHE_KINDS, SPARSE_KINDS, changed_sampler, made_cache
 
@@ -39,7 +37,7 @@ _OF_HF: dict[str, tuple[tuple[Any, ...], str]] = {
     "delta": ((None,), "delta weights have to be added to the weights before"),
     "autogptq": ((None, False), "quantized weights are not supported"),
     "gptqmodel": ((None, False), "quantized weights are not supported"),
-    "load_in_8bit": ((None, False), "quantized weights are not supported"),
+    "load_in_8bit": ((None, False), "weights=int8 quantises the linear layers"),
     "load_in_4bit": ((None, False), "quantized weights are not supported"),
     "gguf_file": ((None,), "pretrained takes the path of a GGUF file"),
 }
@@ -98,15 +96,6 @@ def placement(engine: str, device: str | None, device_map: str | Mapping[str, An
         _log.warning("device is %s, but torch finds no CUDA device: the model runs on the CPU", device)
         device = "cpu"
     return {"device": device}
-
-
-def dtype_of(folder: Path, dtype: Any) -> Any:
-    """Returns `dtype`, or for "auto" the one that the checkpoint's config.json names."""
-    config = folder / "config.json"
-    if dtype != "auto" or not config.is_file():
-        return dtype
-    values = read_json(config)
-    return values.get("dtype") or values.get("torch_dtype") or "float32"
 
 
 def sparse_of(sparse: bool | str | Sparse, options: dict[str, Any]) -> Sparse | None:
