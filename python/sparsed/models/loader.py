@@ -29,7 +29,7 @@ from . import (
 )
 from .checkpoint import Checkpoint, check_tensors
 from .files import find_folder, read_json
-from .token_declarations import declared_turn_ends, read_optional
+from .token_declarations import declared_mask_token, declared_turn_ends, read_optional
 
 if TYPE_CHECKING:
     import torch
@@ -43,6 +43,7 @@ def load_model(
     dtype: DTypeLike | torch.dtype = ...,
     *,
     engine: Literal["native"] = ...,
+    rope_scaling: Mapping[str, Any] | None = ...,
     progress: bool = ...,
 ) -> Transformer: ...
 @overload
@@ -54,6 +55,7 @@ def load_model(
     device: str | int | torch.device | None = ...,
     device_map: str | Mapping[str, Any] | None = ...,
     group: torch.distributed.ProcessGroup | None = ...,
+    rope_scaling: Mapping[str, Any] | None = ...,
     progress: bool = ...,
 ) -> TorchTransformer: ...
 @overload
@@ -65,6 +67,7 @@ def load_model(
     device: str | int | torch.device | None = ...,
     device_map: str | Mapping[str, Any] | None = ...,
     group: torch.distributed.ProcessGroup | None = ...,
+    rope_scaling: Mapping[str, Any] | None = ...,
     progress: bool = ...,
 ) -> Transformer | TorchTransformer: ...
 def load_model(
@@ -75,9 +78,10 @@ def load_model(
     device: str | int | torch.device | None = None,
     device_map: str | Mapping[str, Any] | None = None,
     group: torch.distributed.ProcessGroup | None = None,
+    rope_scaling: Mapping[str, Any] | None = None,
     progress: bool = False,
 ) -> Transformer | TorchTransformer:
-    """Loads a LLaDA or Dream model from its checkpoint folder.
+    """Loads a diffusion language model from its checkpoint folder: LLaDA, Dream, A2D and their like.
 
     Args:
         folder: A folder with config.json and model.safetensors, or with shards and model.safetensors.index.json.
@@ -92,6 +96,13 @@ def load_model(
             accelerate then splits the layers over several devices.
         group: A torch.distributed group, with engine "torch". Each of its processes holds its share of the heads, and
             selects, stores and reports the patterns of these heads.
+        rope_scaling: Settings of RoPE in place of those of config.json, for sequences longer than the model was trained
+            on. "rope_type" is "linear", "yarn" or "llama3", with the keys that transformers has for them; "ntk" with
+            "factor", which multiplies the base as LongLLaDA does (LLaDA: 4 for 8k tokens, 14 for 16k, 31 for 24k), or
+            with "target_length", from which LongLLaDA's rule computes the factor; "ultrallada" with "target_length",
+            which is UltraLLaDA's rule; or "default", which removes the scaling of config.json. All but "default" take
+            "original_max_position_embeddings", the length of the training; it is the maximum of config.json if it is
+            not given. `config.max_length` is then the length that the scaling is made for.
         progress: Whether to show a progress bar on stderr.
 
     Raises:
@@ -99,7 +110,7 @@ def load_model(
         ValueError: The folder holds another kind of model, which the message names; a config value changes the
             arithmetic in a way that is not supported; a tensor is missing, extra or misshapen; a file is damaged; or
             two arguments exclude each other.
-        TypeError: `folder` is not a path.
+        TypeError: `folder` is not a path, or `rope_scaling` is no dict of plain values.
         MemoryError: The weights do not fit into the available memory.
         ImportError: Engine "torch" needs torch, and `device_map` needs accelerate.
     """
@@ -115,7 +126,7 @@ def load_model(
     if len(given) > 1 and "device_map" in given:
         raise ValueError(f"load_model: device_map and {given[0]} are given, expected only device_map")
     path = find_folder(folder, "load_model")
-    config, architecture = read_config(path)
+    config, architecture = read_config(path, rope_scaling)
     checkpoint = Checkpoint(path)
     ends = check_tensors(checkpoint, config, architecture.names)
     bytes_read = {"total": checkpoint.nbytes, "unit": "B", "unit_scale": True, "unit_divisor": 1024}
@@ -128,11 +139,15 @@ def load_model(
         return _Packer(checkpoint, name).transformer(config, architecture.names, ends)
 
 
-def read_config(path: Path) -> tuple[ModelConfig, Architecture]:
+def read_config(path: Path, rope_scaling: Mapping[str, Any] | None = None) -> tuple[ModelConfig, Architecture]:
     """What the files of a folder say about its model, without the weights.
 
+    Args:
+        path: The folder.
+        rope_scaling: As in `load_model`.
+
     Raises:
-        FileNotFoundError, ValueError: as `load_model`.
+        FileNotFoundError, ValueError, TypeError: As `load_model`.
     """
     config_path = path / "config.json"
     if adapter := recognise.adapter(path):
@@ -140,8 +155,12 @@ def read_config(path: Path) -> tuple[ModelConfig, Architecture]:
     if not config_path.is_file():
         raise FileNotFoundError(f"load_model: {config_path} does not exist{recognise.contents(path)}")
     values = read_json(config_path)
+    if values.get("mask_token_id") is None:
+        declared = declared_mask_token(path)
+        values |= {} if declared is None else {"mask_token_id": declared}
     architecture = find_architecture(values, str(config_path))
-    return _read_generation(architecture.read_config(ConfigReader(values, str(config_path))), path), architecture
+    config = architecture.read_config(ConfigReader(values, str(config_path)), rope_scaling)
+    return _read_generation(config, path), architecture
 
 
 def _read_generation(config: ModelConfig, path: Path) -> ModelConfig:
@@ -198,6 +217,8 @@ class _Packer:
             gate=self._pack([prefix + names.gate]),
             up=self._pack([prefix + names.up]),
             down=self._pack([prefix + names.down]),
+            query_norm=self._norm_of(prefix, names.query_norm),
+            key_norm=self._norm_of(prefix, names.key_norm),
         )
 
     def _pack(self, modules: Sequence[str], *, bias: bool = False) -> ops.PackedWeight:
@@ -214,6 +235,9 @@ class _Packer:
         embedding = np.array(mapped, ml_dtypes.bfloat16 if self._packed_dtype else mapped.dtype)
         self._checkpoint.release()
         return embedding
+
+    def _norm_of(self, prefix: str, name: str | None) -> NDArray[np.float32] | None:
+        return None if name is None else self._norm(f"{prefix}{name}.weight")
 
     def _norm(self, name: str) -> NDArray[np.float32]:
         return self._checkpoint.array(name).astype(np.float32)
