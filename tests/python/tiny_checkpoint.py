@@ -131,6 +131,90 @@ _ILLADA_8B = {
     "transformers_version": "4.57.1",
     "vocab_size": 155136,
 }
+# What transformers writes for Qwen3-0.6B, Qwen2.5-Coder-0.5B and Llama-3.2-1B under dllm's classes. The mask token is
+# named by the tokenizer, or has the id behind its tokens.
+_OF_TRANSFORMERS = {
+    "attention_dropout": 0.0,
+    "dtype": "bfloat16",
+    "hidden_act": "silu",
+    "initializer_range": 0.02,
+    "rope_scaling": None,
+    "tie_word_embeddings": True,
+    "transformers_version": "4.57.0",
+    "use_cache": True,
+}
+_A2D_QWEN3 = _OF_TRANSFORMERS | {
+    "architectures": ["A2DQwen3LMHeadModel"],
+    "attention_bias": False,
+    "bos_token_id": 151643,
+    "eos_token_id": 151645,
+    "head_dim": 128,
+    "hidden_size": 1024,
+    "intermediate_size": 3072,
+    "layer_types": ["full_attention"] * 28,
+    "max_position_embeddings": 40960,
+    "max_window_layers": 28,
+    "model_type": "a2d-qwen3",
+    "num_attention_heads": 16,
+    "num_hidden_layers": 28,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 1000000,
+    "sliding_window": None,
+    "use_sliding_window": False,
+    "vocab_size": 151936,
+}
+_A2D_QWEN2 = _OF_TRANSFORMERS | {
+    "architectures": ["A2DQwen2LMHeadModel"],
+    "bos_token_id": 151643,
+    "eos_token_id": 151645,
+    "hidden_size": 896,
+    "intermediate_size": 4864,
+    "layer_types": ["full_attention"] * 24,
+    "max_position_embeddings": 32768,
+    "max_window_layers": 24,
+    "model_type": "a2d-qwen2",
+    "num_attention_heads": 14,
+    "num_hidden_layers": 24,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 1000000.0,
+    "sliding_window": None,
+    "use_sliding_window": False,
+    "vocab_size": 151936,
+}
+_A2D_LLAMA = _OF_TRANSFORMERS | {
+    "architectures": ["A2DLlamaLMHeadModel"],
+    "attention_bias": False,
+    "bos_token_id": 128000,
+    "eos_token_id": 128001,
+    "head_dim": 64,
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "mask_token_id": 128255,
+    "max_position_embeddings": 131072,
+    "mlp_bias": False,
+    "model_type": "a2d-llama",
+    "num_attention_heads": 32,
+    "num_hidden_layers": 16,
+    "num_key_value_heads": 8,
+    "pretraining_tp": 1,
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": {
+        "factor": 32.0,
+        "high_freq_factor": 4.0,
+        "low_freq_factor": 1.0,
+        "original_max_position_embeddings": 8192,
+        "rope_type": "llama3",
+    },
+    "rope_theta": 500000.0,
+    "vocab_size": 128256,
+}
+_OPEN_DCODER = {key: value for key, value in _A2D_QWEN2.items() if key != "layer_types"} | {
+    "architectures": ["Qwen2ForCausalLM"],
+    "mask_token_id": 151665,
+    "model_type": "qwen2",
+}
 PUBLISHED: dict[str, dict[str, Any]] = {
     "llada_8b": _LLADA_8B,
     "llada_1_5": _LLADA_8B | {"transformers_version": "4.49.0", "torch_dtype": "bfloat16"},
@@ -139,6 +223,10 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "dream_7b": _DREAM_7B,
     "dream_coder_7b": _DREAM_7B | {"bos_token_id": 151665, "max_position_embeddings": 32768},
     "diffucoder_7b": _DREAM_7B | {"max_position_embeddings": 32768, "transformers_version": "4.52.0.dev0"},
+    "a2d_qwen3": _A2D_QWEN3,
+    "a2d_qwen2": _A2D_QWEN2,
+    "a2d_llama": _A2D_LLAMA,
+    "open_dcoder": _OPEN_DCODER,
 }
 
 _VOCAB = 96
@@ -170,6 +258,12 @@ def tiny_config(name: str, **changes: Any) -> dict[str, Any]:
     values = published | (_TINY_LLADA if "d_model" in published else _TINY_LLAMA)
     if "d_model" in published:
         values["n_kv_heads"] = 4 if published["n_kv_heads"] == published["n_heads"] else 2
+    if "head_dim" in published:
+        values["head_dim"] = 32  # the heads together are wider than hidden_size, as in Qwen3-0.6B
+    if "layer_types" in published:
+        values["layer_types"] = ["full_attention"] * 2
+    if published["model_type"].startswith("a2d"):
+        values.setdefault("mask_token_id", 10**6)
     for key in ("mask_token_id", "eos_token_id", "pad_token_id", "bos_token_id"):
         if values.get(key, 0) >= _VOCAB:
             values[key] = 90 + len(key) % 4
@@ -182,13 +276,13 @@ def random_tensors(values: Mapping[str, Any], dtype: Any = np.float32, seed: int
     rng = np.random.default_rng(seed)
     llada = "d_model" in values
     hidden, mlp = (values[key] for key in (_LLADA_KEYS if llada else _LLAMA_KEYS))
-    heads, kv_heads = _heads(values)
-    keys = hidden // heads * kv_heads
+    heads, kv_heads, head_dim = _heads(values)
+    queries, keys = heads * head_dim, kv_heads * head_dim
     rows = values.get("embedding_size") or values["vocab_size"]
-    bias = values.get("include_qkv_bias") if llada else values["model_type"] == "Dream"
+    bias = values.get("include_qkv_bias") if llada else values["model_type"] in ("Dream", "a2d-qwen2", "qwen2")
     tied = values["weight_tying" if llada else "tie_word_embeddings"]
     (embedding, norm, head), prefix, names = _names(values)
-    sizes = [(hidden,), (hidden, hidden), (keys, hidden), (keys, hidden), (hidden, hidden)]
+    sizes = [(hidden,), (queries, hidden), (keys, hidden), (keys, hidden), (hidden, queries)]
     sizes += [(hidden,), (mlp, hidden), (mlp, hidden), (hidden, mlp)]
     shapes: dict[str, tuple[int, ...]] = {embedding: (rows, hidden), norm: (hidden,)}
     if not tied:
@@ -197,8 +291,11 @@ def random_tensors(values: Mapping[str, Any], dtype: Any = np.float32, seed: int
         for name, size in zip(names, sizes, strict=True):
             shapes[f"{prefix}.{number}.{name}.weight"] = size
         if bias:
-            for name, size in zip(names[1:4], (hidden, keys, keys), strict=True):
+            for name, size in zip(names[1:4], (queries, keys, keys), strict=True):
                 shapes[f"{prefix}.{number}.{name}.bias"] = (size,)
+        if values["model_type"] == "a2d-qwen3":
+            for name in ("q_norm", "k_norm"):
+                shapes[f"{prefix}.{number}.self_attn.{name}.weight"] = (head_dim,)
     tensors = {}
     for name, shape in shapes.items():
         matrix = len(shape) == 2
@@ -219,10 +316,13 @@ def _names(values: Mapping[str, Any]) -> tuple[tuple[str, str, str], str, list[s
     return ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"), "model.layers", modules
 
 
-def _heads(values: Mapping[str, Any]) -> tuple[int, int]:
+def _heads(values: Mapping[str, Any]) -> tuple[int, int, int]:
+    """The numbers of query heads and of key/value heads, and their size."""
     heads = values.get("n_heads") or values["num_attention_heads"]
     kv_heads = values.get("n_kv_heads") or values.get("num_key_value_heads")
-    return heads, kv_heads or (1 if values.get("multi_query_attention") else heads)
+    hidden = values.get("d_model") or values["hidden_size"]
+    kv_heads = kv_heads or (1 if values.get("multi_query_attention") else heads)
+    return heads, kv_heads, values.get("head_dim") or hidden // heads
 
 
 def safetensors_bytes(tensors: Mapping[str, np.ndarray], **changes: Any) -> bytes:
@@ -268,12 +368,17 @@ def reference_logits(
     ids: np.ndarray,
     positions: np.ndarray | None = None,
     key_mask: np.ndarray | None = None,
+    angles: tuple[np.ndarray, float] | None = None,
 ) -> np.ndarray:
-    """(B, l, V) in float64, one row and one head at a time; `positions` (B, l) are what RoPE turns by."""
+    """(B, l, V) in float64, one row and one head at a time; `positions` (B, l) are what RoPE turns by.
+
+    `angles` are those of RoPE per position and the factor of cosines and sines; None: as `rope_angles` has them.
+    """
     weights = {name: tensor.astype(np.float64) for name, tensor in tensors.items()}
     (embedding, norm, head_name), prefix, names = _names(values)
-    heads, kv_heads = _heads(values)
-    eps, theta = values["rms_norm_eps"], values["rope_theta"]
+    heads, kv_heads, size = _heads(values)
+    eps = values["rms_norm_eps"]
+    angles, scale = rope_angles(values) if angles is None else angles
     batch, length = ids.shape
     logits = []
     for row in range(batch):
@@ -284,12 +389,16 @@ def reference_logits(
             at = [f"{prefix}.{number}.{name}" for name in names]
             normed = _rms(hidden, weights[f"{at[0]}.weight"], eps)
             q, k, v = (normed @ weights[f"{name}.weight"].T + weights.get(f"{name}.bias", 0.0) for name in at[1:4])
-            size = q.shape[1] // heads
             out = np.zeros_like(q)
+            head_norms = [weights.get(f"{prefix}.{number}.self_attn.{name}.weight") for name in ("q_norm", "k_norm")]
             for head in range(heads):
                 one = slice(head * size, (head + 1) * size)
                 shared = slice(head * kv_heads // heads * size, (head * kv_heads // heads + 1) * size)
-                scores = _turn(q[:, one], turn, theta) @ _turn(k[:, shared], turn, theta).T / np.sqrt(size)
+                q_head, k_head = (
+                    _turn(x if weight is None else _rms(x, weight, eps), turn, angles, scale)
+                    for x, weight in zip((q[:, one], k[:, shared]), head_norms, strict=True)
+                )
+                scores = q_head @ k_head.T / np.sqrt(size)
                 scores = np.where(live, scores, -np.inf)
                 shares = np.exp(scores - scores.max(axis=1, keepdims=True))
                 out[:, one] = shares / shares.sum(axis=1, keepdims=True) @ v[:, shared]
@@ -306,8 +415,22 @@ def _rms(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
     return x / np.sqrt((x * x).mean(axis=1, keepdims=True) + eps) * weight
 
 
-def _turn(x: np.ndarray, positions: np.ndarray, theta: float) -> np.ndarray:
-    half = x.shape[1] // 2
-    angles = positions[:, None] / theta ** (np.arange(half) / half)
-    a, b = x[:, :half], x[:, half:]
-    return np.concatenate([a * np.cos(angles) - b * np.sin(angles), b * np.cos(angles) + a * np.sin(angles)], axis=1)
+def rope_angles(values: Mapping[str, Any]) -> tuple[np.ndarray, float]:
+    """The angle per position of each pair of features in float64, by the definitions of plain RoPE and of Llama 3."""
+    half = _heads(values)[2] // 2
+    angles = values["rope_theta"] ** -(np.arange(half) / half)
+    scaling = values.get("rope_scaling")
+    if scaling:
+        low, high, factor = (scaling[name] for name in ("low_freq_factor", "high_freq_factor", "factor"))
+        turns = scaling["original_max_position_embeddings"] * angles / (2 * np.pi)
+        share = np.clip((turns - low) / (high - low), 0, 1)
+        angles = angles * (share + (1 - share) / factor)
+    return angles, 1.0
+
+
+def _turn(x: np.ndarray, positions: np.ndarray, angles: np.ndarray, scale: float) -> np.ndarray:
+    half = len(angles)
+    turned = positions[:, None] * angles
+    cos, sin = scale * np.cos(turned), scale * np.sin(turned)
+    a, b, rest = x[:, :half], x[:, half : 2 * half], x[:, 2 * half :]
+    return np.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=1)

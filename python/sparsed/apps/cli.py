@@ -18,11 +18,12 @@ from typing import Any, NamedTuple
 from .. import __version__
 from ..checks import SparsedWarning
 from ..kernels.attention import set_num_threads
-from ..models.files import demo_model_folder
+from ..models.files import demo_model_folder, find_folder
 from .demo import add_demo_options, run_demo
 from .environment import available_memory, machine_info
 from .eval.command import add_ablate_options, add_eval_options, add_heads_options, run_ablate, run_eval, run_heads
 from .generate_command import add_generate_options, run_generate
+from .model_info import model_info
 from .parser import HelpFormatter, Parser, in_terms_of_options
 
 _INTERRUPTED, _BROKEN_PIPE = 130, 141  # as a shell reports the signals
@@ -192,19 +193,23 @@ def _lm_eval(arguments: Sequence[str]) -> int:
 
 
 def _add_info_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", nargs="?", metavar="MODEL_DIR", help="a checkpoint folder, for what it holds")
     parser.add_argument("--json", action="store_true", help="as JSON")
 
 
 def _info(args: argparse.Namespace) -> int:
-    machine = machine_info() | {"memory available": available_memory(), "demo model": str(demo_model_folder())}
+    if args.model is not None:
+        facts = model_info(find_folder(args.model, "info"))
+    else:
+        facts = machine_info() | {"memory available": available_memory(), "demo model": str(demo_model_folder())}
     if args.json:
-        print(json.dumps(machine, indent=1))
+        print(json.dumps(facts, indent=1))
         return 0
-    width = max(len(key) for key in machine)
-    for key, value in machine.items():
+    width = max(len(key) for key in facts)
+    for key, value in facts.items():
         if key != "backends":
             print(f"{key:{width}}  {value}")
-    for name, state in machine["backends"].items():
+    for name, state in facts.get("backends", {}).items():
         print(f"{'backend':{width}}  {name}: {state}")
     return 0
 
@@ -246,5 +251,10 @@ _COMMANDS = {
         run_heads,
         ("sparsed heads demo --tasks niah_single_1 --samples 2",),
     ),
-    "info": _Command("version, kernels and machine", _add_info_options, _info, ("sparsed info --json",)),
+    "info": _Command(
+        "version, kernels and machine; or what a checkpoint folder holds",
+        _add_info_options,
+        _info,
+        ("sparsed info --json", "sparsed info LLaDA-8B-Instruct"),
+    ),
 }

@@ -114,6 +114,12 @@ def _llama_shape(reader: ConfigReader, hidden_size: int, num_heads: int, num_kv_
     )
 
 
+# The keys and defaults that most classes of transformers have.
+_EPS = Key("rms_norm_eps", 1e-6)
+_MAX_LENGTH = Key("max_position_embeddings", 32768)
+_TIE_WEIGHTS = Key("tie_word_embeddings", False)
+
+
 @dataclass(frozen=True)
 class Architecture:
     """A published model class. The `class_name` or the `model_type` (in lower case) of a config.json selects it.
@@ -148,9 +154,9 @@ class Architecture:
     shape: Callable[[ConfigReader], Shape] = read_llama_shape
     fixed: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
     ignored: frozenset[str] = frozenset()
-    rms_norm_eps: Key = Key("rms_norm_eps", 1e-6)
-    max_length: Key = Key("max_position_embeddings", 32768)
-    tie_weights: Key = Key("tie_word_embeddings", False)
+    rms_norm_eps: Key = _EPS
+    max_length: Key = _MAX_LENGTH
+    tie_weights: Key = _TIE_WEIGHTS
     qkv_bias: bool | Key = False
     rope_full_precision: bool | Key = False
     mask_token: int | None = None

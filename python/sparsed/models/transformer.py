@@ -266,7 +266,7 @@ class Transformer:
         return out
 
     def _rotary_tables(self, position_ids: IntArray) -> tuple[FloatArray, FloatArray]:
-        """Returns scaled cosines and sines, (B R, rotary dimensions / 2) float32, rounded as the published code does."""
+        """Returns scaled cosines and sines, (B R, rotary features / 2) float32, rounded as the published code does."""
         angles = position_ids.reshape(-1, 1).astype(np.float32) * self._frequencies
         factor = np.float32(self.config.rope.attention_factor)
         cos, sin = np.cos(angles) * factor, np.sin(angles) * factor

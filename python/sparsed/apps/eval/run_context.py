@@ -125,6 +125,7 @@ class RunContext:
             "model": model_identity(self.folder),
             "dtype": args.dtype,
             "engine": [args.engine, args.device, args.device_map],
+            **({} if args.rope_scaling is None else {"rope_scaling": args.rope_scaling}),
             "style": self.style.name,
             "scale": self.scale,
             "budgets": self.style.gen_lengths,
