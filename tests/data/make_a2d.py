@@ -73,7 +73,7 @@ def make(dllm: Path, case: str) -> None:
     from dllm.core.samplers.mdlm import MDLMSampler, MDLMSamplerConfig
 
     name, kind, options = CASES[case]
-    values = tiny_config(name)
+    values = tiny_config(name, max_position_embeddings=128)
     tensors = random_tensors(values, BFLOAT16, seed=len(case))
     folder = write_checkpoint(HERE / case, values, tensors)
     module = load_module(f"modeling_{kind}", dllm / "dllm/pipelines/a2d/models" / kind / f"modeling_{kind}.py")

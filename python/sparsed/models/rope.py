@@ -30,7 +30,8 @@ _LAYER_TYPE = "full_attention"
 # The names that transformers has for other kinds of attention. No model here has such layers, so their settings do not
 # matter.
 _OTHER_LAYER_TYPES = frozenset({"sliding_attention", "chunked_attention", "linear_attention"})
-_OF_ALL_TYPES = frozenset({"rope_type", "type", "rope_theta", "partial_rotary_factor"})
+_SHARE = "partial_rotary_factor"
+_OF_ALL_TYPES = frozenset({"rope_type", "type", "rope_theta", _SHARE})
 _TRAINED = "original_max_position_embeddings"
 _ARGUMENT = "rope_scaling"
 
@@ -203,13 +204,12 @@ def read_rope(
         ValueError: No place names the base, a value is not as it should be, or the type of RoPE is not supported.
         TypeError: `rope_scaling` is no mapping.
     """
-    top_share = _share(reader, "partial_rotary_factor", reader.take("partial_rotary_factor"))
     top_trained = reader.integer(_TRAINED) if reader.take(_TRAINED) is not None else None
     places = {key: _settings(reader, key) for key in ("rope_scaling", "rope_parameters")}
     read = "rope_scaling" if places["rope_scaling"] else "rope_parameters"
     settings = places[read]
     theta = _read_theta(reader, places, read, only_top_level=only_top_level, default=default)
-    share = _share(reader, read, settings.get("partial_rotary_factor")) or top_share or 1.0
+    dim = _rotated(reader, head_dim, read, settings)
     if top_trained is not None:  # transformers lets the top level decide here
         settings = settings | {_TRAINED: top_trained}
     if rope_scaling is not None:
@@ -218,10 +218,7 @@ def read_rope(
         if trained is not None:
             settings = {_TRAINED: trained} | settings
         theta = float(settings.get("rope_theta", theta))
-        share = _share(reader, read, settings.get("partial_rotary_factor")) or share
-    dim = int(head_dim * share)
-    if dim < 2 or dim % 2:
-        reader.fail(read, f'a "partial_rotary_factor" that rotates an even number of the {head_dim} features of a head')
+        dim = _rotated(reader, head_dim, read, settings) if _SHARE in settings else dim
     kind = _TYPES[_type_of(reader, read, settings)]
     scaled = kind.read(_Context(reader, read, settings, theta, dim, max_length))
     return Rope(theta, dim, scaled.scaling), max(max_length, int(min(scaled.length, 2**31 - 1)))
@@ -268,11 +265,16 @@ def _read_theta(
     return float(theta)
 
 
-def _share(reader: ConfigReader, key: str, value: Any) -> float | None:
-    """Returns the share of a head's features that RoPE rotates, or None where no value says it."""
-    if value is not None and (not is_positive(value) or value > 1):
-        reader.fail(key, 'a "partial_rotary_factor" above 0 and at most 1')
-    return value if value is None else float(value)
+def _rotated(reader: ConfigReader, head_dim: int, read: str, settings: Mapping[str, Any]) -> int:
+    """Returns how many of a head's features are rotated. The settings under `read` count before the top level."""
+    shares = {_SHARE: reader.take(_SHARE), read: settings.get(_SHARE)}
+    dim = head_dim
+    for key, share in shares.items():
+        if share is not None:
+            dim = int(head_dim * share) if is_positive(share) and share <= 1 else 0
+            if dim < 2 or dim % 2:
+                reader.fail(key, f'a "{_SHARE}" up to 1 that rotates an even number of a head\'s {head_dim} features')
+    return dim
 
 
 def _settings(reader: ConfigReader, key: str) -> dict[str, Any]:

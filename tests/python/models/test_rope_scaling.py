@@ -17,7 +17,7 @@ from sparsed.models.llada import LLADA
 from tiny_checkpoint import PUBLISHED, random_tensors, reference_logits, rope_angles, tiny_config, write_checkpoint
 from tolerances import TINY_LOGITS
 
-ROUNDING = 3e-7  # of float32, relative: transformers computes in float32 too
+ROUNDING = 6e-7  # of float32, relative: transformers computes in float32 too, some angles in ten operations
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8192}
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 
@@ -157,8 +157,8 @@ def test_a_model_turns_by_the_scaled_angles(tmp_path, name, engine) -> None:
         ({"rope_type": "linear", "factor": 4}, (angles / 4, 1.0)),
         ({"rope_type": "ntk", "factor": 14}, ((values["rope_theta"] * 14) ** -(np.arange(half) / half), 1.0)),
         ({"rope_type": "linear", "factor": 1, "partial_rotary_factor": 0.5}, (angles[::2], 1.0)),
-        # Below a whole turn of the slowest pairs nothing is blended, so that only the factor of the angles counts.
-        (YARN | {"attention_factor": 1.5, "beta_fast": 1e30, "beta_slow": 1e29}, (angles / 4, 1.5)),
+        # With these settings every pair counts as a slow one.
+        (YARN | {"attention_factor": 1.5, "beta_fast": 1e-30, "beta_slow": 1e-31}, (angles / 4, 1.5)),
     ]
     for settings, expected in given:
         logits = sparsed.load_model(tmp_path, engine=engine, rope_scaling=settings).forward(ids)
@@ -185,7 +185,7 @@ def test_the_config_s_own_scaling_can_be_removed(tmp_path) -> None:
         ({"rope_type": "dynamic", "factor": 4}, ValueError, 'rope_scaling is .*, expected a "rope_type" .*"ntk"'),
         ({"rope_type": "su"}, ValueError, 'rope_scaling is .*, expected a "rope_type" that is one of'),
         ({"rope_type": "yarn", "factor": 4, "beta": 1}, ValueError, 'rope_scaling is .*, expected no "beta"'),
-        ({"rope_type": "ntk", "target_length": 10}, ValueError, "above the 64 tokens"),
+        ({"rope_type": "ntk", "target_length": 10}, ValueError, "rope_scaling .* above the 64 tokens"),
     ],
 )
 def test_a_wrong_argument_is_named(tmp_path, settings, error, message) -> None:
