@@ -48,17 +48,18 @@ def find_architecture(values: Mapping[str, Any], source: str) -> Architecture:
         ValueError: The architecture is not supported. The message names the model if it is a known one.
     """
     classes, model_type = values.get("architectures"), values.get("model_type")
-    possible = [a for a in ARCHITECTURES if not a.needs_mask_token or values.get("mask_token_id") is not None]
+    unmasked = values.get("mask_token_id") is None
     if isinstance(classes, list) and classes:
         names = [str(name) for name in classes]
-        matches = [a for a in possible if a.class_name in classes]
+        matches = [a for a in ARCHITECTURES if a.class_name in classes]
         found, expected = f"architectures is {classes}", [a.class_name for a in ARCHITECTURES]
     else:
         names = [f"{model_type}_moe" if values.get("num_experts") else str(model_type)]
-        matches = [a for a in possible if a.model_type == names[0].lower()]
+        matches = [a for a in ARCHITECTURES if a.model_type == names[0].lower()]
         found, expected = f"model_type is {model_type!r}", [a.model_type for a in ARCHITECTURES]
-    if len(matches) != 1:
+    lacking = next((f" ({a.title} has this class and names a mask token)" for a in matches if a.needs_mask_token), "")
+    if len(matches) != 1 or (unmasked and lacking):
         families = ", ".join(a.title for a in ARCHITECTURES)
         known = recognise.model(names, families)
-        raise ValueError(f"load_model: {found}, expected one of {expected}: {known} (in {source})")
+        raise ValueError(f"load_model: {found}, expected one of {expected}: {known}{lacking} (in {source})")
     return matches[0]

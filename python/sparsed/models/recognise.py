@@ -43,7 +43,7 @@ _MODELS = (
     _Model("t5|bart|conditionalgeneration", "a sequence-to-sequence or multimodal model", "transformers runs"),
     _Model(
         "causallm|lmheadmodel|llama|qwen|mistral|mixtral|gemma|phi|gpt|olmo|falcon|deepseek|glm|granite|mamba",
-        "an autoregressive model (its files name no mask token)",
+        "an autoregressive model",
         "transformers, vLLM and llama.cpp run",
     ),
 )
