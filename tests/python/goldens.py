@@ -17,7 +17,7 @@ from sparsed import DreamSampler, LLaDASampler, MDLMSampler, SparseConfig
 
 # Those with a dense and a sparse generation, and those with a dense one.
 CASES = ("llada_b32", "llada_b128", "dream_b32", "dream_margin", "dream_tail")
-DENSE_CASES = ("a2d_qwen3", "a2d_qwen2", "a2d_llama")
+DENSE_CASES = ("a2d_qwen3", "a2d_qwen2", "a2d_llama", "open_dcoder")
 
 
 @dataclass(frozen=True)

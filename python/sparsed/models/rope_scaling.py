@@ -101,12 +101,14 @@ def base_factor(theta: float, dim: int, trained: float, target: float) -> float:
     Source: LongLLaDA, arXiv 2506.14429, section 4. UltraLLaDA (arXiv 2510.10481) has the same rule with 2 T and 2 T',
         because a token sees others on both sides.
     """
-    return max(1.0, (target / (2 * math.pi)) ** (dim / _critical_dim(theta, dim, trained)) / theta)
+    longer_base = (target / (2 * math.pi)) ** (dim / _critical_dim(theta, dim, trained))
+    return max(1.0, float(longer_base) / theta)
 
 
 def base_length(theta: float, dim: int, trained: float, factor: float) -> float:
     """Returns the length T' for which `base_factor` returns `factor`."""
-    return 2 * math.pi * float((theta * factor) ** (_critical_dim(theta, dim, trained) / dim))
+    turns = (theta * factor) ** (_critical_dim(theta, dim, trained) / dim)
+    return 2 * math.pi * float(turns)
 
 
 def _critical_dim(theta: float, dim: int, trained: float) -> int:

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 
 import sparsed
-from goldens import DENSE_CASES
 from paths import DATA
 from sparsed.apps import cli, environment
 from sparsed.apps.cli_options import add_engine_options, load_chosen
@@ -226,7 +225,7 @@ def test_info(capsys) -> None:
 
 
 def test_info_of_a_folder(capsys) -> None:
-    for case in DENSE_CASES:
+    for case in ("a2d_qwen3", "a2d_qwen2", "a2d_llama"):
         status, out, _ = run(capsys, "info", str(DATA / case))
         assert status == 0 and "MDLMSampler" in out and "bidirectional" in out
     assert re.search(r"^RoPE +base 500000, Llama3Scaling: factor 32, trained 8192", out, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""The published code of dllm on the A2D family: logits of every step, whole generations, by both engines."""
+"""The published code of dllm and of Open-dLLM: logits of every step, whole generations, by both engines."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 import sparsed
 from goldens import DENSE_CASES, Golden, golden_case
-from sparsed import MDLMSampler
+from sparsed import DreamSampler, MDLMSampler
 from tolerances import check_golden_logits
 
 
@@ -25,8 +25,9 @@ def load(case: Golden, engine: str = "native", **options: Any) -> Any:
 
 
 def positions(case: Golden) -> np.ndarray:
-    """Those of the generation, whose logits the goldens have."""
-    return np.arange(case.prompt_length, case.arrays["dense_x"].shape[1])
+    """Those whose logits predict the generation: the goldens have them."""
+    shift = int(case.meta["kind"] == "dream")
+    return np.arange(case.prompt_length - shift, case.arrays["dense_x"].shape[1] - shift)
 
 
 @pytest.mark.parametrize("engine", ["native", "torch"])
@@ -38,9 +39,10 @@ def test_logits_of_every_step(case: Golden, engine: str) -> None:
 
 @pytest.mark.parametrize("engine", ["native", "torch"])
 def test_the_generation(case: Golden, engine: str) -> None:
-    result = sparsed.generate(load(case, engine), **case.options(cfg_scale=case.meta["cfg_scale"]))
+    guidance = {"cfg_scale": case.meta["cfg_scale"]} if "cfg_scale" in case.meta else {}
+    result = sparsed.generate(load(case, engine), **case.options(**guidance))
     np.testing.assert_array_equal(result.tokens, case.arrays["dense_tokens"])
-    # dllm leaves out the steps that unmask nothing.
+    # dllm leaves out the steps that unmask nothing; a step of Dream's sampler that does is computed there.
     states = [result.history[i, 0] for i, step in enumerate(result.stats) if step.forwards]
     np.testing.assert_array_equal(states, case.arrays["dense_x"])
 
@@ -51,11 +53,11 @@ def test_bfloat16_is_close(case: Golden) -> None:
     assert np.sqrt(np.mean((logits - expected) ** 2)) < 0.05 * np.sqrt(np.mean(expected**2))
 
 
-def test_the_family_s_sampler_is_dllm_s(case: Golden) -> None:
+def test_the_family_s_own_sampler(case: Golden) -> None:
     model = load(case)
-    assert model.config.family == "a2d"
+    sampler = DreamSampler() if case.name == "open_dcoder" else MDLMSampler()
     options = {"gen_length": case.meta["gen_length"], "steps": case.meta["gen_length"] - 5}
-    given = sparsed.generate(model, case.arrays["prompt"], sampler=MDLMSampler(), **options)
+    given = sparsed.generate(model, case.arrays["prompt"], sampler=sampler, **options)
     np.testing.assert_array_equal(sparsed.generate(model, case.arrays["prompt"], **options).tokens, given.tokens)
 
 
