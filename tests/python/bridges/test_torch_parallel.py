@@ -14,12 +14,13 @@ torch = pytest.importorskip("torch")
 import sparsed  # noqa: E402
 from goldens import golden_case  # noqa: E402
 from paths import DATA, ROOT  # noqa: E402
+from published_configs import PUBLISHED  # noqa: E402
 from sparsed.apps.demo import demo_model_folder  # noqa: E402
 from sparsed.models import ConfigReader, find_architecture  # noqa: E402
 from sparsed.torch import parallel  # noqa: E402
 from sparsed.torch.engine import Network, NetworkLayer  # noqa: E402
 from sparsed.torch.parallel import HeadShare, resolve_device_map  # noqa: E402
-from tiny_checkpoint import PUBLISHED, tiny_config, write_checkpoint  # noqa: E402
+from tiny_checkpoint import tiny_config, write_checkpoint  # noqa: E402
 
 WORKER = ROOT / "tests" / "python" / "tensor_parallel_worker.py"
 

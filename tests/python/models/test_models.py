@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 import sparsed
+from published_configs import PUBLISHED
 from sparsed.models import ARCHITECTURES, ConfigReader, ModelConfig, find_architecture, tensor_shapes
 from sparsed.models.rope_scaling import Rope
-from tiny_checkpoint import BFLOAT16, PUBLISHED, random_tensors, reference_logits, tiny_config, write_checkpoint
+from tiny_checkpoint import BFLOAT16, random_tensors, reference_logits, tiny_config, write_checkpoint
 from tolerances import TINY_LOGITS
 
 

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 import sparsed
+from published_configs import PUBLISHED
 from sparsed.models import ConfigReader
 from sparsed.models.a2d import A2D_QWEN3
 from sparsed.models.dream import DREAM
 from sparsed.models.llada import LLADA
-from tiny_checkpoint import PUBLISHED, random_tensors, reference_logits, rope_angles, tiny_config, write_checkpoint
+from tiny_checkpoint import random_tensors, reference_logits, rope_angles, tiny_config, write_checkpoint
 from tolerances import TINY_LOGITS
 
 ROUNDING = 6e-7  # of float32, relative: transformers computes in float32 too, some angles in ten operations
