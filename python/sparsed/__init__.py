@@ -15,7 +15,7 @@ from .generation.kv_cache import DelayedCache, DualCache, PrefixCache
 from .generation.preset import preset
 from .generation.prompts import pad_left
 from .generation.result import GenerationResult, StepInfo
-from .generation.sampling import DreamSampler, LLaDASampler
+from .generation.sampling import DreamSampler, LLaDASampler, MDLMSampler
 from .generation.stats import GenerationStats, StepStats
 from .kernels import ops
 from .kernels.attention import (
@@ -50,6 +50,7 @@ __all__ = [
     "GenerationResult",
     "GenerationStats",
     "LLaDASampler",
+    "MDLMSampler",
     "PackedKeyValues",
     "PatternCache",
     "PrefixCache",

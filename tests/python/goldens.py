@@ -13,9 +13,11 @@ import numpy as np
 
 import sparsed
 from paths import DATA
-from sparsed import DreamSampler, LLaDASampler, SparseConfig
+from sparsed import DreamSampler, LLaDASampler, MDLMSampler, SparseConfig
 
+# Those with a dense and a sparse generation, and those with a dense one.
 CASES = ("llada_b32", "llada_b128", "dream_b32", "dream_margin", "dream_tail")
+DENSE_CASES = ("a2d_qwen3", "a2d_qwen2", "a2d_llama", "open_dcoder")
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,10 @@ class Golden:
         return len(self.arrays["pattern"])
 
     @property
+    def has_sparse(self) -> bool:
+        return "pattern" in self.arrays
+
+    @property
     def select_step(self) -> int:
         """The step in which the authors' code selects."""
         return int(self.meta["steps"] * self.meta["skip"]) + 1
@@ -59,8 +65,8 @@ class Golden:
 
     def options(self, **sampler: Any) -> dict[str, Any]:
         """What `generate` is given; `sampler` changes settings of the sampler."""
-        if self.meta["kind"] == "llada":
-            kind: Any = LLaDASampler
+        if self.meta["kind"] in ("llada", "a2d"):
+            kind: Any = LLaDASampler if self.meta["kind"] == "llada" else MDLMSampler
             settings = {"block_length": self.meta["block_length"], "remasking": self.meta["remasking"]}
         else:
             kind = DreamSampler

@@ -22,16 +22,16 @@ def main(rank: int, size: int, folder: Path, name: str) -> None:
         golden = golden_case(name)
         model = sparsed.load_model(golden.folder, "float32", engine="torch", group=dist.group.WORLD)
         dense = sparsed.generate(model, **golden.options())
-        sparse = sparsed.generate(model, sparse=golden.sparse(), **golden.options())
-        patterns = [sparse.groups[0].patterns.pattern(layer).to_mask()[0] for layer in range(model.config.num_layers)]
+        if golden.has_sparse:
+            sparse = sparsed.generate(model, sparse=golden.sparse(), **golden.options())
+            patterns = sparse.groups[0].patterns
+            arrays["sparse"] = sparse.tokens
+            arrays["pattern"] = np.stack(
+                [patterns.pattern(layer).to_mask()[0] for layer in range(model.config.num_layers)]
+            )
         # Cached steps in this process' heads.
         cached = sparsed.generate(model, kv_cache=sparsed.DelayedCache(refresh=3), **golden.options())
-        arrays |= {
-            "dense": dense.tokens,
-            "sparse": sparse.tokens,
-            "cached": cached.tokens,
-            "pattern": np.stack(patterns),
-        }
+        arrays |= {"dense": dense.tokens, "cached": cached.tokens}
         bfloat16 = sparsed.load_model(golden.folder, "bfloat16", engine="torch", group=dist.group.WORLD)
         arrays["bfloat16"] = bfloat16.forward(dense.tokens)
         try:

@@ -10,136 +10,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+from published_configs import PUBLISHED
 
-_LLADA_8B = {
-    "activation_type": "silu",
-    "alibi": False,
-    "alibi_bias_max": 8.0,
-    "architectures": ["LLaDAModelLM"],
-    "attention_dropout": 0.0,
-    "attention_layer_norm": False,
-    "attention_layer_norm_with_affine": True,
-    "auto_map": {
-        "AutoConfig": "configuration_llada.LLaDAConfig",
-        "AutoModelForCausalLM": "modeling_llada.LLaDAModelLM",
-        "AutoModel": "modeling_llada.LLaDAModelLM",
-    },
-    "bias_for_layer_norm": False,
-    "block_group_size": 1,
-    "block_type": "llama",
-    "d_model": 4096,
-    "embedding_dropout": 0.0,
-    "embedding_size": 126464,
-    "eos_token_id": 126081,
-    "flash_attention": False,
-    "include_bias": False,
-    "include_qkv_bias": False,
-    "init_cutoff_factor": None,
-    "init_device": "meta",
-    "init_fn": "mitchell",
-    "init_std": 0.02,
-    "input_emb_norm": False,
-    "layer_norm_type": "rms",
-    "layer_norm_with_affine": True,
-    "mask_token_id": 126336,
-    "max_sequence_length": 4096,
-    "mlp_hidden_size": 12288,
-    "mlp_ratio": 4,
-    "model_type": "llada",
-    "multi_query_attention": None,
-    "n_heads": 32,
-    "n_kv_heads": 32,
-    "n_layers": 32,
-    "pad_token_id": 126081,
-    "precision": "amp_bf16",
-    "residual_dropout": 0.0,
-    "rms_norm_eps": 1e-05,
-    "rope": True,
-    "rope_full_precision": True,
-    "rope_theta": 500000.0,
-    "scale_logits": False,
-    "transformers_version": "4.46.3",
-    "use_cache": False,
-    "vocab_size": 126464,
-    "weight_tying": False,
-}
-_ILLADA_SIZES = {"n_kv_heads": 8, "mlp_hidden_size": 14336, "vocab_size": 155136, "embedding_size": 155136}
-_ILLADA_TOKENS = {"mask_token_id": 5, "eos_token_id": 2, "pad_token_id": 1, "bos_token_id": 0}
-_DREAM_7B = {
-    "architectures": ["DreamModel"],
-    "attention_dropout": 0.0,
-    "auto_map": {
-        "AutoConfig": "configuration_dream.DreamConfig",
-        "AutoModel": "modeling_dream.DreamModel",
-    },
-    "bos_token_id": 151643,
-    "eos_token_id": 151643,
-    "hidden_act": "silu",
-    "hidden_size": 3584,
-    "initializer_range": 0.02,
-    "intermediate_size": 18944,
-    "mask_token_id": 151666,
-    "max_position_embeddings": 131072,
-    "max_window_layers": 28,
-    "model_type": "Dream",
-    "num_attention_heads": 28,
-    "num_hidden_layers": 28,
-    "num_key_value_heads": 4,
-    "pad_token_id": 151643,
-    "rms_norm_eps": 1e-06,
-    "rope_scaling": None,
-    "rope_theta": 1000000.0,
-    "sliding_window": None,
-    "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16",
-    "transformers_version": "4.46.2",
-    "use_cache": True,
-    "use_mrope": False,
-    "use_sliding_window": False,
-    "vocab_size": 152064,
-}
-# The keys that modeling_illada.py of iLLaDA-8B reads; "illada_llada_keys" is the same model under LLaDA's keys.
-_ILLADA_8B = {
-    "architectures": ["ILLaDAForCausalLM"],
-    "attention_bias": False,
-    "attention_dropout": 0.0,
-    "auto_map": {
-        "AutoConfig": "configuration_illada.ILLaDAConfig",
-        "AutoModelForCausalLM": "modeling_illada.ILLaDAForCausalLM",
-    },
-    "bos_token_id": 0,
-    "eos_token_id": 2,
-    "hidden_act": "silu",
-    "hidden_size": 4096,
-    "initializer_range": 0.02,
-    "intermediate_size": 14336,
-    "layer_norm_eps": None,
-    "max_position_embeddings": 8192,
-    "mlp_bias": False,
-    "model_type": "illada",
-    "num_attention_heads": 32,
-    "num_hidden_layers": 32,
-    "num_key_value_heads": 8,
-    "pad_token_id": 1,
-    "resid_pdrop": 0.0,
-    "rms_norm_eps": 1e-05,
-    "rope_scaling": None,
-    "rope_theta": 500000.0,
-    "tie_word_embeddings": True,
-    "torch_dtype": "bfloat16",
-    "transformers_version": "4.57.1",
-    "vocab_size": 155136,
-}
-PUBLISHED: dict[str, dict[str, Any]] = {
-    "llada_8b": _LLADA_8B,
-    "llada_1_5": _LLADA_8B | {"transformers_version": "4.49.0", "torch_dtype": "bfloat16"},
-    "illada_8b": _ILLADA_8B,
-    "illada_llada_keys": _LLADA_8B | _ILLADA_SIZES | _ILLADA_TOKENS | {"weight_tying": True},
-    "dream_7b": _DREAM_7B,
-    "dream_coder_7b": _DREAM_7B | {"bos_token_id": 151665, "max_position_embeddings": 32768},
-    "diffucoder_7b": _DREAM_7B | {"max_position_embeddings": 32768, "transformers_version": "4.52.0.dev0"},
-}
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 _VOCAB = 96
 _LLADA_KEYS = ("d_model", "mlp_hidden_size")
@@ -170,6 +43,12 @@ def tiny_config(name: str, **changes: Any) -> dict[str, Any]:
     values = published | (_TINY_LLADA if "d_model" in published else _TINY_LLAMA)
     if "d_model" in published:
         values["n_kv_heads"] = 4 if published["n_kv_heads"] == published["n_heads"] else 2
+    if "head_dim" in published:
+        values["head_dim"] = 32  # the heads together are wider than hidden_size, as in Qwen3-0.6B
+    if "layer_types" in published:
+        values["layer_types"] = ["full_attention"] * 2
+    if published["model_type"].startswith("a2d"):
+        values.setdefault("mask_token_id", 10**6)
     for key in ("mask_token_id", "eos_token_id", "pad_token_id", "bos_token_id"):
         if values.get(key, 0) >= _VOCAB:
             values[key] = 90 + len(key) % 4
@@ -182,13 +61,13 @@ def random_tensors(values: Mapping[str, Any], dtype: Any = np.float32, seed: int
     rng = np.random.default_rng(seed)
     llada = "d_model" in values
     hidden, mlp = (values[key] for key in (_LLADA_KEYS if llada else _LLAMA_KEYS))
-    heads, kv_heads = _heads(values)
-    keys = hidden // heads * kv_heads
+    heads, kv_heads, head_dim = _heads(values)
+    queries, keys = heads * head_dim, kv_heads * head_dim
     rows = values.get("embedding_size") or values["vocab_size"]
-    bias = values.get("include_qkv_bias") if llada else values["model_type"] == "Dream"
+    bias = values.get("include_qkv_bias") if llada else values["model_type"] in ("Dream", "a2d-qwen2", "qwen2")
     tied = values["weight_tying" if llada else "tie_word_embeddings"]
     (embedding, norm, head), prefix, names = _names(values)
-    sizes = [(hidden,), (hidden, hidden), (keys, hidden), (keys, hidden), (hidden, hidden)]
+    sizes = [(hidden,), (queries, hidden), (keys, hidden), (keys, hidden), (hidden, queries)]
     sizes += [(hidden,), (mlp, hidden), (mlp, hidden), (hidden, mlp)]
     shapes: dict[str, tuple[int, ...]] = {embedding: (rows, hidden), norm: (hidden,)}
     if not tied:
@@ -197,8 +76,11 @@ def random_tensors(values: Mapping[str, Any], dtype: Any = np.float32, seed: int
         for name, size in zip(names, sizes, strict=True):
             shapes[f"{prefix}.{number}.{name}.weight"] = size
         if bias:
-            for name, size in zip(names[1:4], (hidden, keys, keys), strict=True):
+            for name, size in zip(names[1:4], (queries, keys, keys), strict=True):
                 shapes[f"{prefix}.{number}.{name}.bias"] = (size,)
+        if values["model_type"] == "a2d-qwen3":
+            for name in ("q_norm", "k_norm"):
+                shapes[f"{prefix}.{number}.self_attn.{name}.weight"] = (head_dim,)
     tensors = {}
     for name, shape in shapes.items():
         matrix = len(shape) == 2
@@ -219,10 +101,13 @@ def _names(values: Mapping[str, Any]) -> tuple[tuple[str, str, str], str, list[s
     return ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"), "model.layers", modules
 
 
-def _heads(values: Mapping[str, Any]) -> tuple[int, int]:
+def _heads(values: Mapping[str, Any]) -> tuple[int, int, int]:
+    """The numbers of query heads and of key/value heads, and their size."""
     heads = values.get("n_heads") or values["num_attention_heads"]
     kv_heads = values.get("n_kv_heads") or values.get("num_key_value_heads")
-    return heads, kv_heads or (1 if values.get("multi_query_attention") else heads)
+    hidden = values.get("d_model") or values["hidden_size"]
+    kv_heads = kv_heads or (1 if values.get("multi_query_attention") else heads)
+    return heads, kv_heads, values.get("head_dim") or hidden // heads
 
 
 def safetensors_bytes(tensors: Mapping[str, np.ndarray], **changes: Any) -> bytes:
@@ -269,9 +154,11 @@ def reference_logits(
     positions: np.ndarray | None = None,
     key_mask: np.ndarray | None = None,
     margins: list[float] | None = None,
+    angles: tuple[np.ndarray, float] | None = None,
 ) -> np.ndarray:
     """(B, l, V) in float64, one row and one head at a time; `positions` (B, l) are what RoPE turns by.
 
+    `angles` are those of RoPE per position and the factor of cosines and sines; None: as `rope_angles` has them.
     Where a weight is int8 it has a scale per row, and its input is rounded to int8 with a scale per token. `margins`
     gets the distance of each such input to the next value that rounds to another integer.
     """
@@ -287,8 +174,9 @@ def reference_logits(
         return np.rint(steps) * scale @ (weights[name] * weights[f"{name}_scale"]).T
 
     (embedding, norm, head_name), prefix, names = _names(values)
-    heads, kv_heads = _heads(values)
-    eps, theta = values["rms_norm_eps"], values["rope_theta"]
+    heads, kv_heads, size = _heads(values)
+    eps = values["rms_norm_eps"]
+    angles, scale = rope_angles(values) if angles is None else angles
     batch, length = ids.shape
     logits = []
     for row in range(batch):
@@ -299,12 +187,16 @@ def reference_logits(
             at = [f"{prefix}.{number}.{name}" for name in names]
             normed = _rms(hidden, weights[f"{at[0]}.weight"], eps)
             q, k, v = (linear(normed, f"{name}.weight") + weights.get(f"{name}.bias", 0.0) for name in at[1:4])
-            size = q.shape[1] // heads
             out = np.zeros_like(q)
+            head_norms = [weights.get(f"{prefix}.{number}.self_attn.{name}.weight") for name in ("q_norm", "k_norm")]
             for head in range(heads):
                 one = slice(head * size, (head + 1) * size)
                 shared = slice(head * kv_heads // heads * size, (head * kv_heads // heads + 1) * size)
-                scores = _turn(q[:, one], turn, theta) @ _turn(k[:, shared], turn, theta).T / np.sqrt(size)
+                q_head, k_head = (
+                    _turn(x if weight is None else _rms(x, weight, eps), turn, angles, scale)
+                    for x, weight in zip((q[:, one], k[:, shared]), head_norms, strict=True)
+                )
+                scores = q_head @ k_head.T / np.sqrt(size)
                 scores = np.where(live, scores, -np.inf)
                 shares = np.exp(scores - scores.max(axis=1, keepdims=True))
                 out[:, one] = shares / shares.sum(axis=1, keepdims=True) @ v[:, shared]
@@ -320,8 +212,22 @@ def _rms(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
     return x / np.sqrt((x * x).mean(axis=1, keepdims=True) + eps) * weight
 
 
-def _turn(x: np.ndarray, positions: np.ndarray, theta: float) -> np.ndarray:
-    half = x.shape[1] // 2
-    angles = positions[:, None] / theta ** (np.arange(half) / half)
-    a, b = x[:, :half], x[:, half:]
-    return np.concatenate([a * np.cos(angles) - b * np.sin(angles), b * np.cos(angles) + a * np.sin(angles)], axis=1)
+def rope_angles(values: Mapping[str, Any]) -> tuple[np.ndarray, float]:
+    """The angle per position of each pair of features in float64, by the definitions of plain RoPE and of Llama 3."""
+    half = _heads(values)[2] // 2
+    angles = values["rope_theta"] ** -(np.arange(half) / half)
+    scaling = values.get("rope_scaling")
+    if scaling:
+        low, high, factor = (scaling[name] for name in ("low_freq_factor", "high_freq_factor", "factor"))
+        turns = scaling["original_max_position_embeddings"] * angles / (2 * np.pi)
+        share = np.clip((turns - low) / (high - low), 0, 1)
+        angles = angles * (share + (1 - share) / factor)
+    return angles, 1.0
+
+
+def _turn(x: np.ndarray, positions: np.ndarray, angles: np.ndarray, scale: float) -> np.ndarray:
+    half = len(angles)
+    turned = positions[:, None] * angles
+    cos, sin = scale * np.cos(turned), scale * np.sin(turned)
+    a, b, rest = x[:, :half], x[:, half : 2 * half], x[:, 2 * half :]
+    return np.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=1)

@@ -18,11 +18,12 @@ from typing import Any, NamedTuple
 from .. import __version__
 from ..checks import SparsedWarning
 from ..kernels.attention import set_num_threads
-from ..models.files import demo_model_folder
+from ..models.files import demo_model_folder, find_folder
 from .demo import add_demo_options, run_demo
-from .environment import available_memory, machine_info, model_info
+from .environment import available_memory, machine_info
 from .eval.command import add_ablate_options, add_eval_options, add_heads_options, run_ablate, run_eval, run_heads
 from .generate_command import add_generate_options, run_generate
+from .model_info import model_info
 from .parser import HelpFormatter, Parser, in_terms_of_options
 from .quantize_command import add_quantize_options, run_quantize
 
@@ -193,22 +194,23 @@ def _lm_eval(arguments: Sequence[str]) -> int:
 
 
 def _add_info_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL_DIR", nargs="?", help="also how this checkpoint folder is loaded")
+    parser.add_argument("model", nargs="?", metavar="MODEL_DIR", help="a checkpoint folder, for what it holds")
     parser.add_argument("--json", action="store_true", help="as JSON")
 
 
 def _info(args: argparse.Namespace) -> int:
-    machine = machine_info() | {"memory available": available_memory(), "demo model": str(demo_model_folder())}
     if args.model is not None:
-        machine |= model_info(args.model)
+        facts = model_info(find_folder(args.model, "info"))
+    else:
+        facts = machine_info() | {"memory available": available_memory(), "demo model": str(demo_model_folder())}
     if args.json:
-        print(json.dumps(machine, indent=1))
+        print(json.dumps(facts, indent=1))
         return 0
-    width = max(len(key) for key in machine)
-    for key, value in machine.items():
+    width = max(len(key) for key in facts)
+    for key, value in facts.items():
         if key != "backends":
             print(f"{key:{width}}  {value}")
-    for name, state in machine["backends"].items():
+    for name, state in facts.get("backends", {}).items():
         print(f"{'backend':{width}}  {name}: {state}")
     return 0
 
@@ -260,6 +262,9 @@ _COMMANDS = {
         ("sparsed heads demo --tasks niah_single_1 --samples 2",),
     ),
     "info": _Command(
-        "version, kernels and machine, and how a model is loaded", _add_info_options, _info, ("sparsed info --json",)
+        "version, kernels and machine; or what a checkpoint folder holds",
+        _add_info_options,
+        _info,
+        ("sparsed info --json", "sparsed info LLaDA-8B-Instruct"),
     ),
 }

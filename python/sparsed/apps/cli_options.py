@@ -1,10 +1,12 @@
-"""The options of the commands that choose the engine and the device of a model."""
+"""The options of the commands that choose the engine, the device and the RoPE of a model."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
+from typing import Any
 
 from ..models import DTYPES, Model
 from ..models.loader import WEIGHTS, load_model
@@ -12,7 +14,7 @@ from ..models.precision import AUTO
 
 
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
-    """Adds --dtype, --weights, --engine, --device and --device-map, which mean the same as in `load_model`."""
+    """Adds the options of `load_model`: --dtype, --weights, --engine, --device, --device-map and --rope-scaling."""
     group = parser.add_argument_group("model and device")
     group.add_argument(
         "--dtype",
@@ -34,6 +36,40 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--device", help="with --engine torch: where the model lies, such as cuda (default: the CPU)")
     group.add_argument("--device-map", help="with --engine torch, for --device: auto, balanced ... over all devices")
+    group.add_argument(
+        "--rope-scaling",
+        type=_rope_scaling_argument,
+        metavar="TYPE:NUMBER",
+        help="for sequences longer than those of the training: linear:FACTOR, yarn:FACTOR, ntk:FACTOR (of the base: "
+        "LongLLaDA), ultrallada:TOKENS, or a JSON object as in config.json",
+    )
+
+
+def rope_scaling_of(text: str) -> dict[str, Any]:
+    """Returns the settings that a text means: those of a JSON object, or a type and its number, such as "yarn:4".
+
+    Raises:
+        ValueError: The text is neither of them.
+    """
+    expected = 'expected TYPE:NUMBER such as yarn:4, or a JSON object such as {"rope_type": "yarn", "factor": 4}'
+    if text.lstrip().startswith("{"):
+        try:
+            settings: dict[str, Any] = json.loads(text)
+        except ValueError as error:
+            raise ValueError(f"rope_scaling is {text!r:.200}, {expected} ({error})") from error
+        return settings
+    kind, _, number = text.partition(":")
+    try:
+        return {"rope_type": kind, "target_length" if kind == "ultrallada" else "factor": float(number)}
+    except ValueError as error:
+        raise ValueError(f"rope_scaling is {text!r:.200}, {expected}") from error
+
+
+def _rope_scaling_argument(text: str) -> dict[str, Any]:
+    try:
+        return rope_scaling_of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def load_chosen(folder: str | os.PathLike[str], args: argparse.Namespace, *, progress: bool | None = None) -> Model:
@@ -45,6 +81,7 @@ def load_chosen(folder: str | os.PathLike[str], args: argparse.Namespace, *, pro
         engine=args.engine,
         device=args.device,
         device_map=args.device_map,
+        rope_scaling=args.rope_scaling,
         progress=sys.stderr.isatty() if progress is None else progress,
     )
     return model

@@ -11,10 +11,7 @@ from typing import Any
 from .. import __version__
 from ..kernels.attention import active_backend, backends, get_num_threads
 from ..kernels.ops import require_memory
-from ..models.checkpoint import check_tensors
-from ..models.files import find_folder
-from ..models.loader import open_checkpoint, read_config
-from ..models.precision import automatic_dtype, multiplies_bfloat16
+from ..models.precision import multiplies_bfloat16
 
 
 def machine_info() -> dict[str, Any]:
@@ -48,26 +45,6 @@ def _automatic_dtype() -> str:
     except ValueError:
         return "none"
     return "bfloat16 for checkpoints that are stored in it, else float32" if native else "float32"
-
-
-def model_info(folder: str | os.PathLike[str]) -> dict[str, str]:
-    """Returns how `load_model` would load a checkpoint folder by default, from its files and without the weights.
-
-    Raises:
-        FileNotFoundError, ValueError, TypeError: as `load_model`.
-    """
-    path = find_folder(folder, "info")
-    config, architecture, quantised = read_config(path)
-    checkpoint = open_checkpoint(path, config)
-    check_tensors(checkpoint, config, architecture.names, quantised)
-    stored = sorted({info.dtype.name for info in checkpoint.tensors.values() if len(info.shape) > 1})
-    return {
-        "model": str(path),
-        "family": config.family,
-        "dtype": automatic_dtype(checkpoint.tensors),
-        "weights": "int8" if quantised else " and ".join(stored),
-        "size of the weights": f"{checkpoint.nbytes / 2**30:.2f} GiB",
-    }
 
 
 def available_memory() -> str:

@@ -65,7 +65,7 @@ def add_generate_options(parser: argparse.ArgumentParser) -> None:
     _add_attention_options(parser.add_argument_group("attention"))
     _add_sampling_options(parser.add_argument_group("sampling", "the options depend on the model family"))
     _add_parallel_options(
-        parser.add_argument_group("fewer steps", "both families; with one of the first three --steps is not used")
+        parser.add_argument_group("fewer steps", "all families; with one of the first three --steps is not used")
     )
 
 
@@ -125,23 +125,23 @@ def _add_sampling_options(group: argparse._ArgumentGroup) -> None:
     llada, dream = LLaDASampler(), DreamSampler()
     group.add_argument("--temperature", type=float, help=f"0: the likeliest token (default: {llada.temperature})")
     group.add_argument("--block-length", type=int, help="tokens per block (default: one block)")
-    group.add_argument("--cfg-scale", type=float, help=f"LLaDA: guidance (default: {llada.cfg_scale})")
+    group.add_argument("--cfg-scale", type=float, help=f"LLaDA, A2D: guidance (default: {llada.cfg_scale})")
     group.add_argument(
         "--remasking",
         choices=("low_confidence", "random"),
-        help=f"LLaDA: which tokens stay masked (default: {llada.remasking})",
+        help=f"LLaDA, A2D: which tokens stay masked (default: {llada.remasking})",
     )
     group.add_argument(
         "--logits-eos-inf",
         action="store_true",
         default=None,
-        help="LLaDA: never choose the eos token, so that the text fills --gen-length",
+        help="LLaDA, A2D: never choose the eos token, so that the text fills --gen-length",
     )
     group.add_argument(
         "--confidence-eos-eot-inf",
         action="store_true",
         default=None,
-        help="LLaDA: unmask the tokens that end the text last",
+        help="LLaDA, A2D: unmask the tokens that end the text last",
     )
     group.add_argument(
         "--alg",

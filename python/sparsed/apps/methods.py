@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 from ..checks import Checker
 from ..generation.kv_cache import DelayedCache, DualCache, KVCachePolicy, PrefixCache
 from ..generation.preset import PRESETS, preset
-from ..generation.sampling import DreamSampler, LLaDASampler, Sampler
+from ..generation.sampling import SAMPLERS, DreamSampler, Sampler
 from ..kernels.config import SlidingWindow, Sparse, SparseConfig, StreamingLLM
 from ..models import Model, ModelConfig
 from ..models.tokenizer import Tokenizer
@@ -184,7 +184,7 @@ def method(
 
 
 def default_sampler(config: ModelConfig, scale: Scale) -> Sampler:
-    """Returns the paper's sampler: for LLaDA one block, for Dream temperature 0.1 and top_p 0.9."""
+    """Returns the paper's sampler: for Dream temperature 0.1 and top_p 0.9, for other families one block."""
     if config.family == "dream" and scale == "paper":
         return DreamSampler(temperature=0.1, top_p=0.9)
-    return DreamSampler() if config.family == "dream" else LLaDASampler()
+    return SAMPLERS[config.family]()

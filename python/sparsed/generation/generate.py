@@ -70,7 +70,7 @@ def generate(
         sparse: None: dense attention.
         kv_cache: PrefixCache, DualCache or DelayedCache: steps compute a part of the tokens and reuse the keys and
             values of the others. The model has to keep them: those of `load_model` do.
-        sampler: None: LLaDASampler() or DreamSampler(), by the model's family.
+        sampler: None: LLaDASampler(), DreamSampler() or MDLMSampler(), by the model's family.
         stop: (n,) token ids. A row ends as soon as one of them is set and no position before it is masked: the text up
             to it can change no more. What is still masked behind it becomes that token. None: the model's end tokens
             if the sampler works in blocks, else none, because then the end is rarely reached early. () never stops.
@@ -114,7 +114,9 @@ def generate(
     if sampler is None:
         sampler = SAMPLERS[model.config.family]()
     if not isinstance(sampler, Sampler):
-        raise TypeError(f"generate: sampler is {type(sampler).__name__}, expected a LLaDASampler, DreamSampler or None")
+        raise TypeError(
+            f"generate: sampler is {type(sampler).__name__}, expected a LLaDASampler, DreamSampler, MDLMSampler or None"
+        )
     if sparse is not None and not isinstance(sparse, Sparse):
         raise TypeError(
             f"generate: sparse is {type(sparse).__name__}, expected SparseConfig, SlidingWindow, StreamingLLM or None"

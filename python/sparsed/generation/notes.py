@@ -100,7 +100,8 @@ def warn_of_length(config: Any, length: int, stats: GenerationStats) -> None:
     if limit is not None and length > limit:
         text = (
             f"the sequence has {length} tokens, more than the {limit} that the model is made for "
-            "(max_sequence_length or max_position_embeddings in its config.json): the text may be wrong"
+            "(max_sequence_length or max_position_embeddings in its config.json, or what its rope_scaling makes of "
+            "it): the text may be wrong"
         )
         stats.notes.append(text)
         warnings.warn(text, SparsedWarning, stacklevel=3)

@@ -43,7 +43,7 @@ def preset(name: str, tokenizer_or_model: Tokenizer | Model) -> dict[str, Any]:
             from it. The tokenizer may know more end tokens than the model.
 
     Raises:
-        ValueError: `name` is unknown, or the tokenizer comes from a folder without a LLaDA or Dream model.
+        ValueError: `name` is unknown, or the tokenizer comes from a folder without a model.
         TypeError: The second argument is neither a tokenizer nor a model.
 
     Example:
@@ -64,7 +64,7 @@ def preset(name: str, tokenizer_or_model: Tokenizer | Model) -> dict[str, Any]:
         )
     if config.family not in SAMPLERS:
         raise ValueError(
-            "preset: the tokenizer comes from a folder without a LLaDA or Dream model, expected the model instead"
+            "preset: the tokenizer comes from a folder without a model that load_model reads, expected the model"
         )
     return {**_PRESETS[name](config.family), "stop": tuple(config.end_token_ids)}
 

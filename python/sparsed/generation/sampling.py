@@ -16,6 +16,7 @@ from .samplers.base import Candidates, Choice, Request, Sampler
 from .samplers.dream import DreamSampler
 from .samplers.llada import LLaDASampler
 from .samplers.logits import FloatArray, IntArray
+from .samplers.mdlm import MDLMSampler
 from .samplers.parallel import ParallelSampler
 
 __all__ = [
@@ -26,10 +27,15 @@ __all__ = [
     "FloatArray",
     "IntArray",
     "LLaDASampler",
+    "MDLMSampler",
     "ParallelSampler",
     "Request",
     "Sampler",
 ]
 
 # The published sampler of each model family.
-SAMPLERS: dict[str, type[LLaDASampler] | type[DreamSampler]] = {"llada": LLaDASampler, "dream": DreamSampler}
+SAMPLERS: dict[str, type[LLaDASampler] | type[DreamSampler]] = {
+    "llada": LLaDASampler,
+    "dream": DreamSampler,
+    "a2d": MDLMSampler,
+}

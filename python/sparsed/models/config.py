@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
 
 from . import recognise
+from .rope_scaling import Rope
 
 # Keys of transformers' PretrainedConfig and of training. No forward pass reads them.
 _HARMLESS = frozenset(
@@ -30,8 +31,15 @@ _ABOUT_ROPE = re.compile("rope|rotary", re.IGNORECASE)
 
 # Sizes and token ids are at most this large, so that a product of two is exact in 64 bits.
 _MAX_INTEGER = 2**31 - 1
+_HEAD_DIMS = "a multiple of 8 from 16 to 256"
 # The names of all layers' tensors are made before any weight is read, so their number needs a limit as well.
 _MAX_LAYERS = 10_000
+
+
+# The families whose models are sampled in one way.
+Family = Literal["llada", "dream", "a2d"]
+# Which tokens see which: all of them see each other.
+Topology = Literal["bidirectional"]
 
 
 @dataclass(frozen=True)
@@ -39,22 +47,26 @@ class ModelConfig:
     """A checkpoint's shape and arithmetic.
 
     Attributes:
-        family: "llada" or "dream". It selects the sampler that `generate` uses by default.
+        family: "llada", "dream" or "a2d". It selects the sampler that `generate` uses by default.
         vocab_size: The number of logits per position and of rows of the embedding. It may be larger than the
             tokenizer's vocabulary.
-        head_dim: The size of one attention head.
-        max_length: The longest sequence that the config allows. Longer sequences run as well.
+        head_dim: The size of one attention head. The heads together may be wider than hidden_size.
+        rope: How queries and keys are rotated.
+        max_length: The longest sequence that the config allows, after the scaling of its RoPE. Longer sequences run as
+            well.
         end_token_ids: The tokens that end a text, eos first. Those that end a turn are among them, as far as the files
             of the tokenizer declare them.
         tie_weights: Whether the output head is the embedding.
         qkv_bias: Whether the query, key and value projections have a bias.
+        qk_norm: Whether each head of queries and keys is normalised (RMSNorm) before it is rotated.
+        attention: Which tokens see which.
         shift_logits: Whether the logits at position i predict token i + 1, as Dream's do.
         rope_full_precision: Whether cosines and sines stay float32. Otherwise they are rounded to the activations'
             dtype.
         masked_positions: Whether positions count only the real tokens when a key mask is given.
     """
 
-    family: Literal["llada", "dream"]
+    family: Family
     num_layers: int
     hidden_size: int
     num_heads: int
@@ -63,7 +75,7 @@ class ModelConfig:
     intermediate_size: int
     vocab_size: int
     rms_norm_eps: float
-    rope_theta: float
+    rope: Rope
     max_length: int
     mask_token_id: int
     eos_token_id: int | None
@@ -72,9 +84,16 @@ class ModelConfig:
     end_token_ids: tuple[int, ...]
     tie_weights: bool
     qkv_bias: bool
+    qk_norm: bool
+    attention: Topology
     shift_logits: bool
     rope_full_precision: bool
     masked_positions: bool
+
+    @property
+    def rope_theta(self) -> float:
+        """The base of RoPE, before its scaling."""
+        return self.rope.theta
 
 
 class ConfigReader:
@@ -171,12 +190,17 @@ class ConfigReader:
         return token
 
     def head_dim(self, key: str, heads_key: str, hidden_size: int, num_heads: int) -> int:
-        """Returns the size of an attention head, and refuses sizes that the kernels do not support."""
+        """Returns hidden_size / num_heads, and refuses sizes of a head that the kernels do not support."""
         head_dim = self.divides(key, heads_key, hidden_size, num_heads)
-        if head_dim % 8 or not 16 <= head_dim <= 256:
-            self.fail(
-                key, f"{self._name(heads_key)} {num_heads} times a head_dim that is a multiple of 8 from 16 to 256"
-            )
+        if not _is_head_dim(head_dim):
+            self.fail(key, f"{self._name(heads_key)} {num_heads} times a head_dim that is {_HEAD_DIMS}")
+        return head_dim
+
+    def own_head_dim(self, key: str, default: int) -> int:
+        """Returns the size of a head that the config names apart from hidden_size."""
+        head_dim = self.integer(key, default)
+        if not _is_head_dim(head_dim):
+            self.fail(key, _HEAD_DIMS)
         return head_dim
 
     def finish(self, ignored: frozenset[str] = frozenset()) -> None:
@@ -192,3 +216,7 @@ class ConfigReader:
 def is_positive(value: object) -> bool:
     """Returns whether `value` is a finite number above 0."""
     return type(value) in (int, float) and 0 < value <= sys.float_info.max  # type: ignore[operator]
+
+
+def _is_head_dim(head_dim: int) -> bool:
+    return head_dim % 8 == 0 and 16 <= head_dim <= 256

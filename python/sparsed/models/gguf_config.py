@@ -99,8 +99,12 @@ def family_of(file: GgufFile) -> str | None:
     return name if isinstance(name, str) and name in _FAMILIES else None
 
 
-def read_gguf_config(file: GgufFile) -> tuple[ModelConfig, Architecture]:
-    """What the metadata of a file says about its model. The names of the tensors are those in the file.
+def read_gguf_config(file: GgufFile, rope_scaling: Mapping[str, Any] | None = None) -> tuple[ModelConfig, Architecture]:
+    """Returns what the metadata of a file says about its model. The names of the tensors are those in the file.
+
+    Args:
+        file: The file.
+        rope_scaling: As in `load_model`.
 
     Raises:
         ValueError: The file holds another model or only a part of one, or a value is not supported.
@@ -127,7 +131,7 @@ def read_gguf_config(file: GgufFile) -> tuple[ModelConfig, Architecture]:
     _require_plain(reader, name, values, family)
     shift_logits = reader.flag(_SHIFT_LOGITS, True) if _SHIFT_LOGITS in values else None
     architecture = find_architecture(values, str(file.path))
-    config = architecture.read_config(reader)
+    config = architecture.read_config(reader, rope_scaling)
     turn_ends = (i for i, token in enumerate(tokens) if token in TURN_ENDS and i < config.vocab_size)
     config = dataclasses.replace(
         config,

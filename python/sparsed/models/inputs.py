@@ -79,15 +79,6 @@ def require_key_values(key_values: object, kind: type) -> None:
         )
 
 
-def inverse_frequencies(config: ModelConfig) -> FloatArray:
-    """Returns the angle by which RoPE turns each pair of features per position, (D / 2,)."""
-    # This rounds to float32 where the published code does: from about position 1000 on, the logits show a difference.
-    exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
-    powers = config.rope_theta ** exponents.astype(np.float64)
-    frequencies: FloatArray = np.float32(1) / powers.astype(np.float32)
-    return frequencies
-
-
 def require_activations(config: ModelConfig, itemsize: int, num_tokens: int, num_logits: int) -> None:
     """Checks that the largest arrays of a forward pass fit: those around a layer's attention, and the logits.
 

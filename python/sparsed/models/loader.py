@@ -36,7 +36,7 @@ from .precision import AUTO, automatic_dtype
 from .quantization import KEY as QUANTIZATION_KEY
 from .quantization import is_int8, is_quantised, scale_name
 from .safetensors import TensorInfo
-from .token_declarations import declared_turn_ends, read_optional
+from .token_declarations import declared_mask_token, declared_turn_ends, read_optional
 
 if TYPE_CHECKING:
     import torch
@@ -54,6 +54,7 @@ def load_model(
     *,
     weights: str = ...,
     engine: Literal["native"] = ...,
+    rope_scaling: Mapping[str, Any] | None = ...,
     progress: bool = ...,
 ) -> Transformer: ...
 @overload
@@ -66,6 +67,7 @@ def load_model(
     device: str | int | torch.device | None = ...,
     device_map: str | Mapping[str, Any] | None = ...,
     group: torch.distributed.ProcessGroup | None = ...,
+    rope_scaling: Mapping[str, Any] | None = ...,
     progress: bool = ...,
 ) -> TorchTransformer: ...
 @overload
@@ -78,6 +80,7 @@ def load_model(
     device: str | int | torch.device | None = ...,
     device_map: str | Mapping[str, Any] | None = ...,
     group: torch.distributed.ProcessGroup | None = ...,
+    rope_scaling: Mapping[str, Any] | None = ...,
     progress: bool = ...,
 ) -> Transformer | TorchTransformer: ...
 def load_model(
@@ -89,9 +92,10 @@ def load_model(
     device: str | int | torch.device | None = None,
     device_map: str | Mapping[str, Any] | None = None,
     group: torch.distributed.ProcessGroup | None = None,
+    rope_scaling: Mapping[str, Any] | None = None,
     progress: bool = False,
 ) -> Transformer | TorchTransformer:
-    """Loads a LLaDA or Dream model from its checkpoint folder or from a GGUF file.
+    """Loads a diffusion language model from its checkpoint folder or a GGUF file: LLaDA, Dream, A2D and their like.
 
     Args:
         folder: A folder with config.json and model.safetensors, or with shards and model.safetensors.index.json.
@@ -113,6 +117,13 @@ def load_model(
             accelerate then splits the layers over several devices.
         group: A torch.distributed group, with engine "torch". Each of its processes holds its share of the heads, and
             selects, stores and reports the patterns of these heads.
+        rope_scaling: Settings of RoPE in place of those of config.json, for sequences longer than the model was trained
+            on. "rope_type" is "linear", "yarn" or "llama3", with the keys that transformers has for them; "ntk" with
+            "factor", which multiplies the base as LongLLaDA does (LLaDA: 4 for 8k tokens, 14 for 16k, 31 for 24k), or
+            with "target_length", from which LongLLaDA's rule computes the factor; "ultrallada" with "target_length",
+            which is UltraLLaDA's rule; or "default", which removes the scaling of config.json. All but "default" take
+            "original_max_position_embeddings", the length of the training; it is the maximum of config.json if it is
+            not given. `config.max_length` is then the length that the scaling is made for.
         progress: Whether to show a progress bar on stderr.
 
     Raises:
@@ -120,7 +131,7 @@ def load_model(
         ValueError: The folder holds another kind of model, which the message names; a config value changes the
             arithmetic in a way that is not supported; a tensor is missing, extra or misshapen; a file is damaged; or
             two arguments exclude each other.
-        TypeError: `folder` is not a path.
+        TypeError: `folder` is not a path, or `rope_scaling` is no dict of plain values.
         MemoryError: The weights do not fit into the available memory.
         ImportError: Engine "torch" needs torch, `device_map` needs accelerate, and a quantised GGUF file needs gguf.
     """
@@ -139,7 +150,7 @@ def load_model(
     if len(given) > 1 and "device_map" in given:
         raise ValueError(f"load_model: device_map and {given[0]} are given, expected only device_map")
     path = find_folder(folder, "load_model")
-    config, architecture, quantised = read_config(path)
+    config, architecture, quantised = read_config(path, rope_scaling)
     if quantised and engine == "torch":
         raise ValueError(f"load_model: {path} holds int8 weights and engine is 'torch', expected engine 'native'")
     checkpoint = open_checkpoint(path, config)
@@ -160,27 +171,32 @@ def load_model(
         )
 
 
-def read_config(path: Path) -> tuple[ModelConfig, Architecture, bool]:
+def read_config(path: Path, rope_scaling: Mapping[str, Any] | None = None) -> tuple[ModelConfig, Architecture, bool]:
     """Returns what the files say about their model, without the weights, and whether some of these are int8.
 
-    `path` is a folder or a GGUF file.
+    Args:
+        path: A folder or a GGUF file.
+        rope_scaling: As in `load_model`.
 
     Raises:
-        FileNotFoundError, ValueError: as `load_model`.
+        FileNotFoundError, ValueError, TypeError: As `load_model`.
     """
     if gguf := find_gguf(path, "load_model"):
-        return *read_gguf_config(GgufFile(gguf)), False
+        return *read_gguf_config(GgufFile(gguf), rope_scaling), False
     config_path = path / "config.json"
     if adapter := recognise.adapter(path):
         raise ValueError(f"load_model: {path} is {adapter}")
     if not config_path.is_file():
         raise FileNotFoundError(f"load_model: {config_path} does not exist{recognise.contents(path)}")
     values = read_json(config_path)
+    if values.get("mask_token_id") is None:
+        declared = declared_mask_token(path)
+        values |= {} if declared is None else {"mask_token_id": declared}
     architecture = find_architecture(values, str(config_path))
     quantised = is_quantised(values, str(config_path))
     if quantised:
         del values[QUANTIZATION_KEY]
-    config = architecture.read_config(ConfigReader(values, str(config_path)))
+    config = architecture.read_config(ConfigReader(values, str(config_path)), rope_scaling)
     return _read_generation(config, path), architecture, quantised
 
 
@@ -259,6 +275,8 @@ class _Packer:
             gate=self._pack([gate], mlp_dtype),
             up=self._pack([up], mlp_dtype),
             down=self._pack([prefix + names.down]),
+            query_norm=self._norm_of(prefix, names.query_norm),
+            key_norm=self._norm_of(prefix, names.key_norm),
         )
 
     def _packed(self, *modules: str, quantise: bool = True) -> Dtype:
@@ -302,6 +320,9 @@ class _Packer:
         embedding = np.array(mapped, ml_dtypes.bfloat16 if self._dtype == "bfloat16" else mapped.dtype)
         self._checkpoint.release()
         return embedding
+
+    def _norm_of(self, prefix: str, name: str | None) -> NDArray[np.float32] | None:
+        return None if name is None else self._norm(f"{prefix}{name}.weight")
 
     def _norm(self, name: str) -> NDArray[np.float32]:
         return self._checkpoint.array(name).astype(np.float32)

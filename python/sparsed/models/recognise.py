@@ -10,8 +10,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-FAMILIES = "LLaDA-8B, LLaDA-1.5, iLLaDA-8B, Dream-7B, Dream-Coder and DiffuCoder"
-
 _GGUF = "a GGUF file: give load_model the path of this file"
 GGUF_MAGIC = b"GGUF"
 _PICKLE = (
@@ -34,7 +32,7 @@ _MODELS = (
     _Model("sdar|trado", "SDAR or TraDo, a block diffusion model", "SGLang runs"),
     _Model("fast_?dllm", "Fast-dLLM v2, a block diffusion model", "the code of NVlabs/Fast-dLLM runs"),
     _Model("diffusion_?gemma", "DiffusionGemma, a block diffusion model", "transformers, vLLM and SGLang run"),
-    _Model("a2d", "an A2D model, made from an autoregressive one", "the code of ZHZisZZ/dllm runs"),
+    _Model("a2d", "an A2D model of another class", "the code of ZHZisZZ/dllm runs"),
     _Model("rnd1", "RND1, a mixture of experts", "llama.cpp runs"),
     _Model("nemotron.*diffusion", "Nemotron-Labs-Diffusion, a block diffusion model", "its remote code runs"),
     _Model("llada|dream|diffu|mmada", "a diffusion model of another class", "its remote code in transformers runs"),
@@ -96,12 +94,15 @@ FIRST_BYTES = 64
 _QUANTISED = {"quantization_config": "quant_method", "quantization": "mode", "compression_config": "format"}
 
 
-def model(names: Iterable[str]) -> str:
-    """Describes the model that has these class names or this model_type, as the end of an error message."""
+def model(names: Iterable[str], families: str) -> str:
+    """Describes the model that has these class names or this model_type, as the end of an error message.
+
+    `families` are the models that this package loads.
+    """
     text = " ".join(names).lower()
     known = next((row for row in _MODELS if re.search(row.names, text)), None)
     found = f"this is {known.what}, which {known.runs_it}; " if known else ""
-    return f"{found}this package loads {FAMILIES}"
+    return f"{found}this package loads {families}"
 
 
 def quantised(key: str, value: Any) -> str | None:

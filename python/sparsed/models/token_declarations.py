@@ -10,7 +10,7 @@ from typing import Any
 
 from tokenizers import AddedToken
 
-from .files import read_json
+from .files import MAX_BYTES, read_json
 
 NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 # Tokens that end a text or a turn in a published family, in addition to the one that the files name eos.
@@ -97,6 +97,26 @@ def declared_turn_ends(folder: Path) -> list[int]:
     decoder = read_optional(folder / "tokenizer_config.json").get("added_tokens_decoder")
     added = _from_added_tokens(folder / "added_tokens.json", ()) if decoder is None else _from_decoder(decoder, folder)
     return [added[token][1] for token in TURN_ENDS if token in added]
+
+
+def declared_mask_token(folder: Path) -> int | None:
+    """Returns the id of the mask token that the files of the tokenizer or generation_config.json name, or None.
+
+    Raises:
+        ValueError: A file is damaged or a token is malformed.
+    """
+    declared = read_declarations(folder)
+    mask = declared.named.get("mask_token")
+    if mask is not None:
+        if str(mask) in declared.added:
+            return declared.added[str(mask)][1]
+        path = folder / "tokenizer.json"  # transformers 5 has the ids of added tokens only there
+        tokens = read_json(path, MAX_BYTES).get("added_tokens") if path.is_file() else None
+        for token in _list(tokens, "added_tokens"):
+            if _is_written_token(token) and token["content"] == str(mask) and is_id(token.get("id")):
+                return int(token["id"])
+    token_id = read_optional(folder / "generation_config.json").get("mask_token_id")
+    return token_id if is_id(token_id) else None
 
 
 def _read_special_map(path: Path) -> dict[str, Any]:

@@ -11,17 +11,19 @@ import tokenizers
 from numpy.typing import ArrayLike
 
 from ..checks import id_array
-from . import find_architecture
 from .chat import Message, check_messages, choose_template, render_chat
 from .chat_template_files import published_template, read_chat_template
-from .config import ConfigReader
 from .files import find_folder
 from .gguf import find_gguf
 from .gguf_config import family_of
 from .gguf_file import GgufFile
 from .gguf_tokenizer import read_gguf_tokenizer
+from .loader import read_config
 from .token_declarations import TURN_ENDS, read_declarations, read_optional
 from .tokenizer_backend import has_tokenizer_files, load_backend
+
+# Variables of the chat template that a family was trained with. Source: get_tokenizer in dllm/utils/models.py.
+_VARIABLES = {"a2d": {"enable_thinking": False}}
 
 # Decoders that join words with spaces leave the forms on the left. `clean_up_tokenization_spaces` asks for those on
 # the right.
@@ -46,7 +48,7 @@ class Tokenizer:
         bos_token_id, eos_token_id, unk_token_id, pad_token_id, mask_token_id: The ids of these tokens. None if the
             files name no such token.
         end_token_ids: The tokens that end a text.
-        family: "llada" or "dream" if the folder also holds a model of that family, else None.
+        family: The family of the model in the same folder, as in `ModelConfig`; None if there is none that loads.
         chat_template: The jinja2 template of a conversation, a dict of templates by name, or None.
     """
 
@@ -150,8 +152,8 @@ class Tokenizer:
                 if tools are given and the folder has it, and "default" otherwise.
             continue_final_message: Whether the prompt ends with the content of the last message, so that the model
                 continues it. A str names another field to continue. Needs add_generation_prompt=False.
-            variables: Other variables of the template, such as enable_thinking. They replace special tokens of the
-                same name.
+            variables: Other variables of the template, such as enable_thinking, which is False for the A2D family
+                unless it is given. They replace special tokens of the same name.
 
         Raises:
             ValueError: There are no messages, there is no template, or the template refuses the messages.
@@ -165,7 +167,7 @@ class Tokenizer:
             tools=tools,
             documents=documents,
             continue_final_message=continue_final_message,
-            variables=self._special_tokens | variables,
+            variables=self._special_tokens | _VARIABLES.get(self.family or "", {}) | variables,
         )
 
     def chat(self, messages: str | Sequence[Message], **options: Any) -> list[int]:
@@ -233,10 +235,9 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
 
 def _family(path: Path) -> str | None:
     """Returns the family of the model beside the tokenizer; None if there is none that `load_model` reads."""
-    values = read_optional(path / "config.json")
     try:
-        return find_architecture(values, "config.json").read_config(ConfigReader(values, "config.json")).family
-    except ValueError:
+        return read_config(path)[0].family
+    except (FileNotFoundError, ValueError):
         return None
 
 

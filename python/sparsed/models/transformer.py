@@ -21,7 +21,6 @@ from .inputs import (
     BoolArray,
     FloatArray,
     IntArray,
-    inverse_frequencies,
     read_computed,
     read_inputs,
     require_activations,
@@ -77,7 +76,10 @@ class Model(Protocol):
 
 @dataclass(frozen=True)
 class Layer:
-    """The weights of one layer. `qkv` holds the rows of the query, key and value projections one after the other."""
+    """The weights of one layer. `qkv` holds the rows of the query, key and value projections one after the other.
+
+    Models that do not normalise their queries and keys have no `query_norm` and `key_norm`.
+    """
 
     attention_norm: FloatArray  # (hidden_size,)
     qkv: ops.PackedWeight  # ((H + 2 H_kv) D, hidden_size)
@@ -86,6 +88,8 @@ class Layer:
     gate: ops.PackedWeight  # (intermediate_size, hidden_size)
     up: ops.PackedWeight  # (intermediate_size, hidden_size)
     down: ops.PackedWeight  # (hidden_size, intermediate_size)
+    query_norm: FloatArray | None = None  # (D,)
+    key_norm: FloatArray | None = None  # (D,)
 
 
 class Transformer:
@@ -122,7 +126,7 @@ class Transformer:
         self.weights = next(name for name in ("int8", "bfloat16", "float32") if name in kept)
         self._activations = DTYPES[dtype]
         self.observe: Callable[[int, str, Array], object] | None = None
-        self._inverse_frequencies = inverse_frequencies(config)
+        self._frequencies = config.rope.frequencies()
 
     def __repr__(self) -> str:
         config = self.config
@@ -135,6 +139,9 @@ class Transformer:
     def nbytes(self) -> int:
         """The memory of the weights in bytes."""
         norms = (2 * len(self._layers) + 1) * self._final_norm.nbytes
+        norms += sum(
+            norm.nbytes for layer in self._layers for norm in (layer.query_norm, layer.key_norm) if norm is not None
+        )
         return self._embedding.nbytes + norms + sum(weight.nbytes for weight in (self._head, *self._linear))
 
     def new_key_values(self) -> KeyValues:
@@ -219,14 +226,35 @@ class Transformer:
     ) -> tuple[Array, Array, Array]:
         """Computes rotated q (B, H, R, D), and rotated k and v (B, H_kv, R, D), of hidden (B R, hidden_size)."""
         config, layer = self.config, self._layers[number]
-        heads, kv_heads, head_dim = config.num_heads, config.num_kv_heads, config.head_dim
+        queries, keys = (heads * config.head_dim for heads in (config.num_heads, config.num_kv_heads))
         normed = ops.rms_norm(hidden, layer.attention_norm, config.rms_norm_eps)
         self._note(number, "qkv", normed)
         qkv = ops.linear(normed, layer.qkv)
-        ops.rotary_(qkv[:, : (heads + kv_heads) * head_dim], head_dim, cos, sin)
-        by_head = qkv.reshape(batch, -1, heads + 2 * kv_heads, head_dim).transpose(0, 2, 1, 3)
-        q, k, v = np.split(by_head, [heads, heads + kv_heads], axis=1)
+        if layer.query_norm is None or layer.key_norm is None:
+            self._rotate(qkv[:, : queries + keys], cos, sin)
+            q, k, v = np.split(qkv, [queries, queries + keys], axis=1)
+        else:
+            q, k, v = np.split(qkv, [queries, queries + keys], axis=1)
+            q, k = self._normed_heads(q, layer.query_norm), self._normed_heads(k, layer.key_norm)
+            self._rotate(q, cos, sin)
+            self._rotate(k, cos, sin)
+        by_head = [part.reshape(batch, -1, part.shape[1] // config.head_dim, config.head_dim) for part in (q, k, v)]
+        q, k, v = (part.transpose(0, 2, 1, 3) for part in by_head)
         return q, k, v
+
+    def _normed_heads(self, x: Array, weight: FloatArray) -> Array:
+        """Returns the heads of x (B R, heads D), each normalised by itself."""
+        by_head = np.ascontiguousarray(x).reshape(-1, self.config.head_dim)
+        return ops.rms_norm(by_head, weight, self.config.rms_norm_eps).reshape(x.shape)
+
+    def _rotate(self, x: Array, cos: FloatArray, sin: FloatArray) -> None:
+        """Rotates the heads of x (B R, heads D) in place, each in its first `config.rope.dim` features."""
+        head_dim, dim = self.config.head_dim, self.config.rope.dim
+        if dim == head_dim:
+            ops.rotary_(x, head_dim, cos, sin)
+            return
+        for begin in range(0, x.shape[1], head_dim):
+            ops.rotary_(x[:, begin : begin + dim], dim, cos, sin)
 
     def _attention_out(self, layer: Layer, hidden: Array, q: Array, out: Array) -> Array:
         """Returns `hidden` plus the projected output of the heads, (B R, hidden_size)."""
@@ -254,9 +282,10 @@ class Transformer:
             self.observe(number, name, x)
 
     def _rotary_tables(self, position_ids: IntArray) -> tuple[FloatArray, FloatArray]:
-        """Returns cosines and sines, (B R, D / 2) float32, rounded as the published code rounds them."""
-        angles = position_ids.reshape(-1, 1).astype(np.float32) * self._inverse_frequencies
-        cos, sin = np.cos(angles), np.sin(angles)
+        """Returns scaled cosines and sines, (B R, rotary features / 2) float32, rounded as the published code does."""
+        angles = position_ids.reshape(-1, 1).astype(np.float32) * self._frequencies
+        factor = np.float32(self.config.rope.attention_factor)
+        cos, sin = np.cos(angles) * factor, np.sin(angles) * factor
         if not self.config.rope_full_precision:
             cos, sin = (table.astype(self._activations).astype(np.float32) for table in (cos, sin))
         return cos, sin

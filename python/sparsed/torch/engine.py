@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..kernels.attention import attention
-from ..models import Attend, ModelConfig, inverse_frequencies, read_inputs, require_activations
+from ..models import Attend, ModelConfig, read_inputs, require_activations
 from ..models.inputs import FloatArray, read_computed, require_key_values
 from .key_values import KeyValues
 from .parallel import HeadShare
@@ -52,7 +52,7 @@ class TorchTransformer:
         self.network = network
         self.devices = devices
         self._share = share
-        self._frequencies = inverse_frequencies(config)
+        self._frequencies = config.rope.frequencies()
 
     def __repr__(self) -> str:
         config = self.config
@@ -125,9 +125,13 @@ class TorchTransformer:
             return np.asarray(logits.float().cpu().numpy())
 
     def _rotary_tables(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns cosines and sines of position_ids (B, R), (B, 1, R, D / 2) float32, rounded as the published code."""
+        """Returns scaled cosines and sines of position_ids (B, R), rounded as the published code does.
+
+        They are (B, 1, R, rotary dimensions / 2) float32.
+        """
         angles = position_ids[:, None, :, None].float() * torch.tensor(self._frequencies, device=position_ids.device)
-        cos, sin = angles.cos(), angles.sin()
+        factor = self.config.rope.attention_factor
+        cos, sin = angles.cos() * factor, angles.sin() * factor
         if not self.config.rope_full_precision:
             cos, sin = (table.to(DTYPES[self.dtype]).float() for table in (cos, sin))
         return cos, sin
@@ -144,7 +148,7 @@ class Network(nn.Module):
         with torch.device("meta"):
             self.embedding = nn.Embedding(config.vocab_size, config.hidden_size, dtype=dtype)
             self.layers = nn.ModuleList(NetworkLayer(config, dtype, share) for _ in range(config.num_layers))
-            self.final_norm = RMSNorm(config)
+            self.final_norm = RMSNorm(config, config.hidden_size)
             self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False, dtype=dtype)
         self.requires_grad_(False)
 
@@ -174,13 +178,15 @@ class NetworkLayer(nn.Module):
         hidden, columns = config.hidden_size, len(share.mlp_columns)
         heads, kv_heads = len(share.heads), len(share.kv_heads)
         width = heads * config.head_dim
-        self.attention_norm = RMSNorm(config)
+        self.attention_norm = RMSNorm(config, hidden)
         self.qkv = nn.Linear(hidden, width + 2 * kv_heads * config.head_dim, bias=config.qkv_bias, dtype=dtype)
         self.attention_out = nn.Linear(width, hidden, bias=False, dtype=dtype)
-        self.mlp_norm = RMSNorm(config)
+        self.mlp_norm = RMSNorm(config, hidden)
         self.gate = nn.Linear(hidden, columns, bias=False, dtype=dtype)
         self.up = nn.Linear(hidden, columns, bias=False, dtype=dtype)
         self.down = nn.Linear(columns, hidden, bias=False, dtype=dtype)
+        self.query_norm = RMSNorm(config, config.head_dim) if config.qk_norm else None
+        self.key_norm = RMSNorm(config, config.head_dim) if config.qk_norm else None
         self._sizes = [heads, kv_heads, kv_heads]
         self._head_dim = config.head_dim
         self._share = share
@@ -198,6 +204,8 @@ class NetworkLayer(nn.Module):
         """Applies attention and MLP to `hidden` (B, R, hidden_size)."""
         by_head = self.qkv(self.attention_norm(hidden)).unflatten(-1, (-1, self._head_dim)).transpose(1, 2)
         q, k, v = by_head.split(self._sizes, dim=1)
+        if self.query_norm is not None and self.key_norm is not None:
+            q, k = self.query_norm(q), self.key_norm(k)
         q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
         if keep is not None:
             k, v = keep(number, k, v)
@@ -220,13 +228,13 @@ class NetworkLayer(nn.Module):
 class RMSNorm(nn.Module):
     """Computes x / sqrt(mean(x^2) + eps) * weight over the last axis in float32, and rounds once at the end."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, size: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(config.hidden_size, dtype=torch.float32))
+        self.weight = nn.Parameter(torch.empty(size, dtype=torch.float32))
         self._eps = config.rms_norm_eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalises x (..., hidden_size). The result has the dtype of x."""
+        """Normalises x (..., size). The result has the dtype of x."""
         return F.rms_norm(x.float(), self.weight.shape, self.weight, self._eps).to(x.dtype)
 
 
@@ -242,6 +250,8 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Ten
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates the pairs (j, j + D / 2) of x (B, heads, l, D) in float32."""
-    a, b = x.float().chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
+    """Rotates the pairs (j, j + d / 2) of x (B, heads, l, D) in float32; cos and sin (..., d / 2) say what d is."""
+    half = cos.shape[-1]
+    a, b = x[..., :half].float(), x[..., half : 2 * half].float()
+    rotated = torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
+    return rotated if 2 * half == x.shape[-1] else torch.cat((rotated, x[..., 2 * half :]), dim=-1)

@@ -121,6 +121,9 @@ def _targets(
             yield f"{prefix}{name}.weight", _Target(weight, part)
             if bias is not None:
                 yield f"{prefix}{name}.bias", _Target(bias, part)
+        if config.qk_norm:
+            yield f"{prefix}{names.query_norm}.weight", _Target(layer.query_norm.weight)
+            yield f"{prefix}{names.key_norm}.weight", _Target(layer.key_norm.weight)
         yield f"{prefix}{names.attention_out}.weight", _Target(layer.attention_out.weight, (..., queries))
         yield f"{prefix}{names.mlp_norm}.weight", _Target(layer.mlp_norm.weight)
         yield f"{prefix}{names.gate}.weight", _Target(layer.gate.weight, columns)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import math
 import os
 import re
 import shlex
@@ -14,10 +16,14 @@ import numpy as np
 import pytest
 
 import sparsed
+from paths import DATA
 from sparsed.apps import cli, environment
+from sparsed.apps.cli_options import add_engine_options, load_chosen
 from sparsed.apps.demo import demo_samples, demo_table
 from sparsed.apps.eval import Record, score
 from sparsed.models.files import demo_model_folder
+from sparsed.models.safetensors import SafetensorsFile
+from tiny_tokenizers import write_folder
 
 MODEL = str(demo_model_folder())
 TEXT = "the grass is green . the magic number for zileba is 107 . question : what are the magic numbers for zileba ?"
@@ -216,6 +222,38 @@ def test_info(capsys) -> None:
     machine = json.loads(run(capsys, "info", "--json")[1])
     assert machine["active"] == sparsed.active_backend()
     assert set(machine["backends"]) == {backend.name for backend in sparsed.backends()}
+
+
+def test_info_of_a_folder(capsys) -> None:
+    for case in ("a2d_qwen3", "a2d_qwen2", "a2d_llama"):
+        status, out, _ = run(capsys, "info", str(DATA / case))
+        assert status == 0 and "MDLMSampler" in out and "bidirectional" in out
+    assert re.search(r"^RoPE +base 500000, Llama3Scaling: factor 32, trained 8192", out, re.MULTILINE)
+    facts = json.loads(run(capsys, "info", str(DATA / "a2d_qwen3"), "--json")[1])
+    assert facts["model"] == "A2D-Qwen3 (A2DQwen3LMHeadModel)" and facts["mask token"] == 91
+    stored = SafetensorsFile(DATA / "a2d_qwen3" / "model.safetensors").tensors.values()
+    assert facts["parameters"] == sum(math.prod(info.shape) for info in stored)
+    status, _, err = run(capsys, "info", "/no/such/folder")
+    assert status == 2 and "expected an existing folder" in err
+
+
+@pytest.mark.parametrize(
+    ("given", "length"),
+    [("linear:4", 256), ("ultrallada:1000", 1000), ('{"rope_type": "ntk", "target_length": 500}', 500), (None, 64)],
+)
+def test_rope_scaling(tmp_path, given, length) -> None:
+    write_folder(tmp_path)
+    parser = argparse.ArgumentParser()
+    add_engine_options(parser)
+    args = parser.parse_args([] if given is None else ["--rope-scaling", given])
+    assert load_chosen(tmp_path, args).config.max_length == length
+
+
+@pytest.mark.parametrize("given", ["yarn", "yarn:four", "{yarn}"])
+def test_a_wrong_rope_scaling(capsys, given) -> None:
+    with pytest.raises(SystemExit):
+        run(capsys, "generate", "demo", "a", "--rope-scaling", given)
+    assert "expected TYPE:NUMBER such as yarn:4, or a JSON object" in capsys.readouterr().err
 
 
 def test_info_says_what_is_not_installed(capsys, monkeypatch) -> None:

@@ -15,7 +15,7 @@ from lm_eval.api.model import CachingLM
 from lm_eval.api.registry import get_model
 
 import sparsed
-from sparsed import LLaDASampler
+from sparsed import LLaDASampler, MDLMSampler
 from sparsed.apps.demo import demo_model_folder
 from sparsed.apps.lm_eval import SparsedLM, main
 from sparsed.apps.lm_eval.batches import BatchSize, largest_divisor
@@ -185,6 +185,22 @@ def test_the_seed_of_the_harness_is_another_one(arguments, warns, monkeypatch, c
     monkeypatch.setattr("lm_eval.__main__.cli_evaluate", lambda: given.append(sys.argv))
     assert main(arguments) == 0 and given == [["lm-eval", *arguments]]
     assert ("--seed changes examples and orders, but not sampling and masks" in caplog.text) == warns
+
+
+@pytest.mark.parametrize("given", ["linear:2", {"rope_type": "linear", "factor": 2}, '{"type": "linear", "factor": 2}'])
+def test_rope_scaling(folder, given) -> None:
+    assert SparsedLM(folder).max_length == 64
+    assert SparsedLM(folder, rope_scaling=given).max_length == 128
+    assert SparsedLM(folder, rope_scaling=given, max_length=70).max_length == 70
+    with pytest.raises(ValueError, match="rope_scaling is 'linear', expected TYPE:NUMBER"):
+        SparsedLM(folder, rope_scaling="linear")
+
+
+def test_a_model_of_the_a2d_family_takes_the_options_of_its_sampler(tmp_path) -> None:
+    write_folder(tmp_path, family="a2d_qwen3")
+    assert SparsedLM(tmp_path, block_length=8, threshold=0.5).sampler == MDLMSampler(block_length=8, threshold=0.5)
+    with pytest.raises(ValueError, match="alg given, .* a2d family"):
+        SparsedLM(tmp_path, alg="entropy")
 
 
 # --- batch sizes -----------------------------------------------------------------------------------------------------

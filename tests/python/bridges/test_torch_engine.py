@@ -14,6 +14,7 @@ torch = pytest.importorskip("torch")
 import sparsed  # noqa: E402
 from goldens import Golden  # noqa: E402
 from paths import DATA  # noqa: E402
+from published_configs import PUBLISHED  # noqa: E402
 from sparsed import DelayedCache, DualCache, PrefixCache  # noqa: E402
 from sparsed.apps.demo import demo_model_folder  # noqa: E402
 from sparsed.generation.sampling import SAMPLERS  # noqa: E402
@@ -21,7 +22,6 @@ from sparsed.kernels import ops  # noqa: E402
 from sparsed.torch import engine  # noqa: E402
 from tiny_checkpoint import (  # noqa: E402
     BFLOAT16,
-    PUBLISHED,
     random_tensors,
     reference_logits,
     tiny_config,

@@ -13,7 +13,8 @@ import pytest
 
 import sparsed
 from paths import DATA
-from tiny_checkpoint import BFLOAT16, PUBLISHED, random_tensors, tiny_config, write_checkpoint
+from published_configs import PUBLISHED
+from tiny_checkpoint import BFLOAT16, random_tensors, tiny_config, write_checkpoint
 from tolerances import ORDER
 
 IDS = np.arange(12)[None]

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 import sparsed
-from sparsed.models import ConfigReader, ModelConfig, find_architecture, tensor_shapes
-from tiny_checkpoint import BFLOAT16, PUBLISHED, random_tensors, reference_logits, tiny_config, write_checkpoint
+from published_configs import PUBLISHED
+from sparsed.models import ARCHITECTURES, ConfigReader, ModelConfig, find_architecture, tensor_shapes
+from sparsed.models.rope_scaling import Rope
+from tiny_checkpoint import BFLOAT16, random_tensors, reference_logits, tiny_config, write_checkpoint
 from tolerances import TINY_LOGITS
 
 
@@ -62,10 +64,33 @@ def test_variants_that_the_published_code_defines(tmp_path, name, changes) -> No
     np.testing.assert_allclose(model.forward(ids), reference_logits(values, tensors, ids), atol=TINY_LOGITS)
 
 
+def test_every_description_has_a_published_config() -> None:
+    found = {find_architecture(values, name).title for name, values in PUBLISHED.items()}
+    assert found == {architecture.title for architecture in ARCHITECTURES}
+
+
+# Vocabulary, tensors with the head, mask token, heads and their size, sampler, shift.
+SIZES = {
+    "a2d_qwen3": (151936, 3 + 28 * 11, 151669, 16, 128, "a2d", False),
+    "a2d_qwen2": (151936, 3 + 24 * 12, 151665, 14, 64, "a2d", False),
+    "a2d_llama": (128256, 3 + 16 * 9, 128255, 32, 64, "a2d", False),
+    "open_dcoder": (151936, 3 + 24 * 12, 151665, 14, 64, "dream", True),
+}
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_sizes(name) -> None:
     architecture = find_architecture(PUBLISHED[name], name)
     config = architecture.read_config(ConfigReader(PUBLISHED[name], name))
+    if name in SIZES:
+        vocab_size, tensors, mask, *rest = SIZES[name]
+        assert (config.vocab_size, len(tensor_shapes(config, architecture.names)), config.mask_token_id) == (
+            vocab_size,
+            tensors,
+            mask,
+        )
+        assert [config.num_heads, config.head_dim, config.family, config.shift_logits] == rest
+        return
     sizes = config.num_heads, config.num_kv_heads, config.head_dim, config.intermediate_size, config.vocab_size
     if config.family == "dream":
         assert sizes == (28, 4, 128, 18944, 152064)
@@ -92,7 +117,7 @@ def test_config_of_each_family(tmp_path) -> None:
         intermediate_size=112,
         vocab_size=96,
         rms_norm_eps=1e-5,
-        rope_theta=500000.0,
+        rope=Rope(500000.0, 16),
         max_length=64,
         mask_token_id=tiny_config("llada_8b")["mask_token_id"],
         eos_token_id=tiny_config("llada_8b")["eos_token_id"],
@@ -101,6 +126,8 @@ def test_config_of_each_family(tmp_path) -> None:
         end_token_ids=(tiny_config("llada_8b")["eos_token_id"],),
         tie_weights=False,
         qkv_bias=False,
+        qk_norm=False,
+        attention="bidirectional",
         shift_logits=False,
         rope_full_precision=True,
         masked_positions=False,

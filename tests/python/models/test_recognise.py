@@ -34,8 +34,8 @@ def config_of(names):
         (("model_type", "Fast_dLLM_Qwen"), "Fast-dLLM v2", "Fast-dLLM"),
         (("architectures", "DiffusionGemmaForBlockDiffusion"), "DiffusionGemma", "transformers"),
         (("model_type", "diffusion_gemma"), "DiffusionGemma", "vLLM"),
-        (("architectures", "A2DQwen3LMHeadModel"), "A2D", "dllm"),
-        (("model_type", "a2d-qwen3"), "A2D", "dllm"),
+        (("architectures", "A2DGemmaLMHeadModel"), "A2D", "dllm"),
+        (("model_type", "a2d-qwen3_5"), "A2D", "dllm"),
         (("architectures", "RND1LM"), "RND1", "llama.cpp"),
         (("architectures", "NemotronLabsDiffusionModel"), "Nemotron-Labs-Diffusion", "remote code"),
         (("architectures", "LlavaLLaDAModelLM"), "diffusion model of another class", "remote code"),
@@ -67,7 +67,9 @@ def test_llada_moe_without_its_class(tmp_path) -> None:
 
 def test_unknown_models_get_the_families(tmp_path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"architectures": ["Whatever"]}))
-    with pytest.raises(ValueError, match=r"expected one of \[.*\]: this package loads LLaDA-8B, .*DiffuCoder \(in "):
+    with pytest.raises(
+        ValueError, match=r"expected one of \[.*\]: this package loads LLaDA-8B, .*DiffuCoder, A2D-Qwen3, .* \(in "
+    ):
         sparsed.load_model(tmp_path)
 
 

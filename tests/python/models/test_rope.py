@@ -69,19 +69,32 @@ def test_a_conflict_with_the_top_level(tmp_path, place, settings) -> None:
         ("rope_theta", 0),
         ("rope_scaling", 2.0),
         ("rope_scaling", [PLAIN]),
-        ("rope_scaling", {"type": "linear", "factor": 2.0}),
+        ("rope_scaling", {"type": "linear", "factor": 0}),
+        ("rope_scaling", {"type": "linear"}),
+        ("rope_scaling", {"type": "linear", "factor": 2.0, "beta_fast": 32}),
         ("rope_scaling", {"type": "dynamic", "factor": 4.0}),
-        ("rope_scaling", {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}),
-        ("rope_scaling", {"type": "ntk", "factor": 14.0}),
+        ("rope_scaling", {"rope_type": "yarn", "factor": True}),
+        ("rope_scaling", {"rope_type": "yarn"}),
+        ("rope_scaling", {"rope_type": "yarn", "factor": 4.0, "truncate": 1}),
+        ("rope_scaling", {"type": "ntk"}),
+        ("rope_scaling", {"type": "ntk", "factor": 14.0, "target_length": 16384}),
+        ("rope_scaling", {"type": "ntk", "target_length": 64}),
+        ("rope_scaling", {"type": "ntk", "factor": 1e300, "rope_theta": 1e300}),
+        ("rope_scaling", {"type": "ntk", "factor": 4, "original_max_position_embeddings": 6}),
+        ("rope_scaling", {"type": "ultrallada", "factor": 4}),
+        ("rope_scaling", {"rope_type": "llama3", "factor": 8.0}),
+        ("rope_scaling", {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4, "high_freq_factor": 4}),
         ("rope_scaling", {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}),
         ("rope_scaling", {"rope_type": "default", "type": "yarn", "factor": 4.0}),
         ("rope_scaling", {"rope_type": "default", "factor": 4.0}),
         ("rope_scaling", {"rope_type": "default", "mrope_section": [2, 3, 3]}),
         ("rope_scaling", {"factor": 8.0}),
         ("rope_parameters", PLAIN | {"rope_type": "llama3", "factor": 8.0}),
+        ("rope_parameters", PLAIN | {"rope_type": "yarn", "rope_theta": 1.0, "factor": 8.0}),
         ("rope_parameters", PLAIN | {"rope_type": "proportional"}),
         ("rope_parameters", PLAIN | {"rope_type": None}),
-        ("rope_parameters", PLAIN | {"partial_rotary_factor": 0.5}),
+        ("rope_parameters", PLAIN | {"partial_rotary_factor": 1.5}),
+        ("rope_parameters", PLAIN | {"partial_rotary_factor": 0.01}),
         ("rope_parameters", PLAIN | {"attention_factor": 1.2}),
         ("rope_parameters", PLAIN | {"factor": True}),
         ("rope_parameters", PLAIN | {"rope_theta": None}),
@@ -92,7 +105,7 @@ def test_a_conflict_with_the_top_level(tmp_path, place, settings) -> None:
         ("rope_parameters", PLAIN | {"rope_theta": [1e6]}),
         ("rope_parameters", PLAIN | {"full_attention": PLAIN}),
         ("rope_parameters", {"full_attention": None}),
-        ("rope_parameters", {"full_attention": PLAIN | {"rope_type": "yarn", "factor": 2.0}}),
+        ("rope_parameters", {"full_attention": PLAIN | {"rope_type": "dynamic", "factor": 2.0}}),
         ("rope_parameters", {"full_attention": PLAIN, "other": PLAIN}),
         ("rope_parameters", {"sliding_attention": PLAIN}),
     ],
@@ -146,13 +159,14 @@ def test_variants_are_read_as_transformers_reads_them() -> None:
         values = tiny_config("dream_7b", rope_theta=...) | top | given
         theirs = transformers.Qwen2Config(**json.loads(json.dumps(values))).rope_parameters
         theirs = theirs.get("full_attention", theirs)
-        scaled = any("linear" in json.dumps(settings) for settings in (scaling, parameters))
         found = any("rope_theta" in json.dumps(place) for place in (top, scaling or parameters))
-        if scaled or not found:
+        if not found:
             with pytest.raises(ValueError, match=r"^load_model: rope_"):
                 DREAM.read_config(ConfigReader(values, "config.json"))
             continue
-        assert DREAM.read_config(ConfigReader(values, "config.json")).rope_theta == theirs["rope_theta"], values
+        rope = DREAM.read_config(ConfigReader(values, "config.json")).rope
+        assert rope.theta == theirs["rope_theta"], values
+        assert (rope.scaling is not None) == (theirs["rope_type"] == "linear"), values
         read += 1
     assert read > 300
 

@@ -126,6 +126,7 @@ class RunContext:
             "dtype": getattr(self.model, "dtype", args.dtype),
             "weights": getattr(self.model, "weights", args.weights),
             "engine": [args.engine, args.device, args.device_map],
+            **({} if args.rope_scaling is None else {"rope_scaling": args.rope_scaling}),
             "style": self.style.name,
             "scale": self.scale,
             "budgets": self.style.gen_lengths,

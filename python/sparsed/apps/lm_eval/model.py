@@ -1,4 +1,4 @@
-"""`SparsedLM`: the requests of lm-eval's tasks, answered by a LLaDA or Dream checkpoint.
+"""`SparsedLM`: the requests of lm-eval's tasks, answered by a checkpoint of a diffusion language model.
 
 The file is long because lm-eval's interface is one class, and half of it documents its arguments.
 """
@@ -29,6 +29,7 @@ from ...generation.prompts import pad_left
 from ...kernels.config import Sparse
 from ...models.loader import load_model
 from ...models.tokenizer import load_tokenizer
+from ..cli_options import rope_scaling_of
 from . import chat
 from . import options as arguments
 from .batches import BatchSize, largest_divisor
@@ -52,10 +53,10 @@ class _Job:
 
 @register_model("sparsed")
 class SparsedLM(TemplateLM):
-    """A LLaDA or Dream checkpoint, dense or sparse, for lm-eval's tasks of every output type.
+    """A checkpoint of a diffusion language model, dense or sparse, for lm-eval's tasks of every output type.
 
     Prompts, stop strings, truncation and the arguments that both have follow lm-eval's `hf` backend. Likelihoods are
-    Monte-Carlo estimates over masks, for both families as LLaDA's evaluation makes them.
+    Monte-Carlo estimates over masks, for all families as LLaDA's evaluation makes them.
 
     Args:
         pretrained: The checkpoint's folder.
@@ -64,6 +65,8 @@ class SparsedLM(TemplateLM):
         engine: As in `load_model`.
         device: As in `load_model`; the native engine runs on the CPU. Not used beside `device_map`.
         device_map: As in `load_model`.
+        rope_scaling: As in `load_model`; or a type and its number, such as "ntk:14" or "yarn:4", or the text of a JSON
+            object. `max_length` is then the scaled length unless it is given.
         subfolder: The folder within `pretrained` that has the files.
         tokenizer: Another folder whose tokenizer is used; None: the checkpoint's.
         batch_size: Texts generated, or masks drawn, in one forward pass. "auto": as many as fit into memory, the number
@@ -90,7 +93,7 @@ class SparsedLM(TemplateLM):
         kv_cache: None, "prefix", "dual" or "delayed", with the fields of the cache among `options`; or one of these
             objects. Likelihoods compute whole passes and do not use it.
         preset: One of `sparsed.preset`, in place of sparse and kv_cache; fields of its sampler may be among `options`.
-        options: Fields of the sampler of the model's family, `LLaDASampler` or `DreamSampler`, and of `sparse`; and
+        options: Fields of the sampler of the model's family, such as `LLaDASampler`, and of `sparse`; and
             other arguments of the `hf` backend with the values that ask for nothing special (trust_remote_code has no
             effect, since no code of a checkpoint is run).
 
@@ -106,6 +109,7 @@ class SparsedLM(TemplateLM):
         engine: str = "native",
         device: str | None = None,
         device_map: str | Mapping[str, Any] | None = None,
+        rope_scaling: str | Mapping[str, Any] | None = None,
         subfolder: str = "",
         tokenizer: str | os.PathLike[str] | None = None,
         batch_size: int | str = 1,
@@ -140,8 +144,14 @@ class SparsedLM(TemplateLM):
         check.flag("add_bos_token", add_bos_token, optional=True)
         self._variables = arguments.template_variables(chat_template_args, enable_thinking, think_end_token)
         folder = Path(pretrained, subfolder)
-        placement = arguments.placement(engine, device, device_map)
-        self.model = load_model(folder, dtype, weights=weights, engine=engine, **placement)
+        self.model = load_model(
+            folder,
+            dtype,
+            weights=weights,
+            engine=engine,
+            rope_scaling=rope_scaling_of(rope_scaling) if isinstance(rope_scaling, str) else rope_scaling,
+            **arguments.placement(engine, device, device_map),
+        )
         self._tokenizer_folder = Path(tokenizer or folder)
         self.tokenizer = load_tokenizer(self._tokenizer_folder)
         self.sparse, self.kv_cache, own = arguments.attention_of(preset, self.model, sparse, kv_cache, options)

@@ -1,0 +1,29 @@
+"""Open-dCoder: the description of open-dcoder-0.5B, which has the class of Qwen2 itself.
+
+It is told apart from autoregressive models of this class by its mask token. Its logits are shifted, and its sampler is
+Dream's.
+
+Source: veomni/models/transformers/qwen2 of pengzhangzhi/Open-dLLM (modeling_qwen2.py, generation_utils.py).
+"""
+
+from __future__ import annotations
+
+from .architecture import Architecture, read_free_shape
+
+OPEN_DCODER = Architecture(
+    title="Open-dCoder",
+    model_type="qwen2",
+    class_name="Qwen2ForCausalLM",
+    family="dream",
+    shape=read_free_shape,
+    fixed={
+        "attention_bias": (True, True),
+        "hidden_act": ("silu", "silu"),
+        "mlp_bias": (False, False),
+        "use_sliding_window": (False, False),
+    },
+    ignored=frozenset({"max_window_layers", "sliding_window"}),
+    qkv_bias=True,
+    shift_logits=True,
+    needs_mask_token=True,
+)
