@@ -151,17 +151,14 @@ py::array_t<double> jaccard(const BlockPattern& pattern, const py::object& other
   return per_head(pattern, values);
 }
 
-// operation: "|", "&" or "-".
+// operation: the name of Python's method.
 BlockPattern combined(const BlockPattern& pattern, const py::object& other, const py::object& operation) {
-  const size_t number = Arguments("BlockPattern").choice("operation", operation, {"|", "&", "-"});
-  const Arguments check("BlockPattern " + py::cast<std::string>(operation));
+  constexpr SetOperation kOperations[] = {SetOperation::kUnion, SetOperation::kIntersection, SetOperation::kDifference};
+  const size_t number = Arguments("BlockPattern").choice("operation", operation, {"__or__", "__and__", "__sub__"});
+  const Arguments check("BlockPattern." + py::cast<std::string>(operation));
   const BlockPattern& theirs = py::cast<const BlockPattern&>(other);
   const py::gil_scoped_release release;
-  return pattern.combined(theirs,
-                          static_cast<SetOperation>(number == 0   ? SetOperation::kUnion
-                                                    : number == 1 ? SetOperation::kIntersection
-                                                                  : SetOperation::kDifference),
-                          check);
+  return pattern.combined(theirs, kOperations[number], check);
 }
 
 BlockPattern taken(const BlockPattern& pattern, const std::vector<int64_t>& batch, const std::vector<int64_t>& heads) {
@@ -238,7 +235,7 @@ Immutable; compared and hashed by content.)")
       .def("jaccard", on_host(&jaccard), py::arg("other"),
            "``|A and B| / |A or B|`` per head, float64 (B, H); 1 where both are empty.")
       .def("combined", on_host(&combined), py::arg("other"), py::arg("operation"),
-           "The set operation ``\"|\"``, ``\"&\"`` or ``\"-\"`` with another pattern of the same geometry.")
+           "``__or__``, ``__and__`` or ``__sub__`` with another pattern of the same geometry.")
       .def("taken", on_host(&taken), py::arg("batch"), py::arg("heads"), "The rows and heads at these places.")
       .def("__eq__", on_host(&equal), py::arg("other"), py::pos_only())
       .def("__hash__", on_host(&hash))

@@ -453,9 +453,9 @@ TEST(PatternSetTest, CombinesBlockByBlock) {
 TEST(PatternSetTest, OnlyTheSameGeometryCombines) {
   const BlockPattern a(PatternGeometry{1, 2, 16, 40, 90, 33}, "test");
   const auto with = [&](const PatternGeometry& other) {
-    a.combined(BlockPattern(other, "test"), SetOperation::kUnion, "BlockPattern |");
+    a.combined(BlockPattern(other, "test"), SetOperation::kUnion, "test");
   };
-  EXPECT_ERROR(with({2, 2, 16, 40, 90, 33}), kValue, "BlockPattern |: other has batch 2, expected 1");
+  EXPECT_ERROR(with({2, 2, 16, 40, 90, 33}), kValue, "test: other has batch 2, expected 1");
   EXPECT_ERROR(with({1, 3, 16, 40, 90, 33}), kValue, "other has heads 3, expected 2");
   EXPECT_ERROR(with({1, 2, 32, 40, 90, 33}), kValue, "other has block_size 32, expected 16");
   EXPECT_ERROR(with({1, 2, {16, 32}, 40, 90, 33}), kValue, "other has kv_block_size 32, expected 16");

@@ -68,7 +68,7 @@ class BlockPattern:
         ...
     def combined(self, other: typing.Any, operation: typing.Any) -> BlockPattern:
         """
-        The set operation ``"|"``, ``"&"`` or ``"-"`` with another pattern of the same geometry.
+        ``__or__``, ``__and__`` or ``__sub__`` with another pattern of the same geometry.
         """
     def jaccard(self, other: typing.Any) -> numpy.typing.NDArray[numpy.float64]:
         """

@@ -138,7 +138,7 @@ class Call:
         Its target is None where q or block_size cannot be right: the compiled module says so.
         """
         q, library = self._arrays["q"], self._library
-        if not _is_array(q) or q.ndim != 4 or not isinstance(block_size, Integral) or block_size < 1:
+        if not _is_array(q) or q.ndim != 4 or not isinstance(block_size, Integral) or block_size < 16:
             return Result(None, library)
         batch, heads, length = (int(size) for size in q.shape[:3])
         blocks = -(-length // int(block_size))

@@ -71,7 +71,11 @@ def chosen_pattern(
     name = f"{function}: selection {name_of(selection)}"
     on_host = to_host(scores)
     shape = on_host.shape
-    mask = to_host(selection(on_host, geometry))
+    returned = selection(on_host, geometry)
+    try:
+        mask = to_host(returned)
+    except (TypeError, ValueError):  # rows of unequal length, or nothing that numpy knows
+        raise TypeError(f"{name} returned a {type(returned).__name__}, expected bool {list(shape)}") from None
     if mask.dtype != np.bool_:
         raise TypeError(f"{name} returned {mask.dtype} {list(mask.shape)}, expected bool {list(shape)}")
     if mask.shape != shape:

@@ -29,13 +29,13 @@ class PatternSets:
         return pattern
 
     def __or__(self: Pattern, other: Pattern) -> Pattern:
-        return self._combined(other, "|")
+        return self._combined(other, "__or__")
 
     def __and__(self: Pattern, other: Pattern) -> Pattern:
-        return self._combined(other, "&")
+        return self._combined(other, "__and__")
 
     def __sub__(self: Pattern, other: Pattern) -> Pattern:
-        return self._combined(other, "-")
+        return self._combined(other, "__sub__")
 
     def _combined(self: Pattern, other: Pattern, operation: str) -> Pattern:
         if not isinstance(other, PatternSets):

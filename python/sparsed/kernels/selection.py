@@ -189,7 +189,8 @@ def _pattern(function: str, compiled: _core.BlockPattern, selection: Any, scores
         return pattern
     geometry = BlockGeometry(pattern.block_size, pattern.kv_len, pattern.prompt_length)
     rows = default_generation(selection) if generation is None else generation
-    return chosen_pattern(function, selection, scores.target, geometry, rows)
+    # A copy, because the rule may write into it.
+    return chosen_pattern(function, selection, to_host(scores.target).copy(), geometry, rows)
 
 
 def recall(

@@ -111,6 +111,19 @@ def test_a_rule_chooses_the_pattern(place: str, generation: Any) -> None:
     assert BlockGeometry(16, 32, 32).first_generation_block == 2
 
 
+def test_a_rule_may_write_into_its_scores() -> None:
+    def greedy(scores: Any, geometry: BlockGeometry) -> Any:
+        mask = largest_two(scores, geometry)
+        scores[:] = 0
+        return mask
+
+    options: Any = {"prompt_length": PROMPT, "block_size": BLOCK, "return_scores": True}
+    expected = sparsed.attention_and_select(*inputs(), selection=largest_two, **options)
+    found = sparsed.attention_and_select(*inputs(), selection=greedy, **options)
+    np.testing.assert_array_equal(found[2], expected[2])
+    assert found[1] == expected[1]
+
+
 def test_the_papers_rule_as_an_own_one(place: str) -> None:
     def paper(scores: Any, geometry: BlockGeometry) -> Any:
         border = -(-geometry.prompt_length // geometry.block_size)
@@ -196,6 +209,7 @@ WRONG = [
     (lambda mask: mask.astype(np.float32), TypeError, "returned float32 [2, 4, 13, 13], expected bool [2, 4, 13, 13]"),
     (lambda mask: None, TypeError, "returned object [], expected bool"),
     (lambda mask: np.argwhere(mask), TypeError, "returned int64"),
+    (lambda mask: [[True], [True, False]], TypeError, "returned a list, expected bool [2, 4, 13, 13]"),
     (
         emptied,
         ValueError,

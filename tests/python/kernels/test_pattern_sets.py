@@ -45,10 +45,10 @@ def test_operations_are_those_of_the_masks() -> None:
 )
 def test_only_equal_sizes_combine(sizes: Any, message: str) -> None:
     other = pattern_of(2, **sizes)
-    for symbol, operation in {"|": lambda: pattern_of(1) | other, "-": lambda: pattern_of(1) - other}.items():
+    for name, operation in {"__or__": lambda: pattern_of(1) | other, "__sub__": lambda: pattern_of(1) - other}.items():
         with pytest.raises(ValueError) as error:
             operation()
-        assert str(error.value) == f"BlockPattern {symbol}: other has {message}"
+        assert str(error.value) == f"BlockPattern.{name}: other has {message}"
 
 
 @pytest.mark.parametrize("other", [None, 3, np.ones((2, 3, 13, 69), bool), {1}])
