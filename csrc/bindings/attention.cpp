@@ -42,9 +42,10 @@ void attention(const py::object& q, const py::object& k, const py::object& v, co
 // The settings of a selection, as Python hands them over.
 struct Settings {
   py::object prompt_length, block_size, rho, selection, selection_scale, isolate, generation;
+  py::object scores;  // written to, or None
 };
 
-BlockPattern run_selection(const Arguments& check, const AttentionArguments& arguments, const Settings& settings) {
+BlockPattern run_selection(const Arguments& check, AttentionArguments arguments, const Settings& settings) {
   const AttentionParams& params = arguments.params;
   check(params.q_len() == params.kv_len(), "k has length ", params.kv_len(), ", expected ", params.q_len(), " (from q ",
         shape_string(params.q.shape), ")");
@@ -58,6 +59,7 @@ BlockPattern run_selection(const Arguments& check, const AttentionArguments& arg
                                                     : check.positive_scale("selection_scale", settings.selection_scale);
   select.dense_generation = check.dense_generation(settings.generation);
   check_select(select, params.kv_len(), check);
+  select.scores = scores_memory(check, settings.scores, select.block_size, arguments);
   const py::gil_scoped_release release;
   return check.named([&] { return arguments.backend->attention_and_select(params, select); });
 }
@@ -66,23 +68,24 @@ BlockPattern attention_and_select(const py::object& q, const py::object& k, cons
                                   const py::object& prompt_length, const py::object& block_size, const py::object& rho,
                                   const py::object& selection, const py::object& scale,
                                   const py::object& selection_scale, const py::object& isolate,
-                                  const py::object& generation, const py::object& key_mask, const py::object& stream) {
+                                  const py::object& generation, const py::object& key_mask, const py::object& scores,
+                                  const py::object& stream) {
   const Arguments check("attention_and_select");
-  const AttentionArguments arguments =
-      attention_arguments(check, {q, k, v, out, py::none(), key_mask, scale, stream}, false);
-  return run_selection(check, arguments,
-                       {prompt_length, block_size, rho, selection, selection_scale, isolate, generation});
+  AttentionArguments arguments = attention_arguments(check, {q, k, v, out, py::none(), key_mask, scale, stream}, false);
+  return run_selection(check, std::move(arguments),
+                       {prompt_length, block_size, rho, selection, selection_scale, isolate, generation, scores});
 }
 
 BlockPattern select(const py::object& q, const py::object& k, const py::object& prompt_length,
                     const py::object& block_size, const py::object& rho, const py::object& selection,
                     const py::object& scale, const py::object& selection_scale, const py::object& isolate,
-                    const py::object& generation, const py::object& key_mask, const py::object& stream) {
+                    const py::object& generation, const py::object& key_mask, const py::object& scores,
+                    const py::object& stream) {
   const Arguments check("select");
-  const AttentionArguments arguments =
+  AttentionArguments arguments =
       attention_arguments(check, {q, k, py::none(), py::none(), py::none(), key_mask, scale, stream}, true);
-  return run_selection(check, arguments,
-                       {prompt_length, block_size, rho, selection, selection_scale, isolate, generation});
+  return run_selection(check, std::move(arguments),
+                       {prompt_length, block_size, rho, selection, selection_scale, isolate, generation, scores});
 }
 
 std::vector<std::tuple<std::string, bool, std::vector<std::string>>> backend_rows() {
@@ -109,11 +112,11 @@ void register_attention(py::module_& m) {
         "Writes out, and lse unless it is None.");
   m.def("attention_and_select", &attention_and_select, py::arg("q"), py::arg("k"), py::arg("v"), py::arg("out"),
         py::arg("prompt_length"), py::arg("block_size"), py::arg("rho"), py::arg("selection"), py::arg("scale"),
-        py::arg("selection_scale"), py::arg("isolate"), py::arg("generation"), py::arg("key_mask"), py::arg("stream"),
-        "Writes out.");
+        py::arg("selection_scale"), py::arg("isolate"), py::arg("generation"), py::arg("key_mask"), py::arg("scores"),
+        py::arg("stream"), "Writes out, and scores unless it is None.");
   m.def("select", &select, py::arg("q"), py::arg("k"), py::arg("prompt_length"), py::arg("block_size"), py::arg("rho"),
         py::arg("selection"), py::arg("scale"), py::arg("selection_scale"), py::arg("isolate"), py::arg("generation"),
-        py::arg("key_mask"), py::arg("stream"));
+        py::arg("key_mask"), py::arg("scores"), py::arg("stream"));
   m.def("backends", &backend_rows, "(name, available, reasons) of each backend, best first.");
   m.def("active_backend", [] { return active_backend().name; });
   m.def("set_backend", &set_backend, py::arg("name"),

@@ -220,6 +220,21 @@ AttentionArguments attention_arguments(const Arguments& check, const AttentionAr
   return Reader(check, arrays).read(selects);
 }
 
+float* scores_memory(const Arguments& check, const py::object& scores, int block_size, AttentionArguments& arguments) {
+  if (scores.is_none()) return nullptr;
+  const AttentionParams& params = arguments.params;
+  std::optional<int64_t> stream;
+  if (arguments.backend == &cuda_backend()) stream = reinterpret_cast<int64_t>(params.stream);
+  const ArrayView array = array_view(check, "scores", scores, stream);
+  const std::vector<int64_t> expected{params.batch(), params.heads(), num_blocks(params.q_len(), block_size),
+                                      num_blocks(params.kv_len(), block_size)};
+  check(array.dtype == "float32" && array.shape == expected && array.writable, "scores is ", array.dtype, " ",
+        shape_string(array.shape.data(), array.shape.size()), ", expected float32 ",
+        shape_string(expected.data(), expected.size()), " that can be written to");
+  arguments.alive.push_back(array.owner);
+  return static_cast<float*>(array.data);
+}
+
 AttentionArguments packed_attention_arguments(const Arguments& check, const AttentionArrays& arrays,
                                               const TensorView& keys) {
   return Reader(check, arrays).read_packed(keys);

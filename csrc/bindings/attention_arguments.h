@@ -31,6 +31,9 @@ struct AttentionArrays {
 
 // Arrays that fit together. selects: without v and out, for the selection only.
 AttentionArguments attention_arguments(const Arguments& check, const AttentionArrays& arrays, bool selects);
+// The memory of an array for the block scores of a selection, [B, H, q_blocks, kv_blocks] float32, in C order, where q
+// lies; the arguments keep it alive. None: nullptr.
+float* scores_memory(const Arguments& check, const py::object& scores, int block_size, AttentionArguments& arguments);
 // q, out, lse and scale of a call whose keys and values are packed in host memory. keys: without data.
 AttentionArguments packed_attention_arguments(const Arguments& check, const AttentionArrays& arrays,
                                               const TensorView& keys);

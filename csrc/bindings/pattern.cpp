@@ -1,12 +1,14 @@
 #include "core/pattern.h"
 
 #include <pybind11/numpy.h>
+#include <pybind11/stl.h>
 #include <pybind11/typing.h>
 
 #include <algorithm>
 #include <sstream>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "bindings/register.h"
 #include "bindings/views.h"
@@ -123,17 +125,6 @@ py::typing::Tuple<py::array_t<int64_t>, py::array_t<int32_t>> to_bsr(const Block
   return py::make_tuple(indptr, indices);
 }
 
-// str, bytes or os.PathLike as the file system's bytes.
-std::string path_string(const Arguments& check, const py::object& path) {
-  PyObject* bytes = nullptr;
-  if (!PyUnicode_FSConverter(path.ptr(), &bytes)) {
-    if (!PyErr_ExceptionMatches(PyExc_TypeError)) throw py::error_already_set();  // a zero byte: ValueError
-    PyErr_Clear();
-    check.wrong_type("path", path, "a str or os.PathLike");
-  }
-  return py::cast<std::string>(py::reinterpret_steal<py::bytes>(bytes));
-}
-
 BlockPattern load(const py::object& path) {
   const std::string file = path_string("BlockPattern.load", path);
   const py::gil_scoped_release release;
@@ -158,6 +149,21 @@ py::array_t<double> jaccard(const BlockPattern& pattern, const py::object& other
     values = pattern.jaccard(theirs);
   }
   return per_head(pattern, values);
+}
+
+// operation: the name of Python's method.
+BlockPattern combined(const BlockPattern& pattern, const py::object& other, const py::object& operation) {
+  constexpr SetOperation kOperations[] = {SetOperation::kUnion, SetOperation::kIntersection, SetOperation::kDifference};
+  const size_t number = Arguments("BlockPattern").choice("operation", operation, {"__or__", "__and__", "__sub__"});
+  const Arguments check("BlockPattern." + py::cast<std::string>(operation));
+  const BlockPattern& theirs = py::cast<const BlockPattern&>(other);
+  const py::gil_scoped_release release;
+  return pattern.combined(theirs, kOperations[number], check);
+}
+
+BlockPattern taken(const BlockPattern& pattern, const std::vector<int64_t>& batch, const std::vector<int64_t>& heads) {
+  const py::gil_scoped_release release;
+  return pattern.taken(batch, heads);
 }
 
 py::object equal(const BlockPattern& pattern, const py::object& other) {
@@ -228,6 +234,9 @@ Immutable; compared and hashed by content.)")
            "``indices[indptr[r]:indptr[r + 1]]``, ascending.")
       .def("jaccard", on_host(&jaccard), py::arg("other"),
            "``|A and B| / |A or B|`` per head, float64 (B, H); 1 where both are empty.")
+      .def("combined", on_host(&combined), py::arg("other"), py::arg("operation"),
+           "``__or__``, ``__and__`` or ``__sub__`` with another pattern of the same geometry.")
+      .def("taken", on_host(&taken), py::arg("batch"), py::arg("heads"), "The rows and heads at these places.")
       .def("__eq__", on_host(&equal), py::arg("other"), py::pos_only())
       .def("__hash__", on_host(&hash))
       .def("__repr__", on_host(&repr));

@@ -20,6 +20,7 @@ namespace {
 // The state machine behind a lock: attend runs without the GIL, so that another thread may call meanwhile.
 class LockedCache {
  public:
+  explicit LockedCache(PatternCache cache) : cache_(std::move(cache)) {}
   template <class Config>
   LockedCache(Config config, std::optional<int64_t> steps, int64_t prompt_length)
       : cache_(std::move(config), steps, prompt_length) {}
@@ -52,16 +53,27 @@ class LockedCache {
   bool changing_ = false;
 };
 
+// scores, block_size and choose: of the caller's selection, or None. choose() returns a BlockPattern.
 void attend(LockedCache& self, const py::object& layer, const py::object& q, const py::object& k, const py::object& v,
-            const py::object& out, const py::object& key_mask, const py::object& scale, const py::object& stream) {
+            const py::object& out, const py::object& key_mask, const py::object& scale, const py::object& stream,
+            const py::object& scores, const py::object& block_size, const py::object& choose) {
   const Arguments check("PatternCache.attend");
   const int64_t index = check.integer("layer", layer);
-  const AttentionArguments arguments =
-      attention_arguments(check, {q, k, v, out, py::none(), key_mask, scale, stream}, false);
+  AttentionArguments arguments = attention_arguments(check, {q, k, v, out, py::none(), key_mask, scale, stream}, false);
   const AttentionParams& params = arguments.params;
   check(!params.empty(), "q has shape ", shape_string(params.q.shape), " and k ", shape_string(params.k.shape),
         ", expected at least one row, head, query and key");
-  self.change(check, [&](PatternCache& cache) { cache.attend(*arguments.backend, index, params); });
+  CallerSelection by_caller;
+  if (!choose.is_none()) {
+    by_caller.scores = scores_memory(check, scores, check.block_size(block_size), arguments);
+    by_caller.choose = [&choose] {
+      const py::gil_scoped_acquire acquire;
+      return py::cast<BlockPattern>(choose());
+    };
+  }
+  self.change(check, [&](PatternCache& cache) {
+    cache.attend(*arguments.backend, index, params, by_caller.scores ? &by_caller : nullptr);
+  });
 }
 
 std::optional<int64_t> step_count(const py::object& steps) {
@@ -108,6 +120,26 @@ std::unique_ptr<LockedCache> window_cache(const py::object& steps, const py::obj
   const Arguments check("PatternCache");
   return std::make_unique<LockedCache>(WindowConfig{window, sinks, block_size, check.dense_generation(generation)},
                                        step_count(steps), check.integer("prompt_length", prompt_length));
+}
+
+// pattern: of the layers that have none of their own, or None.
+std::unique_ptr<LockedCache> given_cache(const py::object& steps, const py::object& prompt_length,
+                                         const py::object& pattern) {
+  GivenConfig config;
+  if (!pattern.is_none()) config.pattern = py::cast<BlockPattern>(pattern);
+  return std::make_unique<LockedCache>(std::move(config), step_count(steps),
+                                       Arguments("PatternCache").integer("prompt_length", prompt_length));
+}
+
+std::unique_ptr<LockedCache> load(const py::object& path) {
+  const std::string file = path_string("PatternCache.load", path);
+  const py::gil_scoped_release release;
+  return std::make_unique<LockedCache>(PatternCache::load(file));
+}
+
+void save(LockedCache& self, const py::object& path) {
+  const std::string file = path_string("PatternCache.save", path);
+  self.read([&](PatternCache& cache) { cache.save(file); });
 }
 
 void begin_step(LockedCache& self, const py::object& step, const py::object& unmasked) {
@@ -190,9 +222,13 @@ void register_pattern_cache(py::module_& m) {
                   py::arg("generation"))
       .def_static("window", &window_cache, py::kw_only(), py::arg("steps"), py::arg("prompt_length"), py::arg("window"),
                   py::arg("sinks"), py::arg("block_size"), py::arg("generation"))
+      .def_static("given", &given_cache, py::kw_only(), py::arg("steps"), py::arg("prompt_length"), py::arg("pattern"))
+      .def_static("load", &load, py::arg("path"))
+      .def("save", &save, py::arg("path"))
       .def("begin_step", &begin_step, py::arg("step"), py::arg("unmasked"))
       .def("attend", &attend, py::arg("layer"), py::arg("q"), py::arg("k"), py::arg("v"), py::arg("out"),
-           py::arg("key_mask"), py::arg("scale"), py::arg("stream"))
+           py::arg("key_mask"), py::arg("scale"), py::arg("stream"), py::arg("scores"), py::arg("block_size"),
+           py::arg("choose"))
       .def("pattern", &pattern, py::arg("layer"))
       .def("set_pattern", &set_pattern, py::arg("layer"), py::arg("pattern"))
       .def("density", &density, py::arg("layer"))
@@ -205,6 +241,9 @@ void register_pattern_cache(py::module_& m) {
           [](LockedCache& self) { return self.read([](PatternCache& cache) { return phase_name(cache.phase()); }); })
       .def_property_readonly(
           "step", [](LockedCache& self) { return self.read([](PatternCache& cache) { return cache.step(); }); })
+      .def_property_readonly(
+          "prompt_length",
+          [](LockedCache& self) { return self.read([](PatternCache& cache) { return cache.prompt_length(); }); })
       .def_property_readonly(
           "layers",
           [](LockedCache& self) { return self.read([](PatternCache& cache) { return cache.pattern_layers(); }); })

@@ -82,7 +82,18 @@ int Arguments::block_size(const py::object& object) const {
 }
 
 SelectionRule Arguments::selection_rule(const py::object& object) const {
+  if (PyCallable_Check(object.ptr())) return SelectionRule::kCaller;
   return choice("selection", object, {"paper", "reference"}) == 0 ? SelectionRule::kPaper : SelectionRule::kReference;
+}
+
+std::string path_string(const Arguments& check, const py::object& path) {
+  PyObject* bytes = nullptr;
+  if (!PyUnicode_FSConverter(path.ptr(), &bytes)) {
+    if (!PyErr_ExceptionMatches(PyExc_TypeError)) throw py::error_already_set();  // a zero byte: ValueError
+    PyErr_Clear();
+    check.wrong_type("path", path, "a str or os.PathLike");
+  }
+  return py::cast<std::string>(py::reinterpret_steal<py::bytes>(bytes));
 }
 
 bool Arguments::dense_generation(const py::object& object) const {

@@ -35,4 +35,7 @@ class Arguments : public Checker {
   bool dense_generation(const py::object& object) const;
 };
 
+// str, bytes or os.PathLike as the file system's bytes.
+std::string path_string(const Arguments& check, const py::object& path);
+
 }  // namespace sparsed::python

@@ -30,8 +30,9 @@ struct AttentionParams {
 
 // Which blocks a head keeps. kPaper: one softmax over all keys, top-k of the prompt blocks and of the generation
 // blocks apart (arXiv 2509.24014, section 4). kReference: what the published code does (top-k over all blocks, of
-// which the prompt columns stay; generation blocks by a softmax over generation keys alone).
-enum class SelectionRule : uint8_t { kPaper, kReference };
+// which the prompt columns stay; generation blocks by a softmax over generation keys alone). kCaller: none, the caller
+// chooses by the scores.
+enum class SelectionRule : uint8_t { kPaper, kReference, kCaller };
 
 struct SelectParams {
   int64_t prompt_length = 0;  // 0 ... S
@@ -41,6 +42,9 @@ struct SelectParams {
   bool isolate = true;            // false: one top-k over all blocks
   float scale = 1.f;              // of the scores in the selection; the attention has its own
   bool dense_generation = false;  // query blocks with generation tokens keep every key block
+  // [B, H, q_blocks, kv_blocks], written: the probability mass of each key block under the softmax over all keys,
+  // summed over the queries of the block. nullptr: nobody asks. It lies where the backend computes.
+  float* scores = nullptr;
 };
 
 }  // namespace sparsed

@@ -33,6 +33,17 @@ double share(int64_t part, int64_t whole) {
   return whole == 0 ? 0.0 : static_cast<double>(part) / static_cast<double>(whole);
 }
 
+// Throws unless both have the same rows of the same blocks.
+void check_same_blocks(const PatternGeometry& ours, const PatternGeometry& theirs, const Checker& check) {
+  check.same("other has batch", theirs.batch, ours.batch);
+  check.same("other has heads", theirs.heads, ours.heads);
+  const bool square = ours.block.q == ours.block.kv && theirs.block.q == theirs.block.kv;
+  check.same(square ? "other has block_size" : "other has q_block_size", theirs.block.q, ours.block.q);
+  check.same("other has kv_block_size", theirs.block.kv, ours.block.kv);
+  check.same("other has q_len", theirs.q_len, ours.q_len);
+  check.same("other has kv_len", theirs.kv_len, ours.kv_len);
+}
+
 size_t head_words(const PatternGeometry& geometry) {
   return static_cast<size_t>(geometry.q_blocks() * geometry.row_words());
 }
@@ -219,15 +230,8 @@ std::vector<double> BlockPattern::head_density() const {
 }
 
 std::vector<double> BlockPattern::jaccard(const BlockPattern& other) const {
-  const PatternGeometry &ours = geometry(), &theirs = other.geometry();
-  const Checker check("BlockPattern.jaccard");
-  check.same("other has batch", theirs.batch, ours.batch);
-  check.same("other has heads", theirs.heads, ours.heads);
-  const bool square = ours.block.q == ours.block.kv && theirs.block.q == theirs.block.kv;
-  check.same(square ? "other has block_size" : "other has q_block_size", theirs.block.q, ours.block.q);
-  check.same("other has kv_block_size", theirs.block.kv, ours.block.kv);
-  check.same("other has q_len", theirs.q_len, ours.q_len);
-  check.same("other has kv_len", theirs.kv_len, ours.kv_len);
+  const PatternGeometry& ours = geometry();
+  check_same_blocks(ours, other.geometry(), "BlockPattern.jaccard");
   std::vector<double> result(static_cast<size_t>(ours.batch * ours.heads));
   const size_t words = head_words(ours);
   const uint64_t *a = bits().data(), *b = other.bits().data();
@@ -240,6 +244,39 @@ std::vector<double> BlockPattern::jaccard(const BlockPattern& other) const {
     value = either == 0 ? 1.0 : share(both, either);
   }
   return result;
+}
+
+BlockPattern BlockPattern::combined(const BlockPattern& other, SetOperation operation, const Checker& check) const {
+  check_same_blocks(geometry(), other.geometry(), check);
+  check.same("other has prompt_length", other.geometry().prompt_length, geometry().prompt_length);
+  PatternBuilder builder(geometry(), check);
+  const std::vector<uint64_t>&a = bits(), &b = other.bits();
+  std::vector<uint64_t>& result = builder.bits();
+  for (size_t i = 0; i < result.size(); ++i) {
+    switch (operation) {
+      case SetOperation::kUnion: result[i] = a[i] | b[i]; break;
+      case SetOperation::kIntersection: result[i] = a[i] & b[i]; break;
+      case SetOperation::kDifference: result[i] = a[i] & ~b[i]; break;
+    }
+  }
+  return std::move(builder).build();
+}
+
+BlockPattern BlockPattern::taken(const std::vector<int64_t>& batch, const std::vector<int64_t>& heads) const {
+  const Checker check("BlockPattern");
+  for (const int64_t b : batch) check.range("batch", b, 0, geometry().batch - 1);
+  for (const int64_t h : heads) check.range("head", h, 0, geometry().heads - 1);
+  PatternGeometry part = geometry();
+  part.batch = static_cast<int64_t>(batch.size());
+  part.heads = static_cast<int64_t>(heads.size());
+  PatternBuilder builder(part, check);
+  const std::vector<uint64_t>& ours = bits();
+  const auto words = static_cast<std::ptrdiff_t>(head_words(part));
+  auto next = builder.bits().begin();
+  for (const int64_t b : batch) {
+    for (const int64_t h : heads) next = std::copy_n(ours.begin() + (b * geometry().heads + h) * words, words, next);
+  }
+  return std::move(builder).build();
 }
 
 bool BlockPattern::operator==(const BlockPattern& other) const {

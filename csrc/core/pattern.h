@@ -74,6 +74,8 @@ class PatternCopy {
 
 class BlockPattern;
 
+enum class SetOperation : uint8_t { kUnion, kIntersection, kDifference };
+
 // Writable bit rows, from which a pattern is made.
 class PatternBuilder {
  public:
@@ -140,6 +142,10 @@ class BlockPattern {
   int64_t num_selected() const;  // pairs
   // |A and B| / |A or B| per (batch, head); 1 where both are empty. Other blocks, lengths or heads: an error.
   std::vector<double> jaccard(const BlockPattern& other) const;
+  // What is selected in both, in either, or in this one alone. Another geometry: an error.
+  BlockPattern combined(const BlockPattern& other, SetOperation operation, const Checker& check) const;
+  // The rows of the batch and the heads at these places, in this order; a place may come more than once.
+  BlockPattern taken(const std::vector<int64_t>& batch, const std::vector<int64_t>& heads) const;
   size_t nbytes() const { return bit_bytes(geometry()); }  // in one place
   uint64_t hash() const;                                   // of geometry and bits, the same on every machine
   bool operator==(const BlockPattern& other) const;

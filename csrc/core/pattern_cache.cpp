@@ -5,6 +5,7 @@
 #include <string>
 #include <utility>
 
+#include "core/pattern_file.h"
 #include "core/selection.h"
 
 namespace sparsed {
@@ -56,6 +57,28 @@ PatternCache::PatternCache(WindowConfig config, std::optional<int64_t> steps, in
   check_block_size(config.block_size, kCache);
 }
 
+PatternCache::PatternCache(GivenConfig config, std::optional<int64_t> steps, int64_t prompt_length)
+    : config_(std::move(config)), steps_(steps), prompt_length_(prompt_length) {
+  check_steps(steps, kCache);
+  check_prompt_length(prompt_length);
+}
+
+void PatternCache::save(const std::string& path) const {
+  LayerPatterns patterns{prompt_length_, {}};
+  for (const int64_t layer : pattern_layers()) patterns.layers.emplace(layer, pattern(layer));
+  check(!patterns.layers.empty(), "PatternCache.save: no layer holds a pattern, expected at least one");
+  save_layers(patterns, path, "PatternCache.save");
+}
+
+PatternCache PatternCache::load(const std::string& path) {
+  const Checker check("PatternCache.load: " + path);
+  const LayerPatterns patterns = load_layers(path, "PatternCache.load");
+  check(patterns.prompt_length >= 0, "prompt_length is ", patterns.prompt_length, ", expected >= 0");
+  PatternCache cache(GivenConfig{}, std::nullopt, patterns.prompt_length);
+  for (const auto& [layer, pattern] : patterns.layers) cache.set_pattern(layer, pattern, check);
+  return cache;
+}
+
 void PatternCache::begin_step(int64_t step, std::optional<double> unmasked) {
   const Checker check("PatternCache.begin_step");
   check(step == state_.step + 1, "step is ", step, ", expected ", state_.step + 1, " (steps come in order)");
@@ -86,18 +109,20 @@ Phase PatternCache::phase_at(int64_t length) const {
   return config && length < config->min_length ? Phase::kDense : scheduled_phase();
 }
 
-void PatternCache::attend(const Backend& backend, int64_t layer, const AttentionParams& params) {
+void PatternCache::attend(const Backend& backend, int64_t layer, const AttentionParams& params,
+                          const CallerSelection* by_caller) {
   Layer next = checked_layer(layer, params);
   switch (phase_at(params.q_len())) {
     case Phase::kDense:
       kAttend.named([&] { backend.attention(params, nullptr); });
       next.attended.reset();
       break;
-    case Phase::kSelect: attend_select(backend, params, next); break;
+    case Phase::kSelect: attend_select(backend, params, next, by_caller); break;
     case Phase::kSparse:
-      if (!schedule_ && !next.pattern) next.pattern = window_pattern(params);
-      kAttend(next.pattern.has_value(), "layer ", layer, " has no pattern in sparse step ", state_.step,
+      if (!next.pattern) next.pattern = unselected_pattern(params);
+      kAttend(next.pattern || !schedule_, "layer ", layer, " has no pattern in sparse step ", state_.step,
               ", expected it to attend in step ", state_.select_step, ", which selects");
+      kAttend(next.pattern.has_value(), "layer ", layer, " has no pattern, expected set_pattern to give it one");
       attend_sparse(backend, params, next);
       break;
   }
@@ -135,10 +160,16 @@ PatternCache::Layer PatternCache::checked_layer(int64_t layer, const AttentionPa
   return known;
 }
 
-void PatternCache::attend_select(const Backend& backend, const AttentionParams& params, Layer& layer) const {
+void PatternCache::attend_select(const Backend& backend, const AttentionParams& params, Layer& layer,
+                                 const CallerSelection* by_caller) const {
   const SparseConfig& config = std::get<SparseConfig>(config_);
-  const SelectParams select = select_params(config, prompt_length_, params.scale);
-  if (config.rho == 1) {  // nothing is left out: the pass is dense, to the last bit
+  SelectParams select = select_params(config, prompt_length_, params.scale);
+  const bool caller_selects = config.schedule.rule == SelectionRule::kCaller;
+  if (caller_selects) {
+    kAttend(by_caller != nullptr, "the selection is missing, expected one (the rule is the caller's)");
+    select.scores = by_caller->scores;
+  }
+  if (config.rho == 1 && !caller_selects) {  // nothing is left out: the pass is dense, to the last bit
     layer.pattern = BlockPattern::full(square_geometry(params, config.block_size, prompt_length_));
     return attend_sparse(backend, params, layer);
   }
@@ -150,6 +181,11 @@ void PatternCache::attend_select(const Backend& backend, const AttentionParams& 
     pass.lse = nullptr;
   }
   layer.pattern = kAttend.named([&] { return backend.attention_and_select(pass, select); });
+  if (caller_selects) {
+    layer.pattern = by_caller->choose();
+    kAttend(layer.pattern->geometry() == square_geometry(params, config.block_size, prompt_length_),
+            "the chosen pattern has another geometry, expected that of the scores");
+  }
   layer.attended.reset();
   if (sparse) attend_sparse(backend, params, layer);
 }
@@ -160,8 +196,20 @@ void PatternCache::attend_sparse(const Backend& backend, const AttentionParams& 
   layer.attended = dense ? std::nullopt : layer.pattern;
 }
 
-BlockPattern PatternCache::window_pattern(const AttentionParams& params) const {
-  const WindowConfig& config = std::get<WindowConfig>(config_);
+// The pattern of a layer that has none, where there is one without a selection.
+std::optional<BlockPattern> PatternCache::unselected_pattern(const AttentionParams& params) const {
+  if (const auto* window = std::get_if<WindowConfig>(&config_)) return window_pattern(*window, params);
+  const auto* given = std::get_if<GivenConfig>(&config_);
+  if (!given || !given->pattern) return std::nullopt;
+  const PatternGeometry& geometry = given->pattern->geometry();
+  check_same("q has batch", params.batch(), geometry.batch, "in the pattern");
+  check_same("q has heads", params.heads(), geometry.heads, "in the pattern");
+  check_same("q has length", params.q_len(), geometry.q_len, "in the pattern");
+  check_same("k has length", params.kv_len(), geometry.kv_len, "in the pattern");
+  return given->pattern;
+}
+
+BlockPattern PatternCache::window_pattern(const WindowConfig& config, const AttentionParams& params) const {
   const PatternGeometry geometry = square_geometry(params, config.block_size, prompt_length_);
   for (const auto& [index, layer] : state_.layers) {
     if (layer.pattern && layer.pattern->geometry() == geometry) return *layer.pattern;
@@ -183,8 +231,7 @@ const BlockPattern& PatternCache::pattern(int64_t layer) const {
   return *state_.layers.at(layer).pattern;
 }
 
-void PatternCache::set_pattern(int64_t layer, const BlockPattern& pattern) {
-  const Checker check("PatternCache.set_pattern");
+void PatternCache::set_pattern(int64_t layer, const BlockPattern& pattern, const Checker& check) {
   const PatternGeometry& geometry = pattern.geometry();
   const auto same = [&](const char* name, int64_t found, int64_t expected, const char* as) {
     check.same(message("pattern has ", name), found, expected, message(" (as ", as, ")"));

@@ -2,9 +2,11 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
+#include <string>
 #include <variant>
 #include <vector>
 
@@ -34,6 +36,17 @@ struct WindowConfig {
   bool dense_generation = false;  // as in SelectParams
 };
 
+// Patterns that the caller gives: sparse in every step, nothing is selected.
+struct GivenConfig {
+  std::optional<BlockPattern> pattern;  // of the layers that have none of their own
+};
+
+// The selection of SelectionRule::kCaller: a dense pass writes the scores, then `choose` makes a pattern of them.
+struct CallerSelection {
+  float* scores = nullptr;  // as in SelectParams
+  std::function<BlockPattern()> choose;
+};
+
 // Not thread-safe. A call that throws leaves the state as it was.
 class PatternCache {
  public:
@@ -43,21 +56,29 @@ class PatternCache {
 
   PatternCache(SparseConfig config, std::optional<int64_t> steps, int64_t prompt_length);
   PatternCache(WindowConfig config, std::optional<int64_t> steps, int64_t prompt_length);
+  PatternCache(GivenConfig config, std::optional<int64_t> steps, int64_t prompt_length);
+  // The patterns of all layers in one file, and a cache of given patterns that has them.
+  void save(const std::string& path) const;
+  static PatternCache load(const std::string& path);
 
   // Enters step t; steps come in order from 0. `unmasked` is needed when the number of steps is not known.
   void begin_step(int64_t step, std::optional<double> unmasked);
   // The current step's phase. Sequences below min_length are dense from the first attend on.
   Phase phase() const;
   int64_t step() const { return state_.step; }  // -1 before the first
+  int64_t prompt_length() const { return prompt_length_; }
   // Attention of one layer in the current step. Fills params.out. On a device the layer's pattern stays there: nothing
   // comes back to the host from one step to the next. The caller chooses the backend: the core knows no ISA.
   // A select step's output is that of its dense pass; with refresh_every only the first selection's is, later ones
-  // attend sparsely with the pattern that they have just selected.
-  void attend(const Backend& backend, int64_t layer, const AttentionParams& params);
+  // attend sparsely with the pattern that they have just selected. by_caller: needed where the caller selects.
+  void attend(const Backend& backend, int64_t layer, const AttentionParams& params,
+              const CallerSelection* by_caller = nullptr);
   bool has_pattern(int64_t layer) const;
   const BlockPattern& pattern(int64_t layer) const;
-  // Gives a layer the pattern that its sparse steps use until a step selects another one.
-  void set_pattern(int64_t layer, const BlockPattern& pattern);
+  // Gives a layer the pattern that its sparse steps use until a step selects another one. The schedule goes on: steps
+  // that are dense or select stay so.
+  void set_pattern(int64_t layer, const BlockPattern& pattern,
+                   const Checker& check = Checker("PatternCache.set_pattern"));
   std::vector<int64_t> pattern_layers() const;  // those that hold a pattern, ascending
   size_t nbytes() const;                        // of all patterns; one that layers share counts once
   // Share of blocks computed by `layer` in the current step (1 when dense). Waits where the pattern lies on a device,
@@ -90,12 +111,14 @@ class PatternCache {
   Phase scheduled_phase() const;
   Phase phase_at(int64_t length) const;
   Layer checked_layer(int64_t layer, const AttentionParams& params) const;
-  void attend_select(const Backend& backend, const AttentionParams& params, Layer& layer) const;
+  void attend_select(const Backend& backend, const AttentionParams& params, Layer& layer,
+                     const CallerSelection* by_caller) const;
   void attend_sparse(const Backend& backend, const AttentionParams& params, Layer& layer) const;
-  BlockPattern window_pattern(const AttentionParams& params) const;
+  std::optional<BlockPattern> unselected_pattern(const AttentionParams& params) const;
+  BlockPattern window_pattern(const WindowConfig& config, const AttentionParams& params) const;
 
-  std::variant<SparseConfig, WindowConfig> config_;
-  std::optional<Schedule> schedule_;  // nullopt: windows
+  std::variant<SparseConfig, WindowConfig, GivenConfig> config_;
+  std::optional<Schedule> schedule_;  // nullopt: nothing is selected
   std::optional<int64_t> steps_;
   int64_t prompt_length_ = 0;
   State state_;

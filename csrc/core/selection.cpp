@@ -99,6 +99,7 @@ int64_t first_generation_block(int64_t kv_len, int64_t prompt_length, int64_t bl
 }
 
 SelectRanges select_ranges(const SelectParams& select, int64_t kv_len) {
+  if (select.rule == SelectionRule::kCaller) return {};
   const int64_t blocks = num_blocks(kv_len, select.block_size);
   const int64_t last = first_generation_block(kv_len, select.prompt_length, select.block_size);
   // Without generated tokens the paper's rule has no second part; the authors' code then takes the last block for it.

@@ -27,8 +27,8 @@ struct SelectRange {
 };
 
 struct SelectRanges {
-  SelectRange range[2];
-  int count;
+  SelectRange range[2] = {};
+  int count = 0;
 };
 
 }  // namespace sparsed

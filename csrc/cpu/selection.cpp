@@ -83,7 +83,11 @@ BlockPattern attention_and_select(const AttentionKernels& kernels, const Attenti
       [[maybe_unused]] const FlushDenormals flush;
       kernels.run_item(item);
     }
-    for (int64_t i = 0; i < std::min(item_blocks, q_blocks - first_block); ++i) {
+    const int64_t blocks = std::min(item_blocks, q_blocks - first_block);
+    if (select.scores) {
+      std::copy_n(scores.scores, blocks * kv_blocks, select.scores + (row * q_blocks + first_block) * kv_blocks);
+    }
+    for (int64_t i = 0; i < blocks; ++i) {
       select_row(select, params.kv_len(), scores.scores + i * kv_blocks,
                  scores.generation ? scores.generation + i * kv_blocks : nullptr, live_blocks.data() + b * kv_blocks,
                  pattern.row(row * q_blocks + first_block + i));

@@ -116,9 +116,9 @@ BlockPattern attention_and_select(const AttentionParams& params, const SelectPar
   const int64_t afford = static_cast<int64_t>(kMostPartialBytes / partial_bytes(plan));
   int64_t blocks = std::min({plan.blocks, resident_blocks(kernel, plan.threads), std::max<int64_t>(afford, 1)});
   SelectArgs& args = plan.args.select;
-  const DeviceMemory scores(score_bytes(plan), stream);
-  DeviceMemory generation, live;
-  args.scores = scores.as<float>();
+  DeviceMemory scores, generation, live;
+  if (!select.scores) scores = DeviceMemory(score_bytes(plan), stream);
+  args.scores = select.scores ? select.scores : scores.as<float>();
   if (args.generation_apart) {
     generation = DeviceMemory(score_bytes(plan), stream);
     args.generation = generation.as<float>();

@@ -17,21 +17,14 @@ from .generation.prompts import pad_left
 from .generation.result import GenerationResult, StepInfo
 from .generation.sampling import DreamSampler, LLaDASampler, MDLMSampler
 from .generation.stats import GenerationStats, StepStats
-from .kernels import ops
-from .kernels.attention import (
-    Backend,
-    active_backend,
-    attention,
-    attention_and_select,
-    backends,
-    get_num_threads,
-    select,
-    set_num_threads,
-)
+from .kernels import ops, policies
+from .kernels.attention import Backend, active_backend, attention, backends, get_num_threads, set_num_threads
 from .kernels.config import SlidingWindow, SparseConfig, StreamingLLM
+from .kernels.own_selection import BlockGeometry
 from .kernels.packed_key_values import PackedKeyValues
 from .kernels.pattern import BlockPattern
 from .kernels.pattern_cache import PatternCache
+from .kernels.selection import attention_and_select, recall, select
 from .models.loader import load_model
 from .models.quantize import quantize
 from .models.tokenizer import Tokenizer, load_tokenizer
@@ -43,6 +36,7 @@ except _PackageNotFoundError:  # imported from a build folder
 
 __all__ = [
     "Backend",
+    "BlockGeometry",
     "BlockPattern",
     "DelayedCache",
     "DreamSampler",
@@ -72,8 +66,10 @@ __all__ = [
     "load_tokenizer",
     "ops",
     "pad_left",
+    "policies",
     "preset",
     "quantize",
+    "recall",
     "select",
     "set_num_threads",
 ]

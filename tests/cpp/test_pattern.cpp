@@ -433,5 +433,58 @@ TEST(StreamingErrorTest, NamesWhatIsWrong) {
   EXPECT_ERROR(BlockPattern::streaming(geometry, 4, -1), kValue, "BlockPattern.streaming: sinks is -1, expected >= 0");
 }
 
+TEST(PatternSetTest, CombinesBlockByBlock) {
+  const PatternGeometry geometry{2, 3, {32, 16}, 100, 65 * 16 + 3, 7};
+  const BlockPattern a = random_pattern(geometry, .4, 1), b = random_pattern(geometry, .5, 2);
+  const std::vector<uint8_t> in_a = mask_of(a), in_b = mask_of(b);
+  const std::pair<SetOperation, bool (*)(bool, bool)> cases[] = {
+      {SetOperation::kUnion, [](bool x, bool y) { return x || y; }},
+      {SetOperation::kIntersection, [](bool x, bool y) { return x && y; }},
+      {SetOperation::kDifference, [](bool x, bool y) { return x && !y; }}};
+  for (const auto& [operation, expected] : cases) {
+    const BlockPattern result = a.combined(b, operation, "test");
+    const std::vector<uint8_t> found = mask_of(result);
+    for (size_t i = 0; i < found.size(); ++i) ASSERT_EQ(found[i] != 0, expected(in_a[i], in_b[i])) << i;
+    EXPECT_EQ(result.geometry(), geometry);
+  }
+  EXPECT_EQ(a.combined(BlockPattern::full(geometry), SetOperation::kIntersection, "test"), a);
+}
+
+TEST(PatternSetTest, OnlyTheSameGeometryCombines) {
+  const BlockPattern a(PatternGeometry{1, 2, 16, 40, 90, 33}, "test");
+  const auto with = [&](const PatternGeometry& other) {
+    a.combined(BlockPattern(other, "test"), SetOperation::kUnion, "test");
+  };
+  EXPECT_ERROR(with({2, 2, 16, 40, 90, 33}), kValue, "test: other has batch 2, expected 1");
+  EXPECT_ERROR(with({1, 3, 16, 40, 90, 33}), kValue, "other has heads 3, expected 2");
+  EXPECT_ERROR(with({1, 2, 32, 40, 90, 33}), kValue, "other has block_size 32, expected 16");
+  EXPECT_ERROR(with({1, 2, {16, 32}, 40, 90, 33}), kValue, "other has kv_block_size 32, expected 16");
+  EXPECT_ERROR(with({1, 2, 16, 41, 90, 33}), kValue, "other has q_len 41, expected 40");
+  EXPECT_ERROR(with({1, 2, 16, 40, 91, 33}), kValue, "other has kv_len 91, expected 90");
+  EXPECT_ERROR(with({1, 2, 16, 40, 90, 32}), kValue, "other has prompt_length 32, expected 33");
+}
+
+TEST(PatternSetTest, TakesRowsAndHeads) {
+  const PatternGeometry geometry{3, 4, 16, 40, 70 * 16, 7};
+  const BlockPattern all = random_pattern(geometry, .4, 3);
+  const std::vector<int64_t> batch{2, 0}, heads{1, 1, 3};
+  const BlockPattern part = all.taken(batch, heads);
+  PatternGeometry expected = geometry;
+  expected.batch = 2;
+  expected.heads = 3;
+  ASSERT_EQ(part.geometry(), expected);
+  int64_t row = 0;
+  for (const int64_t b : batch) {
+    for (const int64_t h : heads) {
+      for (int64_t i = 0; i < geometry.q_blocks(); ++i, ++row) {
+        ASSERT_EQ(blocks_of(part, row), blocks_of(all, (b * geometry.heads + h) * geometry.q_blocks() + i)) << row;
+      }
+    }
+  }
+  EXPECT_EQ(all.taken({}, {0}).rows(), 0);
+  EXPECT_ERROR(all.taken({3}, {0}), kValue, "BlockPattern: batch is 3, expected 0 ... 2");
+  EXPECT_ERROR(all.taken({0}, {-1}), kValue, "BlockPattern: head is -1, expected 0 ... 3");
+}
+
 }  // namespace
 }  // namespace sparsed

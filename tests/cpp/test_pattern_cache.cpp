@@ -394,6 +394,76 @@ TEST_F(PatternCacheTest, AGivenPatternStandsInForASelection) {
   EXPECT_EQ(step(windows, 0), "sparse a");
 }
 
+TEST_F(PatternCacheTest, GivenPatternsNeedNoSelection) {
+  const PatternGeometry geometry{1, 4, 16, kLength, kLength, kPrompt};
+  const BlockPattern every = BlockPattern::streaming(geometry, 20, 4), own = BlockPattern::streaming(geometry, 20, 0);
+  PatternCache cache(GivenConfig{every}, std::nullopt, kPrompt);
+  cache.set_pattern(1, own);
+  for (int64_t number = 0; number < 3; ++number) {  // nobody says how much is unmasked
+    EXPECT_EQ(step(cache, number, {}, 3), "sparse aaa");
+    EXPECT_EQ(fake.calls.at(0).pattern, every);
+    EXPECT_EQ(fake.calls.at(1).pattern, own);
+    EXPECT_EQ(cache.density(1), own.density());
+  }
+  PatternCache other(GivenConfig{}, 2, kPrompt);
+  other.set_pattern(0, own);
+  other.begin_step(0, {});
+  other.attend(backend_, 0, params_of());
+  EXPECT_ERROR(other.attend(backend_, 1, params_of()), kValue,
+               "PatternCache.attend: layer 1 has no pattern, expected set_pattern to give it one");
+  const auto attend = [&](const AttentionParams& params) {
+    PatternCache fresh(GivenConfig{every}, 2, kPrompt);
+    fresh.begin_step(0, {});
+    fresh.attend(backend_, 0, params);
+  };
+  EXPECT_ERROR(attend(params_of(2)), kValue, "q has batch 2, expected 1 (as in the pattern)");
+  EXPECT_ERROR(attend(params_of(1, 6)), kValue, "q has heads 6, expected 4 (as in the pattern)");
+  EXPECT_ERROR(attend(params_of(1, 4, 2, 80)), kValue, "q has length 80, expected 64 (as in the pattern)");
+  other.reset();
+  EXPECT_TRUE(other.pattern_layers().empty());
+}
+
+TEST_F(PatternCacheTest, TheCallerMaySelect) {
+  const PatternGeometry geometry{1, 4, 16, kLength, kLength, kPrompt};
+  const BlockPattern chosen = BlockPattern::streaming(geometry, 20, 4);
+  SparseConfig config = sparse_config();
+  config.schedule.rule = SelectionRule::kCaller;
+  config.schedule.skip = 0;
+  config.rho = 1;  // the caller's rule does not know it
+  PatternCache cache(config, 4, kPrompt);
+  float scores = 0;
+  int choices = 0;
+  const CallerSelection by_caller{&scores, [&] {
+                                    ++choices;
+                                    return chosen;
+                                  }};
+  cache.begin_step(0, {});
+  EXPECT_ERROR(cache.attend(backend_, 0, params_of()), kValue, "PatternCache.attend: the selection is missing");
+  const CallerSelection wrong{&scores, [&] { return BlockPattern(PatternGeometry{1, 4, 32, 64, 64, 40}, "test"); }};
+  EXPECT_ERROR(cache.attend(backend_, 0, params_of(), &wrong), kValue, "the chosen pattern has another geometry");
+  EXPECT_FALSE(cache.has_pattern(0));
+  fake.calls.clear();
+  cache.attend(backend_, 0, params_of(), &by_caller);
+  EXPECT_EQ(calls(), "S");
+  EXPECT_EQ(fake.calls.at(0).select.scores, &scores);
+  EXPECT_EQ(fake.calls.at(0).select.rule, SelectionRule::kCaller);
+  EXPECT_EQ(cache.density(0), 1.);
+  EXPECT_TRUE(cache.pattern(0).is(chosen));
+  EXPECT_EQ(step(cache, 1), "sparse a");
+  EXPECT_EQ(fake.calls.at(0).pattern, chosen);
+  EXPECT_EQ(choices, 1);
+
+  config.schedule.refresh_every = true;  // each later step attends with the pattern that the caller has just chosen
+  PatternCache every(config, 4, kPrompt);
+  for (int64_t number = 0; number < 2; ++number) {
+    fake.calls.clear();
+    every.begin_step(number, {});
+    every.attend(backend_, 0, params_of(), &by_caller);
+    EXPECT_EQ(calls(), number == 0 ? "S" : "sa");
+  }
+  EXPECT_EQ(choices, 3);
+}
+
 TEST_F(PatternCacheTest, RestoredCachesGoOnAlike) {
   SparseConfig config = sparse_config();
   config.schedule.skip = .2;

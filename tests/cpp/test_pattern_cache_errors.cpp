@@ -169,6 +169,8 @@ TEST_F(PatternCacheTest, NamesWrongConfigurations) {
   EXPECT_ERROR(PatternCache(WindowConfig{4, 0, 24}, 8, 0), kValue, "PatternCache: block_size is 24, expected 16, 32");
   EXPECT_ERROR(PatternCache(WindowConfig{4, 0, 16}, 0, 0), kValue, "PatternCache: steps is 0, expected 1 ...");
   EXPECT_ERROR(PatternCache(WindowConfig{4, 0, 16}, 8, -1), kValue, "PatternCache: prompt_length is -1");
+  EXPECT_ERROR(PatternCache(GivenConfig{}, 0, 0), kValue, "PatternCache: steps is 0, expected 1 ...");
+  EXPECT_ERROR(PatternCache(GivenConfig{}, 8, -1), kValue, "PatternCache: prompt_length is -1");
 }
 
 TEST_F(PatternCacheTest, GivenPatternsMustFit) {

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/pattern.h"
+#include "core/pattern_cache.h"
 #include "expect_error.h"
 
 namespace sparsed {
@@ -221,6 +222,112 @@ TEST_F(PatternFileTest, SaveWritesThroughALink) {
   small_pattern().save(path("link"));
   EXPECT_TRUE(fs::is_symlink(path("link")));
   EXPECT_EQ(BlockPattern::load(path("target")), small_pattern());
+}
+
+// The file of a cache: the patterns of layers 0 and 3, which have other heads and blocks.
+class LayersFileTest : public PatternFileTest {
+ protected:
+  LayersFileTest() {
+    cache_.set_pattern(0, random_pattern({1, 2, 16, 90, 90, 33}, 1));
+    cache_.set_pattern(3, random_pattern({1, 3, 32, 90, 90, 33}, 2));
+    cache_.save(path("cache"));
+    good_ = read(path("cache"));
+  }
+
+  // With the checksum of the whole that fits.
+  static Bytes whole_resealed(Bytes bytes) {
+    put(bytes, 24, fnv1a(bytes.substr(0, 24) + bytes.substr(32)), 8);
+    return bytes;
+  }
+
+  PatternCache cache_{GivenConfig{}, std::nullopt, 33};
+  Bytes good_;
+};
+
+TEST_F(LayersFileTest, RoundTrips) {
+  const PatternCache loaded = PatternCache::load(path("cache"));
+  EXPECT_EQ(loaded.pattern_layers(), (std::vector<int64_t>{0, 3}));
+  for (const int64_t layer : {0, 3}) EXPECT_EQ(loaded.pattern(layer), cache_.pattern(layer));
+  EXPECT_EQ(loaded.prompt_length(), 33);
+  EXPECT_EQ(loaded.step(), -1);
+  EXPECT_EQ(good_.size(), 32 + 2 * (8 + 64) + cache_.nbytes());
+}
+
+TEST_F(LayersFileTest, HasThisFormat) {
+  Bytes expected(32, '\0');
+  expected.replace(0, 8, "SPRSDLAY");
+  put(expected, 8, 1, 4);
+  put(expected, 12, 2, 4);
+  put(expected, 16, 33, 8);
+  for (const uint64_t layer : {0, 3}) {
+    Bytes number(8, '\0');
+    put(number, 0, layer, 8);
+    expected += number + saved(cache_.pattern(static_cast<int64_t>(layer)));
+  }
+  EXPECT_EQ(good_, whole_resealed(expected));
+}
+
+TEST_F(LayersFileTest, EveryDamagedByteAndTruncationIsFound) {
+  for (size_t at = 0; at < good_.size(); ++at) {
+    for (const int flip : {0x01, 0x80}) {
+      Bytes bad = good_;
+      bad[at] = static_cast<char>(bad[at] ^ flip);
+      const std::string name = write(bad);
+      EXPECT_ERROR(PatternCache::load(name), kValue, "PatternCache.load: " + name);
+    }
+    const std::string name = write(good_.substr(0, at));
+    EXPECT_ERROR(PatternCache::load(name), kValue, "PatternCache.load: " + name);
+  }
+}
+
+TEST_F(LayersFileTest, NamesWhatIsWrongInIt) {
+  const auto with = [&](size_t at, uint64_t value, size_t count) {
+    Bytes bytes = good_;
+    put(bytes, at, value, count);
+    return write(whole_resealed(bytes));
+  };
+  const size_t second = 32 + 8 + 64 + cache_.pattern(0).nbytes();
+  EXPECT_ERROR(PatternCache::load(write("")), kValue, "is 0 bytes long, expected at least 32");
+  EXPECT_ERROR(PatternCache::load(write(saved(small_pattern()))), kValue, "is not a file of a PatternCache");
+  EXPECT_ERROR(BlockPattern::load(path("cache")), kValue, "is not a pattern file");
+  EXPECT_ERROR(PatternCache::load(with(8, 2, 4)), kValue, "has format version 2, expected 1");
+  EXPECT_ERROR(PatternCache::load(with(12, 0, 4)), kValue, "holds no layer, expected at least one");
+  EXPECT_ERROR(PatternCache::load(with(12, 1, 4)), kValue, "bytes of bit rows, expected ");
+  EXPECT_ERROR(PatternCache::load(with(12, 3, 4)), kValue, "ends after 2 layers, expected 3");
+  EXPECT_ERROR(PatternCache::load(with(12, 0xffffffffu, 4)), kValue, "ends after 2 layers, expected 4294967295");
+  EXPECT_ERROR(PatternCache::load(with(16, ~uint64_t{0}, 8)), kValue, "prompt_length is -1, expected >= 0");
+  EXPECT_ERROR(PatternCache::load(with(16, 91, 8)), kValue, "pattern has kv_len 90, expected at least 91");
+  EXPECT_ERROR(PatternCache::load(with(32, ~uint64_t{0}, 8)), kValue, "has layer -1, expected more than -1");
+  EXPECT_ERROR(PatternCache::load(with(32, ~uint64_t{0} >> 1, 8)), kValue, "has layer 3, expected more than 9223");
+  EXPECT_ERROR(PatternCache::load(with(second, 0, 8)), kValue, "has layer 0, expected more than 0");
+  EXPECT_ERROR(PatternCache::load(with(second + 8 + 64, 1u << 3, 8)), kValue, "is damaged: its checksum differs");
+  Bytes bad = good_;
+  bad[16] = static_cast<char>(bad[16] ^ 1);  // fits the patterns
+  EXPECT_ERROR(PatternCache::load(write(bad)), kValue, "is damaged: its checksum differs");
+  EXPECT_ERROR(PatternCache::load(write(good_ + '\0')), kValue, "bytes of bit rows, expected ");
+}
+
+TEST_F(LayersFileTest, LayersMustFitEachOther) {
+  const Bytes other = saved(random_pattern({1, 3, 32, 80, 80, 33}, 2));
+  const size_t second = 32 + 8 + 64 + cache_.pattern(0).nbytes();
+  const std::string name = write(whole_resealed(good_.substr(0, second + 8) + other));
+  EXPECT_ERROR(PatternCache::load(name), kValue,
+               "PatternCache.load: " + name + ": pattern has q_len 80, expected 90 (as before)");
+}
+
+TEST_F(LayersFileTest, PromisesOfHugeSizesAllocateNothing) {
+  Bytes bytes = good_;
+  for (const size_t at : {16, 24}) put(bytes, 32 + 8 + at, 0x7fffffff, 8);
+  for (const size_t at : {32, 40}) put(bytes, 32 + 8 + at, uint64_t{1} << 35, 8);
+  EXPECT_ERROR(PatternCache::load(write(whole_resealed(bytes))), kValue, "expected 18446744073709551615");
+}
+
+TEST_F(LayersFileTest, TroubleWithTheFileHasItsName) {
+  EXPECT_ERROR(PatternCache::load(path("nothing")), kFileNotFound, "PatternCache.load: " + path("nothing"));
+  EXPECT_ERROR(PatternCache::load(folder_.string()), kOs, "is a folder or device");
+  EXPECT_ERROR(cache_.save(path("no/file")), kFileNotFound, "PatternCache.save: cannot write " + path("no/file"));
+  EXPECT_ERROR(PatternCache(GivenConfig{}, 2, 0).save(path("empty")), kValue,
+               "PatternCache.save: no layer holds a pattern, expected at least one");
 }
 
 }  // namespace

@@ -122,12 +122,18 @@ def call_attention(rng: Random) -> Any:
     return sparsed.attention(q, k, v, blocks, return_lse=bool(rng.integers(2)), **options)
 
 
+def own_rule(rng: Random) -> Callable[..., Any]:
+    """A rule of the user's own; some return what they may not."""
+    result = choose(rng, [None, None, None, *OBJECTS, rng.random((1, 2, 3, 3)) < 0.5])
+    return lambda scores, geometry: scores >= scores.mean() if result is None else result
+
+
 def selection_options(rng: Random, batch: int, length: int) -> dict[str, Any]:
     return {
         "prompt_length": number(rng, int(rng.integers(length + 1))),
         "block_size": number(rng, choose(rng, BLOCK_SIZES)),
         "rho": number(rng, float(rng.random())),
-        "selection": choose(rng, ["paper", "paper", "reference", "other", None, 3]),
+        "selection": choose(rng, ["paper", "paper", "reference", own_rule(rng), "other", None, 3]),
         "selection_scale": number(rng, None),
         "key_mask": key_mask(rng, batch, length),
     }
@@ -138,7 +144,7 @@ def call_select(rng: Random) -> Any:
     options = selection_options(rng, batch, kv_len)
     if rng.integers(2):
         return sparsed.select(q, k, **options)
-    return sparsed.attention_and_select(q, k, v, **options)
+    return sparsed.attention_and_select(q, k, v, return_scores=bool(rng.integers(2)), **options)
 
 
 def call_config(rng: Random) -> Any:
@@ -160,6 +166,22 @@ def call_cache(rng: Random) -> Any:
         cache.begin_step(number(rng, step))
         cache.attend(number(rng, 0), q, k, v, key_mask(rng, batch, kv_len))
     return cache.pattern(number(rng, 0))
+
+
+def call_sets(rng: Random) -> Any:
+    first, second = call_pattern(rng), call_pattern(rng) if rng.random() < 0.5 else None
+    part = first[choose(rng, [0, -1, [0, 0], slice(None), 5, 1.5, None])]
+    indptr, indices = part.to_bsr()
+    sizes = {"batch": part.batch, "heads": number(rng, part.heads), "q_len": part.q_len, "kv_len": part.kv_len}
+    given = choose(rng, [indices, indices + 1, indices[:-1], indices.astype(float), None])
+    back = BlockPattern.from_bsr(indptr, given, block_size=number(rng, part.block_size), **sizes)
+    return back | (part if second is None else second)
+
+
+def call_recall(rng: Random) -> Any:
+    q, k, _, batch, heads, q_len, kv_len = qkv(rng)
+    blocks = pattern(rng, batch, heads, q_len, kv_len) if rng.random() < 0.9 else None
+    return sparsed.recall(q, k, blocks, scale=number(rng, None), key_mask=key_mask(rng, batch, kv_len))
 
 
 def call_packed(rng: Random) -> Any:
@@ -208,6 +230,8 @@ CALLS: dict[str, Callable[[Random], Any]] = {
     "cache": call_cache,
     "packed": call_packed,
     "pattern": call_pattern,
+    "sets": call_sets,
+    "recall": call_recall,
     "ops": call_ops,
 }
 # "attention: k has head_dim 64, ...", "SparseConfig: rho is 2.0, ...", "BlockPattern.full: ..."
@@ -231,7 +255,7 @@ def run(calls: int, seed: int) -> dict[str, Any]:
         try:
             CALLS[name](rng)
             outcomes["returned"] += 1
-        except (ValueError, TypeError, MemoryError) as error:
+        except (ValueError, TypeError, MemoryError, IndexError) as error:
             if not NAMED.match(str(error)):
                 raise RuntimeError(f"call {number_} of seed {seed} ({name}): unnamed error {error!r}") from error
             outcomes[type(error).__name__] += 1

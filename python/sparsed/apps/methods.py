@@ -12,7 +12,9 @@ from ..checks import Checker
 from ..generation.kv_cache import DelayedCache, DualCache, KVCachePolicy, PrefixCache
 from ..generation.preset import PRESETS, preset
 from ..generation.sampling import SAMPLERS, DreamSampler, Sampler
+from ..kernels import policies
 from ..kernels.config import SlidingWindow, Sparse, SparseConfig, StreamingLLM
+from ..kernels.own_selection import name_of
 from ..models import Model, ModelConfig
 from ..models.tokenizer import Tokenizer
 
@@ -79,7 +81,10 @@ class Method:
 
 def settings_of(settings: Sparse | KVCachePolicy | Sampler) -> dict[str, Any]:
     """Returns the kind and the fields of a dataclass."""
-    return {"kind": type(settings).__name__, **dataclasses.asdict(settings)}  # type: ignore[arg-type]
+    fields = dataclasses.asdict(settings)  # type: ignore[arg-type]
+    if callable(fields.get("selection")):
+        fields["selection"] = name_of(fields["selection"])
+    return {"kind": type(settings).__name__, **fields}
 
 
 def made_cache(option: str, fields: Mapping[str, Any]) -> KVCachePolicy:
@@ -122,9 +127,8 @@ def _letters(name: str) -> str:
 
 def sparse_config(scale: Scale) -> SparseConfig:
     """Returns SparseD's settings as published: for long contexts, or blocks of 32 for a model with few heads."""
-    return SparseConfig(
-        skip=0.2, rho=0.3, block_size=128 if scale == "paper" else 32, min_length=0, generation="sparse"
-    )
+    published = policies.sparsed()
+    return published if scale == "paper" else dataclasses.replace(published, block_size=32)
 
 
 def window_of(scale: Scale, length: int) -> int:
@@ -134,7 +138,7 @@ def window_of(scale: Scale, length: int) -> int:
     """
     if scale == "demo":
         return length // 4
-    return 256 if length < 2048 else length // 2
+    return policies.sliding_window(length).window
 
 
 def method(

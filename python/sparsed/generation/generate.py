@@ -14,6 +14,7 @@ from ..checks import Checker, token_row
 from ..kernels import ops
 from ..kernels.config import Sparse
 from ..progress import progress_bar
+from .given_patterns import SparseOrGiven
 from .interrupt import SigintLatch, WorkAbandoned
 from .kv_cache import KVCachePolicy
 from .notebook import stop_queued_cells
@@ -34,7 +35,7 @@ def generate(
     *,
     gen_length: int,
     steps: int,
-    sparse: Sparse | None = None,
+    sparse: SparseOrGiven | None = None,
     kv_cache: KVCachePolicy | None = None,
     sampler: Sampler | None = None,
     stop: ArrayLike | None = None,
@@ -67,7 +68,11 @@ def generate(
         prompt_ids: (B, p) token ids, or (p,) for one row. They are never changed, not even mask tokens among them.
         gen_length: Tokens to generate.
         steps: How many, T. With a threshold, factor or entropy_bound in the sampler it is not used.
-        sparse: None: dense attention.
+        sparse: None: dense attention. A PatternCache (of an earlier result, or from `PatternCache.load`): each layer
+            uses the pattern that the cache holds for it, in every step. Nothing is selected, the settings and the step
+            of the cache do not count, and it does not change. A BlockPattern: all layers use it. Such patterns are for
+            rows with the same number of tokens (padding not counted) and the same prompt_length, or 0. Their batch is
+            all rows, then their guiding twins if there is guidance; patterns with batch 1 serve every row.
         kv_cache: PrefixCache, DualCache or DelayedCache: steps compute a part of the tokens and reuse the keys and
             values of the others. The model has to keep them: those of `load_model` do.
         sampler: None: LLaDASampler(), DreamSampler() or MDLMSampler(), by the model's family.
@@ -117,10 +122,12 @@ def generate(
         raise TypeError(
             f"generate: sampler is {type(sampler).__name__}, expected a LLaDASampler, DreamSampler, MDLMSampler or None"
         )
-    if sparse is not None and not isinstance(sparse, Sparse):
+    if sparse is not None and not isinstance(sparse, SparseOrGiven):
         raise TypeError(
-            f"generate: sparse is {type(sparse).__name__}, expected SparseConfig, SlidingWindow, StreamingLLM or None"
+            f"generate: sparse is {type(sparse).__name__}, expected SparseConfig, SlidingWindow, StreamingLLM, "
+            "PatternCache, BlockPattern or None"
         )
+    settings = sparse if isinstance(sparse, Sparse) else None
     if cache is not None:
         if kv_cache is not None:
             raise TypeError("generate: cache and kv_cache are both given, expected kv_cache (cache is its old name)")
@@ -166,9 +173,9 @@ def generate(
 
     stats = GenerationStats(dtype=getattr(model, "dtype", ""), weights=getattr(model, "weights", ""))
     lengths = [int(length) for length in tokens.shape[1] - padding]
-    foreseen = notes_before(sparse, None if kv_cache is not None else num_steps, lengths)
+    foreseen = notes_before(settings, None if kv_cache is not None else num_steps, lengths)
     stats.notes += foreseen
-    log_notes(foreseen, sparse)
+    log_notes(foreseen, settings)
     warn_of_length(model.config, max(lengths), stats)
     filled_at = np.full(masked_tokens.shape, -1, np.int32)
     confidence = np.full(masked_tokens.shape, np.nan, np.float32)
@@ -203,9 +210,9 @@ def generate(
             if sigint.caught:
                 break
     if not foreseen and not sigint.caught:
-        seen = notes_after(sparse, kv_cache, stats, any(run.was_sparse for run in runs))
+        seen = notes_after(settings, kv_cache, stats, any(run.was_sparse for run in runs))
         stats.notes += seen
-        log_notes(seen, sparse or kv_cache)
+        log_notes(seen, settings or kv_cache)
     if sigint.caught:
         stop_queued_cells()
     return GenerationResult(

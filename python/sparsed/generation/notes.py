@@ -9,20 +9,21 @@ from typing import Any
 
 from ..checks import SparsedWarning
 from ..kernels.config import SlidingWindow, Sparse, SparseConfig, StreamingLLM
+from ..kernels.own_selection import name_of
 from ..kernels.pattern import BlockPattern
 from .kv_cache import KVCachePolicy
 from .stats import GenerationStats
 
 _log = logging.getLogger("sparsed")
-_logged: set[Sparse | KVCachePolicy | None] = set()
+_logged: set[str] = set()  # what was noted on; an own rule among the settings need not be hashable
 
 
 def log_notes(notes: Sequence[str], method: Sparse | KVCachePolicy | None) -> None:
     """Logs notes on `method` as "sparsed": the first time at INFO, later at DEBUG, because one run makes many calls."""
     for note in notes:
-        _log.log(logging.DEBUG if method in _logged else logging.INFO, note)
+        _log.log(logging.DEBUG if repr(method) in _logged else logging.INFO, note)
     if notes:
-        _logged.add(method)
+        _logged.add(repr(method))
 
 
 def ever_sparse(sparse: Sparse, steps: int) -> bool:
@@ -51,7 +52,7 @@ def notes_before(sparse: Sparse | None, steps: int | None, lengths: Sequence[int
         if short:
             reason = f"fewer than min_length {sparse.min_length}, so that attention is dense"
             return [_note(name, short, lengths, reason)]
-        if sparse.rho == 1:
+        if sparse.rho == 1 and not callable(sparse.selection):
             return ["SparseConfig has no effect: rho is 1, which keeps every block"]
         if steps is not None and not ever_sparse(sparse, steps):
             return [
@@ -83,7 +84,10 @@ def notes_after(
 def _why_dense(sparse: Sparse, kv_cache: KVCachePolicy | None, stats: GenerationStats) -> str:
     name = type(sparse).__name__
     if any(step.phase == "sparse" and step.forwards for step in stats):
-        parts = f"rho {sparse.rho}" if isinstance(sparse, SparseConfig) else f"window {sparse.window}"
+        if not isinstance(sparse, SparseConfig):
+            parts = f"window {sparse.window}"
+        else:
+            parts = f"selection {name_of(sparse.selection)}" if callable(sparse.selection) else f"rho {sparse.rho}"
         return (
             f"{name} had no effect: the patterns hold all blocks "
             f"({parts}, block_size {sparse.block_size}, generation {sparse.generation}), so that every step was dense"

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..kernels.config import Sparse
-from ..kernels.pattern_cache import PatternCache
+from .given_patterns import SparseOrGiven, new_cache
 from .interrupt import SigintLatch
 from .kv_cache import KVCachePolicy, KVCacheSchedule
 from .predict import predict
@@ -62,7 +61,7 @@ class Decoding:
     model: Model
     sampler: Sampler
     request: Request
-    sparse: Sparse | None
+    sparse: SparseOrGiven | None
     kv_cache: KVCachePolicy | None
     stop: IntArray
     fill_behind_end: bool
@@ -102,7 +101,15 @@ class BatchRun:
         if decoding.sparse is not None:
             # With a cache it is unknown which steps compute all tokens; only those are steps of the patterns.
             steps = None if decoding.kv_cache is not None else self.sampler.num_steps(self.request)
-            self.patterns = PatternCache(decoding.sparse, steps=steps, prompt_length=self.prompt_length)
+            self.patterns = new_cache(
+                decoding.sparse,
+                steps=steps,
+                length=self.length,
+                prompt_length=self.prompt_length,
+                rows=batch_indices,
+                num_rows=len(tokens),
+                guided=self.sampler.cfg_scale > 0,
+            )
         self.was_sparse = False  # whether some pass computed less than dense attention
         self.ended = False  # whether some row came to its end before all its positions were unmasked
         self._kv_schedule: KVCacheSchedule | None = None

@@ -66,6 +66,10 @@ class BlockPattern:
         ...
     def __repr__(self) -> str:
         ...
+    def combined(self, other: typing.Any, operation: typing.Any) -> BlockPattern:
+        """
+        ``__or__``, ``__and__`` or ``__sub__`` with another pattern of the same geometry.
+        """
     def jaccard(self, other: typing.Any) -> numpy.typing.NDArray[numpy.float64]:
         """
         ``|A and B| / |A or B|`` per head, float64 (B, H); 1 where both are empty.
@@ -77,6 +81,10 @@ class BlockPattern:
     def save(self, path: typing.Any) -> None:
         """
         Writes a versioned file.
+        """
+    def taken(self, batch: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], heads: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]) -> BlockPattern:
+        """
+        The rows and heads at these places.
         """
     def to_bsr(self) -> tuple[numpy.typing.NDArray[numpy.int64], numpy.typing.NDArray[numpy.int32]]:
         """
@@ -160,12 +168,18 @@ class PatternCache:
         Create and return a new object.  See help(type) for accurate signature.
         """
     @staticmethod
+    def given(*, steps: typing.Any, prompt_length: typing.Any, pattern: typing.Any) -> PatternCache:
+        ...
+    @staticmethod
+    def load(path: typing.Any) -> PatternCache:
+        ...
+    @staticmethod
     def sparse(*, steps: typing.Any, prompt_length: typing.Any, skip: typing.SupportsFloat | typing.SupportsIndex, rho: typing.SupportsFloat | typing.SupportsIndex, block_size: typing.SupportsInt | typing.SupportsIndex, selection: typing.Any, selection_scale: typing.Any, isolate: bool, refresh: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex], refresh_every: bool, min_length: typing.SupportsInt | typing.SupportsIndex, generation: typing.Any) -> PatternCache:
         ...
     @staticmethod
     def window(*, steps: typing.Any, prompt_length: typing.Any, window: typing.SupportsInt | typing.SupportsIndex, sinks: typing.SupportsInt | typing.SupportsIndex, block_size: typing.SupportsInt | typing.SupportsIndex, generation: typing.Any) -> PatternCache:
         ...
-    def attend(self, layer: typing.Any, q: typing.Any, k: typing.Any, v: typing.Any, out: typing.Any, key_mask: typing.Any, scale: typing.Any, stream: typing.Any) -> None:
+    def attend(self, layer: typing.Any, q: typing.Any, k: typing.Any, v: typing.Any, out: typing.Any, key_mask: typing.Any, scale: typing.Any, stream: typing.Any, scores: typing.Any, block_size: typing.Any, choose: typing.Any) -> None:
         ...
     def begin_step(self, step: typing.Any, unmasked: typing.Any) -> None:
         ...
@@ -176,6 +190,8 @@ class PatternCache:
     def reset(self) -> None:
         ...
     def restore(self, state: tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex, collections.abc.Sequence[tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex, typing.Any, typing.Any, typing.SupportsInt | typing.SupportsIndex]]]) -> None:
+        ...
+    def save(self, path: typing.Any) -> None:
         ...
     def set_pattern(self, layer: typing.Any, pattern: typing.Any) -> None:
         ...
@@ -189,6 +205,9 @@ class PatternCache:
         ...
     @property
     def phase(self) -> str:
+        ...
+    @property
+    def prompt_length(self) -> int:
         ...
     @property
     def step(self) -> int:
@@ -222,9 +241,9 @@ def attention(q: typing.Any, k: typing.Any, v: typing.Any, out: typing.Any, lse:
     """
     Writes out, and lse unless it is None.
     """
-def attention_and_select(q: typing.Any, k: typing.Any, v: typing.Any, out: typing.Any, prompt_length: typing.Any, block_size: typing.Any, rho: typing.Any, selection: typing.Any, scale: typing.Any, selection_scale: typing.Any, isolate: typing.Any, generation: typing.Any, key_mask: typing.Any, stream: typing.Any) -> BlockPattern:
+def attention_and_select(q: typing.Any, k: typing.Any, v: typing.Any, out: typing.Any, prompt_length: typing.Any, block_size: typing.Any, rho: typing.Any, selection: typing.Any, scale: typing.Any, selection_scale: typing.Any, isolate: typing.Any, generation: typing.Any, key_mask: typing.Any, scores: typing.Any, stream: typing.Any) -> BlockPattern:
     """
-    Writes out.
+    Writes out, and scores unless it is None.
     """
 def backends() -> list[tuple[str, bool, list[str]]]:
     """
@@ -254,7 +273,7 @@ def rms_norm(x: typing.Any, weight: typing.Any, eps: typing.Any) -> numpy.ndarra
     ...
 def rotary_(x: typing.Any, head_dim: typing.Any, cos: typing.Any, sin: typing.Any) -> None:
     ...
-def select(q: typing.Any, k: typing.Any, prompt_length: typing.Any, block_size: typing.Any, rho: typing.Any, selection: typing.Any, scale: typing.Any, selection_scale: typing.Any, isolate: typing.Any, generation: typing.Any, key_mask: typing.Any, stream: typing.Any) -> BlockPattern:
+def select(q: typing.Any, k: typing.Any, prompt_length: typing.Any, block_size: typing.Any, rho: typing.Any, selection: typing.Any, scale: typing.Any, selection_scale: typing.Any, isolate: typing.Any, generation: typing.Any, key_mask: typing.Any, scores: typing.Any, stream: typing.Any) -> BlockPattern:
     ...
 def set_backend(name: str | None) -> None:
     """

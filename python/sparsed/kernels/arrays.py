@@ -6,13 +6,14 @@ import math
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from . import _core
 
-__all__ = ["Call", "Result", "type_name"]
+__all__ = ["Call", "Result", "to_host", "type_name"]
 
 _CUDA = 2  # DLPack's kDLCUDA
 _DTYPES = ("float32", "float16", "bfloat16")
@@ -130,6 +131,23 @@ class Call:
         if not isinstance(return_lse, (bool, np.bool_)):
             raise TypeError(f"{self._function}: return_lse is a {type(return_lse).__name__}, expected True or False")
         return self._new("lse") if return_lse else None
+
+    def scores(self, block_size: object) -> Result:
+        """A new array for the block scores of a selection, float32 (B, H, blocks, blocks).
+
+        Its target is None where q or block_size cannot be right: the compiled module says so.
+        """
+        q, library = self._arrays["q"], self._library
+        if not _is_array(q) or q.ndim != 4 or not isinstance(block_size, Integral) or block_size < 16:
+            return Result(None, library)
+        batch, heads, length = (int(size) for size in q.shape[:3])
+        blocks = -(-length // int(block_size))
+        shape = (batch, heads, blocks, blocks)
+        if self._device is None:
+            _core.require_memory(min(4 * math.prod(shape), 2**64 - 1), f"{self._function}: scores")
+        if library.new is None:
+            return Result(_new_numpy(shape, q, True), library)
+        return Result(library.new(shape, q, True), library)
 
     def _new(self, argument: str) -> Result:
         q, library = self._arrays["q"], self._library
@@ -249,6 +267,15 @@ def _library(function: str, name: str, array: Any) -> Library:
         namespace = array.__array_namespace__()
         return Library(namespace.__name__.partition(".")[0], namespace.from_dlpack)
     raise TypeError(f"{function}: {name} is a {type_name(array)}, whose library has no from_dlpack")
+
+
+def to_host(array: Any) -> np.ndarray[Any, Any]:
+    """An array of any library as numpy's; one that lies on a device is copied, which waits for the device."""
+    if hasattr(array, "cpu"):  # torch
+        array = array.cpu()
+    elif hasattr(array, "get"):  # CuPy
+        array = array.get()
+    return np.asarray(array)
 
 
 def type_name(array: Any) -> str:

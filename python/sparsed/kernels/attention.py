@@ -1,4 +1,4 @@
-"""Dense and block-sparse attention, and the selection that comes out of the dense pass."""
+"""Dense and block-sparse attention, and the backends and threads that compute it."""
 
 from __future__ import annotations
 
@@ -6,17 +6,14 @@ from typing import Any, Literal, NamedTuple, TypeVar, overload
 
 from . import _core
 from .arrays import Call
-from .config import default_generation
 from .pattern import BlockPattern, compiled
 
 __all__ = [
     "Backend",
     "active_backend",
     "attention",
-    "attention_and_select",
     "backends",
     "get_num_threads",
-    "select",
     "set_num_threads",
 ]
 
@@ -132,119 +129,6 @@ def attention(
         )
     array: Array = call.finish(result)
     return array if lse is None else (array, lse.array())
-
-
-def attention_and_select(
-    q: Array,
-    k: Array,
-    v: Array,
-    *,
-    prompt_length: int,
-    block_size: int = 128,
-    rho: float = 0.3,
-    selection: Literal["paper", "reference"] = "paper",
-    scale: float | None = None,
-    selection_scale: float | None = None,
-    isolate: bool = True,
-    generation: Literal["dense", "sparse"] | None = None,
-    key_mask: Any = None,
-    out: Array | None = None,
-) -> tuple[Array, BlockPattern]:
-    """Computes dense attention and, in the same pass, the blocks to keep for later steps.
-
-    Dimensions and dtypes as in ``attention``, with L == S.
-
-    Args:
-        q: Queries (B, H, L, D).
-        k: Keys (B, H_kv, L, D).
-        v: Values (B, H_kv, L, D).
-        prompt_length: Tokens before the generation, 0 ... L.
-        block_size: 16, 32, 64, 128 or 256.
-        rho: Share of the candidate blocks, 0 ... 1, that each row keeps.
-        selection: ``"paper"``: one softmax over all keys, the top-k of prompt and generation blocks apart;
-            ``"reference"``: what the authors' code does.
-        scale: Of the attention; None: 1 / sqrt(D).
-        selection_scale: Of the scores in the selection; None: ``scale``.
-        isolate: Select among prompt and generation blocks apart; False: one top-k over all blocks.
-        generation: ``"dense"``: the query blocks with generation tokens keep every key block, masked ones too;
-            ``"sparse"``: they keep what the rule selects, as published. None: ``"dense"`` with ``selection="paper"``,
-            ``"sparse"`` with ``"reference"``. ``SparseConfig`` says why.
-        key_mask: (B, L), True for a real key. Masked keys carry no mass.
-        out: An array to write the output into, as in ``attention``.
-
-    Returns:
-        (out, pattern): out (B, H, L, D) in q's dtype.
-
-    Raises:
-        TypeError: An argument of another type or dtype.
-        ValueError: Shapes or values that do not fit; the message names them.
-        MemoryError: The outputs or the workspace cannot fit into memory.
-
-    Example:
-        >>> q = k = v = np.ones((1, 4, 1000, 64), np.float32)
-        >>> out, pattern = attention_and_select(q, k, v, prompt_length=900, block_size=64)
-        >>> attention(q, k, v, pattern).shape, pattern.density
-        ((1, 4, 1000, 64), 0.453125)
-
-    Source: arXiv 2509.24014, section 4, which is ``generation="sparse"``.
-    """
-    call = Call("attention_and_select", key_mask, q=q, k=k, v=v, out=out)
-    with call.current():
-        result = call.output()
-        pattern = _core.attention_and_select(
-            call["q"],
-            call["k"],
-            call["v"],
-            result.target,
-            prompt_length,
-            block_size,
-            rho,
-            selection,
-            scale,
-            selection_scale,
-            isolate,
-            default_generation(selection) if generation is None else generation,
-            call.key_mask,
-            call.stream(),
-        )
-    return call.finish(result), BlockPattern._of(pattern)
-
-
-def select(
-    q: Array,
-    k: Array,
-    *,
-    prompt_length: int,
-    block_size: int = 128,
-    rho: float = 0.3,
-    selection: Literal["paper", "reference"] = "paper",
-    scale: float | None = None,
-    selection_scale: float | None = None,
-    isolate: bool = True,
-    generation: Literal["dense", "sparse"] | None = None,
-    key_mask: Any = None,
-) -> BlockPattern:
-    """Selects the blocks to keep, without the attention output: the pattern of ``attention_and_select``.
-
-    Arguments and errors as there.
-    """
-    call = Call("select", key_mask, q=q, k=k)
-    with call.current():
-        pattern = _core.select(
-            call["q"],
-            call["k"],
-            prompt_length,
-            block_size,
-            rho,
-            selection,
-            scale,
-            selection_scale,
-            isolate,
-            default_generation(selection) if generation is None else generation,
-            call.key_mask,
-            call.stream(),
-        )
-    return BlockPattern._of(pattern)
 
 
 def backends() -> list[Backend]:

@@ -8,6 +8,7 @@ from typing import Any, Literal, cast
 
 from ..checks import Checker
 from . import _core
+from .own_selection import OwnSelection
 
 __all__ = ["BLOCK_SIZES", "SlidingWindow", "Sparse", "SparseConfig", "StreamingLLM"]
 
@@ -57,7 +58,13 @@ class SparseConfig:
         skip: The fraction of the steps, 0 ... 1, before the selection.
         rho: The fraction of the key blocks, 0 ... 1, that a query block keeps.
         block_size: The number of tokens per block: 16, 32, 64, 128 or 256.
-        selection: The selection rule: ``"paper"``, or ``"reference"`` for that of the authors' code.
+        selection: The selection rule: ``"paper"``, or ``"reference"`` for that of the authors' code. A function is an
+            own rule: ``selection(scores, geometry)`` gets the block scores of the dense pass, a new numpy float32 array
+            (B, H, query blocks, key blocks) as ``attention_and_select(..., return_scores=True)`` returns it, and a
+            ``BlockGeometry``. It returns bool of the same shape, True where a key block is kept, at least one in each
+            row. It is called once for each layer in each step that selects, also where arrays lie on a CUDA device:
+            the scores are then copied to the host, which waits for the pass. Own rules select in the steps of
+            ``"paper"``, and do not see ``rho`` and ``isolate``.
         selection_scale: The scale of the scores in the selection. None uses the scale of the attention.
         isolate: Whether prompt blocks and generation blocks are selected separately. False selects the top k of all
             blocks together.
@@ -67,8 +74,8 @@ class SparseConfig:
         generation: What the query blocks with generation tokens keep, those that hold prompt tokens too among them.
             ``"dense"`` keeps every key block: the pattern is selected while the answer is still masked, and a part of
             the keys that was chosen for masks is not the part that the answer needs. ``"sparse"`` keeps what the rule
-            selects, as published. None becomes ``"dense"`` with ``selection="paper"`` and ``"sparse"`` with
-            ``selection="reference"``; ``dataclasses.replace`` keeps what it became.
+            selects, as published; an own rule then decides about all rows. None becomes ``"sparse"`` with
+            ``selection="reference"`` and ``"dense"`` with all others; ``dataclasses.replace`` keeps what it became.
 
     Raises:
         TypeError, ValueError: A field has another type or is outside its range.
@@ -79,7 +86,7 @@ class SparseConfig:
     skip: float = 0.2
     rho: float = 0.3
     block_size: int = 128
-    selection: Literal["paper", "reference"] = "paper"
+    selection: Literal["paper", "reference"] | OwnSelection = "paper"
     selection_scale: float | None = None
     isolate: bool = True
     refresh: Sequence[float] | Literal["every"] = ()
@@ -94,7 +101,8 @@ class SparseConfig:
             object.__setattr__(self, field, float(getattr(self, field)))
         _block_size(self)
         _integers(self, min_length=0)
-        check.choice("selection", self.selection, ("paper", "reference"))
+        if not callable(self.selection):
+            check.choice("selection", self.selection, ("paper", "reference"))
         if not isinstance(self.isolate, bool):
             raise TypeError(f"SparseConfig: isolate is {self.isolate!r}, expected a bool")
         if self.selection_scale is not None:

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from . import _core
 from .drawing import draw
+from .pattern_formats import block_mask_of, mask_of_block_mask, mask_of_rows
+from .pattern_sets import PatternSets
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -19,12 +21,17 @@ if TYPE_CHECKING:
 __all__ = ["BlockPattern", "compiled"]
 
 
-class BlockPattern:
+class BlockPattern(PatternSets):
     """Which key blocks each (batch, query head, query block) attends to.
 
     B batch, H query heads. Queries and keys are cut into blocks of ``block_size`` tokens; the last may be shorter. A
     pattern never changes. Patterns are compared and hashed by content, and can be copied and pickled. A pattern that
     lies on a GPU comes to the host when it is read.
+
+    Patterns are sets: ``a | b``, ``a & b`` and ``a - b`` are new patterns with what either, both, or only the first of
+    two patterns selects; both need the same sizes, block size and prompt length. ``pattern[b]`` and ``pattern[b, h]``
+    are patterns with these rows of the batch and these heads; ``b`` and ``h`` are integers, slices or lists of
+    integers, and each keeps its dimension.
 
     There is no constructor: ``attention_and_select`` and ``select`` return patterns, and ``from_mask``, ``full``,
     ``sliding_window``, ``streaming`` and ``load`` make them.
@@ -46,23 +53,18 @@ class BlockPattern:
         >>> pattern = BlockPattern.sliding_window(window=64, block_size=32, q_len=256, kv_len=256)
         >>> pattern.row(0, 0, 3)
         array([2, 3, 4], dtype=int32)
+        >>> sinks = BlockPattern.streaming(window=1, sinks=4, block_size=32, q_len=256, kv_len=256)
+        >>> (pattern | sinks).row(0, 0, 3), (sinks - pattern).row(0, 0, 3)
+        (array([0, 2, 3, 4], dtype=int32), array([0], dtype=int32))
     """
 
     __slots__ = ("__weakref__", "_compiled")
-
-    _compiled: _core.BlockPattern
 
     def __new__(cls) -> BlockPattern:
         """Refuses to make a pattern from nothing."""
         raise TypeError(
             "BlockPattern: it has no constructor, expected from_mask, full, sliding_window, streaming or load"
         )
-
-    @classmethod
-    def _of(cls, compiled: _core.BlockPattern) -> BlockPattern:
-        pattern = object.__new__(cls)
-        object.__setattr__(pattern, "_compiled", compiled)
-        return pattern
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"BlockPattern: {name} cannot be set, a pattern never changes")
@@ -89,6 +91,57 @@ class BlockPattern:
                 mask, block_size=block_size, q_len=q_len, kv_len=kv_len, prompt_length=prompt_length
             )
         )
+
+    @staticmethod
+    def from_bsr(
+        indptr: ArrayLike,
+        indices: ArrayLike,
+        *,
+        batch: int = 1,
+        heads: int = 1,
+        block_size: int,
+        q_len: int,
+        kv_len: int,
+        prompt_length: int = 0,
+    ) -> BlockPattern:
+        """Makes a pattern from block-sparse rows, as ``to_bsr`` returns them.
+
+        Args:
+            indptr: (B * H * q_blocks + 1,) integers.
+            indices: Integers, in any order within a row.
+            batch: B.
+            heads: H.
+            block_size: 16, 32, 64, 128 or 256.
+            q_len: Queries.
+            kv_len: Keys.
+            prompt_length: Tokens before the generation.
+
+        Raises:
+            TypeError, ValueError: An argument of another type, or rows that do not fit.
+        """
+        sizes = {"block_size": block_size, "q_len": q_len, "kv_len": kv_len}
+        mask = mask_of_rows(indptr, indices, batch, heads, **sizes)
+        return BlockPattern.from_mask(mask, prompt_length=prompt_length, **sizes)
+
+    @staticmethod
+    def from_block_mask(block_mask: Any, *, prompt_length: int = 0) -> BlockPattern:
+        """Makes a pattern from a BlockMask of ``torch.nn.attention.flex_attention``.
+
+        A pattern selects whole blocks. Blocks that the BlockMask calls partial are taken if its ``mask_mod`` hides none
+        of their keys.
+
+        Args:
+            block_mask: With square blocks. Its batch and heads may be 1, which stands for all there: ``pattern[[0] * B,
+                [0] * H]`` repeats them.
+            prompt_length: Tokens before the generation.
+
+        Raises:
+            ImportError: torch is missing.
+            TypeError: ``block_mask`` is not a BlockMask.
+            ValueError: It hides a part of a block, or its blocks are not square or of a size that patterns have.
+        """
+        mask, sizes = mask_of_block_mask(block_mask)
+        return BlockPattern.from_mask(mask, prompt_length=prompt_length, **sizes)
 
     @staticmethod
     def full(
@@ -257,7 +310,12 @@ class BlockPattern:
         return self._compiled.row(batch, head, q_block)
 
     def to_bsr(self) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-        """Returns the pattern in block-sparse-row form, as SciPy, torch and FlashInfer name it.
+        """Returns the pattern in block-sparse-row form; ``from_bsr`` is the way back.
+
+        The arrays of one head, ``pattern[b, h].to_bsr()``, are the ``indptr`` and ``indices`` of
+        ``scipy.sparse.bsr_array((data, indices, indptr))``, of torch's ``sparse_bsr_tensor`` (there ``crow_indices``
+        and ``col_indices``), and, as int32, of FlashInfer's ``BlockSparseAttentionWrapper.plan``, whose R and C are the
+        block size. Those of all heads are one matrix, in which the rows of the heads lie below each other.
 
         Returns:
             ``indptr``, int64 (B * H * q_blocks + 1,), and ``indices``, int32. Row r = (batch * H + head) * q_blocks +
@@ -267,6 +325,19 @@ class BlockPattern:
             MemoryError: The arrays cannot fit into memory.
         """
         return self._compiled.to_bsr()
+
+    def to_block_mask(self, device: Any = "cpu") -> Any:
+        """Returns the pattern as a BlockMask of ``torch.nn.attention.flex_attention``.
+
+        All of its blocks are full ones, so that the compiled flex_attention masks nothing inside of them.
+
+        Args:
+            device: Where the queries of the attention lie, as torch names devices.
+
+        Raises:
+            ImportError: torch is missing.
+        """
+        return block_mask_of(self, device)
 
     def jaccard(self, other: BlockPattern) -> NDArray[np.float64]:
         """Returns the Jaccard similarity ``|A and B| / |A or B|`` of each head, float64 (B, H); 1 if both are empty.

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar, cast
 
 from . import _core
 from .arrays import Call
 from .config import SlidingWindow, Sparse, SparseConfig, StreamingLLM
 from .drawing import draw
+from .own_selection import BlockGeometry, chosen_pattern
 from .pattern import BlockPattern, compiled
 
 __all__ = ["PatternCache"]
@@ -23,8 +25,10 @@ class PatternCache:
     batch of classifier-free guidance keeps a pattern for each of its rows.
 
     Args:
-        config: ``SparseConfig``, or a baseline: ``SlidingWindow``, ``StreamingLLM``.
-        steps: Number of steps T; None: unknown beforehand, then ``begin_step`` needs ``unmasked``.
+        config: ``SparseConfig``, or a baseline: ``SlidingWindow``, ``StreamingLLM``. A ``BlockPattern``: every layer
+            uses it in every step. None: so it is with the patterns that ``set_pattern`` gives to the layers.
+        steps: Number of steps T; None: unknown beforehand, then ``begin_step`` of a ``SparseConfig`` needs
+            ``unmasked``.
         prompt_length: Tokens before the generation.
 
     Raises:
@@ -44,7 +48,7 @@ class PatternCache:
         sparse 0.5625
     """
 
-    def __init__(self, config: Sparse, *, steps: int | None, prompt_length: int) -> None:
+    def __init__(self, config: Sparse | BlockPattern | None, *, steps: int | None, prompt_length: int) -> None:
         self.config = config
         self._steps = steps
         self._prompt_length = prompt_length
@@ -117,13 +121,38 @@ class PatternCache:
         with call.current():
             result = call.output()
             self._state.attend(
-                layer, call["q"], call["k"], call["v"], result.target, call.key_mask, scale, call.stream()
+                layer,
+                call["q"],
+                call["k"],
+                call["v"],
+                result.target,
+                call.key_mask,
+                scale,
+                call.stream(),
+                *self._own_selection(call, layer, q),
             )
         out: Array = call.finish(result)
         return out
 
+    def _own_selection(self, call: Call, layer: int, q: Any) -> tuple[Any, int, Callable[[], Any]] | tuple[None, ...]:
+        """An array for the scores, their block size and what turns them into a pattern, where an own rule selects."""
+        config = self.config
+        if not isinstance(config, SparseConfig) or isinstance(config.selection, str):
+            return None, None, None
+        if self.step < 0 or self.phase != "select":
+            return None, None, None
+        rule, scores = config.selection, call.scores(config.block_size).target
+
+        def choose() -> Any:
+            geometry = BlockGeometry(config.block_size, q.shape[2], self._prompt_length, int(layer))
+            return compiled(chosen_pattern("PatternCache.attend", rule, scores, geometry, config.generation))
+
+        return scores, config.block_size, choose
+
     def pattern(self, layer: int) -> BlockPattern:
-        """Returns the pattern that ``layer`` has selected; one that lies on a device comes to the host when it is read.
+        """Returns the pattern that ``layer`` has selected or was given.
+
+        One that lies on a device comes to the host when it is read.
 
         Raises:
             ValueError: The layer has none.
@@ -132,6 +161,9 @@ class PatternCache:
 
     def set_pattern(self, layer: int, pattern: BlockPattern) -> None:
         """Gives ``layer`` the pattern that its sparse steps use, until a step selects another one.
+
+        The schedule goes on: with a ``SparseConfig``, steps before the selection stay dense, and the step that selects
+        takes the place of the given pattern. In a cache without a config (None) every step uses it.
 
         Args:
             layer: The layer, from 0.
@@ -142,6 +174,32 @@ class PatternCache:
             ValueError: It has another shape than the layer's arrays.
         """
         self._state.set_pattern(layer, compiled(pattern))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the patterns of all layers, and nothing else of the cache, to one file of a versioned format.
+
+        Raises:
+            OSError: The file cannot be written.
+            ValueError: No layer holds a pattern.
+        """
+        self._state.save(path)
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> PatternCache:
+        """Reads the patterns that ``save`` wrote.
+
+        Returns:
+            A cache without a config: it uses the patterns in every step, from step 0 on, and selects nothing. It fits
+            sequences of the same length and batch; ``generate(..., sparse=cache)`` uses it for another prompt.
+
+        Raises:
+            OSError: The file cannot be read.
+            ValueError: It is truncated, damaged or another kind of file.
+        """
+        state = _core.PatternCache.load(path)
+        cache = PatternCache(None, steps=None, prompt_length=state.prompt_length)
+        cache._state = state
+        return cache
 
     def density(self, layer: int | None = None) -> float:
         """Returns the share of the blocks that ``layer`` computed in the current step: 1 where it was dense.
@@ -214,7 +272,7 @@ class PatternCache:
         self._state.restore(saved["_state"])
 
 
-def _new_state(config: Sparse, steps: int | None, prompt_length: int) -> _core.PatternCache:
+def _new_state(config: Sparse | BlockPattern | None, steps: int | None, prompt_length: int) -> _core.PatternCache:
     """The compiled state machine before its first step."""
     if isinstance(config, SparseConfig):
         return _core.PatternCache.sparse(
@@ -237,6 +295,10 @@ def _new_state(config: Sparse, steps: int | None, prompt_length: int) -> _core.P
             block_size=config.block_size,
             generation=config.generation,
         )
+    if config is None or isinstance(config, BlockPattern):
+        pattern = None if config is None else compiled(config)
+        return _core.PatternCache.given(steps=steps, prompt_length=prompt_length, pattern=pattern)
     raise TypeError(
-        f"PatternCache: config is a {type(config).__name__}, expected a SparseConfig, SlidingWindow or StreamingLLM"
+        f"PatternCache: config is a {type(config).__name__}, expected a SparseConfig, SlidingWindow, StreamingLLM, "
+        "BlockPattern or None"
     )

@@ -1,6 +1,8 @@
 // The CUDA backend's own sources over a runtime on the host: memory, launches, copies, the order of the kernels.
 #include <gtest/gtest.h>
 
+#include <cmath>
+#include <cstring>
 #include <string>
 #include <vector>
 
@@ -61,6 +63,34 @@ TEST_P(CudaBackend, SelectionMatchesReference) {
         arrays.expect_right(nullptr, what);
         expect_selects(arrays.host.params, select, pattern, what);
         EXPECT_EQ(backend_.attention_and_select(selection_alone(arrays.params), select), pattern) << what;
+      }
+    }
+  }
+}
+
+// The scores that a caller asks for lie on the device; where the caller selects, the rule selects nothing.
+TEST_P(CudaBackend, ScoresAreTheCallers) {
+  for (Case c : small_cases()) {
+    for (SelectionRule rule : {SelectionRule::kCaller, SelectionRule::kReference}) {
+      c.q_len = c.kv_len;
+      DeviceArrays arrays(c, DType::kFloat32);
+      const int64_t blocks = num_blocks(c.kv_len, 16);
+      std::vector<float> scores(static_cast<size_t>(c.batch * c.kv_heads * c.group * blocks * blocks), NAN);
+      void* device = nullptr;
+      ASSERT_EQ(cudaMallocAsync(&device, scores.size() * sizeof(float), nullptr), cudaSuccess);
+      SelectParams select{c.kv_len / 2, 16, 0.3, rule, true, 0.2f};
+      select.scores = static_cast<float*>(device);
+      const BlockPattern pattern = backend_.attention_and_select(arrays.params, select);
+      std::memcpy(scores.data(), device, scores.size() * sizeof(float));
+      ASSERT_EQ(cudaFreeAsync(device, nullptr), cudaSuccess);
+      const std::vector<double> expected = reference::block_scores(arrays.host.params, 16, select.scale, 0);
+      ASSERT_EQ(scores.size(), expected.size());
+      for (size_t i = 0; i < scores.size(); ++i) ASSERT_NEAR(scores[i], expected[i], 1e-4) << i << " seed " << c.seed;
+      arrays.expect_right(nullptr, message("seed ", c.seed));
+      if (rule == SelectionRule::kCaller) {
+        EXPECT_EQ(pattern.num_selected(), 0);
+      } else {
+        expect_selects(arrays.host.params, select, pattern, message("seed ", c.seed));
       }
     }
   }

@@ -339,8 +339,8 @@ def test_layers_from_several_threads() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"config": "sparse"}, TypeError, "PatternCache: config is a str, expected a SparseConfig, SlidingWindow or S"),
-        ({"config": None}, TypeError, "PatternCache: config is a NoneType"),
+        ({"config": "sparse"}, TypeError, "PatternCache: config is a str, expected a SparseConfig, SlidingWindow, S"),
+        ({"config": True}, TypeError, "PatternCache: config is a bool"),
         ({"steps": 0}, ValueError, "PatternCache: steps is 0, expected 1 ..."),
         ({"steps": 8.0}, TypeError, "PatternCache: steps is a float, expected an int"),
         ({"prompt_length": -1}, ValueError, "PatternCache: prompt_length is -1, expected"),

@@ -15,9 +15,9 @@ from tqdm import tqdm
 
 from ...content import ComparedByContent
 from ...generation.generate import generate
-from ...kernels.attention import attention
 from ...kernels.config import SparseConfig
 from ...kernels.pattern_cache import PatternCache
+from ...kernels.selection import recall
 from ...models import Model
 from ...tables import format_table, markdown_table
 from .ablation import RHOS
@@ -106,7 +106,7 @@ def _one(model: Model, prompt: ArrayLike, steps: int, sparse: SparseConfig, rhos
         return cache
 
     shape = (model.config.num_layers, model.config.num_heads)
-    recall = np.full((steps, *shape), np.nan)
+    held = np.full((steps, *shape), np.nan)
     recall_of_rho = np.empty((len(rhos), *shape))
     patterns: dict[int, PatternCache] = {}  # by step: what the step itself selects
 
@@ -117,14 +117,12 @@ def _one(model: Model, prompt: ArrayLike, steps: int, sparse: SparseConfig, rhos
             out = patterns[step].attend(layer, q, k, v)
             if step < selected_at:
                 return out
-            lse = _numbers(attention(q, k, v, return_lse=True)[1])
 
             def share(cache: PatternCache) -> FloatArray:
-                held = _numbers(attention(q, k, v, cache.pattern(layer), return_lse=True)[1])
-                mean: FloatArray = np.exp(held[0] - lse[0]).mean(axis=-1)
+                mean: FloatArray = recall(q, k, cache.pattern(layer))[0].mean(axis=-1)
                 return mean
 
-            recall[step, layer] = share(patterns[selected_at])
+            held[step, layer] = share(patterns[selected_at])
             if step == selected_at:
                 for i, rho in enumerate(rhos):
                     other = selecting_cache(rho)
@@ -145,15 +143,10 @@ def _one(model: Model, prompt: ArrayLike, steps: int, sparse: SparseConfig, rhos
         selected_at,
         np.array([jaccard(selected_at, step) for step in range(steps)]),
         np.array([jaccard(step, step + 1) for step in range(steps - 1)]).reshape(-1, *shape),
-        recall,
+        held,
         rhos,
         recall_of_rho,
     )
-
-
-def _numbers(array: Any) -> FloatArray:
-    """Copies an array of any library to the host."""
-    return np.asarray(array.cpu() if hasattr(array, "cpu") else array, np.float64)
 
 
 def heads_table(report: HeadReport) -> str:

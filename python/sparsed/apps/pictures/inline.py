@@ -46,7 +46,8 @@ def pattern_html(pattern: BlockPattern) -> str:
 def cache_html(cache: PatternCache) -> str:
     """The phase and the patterns of the first layers."""
     layers = cache.layers
-    facts = f"{type(cache.config).__name__}, step {cache.step}, {len(layers)} layers hold patterns"
+    name = "given patterns" if cache.config is None else type(cache.config).__name__
+    facts = f"{name}, step {cache.step}, {len(layers)} layers hold patterns"
     if layers:
         facts += f", {_bytes(cache.nbytes)}"
     if len(layers) > _LAYERS:

@@ -81,8 +81,10 @@ def _facts(result: GenerationResult, row: int) -> list[tuple[str, str]]:
     facts = [("attention", "dense")]
     if patterns is not None:
         config = patterns.cache.config
-        facts = [("attention", "SparseD" if type(config).__name__ == "SparseConfig" else type(config).__name__)]
-        changed = dataclasses.asdict(config)
+        names = {"SparseConfig": "SparseD", "BlockPattern": "a given pattern", "NoneType": "given patterns"}
+        kind = type(config).__name__
+        facts = [("attention", names.get(kind, kind))]
+        changed = vars(config) if dataclasses.is_dataclass(config) else {}
         shown = [name for name in ("rho", "skip", "block_size", "window", "sinks") if name in changed]
         facts += [(name.replace("_", " "), str(changed[name])) for name in shown]
     stats = result.stats
