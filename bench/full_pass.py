@@ -22,7 +22,7 @@ from .checkpoint import checkpoint_folder, config_values, write_checkpoint
 from .harness import Timing, median_ratio, time_long_runs
 from .options import Options
 from .peers import llama, torch_passes
-from .peers.base import Pass, SkipError
+from .peers.base import INT8_TOLERANCE, TOLERANCE, Pass, SkipError
 from .report import TIME_COLUMNS, Column, Report, Row, number, percent, progress, rate, ratio
 
 OURS = "sparsed"
@@ -69,8 +69,8 @@ def _rows(case: GenerationCase, checkpoint: Path, options: Options, report: Repo
     expected = load_model(checkpoint, "float32").forward(checked)[0]
     passes: list[Pass] = []
     makers: dict[str, Callable[[], list[Pass]]] = {
-        f"{OURS} bfloat16": lambda: _our_passes(load_model(checkpoint, "bfloat16"), "bfloat16", ids),
-        f"{OURS} int8": lambda: _our_passes(_load_int8(checkpoint), "int8", ids),
+        f"{OURS} bfloat16": lambda: _our_passes(load_model(checkpoint, "bfloat16"), ids),
+        f"{OURS} int8": lambda: _our_passes(_load_int8(checkpoint), ids, "int8", INT8_TOLERANCE),
         "torch bfloat16": lambda: torch_passes.bfloat16_passes(checkpoint, LAYER_SHAPES[case.model], config),
         "torch int8": lambda: torch_passes.int8_passes(checkpoint, LAYER_SHAPES[case.model], config),
         llama.NAME: lambda: llama.llama_passes(options.llama_cpp, checkpoint, config, architecture.names, ids),
@@ -119,7 +119,9 @@ def _best(
     return min(found, key=lambda timing: timing.median, default=None)
 
 
-def _our_passes(model: Transformer, weights: str, ids: NDArray[np.int64]) -> list[Pass]:
+def _our_passes(
+    model: Transformer, ids: NDArray[np.int64], weights: str = "bfloat16", tolerance: float = TOLERANCE
+) -> list[Pass]:
     """Returns a dense pass, and a sparse one whose blocks are selected here for these ids."""
     prompt_length = ids.shape[1] - min(GENERATED_TOKENS, ids.shape[1] // 4)
     patterns: list[BlockPattern] = []
@@ -142,7 +144,7 @@ def _our_passes(model: Transformer, weights: str, ids: NDArray[np.int64]) -> lis
 
     model.forward(ids, attend=select, positions=[0])
     return [
-        Pass(OURS, weights, "dense", lambda tokens: model.forward(tokens)[0], model.nbytes),
+        Pass(OURS, weights, "dense", lambda tokens: model.forward(tokens)[0], model.nbytes, tolerance=tolerance),
         Pass(
             OURS,
             weights,

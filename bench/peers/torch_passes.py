@@ -16,13 +16,11 @@ from sparsed.models import ModelConfig
 
 from ..arrays import Array
 from ..cases import LayerShape
-from .base import Pass, SkipError
+from .base import INT8_TOLERANCE, Pass, SkipError
 from .torch_common import load_torch
 from .torch_layers import TorchLayers
 
 NAME = "torch"
-# One scale for all activations of a call is coarse.
-_INT8_TOLERANCE = 0.1
 
 
 def bfloat16_passes(checkpoint: Path, shape: LayerShape, config: ModelConfig) -> list[Pass]:
@@ -45,7 +43,7 @@ def int8_passes(checkpoint: Path, shape: LayerShape, config: ModelConfig) -> lis
     torch = load_torch()
     if not hasattr(torch, "quantize_per_channel") or "onednn" not in torch.backends.quantized.supported_engines:
         raise SkipError("this torch has no quantised layers of oneDNN")
-    return [dataclasses.replace(_pass(Int8Layers(checkpoint, shape, config), "int8"), tolerance=_INT8_TOLERANCE)]
+    return [dataclasses.replace(_pass(Int8Layers(checkpoint, shape, config), "int8"), tolerance=INT8_TOLERANCE)]
 
 
 def _require_torch() -> None:
