@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,82 @@ def test_gguf_file(tmp_path: Path, weights: Any) -> None:
     np.testing.assert_allclose(found["blk.1.ffn_down.weight"], down, rtol=0, atol=bound)
     np.testing.assert_allclose(found["blk.1.attn_k.weight"], interleave(key, 2), rtol=0, atol=bound)
     assert (found["output_norm.weight"] == 1).all()
+
+
+# A package with the functions of llama_cpp that the peer calls. Its model is ours, and its weights are those beside the
+# GGUF file.
+FAKE = """
+import ctypes, sys
+from pathlib import Path
+import numpy as np, sparsed
+llama_log_callback = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
+LLAMA_FTYPE_MOSTLY_Q4_K_M, LLAMA_FLASH_ATTN_TYPE_ENABLED, LLAMA_FLASH_ATTN_TYPE_DISABLED = 15, 1, 0
+class Params(ctypes.Structure):
+    _fields_ = [("unused", ctypes.c_int)]
+def llama_log_set(callback, data): pass
+def llama_backend_init(): pass
+def llama_model_quantize_default_params(): return Params()
+def llama_model_quantize(source, target, params):
+    Path(target.decode()).write_bytes(Path(source.decode()).read_bytes())
+    return 0
+def llama_model_default_params(): return None
+def llama_model_load_from_file(file, params): return sparsed.load_model(Path(file.decode()).parent, "bfloat16")
+def llama_model_get_vocab(model): return model.config.vocab_size
+def llama_vocab_n_tokens(vocab): return vocab
+def llama_context_default_params(): return Params()
+def llama_init_from_model(model, params): return {"model": model, "params": params}
+def llama_batch_get_one(tokens, count): return np.ctypeslib.as_array(tokens, (count,))
+def llama_decode(context, batch):
+    context["logits"] = context["model"].forward(batch[None])[0] * SCALE
+    return STATUS
+def llama_get_logits(context): return context["logits"].ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+def llama_free(context): FREED.append("context")
+def llama_model_free(model): FREED.append("model")
+FREED = []
+"""
+
+
+@pytest.fixture
+def fake_llama_cpp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the fake package and of an empty one in place of gguf, whose files exist before."""
+    package = tmp_path / "packages" / "llama_cpp"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("from . import llama_cpp\n__version__ = '0.0'\n")
+    (package / "llama_cpp.py").write_text(f"{FAKE}SCALE, STATUS = np.float32(1), 0\n")
+    (package.parent / "gguf.py").touch()
+    checkpoint = write_checkpoint(tmp_path, TINY, 2)
+    for weights in ("BF16", "Q8_0"):
+        (checkpoint / f"model-{weights}.gguf").write_bytes(b"GGUF")
+    for module in ("llama_cpp", "llama_cpp.llama_cpp", "gguf"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+        monkeypatch.setitem(sys.modules, module, None)  # noted, so that what the test imports is forgotten again
+        monkeypatch.delitem(sys.modules, module)
+    return package.parent
+
+
+def test_llama_cpp_by_a_fake_library(tmp_path: Path, fake_llama_cpp: Path) -> None:
+    content = run(tmp_path, "--model", "tiny", "--llama-cpp", str(fake_llama_cpp))
+    rows = {row["weights"]: row for row in content["rows"] if row["contender"] == "llama.cpp"}
+    assert set(rows) == {"BF16", "Q8_0", "Q4_K_M"}
+    assert {row["attention"] for row in rows.values()} <= {"flash", "plain"}
+    dense = content["rows"][0]
+    for row in rows.values():
+        assert row["error"] == dense["error"] and row["weights_nbytes"] == 4
+    best = min(rows.values(), key=lambda row: row["median_s"])
+    assert best["versus_llama"] == 1
+    assert content["machine"]["versions"]["llama-cpp-python"] == "0.0"
+    freed = sys.modules["llama_cpp.llama_cpp"].FREED
+    assert freed == ["context", "model"] * 5  # two to choose the attention, three to time
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [("2, 0", "logits of llama.cpp with BF16 weights differ by 1 of"), ("1, -3", "llama_decode gave status -3")],
+)
+def test_wrong_results_of_a_fake_library(tmp_path: Path, fake_llama_cpp: Path, values: str, message: str) -> None:
+    (fake_llama_cpp / "llama_cpp" / "llama_cpp.py").write_text(f"{FAKE}SCALE, STATUS = {values}\n")
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path, "--model", "tiny", "--llama-cpp", str(fake_llama_cpp))
 
 
 def test_folder_without_llama_cpp(tmp_path: Path) -> None:
