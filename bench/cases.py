@@ -177,6 +177,7 @@ WHOLE_GENERATION = tuple(
     for model in ("llada-8b", "dream-7b")
     for length, repeat in ((4096, 3), (16384, 1))
 )
+FULL_PASS = tuple(GenerationCase("llada-8b", 2, length, repeat) for length, repeat in ((512, 7), (2048, 5), (4096, 3)))
 # Torch would need minutes for a step that is longer.
 TORCH_STEP_TOKENS = 16384
 GENERATION_QUICK = (GenerationCase("demo", 2, 512, 2),)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,6 +88,23 @@ def time_in_turns(contenders: Mapping[str, Callable[[], object]], repeat: int, m
                 run()
             seconds[name].append((time.perf_counter() - began) / loops[name])
     return {name: Timing(tuple(runs)) for name, runs in seconds.items()}
+
+
+def time_long_runs(contenders: Sequence[Callable[[], object]], repeat: int) -> list[Timing]:
+    """Times contenders that take seconds, in turns. A first round warms them up and does not count.
+
+    Args:
+        contenders: The functions to time.
+        repeat: The number of rounds.
+    """
+    seconds: list[list[float]] = [[] for _ in contenders]
+    for _ in range(repeat + 1):
+        for run, runs in zip(contenders, seconds, strict=True):
+            time.sleep(PAUSE)
+            began = time.perf_counter()
+            run()
+            runs.append(time.perf_counter() - began)
+    return [Timing(tuple(runs[1:])) for runs in seconds]
 
 
 def _calibrate(run: Callable[[], object], min_seconds: float) -> int:

@@ -43,11 +43,16 @@ _BENCHMARKS = {
     "memory": ("memory", "the peak memory of one call", ("shape",)),
     "shared-cores": ("shared_cores", "a step with and without a second busy process", ("length", "baseline")),
     "scaling": ("scaling", "a sparse step from 4k to 256k tokens", ("shape", "sparsity")),
-    "peers": ("check_peers", "the peers that can run here, and their errors against float64", ("peers",)),
+    "peers": (
+        "full_pass",
+        "a pass over all tokens: bfloat16 and int8, torch, llama.cpp",
+        ("length", "model", "layers", "llama"),
+    ),
+    "errors": ("errors", "the peers that can run here, and their errors against float64", ("peers",)),
 }
 
-# These benchmarks run only in bfloat16, which is the dtype of the models' weights.
-_BFLOAT16_ONLY = ("generate", "amdahl", "torch")
+# These benchmarks choose the dtypes themselves; that of the checkpoints is bfloat16.
+_BFLOAT16_ONLY = ("generate", "amdahl", "torch", "peers")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -153,6 +158,15 @@ def _add_whole(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_llama(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--llama-cpp",
+        type=Path,
+        metavar="FOLDER",
+        help="the folder that contains the package llama_cpp (llama-cpp-python), which is a peer then",
+    )
+
+
 def _add_baseline(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--baseline", type=Path, metavar="FILE", help="a compiled module (_core*.so) to compare with")
 
@@ -166,6 +180,7 @@ _GROUPS = {
     "layers": _add_layers,
     "peers": _add_peers,
     "whole": _add_whole,
+    "llama": _add_llama,
     "baseline": _add_baseline,
 }
 

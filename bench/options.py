@@ -37,6 +37,7 @@ class Options:
     baseline: Path | None = None
     whole: bool = False
     fast_dllm: Path | None = None
+    llama_cpp: Path | None = None
 
     @classmethod
     def parse(cls, args: argparse.Namespace) -> Options:

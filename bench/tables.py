@@ -8,7 +8,20 @@ from typing import Any
 
 from sparsed.tables import markdown_table
 
-from . import cached_step, check_peers, generate, gqa, linear, machine, memory, scaling, shared_cores, step, torch_model
+from . import (
+    cached_step,
+    errors,
+    full_pass,
+    generate,
+    gqa,
+    linear,
+    machine,
+    memory,
+    scaling,
+    shared_cores,
+    step,
+    torch_model,
+)
 from .cases import PUBLISHED_BLOCK, PUBLISHED_DENSITY
 from .report import Column, Row, read
 
@@ -177,7 +190,8 @@ _TABLES: dict[str, Callable[[Sequence[Row]], Table]] = {
     "memory": _as_printed(("dtype", "head_dim", "length", "heads"), memory.COLUMNS),
     "shared-cores": _as_printed(("length", "dtype"), shared_cores.COLUMNS),
     "scaling": _as_printed(("dtype", "head_dim"), scaling.COLUMNS),
-    "peers": _as_printed((), check_peers.COLUMNS),
+    "peers": _as_printed(("model", "layers", "length"), full_pass.COLUMNS),
+    "errors": _as_printed((), errors.COLUMNS),
 }
 
 

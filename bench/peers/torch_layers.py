@@ -25,6 +25,10 @@ Attention = Callable[[int, Any, Any, Any], Any]
 class TorchLayers:
     """The transformer of `sparsed.models` in torch, in bfloat16, with the weights of a random checkpoint.
 
+    Attributes:
+        names: The names of the tensors without ".weight".
+        weights: The tensors by name.
+
     Args:
         folder: The folder of the checkpoint.
         shape: The layer shape of its model.
@@ -34,16 +38,21 @@ class TorchLayers:
     def __init__(self, folder: Path, shape: LayerShape, config: ModelConfig) -> None:
         self._torch = load_torch()
         self._config = config
-        self._names: TensorNames = find_architecture(config_values(shape, config.num_layers), "config.json").names
+        self.names: TensorNames = find_architecture(config_values(shape, config.num_layers), "config.json").names
         file = SafetensorsFile(folder / "model.safetensors")
-        self._weights = {name: to_torch(file.array(name)) for name in file.tensors}
+        self.weights = {name: to_torch(file.array(name)) for name in file.tensors}
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all weights."""
+        return sum(weight.nbytes for weight in self.weights.values())
 
     def forward(self, ids: NDArray[np.int64], positions: NDArray[np.int64], attention: Attention) -> Any:
         """Returns the logits (P, V) in bfloat16 at `positions` (P,) of one sequence of token ids (1, l)."""
-        torch, config, names = self._torch, self._config, self._names
+        torch, config, names = self._torch, self._config, self.names
         with torch.inference_mode():
             cos, sin = self._rotary_tables(ids.shape[1])
-            hidden = self._weights[f"{names.embedding}.weight"][torch.from_numpy(ids[0])]
+            hidden = self.weights[f"{names.embedding}.weight"][torch.from_numpy(ids[0])]
             for number in range(config.num_layers):
                 prefix = names.layer.format(number)
                 normed = self._norm(hidden, prefix + names.attention_norm)
@@ -52,12 +61,12 @@ class TorchLayers:
                 v = self._heads(normed, prefix + names.value, config.num_kv_heads)
                 out = attention(number, self._rotate(q, cos, sin), self._rotate(k, cos, sin), v)
                 joined = out[0].transpose(0, 1).reshape(hidden.shape[0], -1)
-                hidden = hidden + self._linear(joined, prefix + names.attention_out)
+                hidden = hidden + self.linear(joined, prefix + names.attention_out)
                 normed = self._norm(hidden, prefix + names.mlp_norm)
-                gate = torch.nn.functional.silu(self._linear(normed, prefix + names.gate))
-                hidden = hidden + self._linear(gate * self._linear(normed, prefix + names.up), prefix + names.down)
+                gate = torch.nn.functional.silu(self.linear(normed, prefix + names.gate))
+                hidden = hidden + self.linear(gate * self.linear(normed, prefix + names.up), prefix + names.down)
             last = self._norm(hidden[torch.from_numpy(positions)], names.final_norm)
-            return self._linear(last, names.head)
+            return self.linear(last, names.head)
 
     def sdpa(self, layer: int, q: Any, k: Any, v: Any) -> Any:
         """Computes dense attention."""
@@ -82,15 +91,16 @@ class TorchLayers:
         """Returns the logits of a dense forward pass as an array."""
         return to_numpy(self.forward(ids, positions, self.sdpa))
 
-    def _linear(self, x: Any, name: str) -> Any:
-        return self._torch.nn.functional.linear(x, self._weights[f"{name}.weight"], self._weights.get(f"{name}.bias"))
+    def linear(self, x: Any, name: str) -> Any:
+        """Returns x times the transposed weight `name`, plus its bias if it has one."""
+        return self._torch.nn.functional.linear(x, self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias"))
 
     def _norm(self, x: Any, name: str) -> Any:
-        weight = self._weights[f"{name}.weight"]
+        weight = self.weights[f"{name}.weight"]
         return self._torch.nn.functional.rms_norm(x, weight.shape, weight, self._config.rms_norm_eps)
 
     def _heads(self, x: Any, name: str, heads: int) -> Any:
-        return self._linear(x, name).view(1, x.shape[0], heads, self._config.head_dim).transpose(1, 2)
+        return self.linear(x, name).view(1, x.shape[0], heads, self._config.head_dim).transpose(1, 2)
 
     def _rotary_tables(self, length: int) -> tuple[Any, Any]:
         torch, config = self._torch, self._config

@@ -308,8 +308,8 @@ def test_peak_memory(call: memory.Call, length: int) -> None:
     assert row["extra"] <= row["expected"]
 
 
-def test_peers(tmp_path: Path) -> None:
-    content = run(tmp_path, "peers", "--peers", "numpy")
+def test_errors(tmp_path: Path) -> None:
+    content = run(tmp_path, "errors", "--peers", "numpy")
     verdicts = {(row["contender"], row["task"], row["dtype"]): row["verdict"] for row in content["rows"]}
     assert all(verdict == "right" for (name, _, _), verdict in verdicts.items() if name == "sparsed")
     assert verdicts["numpy", "sparse", "float32"] == "right"

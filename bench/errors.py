@@ -1,4 +1,4 @@
-"""`sparsed bench peers` shows which other implementations can run here, and checks all results against float64."""
+"""`sparsed bench errors` shows which peers of single operations can run here, and checks results against float64."""
 
 from __future__ import annotations
 
