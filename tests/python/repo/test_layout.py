@@ -46,7 +46,9 @@ STANDARD = re.compile(r"[a-z_]+")  # <vector>, <cstdint>, ...
 SOURCES = sorted(path for path in CSRC.rglob("*") if path.suffix in {".h", ".cpp", ".cu", ".cuh"})
 # CPU kernels are compiled with flags of an instruction set, so their names stay inside of a unit.
 KERNEL_HEADERS = [path for path in SOURCES if path.suffix == ".h" and "\nnamespace {\n" in path.read_text()]
-KERNEL_FLAGS = "avx2 fma f16c avxvnni avx512f avx512bw avx512vl avx512dq avx512vnni avx512bf16 amx-tile amx-bf16 amx-int8".split()
+KERNEL_FLAGS = (
+    "avx2 fma f16c avxvnni avx512f avx512bw avx512vl avx512dq avx512vnni avx512bf16 amx-tile amx-bf16 amx-int8"
+).split()
 
 
 def layer(relative: str) -> str:
