@@ -103,5 +103,5 @@ def _check(peer: Peer, dtype: str) -> list[Row]:
         partial(peer.sparse, q, k, v, blocks),
         lambda n, out: check_attention(n, out, q, k, v, blocks, full=True),
     )
-    task("linear", partial(peer.linear, x, weight), lambda n, out: check_linear(n, out, x, weight))
+    task("linear", partial(peer.linear, x, weight), lambda n, out: check_linear(n, out, x, weight, int8=peer.int8))
     return rows

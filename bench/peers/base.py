@@ -28,6 +28,8 @@ class Peer:
     """
 
     name = ""
+    # Whether its linear layers round x and the weight to int8.
+    int8 = False
 
     def why_not(self) -> str | None:
         """Returns why the peer cannot run here, or None if it can."""

@@ -21,6 +21,7 @@ class TorchInt8(TorchPeer):
     """
 
     name = "torch int8"
+    int8 = True
 
     def linear(self, x: Array, weight: Array) -> Contender | None:
         if x.dtype != DTYPES["bfloat16"]:

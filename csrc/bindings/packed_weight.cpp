@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -157,8 +158,8 @@ py::typing::Tuple<py::array_t<int8_t>, py::array_t<float>> quantize_rows(const p
 }
 
 // A copy of the N scales, or None.
-py::object scales_of(const PackedWeight& w) {
-  if (!w.scales()) return py::none();
+std::optional<py::array_t<float>> scales_of(const PackedWeight& w) {
+  if (!w.scales()) return std::nullopt;
   py::array_t<float> scales(new_array("PackedWeight", "scales", py::dtype::of<float>(), {w.n()}));
   std::copy_n(w.scales(), w.n(), scales.mutable_data());
   return scales;

@@ -65,11 +65,14 @@ class Int8Linear {
     for (int64_t col = 0; col < b.cols; col += kTileCols) {
       const std::byte* w = static_cast<const std::byte*>(b.w) + col / kPanel * panel;
       const int64_t cols = min_of(kTileCols, b.cols - col);
+      // Every tile of rows requests its share of the next panels, so that memory is never idle.
+      const int64_t share = 64 / tiles_of(b.x.rows, kTileRows);
       const std::byte* next = col + kTileCols < b.cols ? w + kTilePanels * panel : w;
       const std::byte* tile = b.x_tiles;
       for (int64_t row = 0; row < b.x.rows; row += kTileRows, tile += tile_bytes(b.x.k_padded)) {
         const int64_t rows = min_of(kTileRows, b.x.rows - row);
-        const Tile part{tile + kScaleBytes, w, row == 0 ? next : w, panel, groups, b.w_starts + col, sums};
+        const Tile part{tile + kScaleBytes, w, next, share, panel, groups, b.w_starts + col, sums};
+        next += share * groups;
         multiply_any<kTileRows, kTilePanels>(rows, cols, part);
         finish<Vec>(b, row, col, rows, cols, sums, kTileCols, reinterpret_cast<const float*>(tile));
       }
@@ -79,7 +82,8 @@ class Int8Linear {
   struct Tile {
     const std::byte* x;     // [groups][kTileRows] of Dot::kGroupBytes
     const std::byte* w;     // [groups][kPanel][kGroup], panels lie `panel` bytes apart
-    const std::byte* next;  // the panels that come next, requested from memory during the first tile of rows
+    const std::byte* next;  // what comes next of the panels, requested from memory: `share` bytes with each group
+    int64_t share;
     int64_t panel;
     int64_t groups;
     const int32_t* starts;
@@ -114,7 +118,7 @@ void Int8Linear<Vec, Dot>::multiply_tile(const Tile& tile) {
     for (int i = 0; i < kVecs; ++i) sum[r][i] = Dot::kShifted ? Dot::load_sum(tile.starts + i * Dot::kLanes) : Sum{};
   }
   const std::byte *x = tile.x, *w = tile.w, *next = tile.next;
-  for (int64_t g = 0; g < tile.groups; ++g, x += kTileRows * Dot::kGroupBytes, w += 64, next += 64) {
+  for (int64_t g = 0; g < tile.groups; ++g, x += kTileRows * Dot::kGroupBytes, w += 64, next += tile.share) {
     typename Dot::Weights weights[kVecs];
 #pragma GCC unroll 8
     for (int p = 0; p < P; ++p) __builtin_prefetch(next + p * tile.panel, 0, 2);

@@ -219,8 +219,11 @@ def call_pattern(rng: Random) -> Any:
 def call_ops(rng: Random) -> Any:
     n, k, rows = (choose(rng, EDGES) for _ in range(3))
     dtype = choose(rng, DTYPES)
-    weight = ops.pack_weight(array(rng, (n, k), dtype)) if n and k else array(rng, (n, k), dtype)
-    return ops.linear(array(rng, (rows, k + choose(rng, [0, 0, 0, 1])), dtype), weight)
+    weight: Any = array(rng, (n, k), dtype)
+    if n and k:
+        weight = ops.pack_weight(weight, dtype=choose(rng, [None, None, "int8"]))
+    x = array(rng, (rows, k + choose(rng, [0, 0, 0, 1])), dtype)
+    return choose(rng, [ops.linear, ops.linears])(x, choose(rng, [weight, weight, [weight, weight]]))
 
 
 CALLS: dict[str, Callable[[Random], Any]] = {

@@ -7,7 +7,7 @@ import numpy
 import numpy.typing
 import typing
 import typing_extensions
-__all__: list[str] = ['BlockPattern', 'HostBuffer', 'PackedKeyValues', 'PackedWeight', 'PatternCache', 'active_backend', 'attention', 'attention_and_select', 'backends', 'host_buffer', 'linear', 'num_threads', 'pack_weight', 'pack_weights', 'packed_key_values', 'packed_nbytes', 'phases', 'require_memory', 'rms_norm', 'rotary_', 'select', 'set_backend', 'set_num_threads', 'silu_gate_', 'token_confidence']
+__all__: list[str] = ['BlockPattern', 'HostBuffer', 'PackedKeyValues', 'PackedWeight', 'PatternCache', 'active_backend', 'attention', 'attention_and_select', 'backends', 'host_buffer', 'linear', 'linears', 'num_threads', 'pack_weight', 'pack_weights', 'packed_key_values', 'packed_nbytes', 'phases', 'quantize_rows', 'require_memory', 'rms_norm', 'rotary_', 'select', 'set_backend', 'set_num_threads', 'silu_gate_', 'token_confidence']
 class HostBuffer:
     """
     A result that another library's ``from_dlpack`` takes without a copy.
@@ -233,6 +233,11 @@ class PackedWeight:
     def nbytes(self) -> int:
         ...
     @property
+    def scales(self) -> numpy.typing.NDArray[numpy.float32] | None:
+        """
+        (N,) float32, the scale of each output's integers; None unless dtype is int8.
+        """
+    @property
     def shape(self) -> tuple[int, int]:
         ...
 def active_backend() -> str:
@@ -255,17 +260,21 @@ def host_buffer(function: str, argument: str, q: typing.Any) -> HostBuffer:
     """
 def linear(x: typing.Any, w: typing.Any, residual: typing.Any, out_dtype: typing.Any) -> numpy.ndarray:
     ...
+def linears(x: typing.Any, ws: typing.Any, out_dtype: typing.Any) -> list[numpy.ndarray]:
+    ...
 def num_threads() -> int:
     ...
-def pack_weight(weight: typing.Any, bias: typing.Any, dtype: typing.Any) -> PackedWeight:
+def pack_weight(weight: typing.Any, bias: typing.Any, dtype: typing.Any, scales: typing.Any) -> PackedWeight:
     ...
-def pack_weights(weights: typing.Any, biases: typing.Any, dtype: typing.Any) -> PackedWeight:
+def pack_weights(weights: typing.Any, biases: typing.Any, dtype: typing.Any, scales: typing.Any) -> PackedWeight:
     ...
 def packed_key_values(batch: typing.Any, kv_heads: typing.Any, length: typing.Any, head_dim: typing.Any, dtype: typing.Any, key_mask: typing.Any) -> PackedKeyValues:
     ...
 def packed_nbytes(batch: typing.Any, kv_heads: typing.Any, length: typing.Any, head_dim: typing.Any, dtype: typing.Any) -> int:
     ...
 def phases(*, steps: typing.Any, skip: typing.SupportsFloat | typing.SupportsIndex, selection: typing.Any, refresh: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex], refresh_every: bool) -> list[str]:
+    ...
+def quantize_rows(weight: typing.Any) -> tuple[numpy.typing.NDArray[numpy.int8], numpy.typing.NDArray[numpy.float32]]:
     ...
 def require_memory(bytes: typing.SupportsInt | typing.SupportsIndex, what: str) -> None:
     ...

@@ -119,8 +119,24 @@ def test_linear(tmp_path: Path) -> None:
     assert {row["case"] for row in content["rows"]} == {
         f"demo {name}" for name in ("qkv", "out", "gate", "down", "head")
     }
-    assert {row["contender"] for row in content["rows"]} == {"sparsed", "numpy"}
+    assert {row["contender"] for row in content["rows"]} == {"sparsed", "sparsed int8", "numpy"}
     assert content["skipped"][0]["contender"] == "numpy"  # bfloat16
+    medians = {(row["case"], row["contender"], row["dtype"]): row["median_s"] for row in content["rows"]}
+    int8 = [row for row in content["rows"] if row["contender"] == "sparsed int8"]
+    assert len(int8) == 5
+    for row in int8:
+        assert row["dtype"] == "int8"
+        ratio = medians[row["case"], "sparsed", "bfloat16"] / row["median_s"]
+        assert row["versus_bfloat16"] == pytest.approx(ratio)
+    assert "over bfloat16" in tables.markdown(content)
+
+
+def test_linear_of_torch_in_int8(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    content = run(tmp_path, "linear", "--quick", "--repeat", "1", "--peers", "int8", "--dtype", "bfloat16")
+    peer = [row for row in content["rows"] if row["contender"] == "torch int8"]
+    assert len(peer) == 5
+    assert all(row["dtype"] == "int8" and row["error"] < 0.05 for row in peer)
 
 
 TINY_SHAPES = {
