@@ -22,7 +22,7 @@ constexpr float kHugeScore = 0x1p24f;
 template <class Kernel>
 struct SoftmaxState {
   float max[Kernel::kQueries];        // running maximum, scaled, or a little above it
-  float sum[Kernel::kQueries];        // of probabilities relative to max
+  float sum[Kernel::kQueries];        // of probabilities relative to max; not used where O^T has them (kSumsInOutput)
   float exact_sum[Kernel::kQueries];  // the same where probabilities are not rounded, for lse
   float alpha[Kernel::kQueries];      // what the last chunk scaled the sums by
 };
