@@ -87,7 +87,7 @@ ALIGN = b"general.alignment"
         (file_bytes([key(b"a", 9, struct.pack("<IQ", 9, 1))]), "'a' is an array of the type 9, expected numbers or"),
         (file_bytes([key(b"a", 9, struct.pack("<IQ", 4, 2**60))]), "a reaches to byte"),
         (file_bytes([key(b"a", 9, struct.pack("<IQ", 8, 2**60))]), "a reaches to byte"),
-        (file_bytes([key(b"a", 9, struct.pack("<IQ", 8, 9) + bytes(72 - 8))]), "a reaches to byte"),
+        (file_bytes([key(b"a", 9, struct.pack("<IQ", 8, 3) + text(bytes(64)))]), "a reaches to byte 129"),
         (file_bytes([key(b"a", 9, struct.pack("<IQ", 8, 1) + struct.pack("<Q", 2**62))]), "a reaches to byte"),
         (file_bytes([key(ALIGN, 4, struct.pack("<I", 0))]), "general.alignment is 0, expected a power of 2"),
         (file_bytes([key(ALIGN, 4, struct.pack("<I", 48))]), "general.alignment is 48, expected a power of 2"),
