@@ -5,9 +5,11 @@
 // Layout     Rows of x become integers and a scale each, by the rule of core/int8.h. A tile of rows has four inputs of
 //            the first row, of the second ..., then the next four inputs; its scales stand before them.
 // Blocking   192 rows x 32 panels a block. The micro-kernel holds the sums of a tile of rows x one or two panels in the
-//            register file over all of K: W streams from the second-level cache, at 6 bytes a cycle.
+//            register file over all of K. W streams from the second-level cache, which takes a sixth of its bandwidth.
 // Order      Sums are exact in int32, so their order does not matter. Then come the two scales, bias, residual and one
 //            rounding, in one order of float32 operations: all instruction sets give the same bits.
+// Rate       Measured on two cores of an AMD EPYC (Zen 4) with AVX-512 VNNI: 0.88 TOP/s from 32 rows on, twice the rate
+//            of bfloat16. The kernel for AVX-VNNI has run on such a machine only, with the encoding of AVX-512.
 #pragma once
 
 #include <cstddef>

@@ -39,7 +39,7 @@ void KeptMemory::reserve(size_t bytes) {
 }
 
 LentMemory::LentMemory(KeptMemory& kept, size_t bytes, const char* what)
-    : kept_(kept), lent_(std::exchange(kept, KeptMemory{})) {
+    : kept_(kept), lent_(std::exchange(kept, KeptMemory{})), bytes_(bytes) {
   if (bytes <= lent_.capacity) return;
   lent_.clear();
   require_memory(bytes, what);
@@ -49,7 +49,8 @@ LentMemory::LentMemory(KeptMemory& kept, size_t bytes, const char* what)
 LentMemory::~LentMemory() {
   if (lent_.capacity < kept_.capacity) return;
 #if defined(__linux__)
-  if (lent_.capacity >= kLarge) madvise(lent_.data.get(), lent_.capacity / kHugePage * kHugePage, MADV_FREE);
+  // After a small loan nothing: it would take longer than a small call.
+  if (bytes_ >= kLarge) madvise(lent_.data.get(), lent_.capacity / kHugePage * kHugePage, MADV_FREE);
 #endif
   kept_ = std::move(lent_);
 }

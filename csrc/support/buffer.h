@@ -39,6 +39,7 @@ class LentMemory {
  private:
   KeptMemory& kept_;
   KeptMemory lent_;
+  size_t bytes_;
 };
 
 }  // namespace sparsed

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -77,13 +78,25 @@ def test_short_sequences_and_undone_models_are_dense(golden: Golden, model: nn.M
     acceleration.undo()
 
 
+def neighbours(scores: Any, geometry: sparsed.BlockGeometry) -> Any:
+    """An own rule that rounding cannot change."""
+    blocks = np.arange(geometry.blocks)
+    return np.broadcast_to(abs(blocks[:, None] - blocks) <= 1 + cast(int, geometry.layer), scores.shape)
+
+
 @torch.no_grad()
+@pytest.mark.parametrize("sparse", [TINY, dataclasses.replace(TINY, selection=neighbours)], ids=["rule", "own rule"])
 @pytest.mark.parametrize("name", ["llada_b32", "dream_b32"])
+<<<<<<< ours
 def test_as_our_own_model(name: str) -> None:
     model, own = torch_models.load(DATA / name), sparsed.load_model(DATA / name, "float32")
+=======
+def test_as_our_own_model(name: str, sparse: sparsed.SparseConfig) -> None:
+    model, own = torch_models.load(DATA / name), sparsed.load_model(DATA / name)
+>>>>>>> theirs
     ids = random_ids(2, 300)
-    cache = sparsed.PatternCache(TINY, steps=3, prompt_length=200)
-    with accelerate(model, TINY, steps=3, prompt_length=200):
+    cache = sparsed.PatternCache(sparse, steps=3, prompt_length=200)
+    with accelerate(model, sparse, steps=3, prompt_length=200):
         for step in range(3):
             cache.begin_step(step)
             expected = own.forward(ids.numpy(), attend=cache.attend)
