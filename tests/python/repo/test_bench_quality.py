@@ -85,11 +85,11 @@ def test_rows_of_weights_are_paired_with_their_method() -> None:
 
 
 def test_rows_of_predictions() -> None:
-    def cell(agree: list[int], forwards: list[int]) -> dict:
+    def cell(agree: list[list[int]], forwards: list[int]) -> dict:
         shares = [str(share) for share in int8_logits.SHARES]
         return {"agree": dict.fromkeys(shares, agree), "kl": {share: [0.25] for share in shares}, "forwards": forwards}
 
-    rows = int8_logits.rows_of({"bfloat16": cell([], [10, 10]), "int8": cell([1, 1, 1, 0], [11, 10])})
+    rows = int8_logits.rows_of({"bfloat16": cell([], [10, 10]), "int8": cell([[2, 2], [1, 2]], [11, 10])})
     assert rows[0][-2:] == ("10.00", "-") and len(rows[0]) == len(rows[1]) == len(int8_logits.header())
     assert rows[1][1] == "75.00" and rows[1][-3:-1] == ("0.25000", "10.50") and rows[1][-1].startswith("+5.0 (")
 
@@ -104,7 +104,7 @@ def test_predictions_of_int8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     cells = content["predictions"]["shipped 256"]
     assert set(cells) == {"bfloat16", "float32", "int8"}
     for name in ("float32", "int8"):
-        assert all(np.mean(cells[name]["agree"][str(share)]) > 0.8 for share in int8_logits.SHARES)
+        assert all(np.divide(*np.sum(cells[name]["agree"][str(share)], axis=0)) > 0.8 for share in int8_logits.SHARES)
         assert all(0 <= kl < 0.1 for share in int8_logits.SHARES for kl in cells[name]["kl"][str(share)])
         assert len(cells[name]["forwards"]) == 2
     assert "| int8 | " in int8_logits.markdown(content) and "int8" in capsys.readouterr().out

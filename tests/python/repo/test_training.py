@@ -110,7 +110,7 @@ def test_training_resumes_to_the_bit_and_exports(tmp_path) -> None:
         train.Trainer(tmp_path / "parts", dataclasses.replace(OPTIONS, seed=1))
 
     model_module.export(whole.model, whole.vocabulary, tmp_path / "checkpoint")
-    model = sparsed.load_model(tmp_path / "checkpoint")
+    model = sparsed.load_model(tmp_path / "checkpoint", "float32")
     tokenizer = sparsed.load_tokenizer(tmp_path / "checkpoint")
     style = SmallStyle.of(tokenizer)
     assert len(style.names(np.random.default_rng(0), "words", 30)) == 30
