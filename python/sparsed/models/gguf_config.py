@@ -112,7 +112,7 @@ def read_gguf_config(file: GgufFile, rope_scaling: Mapping[str, Any] | None = No
     name, found = family_of(file), file.get("general.architecture")
     if name is None:
         # Classes and model types, which are recognised, have no hyphens.
-        known = recognise.model([str(found).replace("-", "_")])
+        known = recognise.model([str(found).replace("-", "_")], "GGUF files of LLaDA and Dream")
         raise ValueError(
             f"load_model: general.architecture is {found!r:.100}, expected one of {list(_FAMILIES)}: {known} "
             f"(in {file.path})"

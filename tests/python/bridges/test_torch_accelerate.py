@@ -87,13 +87,8 @@ def neighbours(scores: Any, geometry: sparsed.BlockGeometry) -> Any:
 @torch.no_grad()
 @pytest.mark.parametrize("sparse", [TINY, dataclasses.replace(TINY, selection=neighbours)], ids=["rule", "own rule"])
 @pytest.mark.parametrize("name", ["llada_b32", "dream_b32"])
-<<<<<<< ours
-def test_as_our_own_model(name: str) -> None:
-    model, own = torch_models.load(DATA / name), sparsed.load_model(DATA / name, "float32")
-=======
 def test_as_our_own_model(name: str, sparse: sparsed.SparseConfig) -> None:
-    model, own = torch_models.load(DATA / name), sparsed.load_model(DATA / name)
->>>>>>> theirs
+    model, own = torch_models.load(DATA / name), sparsed.load_model(DATA / name, "float32")
     ids = random_ids(2, 300)
     cache = sparsed.PatternCache(sparse, steps=3, prompt_length=200)
     with accelerate(model, sparse, steps=3, prompt_length=200):
