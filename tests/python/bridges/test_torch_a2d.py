@@ -54,7 +54,7 @@ def call(model: Any, ids: np.ndarray, live: np.ndarray) -> np.ndarray:
 @pytest.mark.filterwarnings("ignore")
 def test_logits_and_accelerate(case) -> None:
     folder, model = case
-    own = sparsed.load_model(folder)
+    own = sparsed.load_model(folder, "float32")
     ids = np.random.default_rng(0).integers(0, 90, (2, LENGTH))
     live = np.ones((2, LENGTH), bool)
     live[1, 70:] = False  # dllm pads on the right

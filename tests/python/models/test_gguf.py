@@ -271,7 +271,7 @@ def test_memory_is_asked_for_before_anything_is_read(tmp_path, monkeypatch) -> N
 
     monkeypatch.setattr("sparsed.kernels.ops.require_memory", refuse)
     with pytest.raises(MemoryError, match=r"^load_model: the weights"):
-        sparsed.load_model(path)
+        sparsed.load_model(path, "float32")
     tensors = random_tensors(values).values()
     # Matrices in bfloat16, the others in float32, and the largest one once more while it is packed.
     stored = sum(tensor.size * (2 if tensor.ndim == 2 else 4) for tensor in tensors)
@@ -302,8 +302,8 @@ def test_folders_with_several_files(tmp_path) -> None:
         with pytest.raises(ValueError, match=message):
             load(tmp_path)
     write_checkpoint(tmp_path, values, tensors)  # safetensors go first
-    expected = sparsed.load_model(tmp_path / "a-F32.gguf").forward(IDS)
-    assert np.array_equal(sparsed.load_model(tmp_path).forward(IDS), expected)
+    expected = sparsed.load_model(tmp_path / "a-F32.gguf", "float32").forward(IDS)
+    assert np.array_equal(sparsed.load_model(tmp_path, "float32").forward(IDS), expected)
 
 
 def test_a_folder_with_one_file_and_a_config(tmp_path) -> None:
@@ -317,6 +317,6 @@ def test_torch_engine(tmp_path) -> None:
     pytest.importorskip("torch")
     values = tiny_config("llada_8b", **BLOCKS)
     path = write_gguf(tmp_path / "model.gguf", values, random_tensors(values), "Q8_0")
-    expected = sparsed.load_model(path).forward(IDS)
-    logits = sparsed.load_model(path, engine="torch").forward(IDS)
+    expected = sparsed.load_model(path, "float32").forward(IDS)
+    logits = sparsed.load_model(path, "float32", engine="torch").forward(IDS)
     assert np.allclose(np.asarray(logits), expected, atol=1e-4)

@@ -21,7 +21,7 @@ def case(request: pytest.FixtureRequest) -> Golden:
 def load(case: Golden, engine: str = "native", **options: Any) -> Any:
     if engine == "torch":
         pytest.importorskip("torch")
-    return sparsed.load_model(case.folder, engine=engine, **options)
+    return sparsed.load_model(case.folder, options.pop("dtype", "float32"), engine=engine, **options)
 
 
 def positions(case: Golden) -> np.ndarray:

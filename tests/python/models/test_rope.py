@@ -134,10 +134,10 @@ def test_the_inner_base_is_what_the_model_turns_by(tmp_path) -> None:
     ids = np.arange(12)[None]
     values = tiny_config("dream_7b")
     tensors = random_tensors(values)
-    plain = sparsed.load_model(write_checkpoint(tmp_path / "a", values | {"rope_theta": 100.0}, tensors))
+    plain = sparsed.load_model(write_checkpoint(tmp_path / "a", values | {"rope_theta": 100.0}, tensors), "float32")
     inner = values | {"rope_parameters": {"rope_theta": 100.0}}
     assert np.array_equal(
-        sparsed.load_model(write_checkpoint(tmp_path / "b", inner, tensors)).forward(ids), plain.forward(ids)
+        sparsed.load_model(write_checkpoint(tmp_path / "b", inner, tensors), "float32").forward(ids), plain.forward(ids)
     )
 
 

@@ -132,7 +132,8 @@ def test_the_length_is_the_scaled_one(settings, length) -> None:
 def test_the_warning_counts_the_scaled_length(tmp_path) -> None:
     write_checkpoint(tmp_path, tiny_config("a2d_qwen3"))
     plain, scaled = (
-        sparsed.load_model(tmp_path, rope_scaling=settings) for settings in (None, {"rope_type": "linear", "factor": 2})
+        sparsed.load_model(tmp_path, "float32", rope_scaling=settings)
+        for settings in (None, {"rope_type": "linear", "factor": 2})
     )
     with pytest.warns(sparsed.SparsedWarning, match="70 tokens, more than the 64 .*rope_scaling"):
         sparsed.generate(plain, np.arange(60), gen_length=10, steps=1)
@@ -153,7 +154,7 @@ def test_a_model_turns_by_the_scaled_angles(tmp_path, name, engine) -> None:
     ids = np.random.default_rng(0).integers(0, 90, (2, 50))
     angles = rope_angles(values)[0]
     half = len(angles)
-    plain = sparsed.load_model(tmp_path, engine=engine).forward(ids)
+    plain = sparsed.load_model(tmp_path, "float32", engine=engine).forward(ids)
     given: list[tuple[dict[str, Any], tuple[np.ndarray, float]]] = [
         ({"rope_type": "linear", "factor": 4}, (angles / 4, 1.0)),
         ({"rope_type": "ntk", "factor": 14}, ((values["rope_theta"] * 14) ** -(np.arange(half) / half), 1.0)),
@@ -162,7 +163,7 @@ def test_a_model_turns_by_the_scaled_angles(tmp_path, name, engine) -> None:
         (YARN | {"attention_factor": 1.5, "beta_fast": 1e-30, "beta_slow": 1e-31}, (angles / 4, 1.5)),
     ]
     for settings, expected in given:
-        logits = sparsed.load_model(tmp_path, engine=engine, rope_scaling=settings).forward(ids)
+        logits = sparsed.load_model(tmp_path, "float32", engine=engine, rope_scaling=settings).forward(ids)
         np.testing.assert_allclose(logits, reference_logits(values, tensors, ids, angles=expected), atol=TINY_LOGITS)
         assert np.abs(logits - plain).max() > 100 * TINY_LOGITS
 
@@ -172,7 +173,7 @@ def test_the_config_s_own_scaling_can_be_removed(tmp_path) -> None:
     tensors = random_tensors(values)
     write_checkpoint(tmp_path, values, tensors)
     ids = np.arange(40)[None]
-    logits = sparsed.load_model(tmp_path, rope_scaling={"rope_type": "default"}).forward(ids)
+    logits = sparsed.load_model(tmp_path, "float32", rope_scaling={"rope_type": "default"}).forward(ids)
     expected = reference_logits(values | {"rope_scaling": None}, tensors, ids)
     np.testing.assert_allclose(logits, expected, atol=TINY_LOGITS)
 
