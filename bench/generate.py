@@ -14,6 +14,7 @@ sampler. A step of the whole model takes these seconds, and those of the layers 
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -56,7 +57,8 @@ Generations of {GENERATED_TOKENS} tokens with random weights in bfloat16. By pha
 and the median seconds of one. Generations marked "whole" ran to their end. Of those marked "steps", each kind of step
 was measured in a shorter generation, and s adds up the number of steps times their seconds. "all layers" is the time
 of the layers here, times the model's layers by those here, plus that of embedding, head and sampler, which was
-measured without layers. All speed-ups are over our dense generation with one token a step.
+measured without layers. All speed-ups are over our dense generation with one token a step
+and bfloat16 weights. "int8" has int8 weights and activations in the linear layers.
 SparseD has skip 0.2, rho 0.3 and blocks of 128. "dual cache" has blocks of 32. "SparseD + dual cache" makes the full
 passes of the cache sparse, with skip 0 and dense rows of the generation. "one full pass" computes all tokens once, and
 then those of the generation.
@@ -89,8 +91,10 @@ def run(options: Options, report: Report) -> None:
             title = f"{case.model}: {case.layers} of {shape.num_layers} layers, {case.length} tokens, bfloat16"
             progress(title)
             path = write_checkpoint(folder, shape, case.layers, vocab_size=shape.vocab_size)
-            model = load_model(path, "bfloat16")
-            contenders = _ours(case, model, small_model(folder, shape), report)
+            model, small = load_model(path, "bfloat16"), small_model(folder, shape)
+            contenders = _ours(case, model, small, report)
+            if options.int8:
+                contenders += _ours(case, load_model(path, "bfloat16", weights="int8"), small, report, ", int8")
             try:
                 contenders += fast_dllm_generations(options.fast_dllm, path, shape, model, case.length)
             except (CheckError, SkipError) as reason:
@@ -101,12 +105,15 @@ def run(options: Options, report: Report) -> None:
     report.note(NOTE)
 
 
-def _ours(case: GenerationCase, model: Transformer, small: Transformer, report: Report) -> list[Generations]:
+def _ours(
+    case: GenerationCase, model: Transformer, small: Transformer, report: Report, suffix: str = ""
+) -> list[Generations]:
     """Returns the ways to generate that this model and this version have. Their weights are in memory then."""
     found: list[Generations] = []
     for decoding in decodings():
         try:
-            found.append(OurGenerations(decoding, model, small, case.length))
+            named = dataclasses.replace(decoding, name=f"{decoding.name}{suffix}")
+            found.append(OurGenerations(named, model, small, case.length))
         except (TypeError, ValueError) as refused:
             report.skip(decoding.name, str(refused))
     model.forward(random_prompt(min(case.length, 2 * GENERATED_TOKENS), model.config.vocab_size))

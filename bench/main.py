@@ -153,6 +153,7 @@ def _add_peers(parser: argparse.ArgumentParser) -> None:
 
 def _add_whole(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--whole", action="store_true", help="run generations to their end where that takes minutes")
+    parser.add_argument("--int8", action="store_true", help="also generations with int8 weights")
     parser.add_argument(
         "--fast-dllm", type=Path, metavar="FOLDER", help="a checkout of NVlabs/Fast-dLLM, whose own code is a peer then"
     )

@@ -36,6 +36,7 @@ class Options:
     folder: Path | None = None
     baseline: Path | None = None
     whole: bool = False
+    int8: bool = False
     fast_dllm: Path | None = None
     llama_cpp: Path | None = None
 

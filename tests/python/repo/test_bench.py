@@ -185,9 +185,14 @@ def test_generate(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("tiny_shapes")
 def test_generations_to_their_end(tmp_path: Path) -> None:
-    arguments = ["--model", "tiny-llada", "--length", "300", "--layers", "1", "--repeat", "1", "--whole"]
+    arguments = ["--model", "tiny-llada", "--length", "300", "--layers", "1", "--repeat", "1", "--whole", "--int8"]
     rows = run(tmp_path, "generate", *arguments)["rows"]
     assert all(row["how"] == "whole" and row["seconds"] != row["steps_s"] > 0 for row in rows)
+    steps = {(row["contender"], row["tokens_per_step"]): phases(row) for row in rows}
+    for (name, tokens), found in steps.items():
+        assert steps.get((f"{name}, int8", tokens), found) == found
+    assert {name for name, _ in steps} >= {"dense, int8", "SparseD + dual cache, int8"}
+    assert rows[0]["contender"] == "dense" and rows[0]["speedup"] == 1
 
 
 @pytest.mark.filterwarnings("ignore")  # of Fast-dLLM, which was written for older releases
