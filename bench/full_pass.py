@@ -70,7 +70,9 @@ def _rows(case: GenerationCase, checkpoint: Path, options: Options, report: Repo
     passes: list[Pass] = []
     makers: dict[str, Callable[[], list[Pass]]] = {
         f"{OURS} bfloat16": lambda: _our_passes(load_model(checkpoint, "bfloat16"), ids),
-        f"{OURS} int8": lambda: _our_passes(_load_int8(checkpoint), ids, "int8", INT8_TOLERANCE),
+        f"{OURS} int8": lambda: _our_passes(
+            load_model(checkpoint, "bfloat16", weights="int8"), ids, "int8", INT8_TOLERANCE
+        ),
         "torch bfloat16": lambda: torch_passes.bfloat16_passes(checkpoint, LAYER_SHAPES[case.model], config),
         "torch int8": lambda: torch_passes.int8_passes(checkpoint, LAYER_SHAPES[case.model], config),
         llama.NAME: lambda: llama.llama_passes(options.llama_cpp, checkpoint, config, architecture.names, ids),
@@ -155,19 +157,6 @@ def _our_passes(
             tolerance=None,
         ),
     ]
-
-
-def _load_int8(checkpoint: Path) -> Transformer:
-    """Loads the checkpoint with int8 weights.
-
-    Raises:
-        SkipError: This version has none.
-    """
-    load: Callable[..., Transformer] = load_model
-    try:
-        return load(checkpoint, "bfloat16", weights="int8")
-    except TypeError as missing:
-        raise SkipError(str(missing)) from missing
 
 
 def logits_error(one: Pass, ids: NDArray[np.int64], expected: Array) -> float | None:

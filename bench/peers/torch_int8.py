@@ -27,13 +27,7 @@ class TorchInt8(TorchPeer):
         if x.dtype != DTYPES["bfloat16"]:
             return None
         torch = load_torch()
-        values, scales = ops.quantize_rows(weight)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch wants to replace this way to make a tensor of integers
-            integers = torch._make_per_channel_quantized_tensor(
-                to_torch(values), to_torch(scales).double(), torch.zeros(len(scales), dtype=torch.long), 0
-            )
-            packed = torch.ops.quantized.linear_prepack(integers, None)
+        packed = pack_int8(weight)
         wide = to_torch(x.astype(np.float32))
 
         def run() -> Any:
@@ -41,3 +35,17 @@ class TorchInt8(TorchPeer):
                 return torch.ops.quantized.linear_dynamic(wide, packed)
 
         return Contender(self.name, run, to_numpy)
+
+
+def pack_int8(weight: Array) -> Any:
+    """Returns weight (outputs, inputs) packed for `linear_dynamic`, with the fastest of torch's engines."""
+    torch = load_torch()
+    if "onednn" in torch.backends.quantized.supported_engines:
+        torch.backends.quantized.engine = "onednn"
+    values, scales = ops.quantize_rows(weight)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch wants to replace this way to make a tensor of integers
+        integers = torch._make_per_channel_quantized_tensor(
+            to_torch(values), to_torch(scales).double(), torch.zeros(len(scales), dtype=torch.long), 0
+        )
+        return torch.ops.quantized.linear_prepack(integers, None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,8 @@ from sparsed.models import ModelConfig
 from ..arrays import Array
 from ..cases import LayerShape
 from .base import INT8_TOLERANCE, Pass, SkipError
-from .torch_common import load_torch
+from .torch_common import to_numpy
+from .torch_int8 import pack_int8
 from .torch_layers import TorchLayers
 
 NAME = "torch"
@@ -37,12 +37,9 @@ def int8_passes(checkpoint: Path, shape: LayerShape, config: ModelConfig) -> lis
     """Returns the pass with int8 linear layers, and the rest in bfloat16.
 
     Raises:
-        SkipError: torch is not installed or has no oneDNN.
+        SkipError: torch is not installed.
     """
     _require_torch()
-    torch = load_torch()
-    if not hasattr(torch, "quantize_per_channel") or "onednn" not in torch.backends.quantized.supported_engines:
-        raise SkipError("this torch has no quantised layers of oneDNN")
     return [dataclasses.replace(_pass(Int8Layers(checkpoint, shape, config), "int8"), tolerance=INT8_TOLERANCE)]
 
 
@@ -62,25 +59,15 @@ def _logits(layers: TorchLayers, ids: NDArray[np.int64]) -> Array:
 class Int8Layers(TorchLayers):
     """Linear layers by torch's dynamic quantisation: a scale per output of the weights, and one per call for x.
 
-    oneDNN's engine is the fastest of torch's. On one layer of LLaDA-8B's shape, torchao's compiled layers, which have a
-    scale per token, took the same time with 2,048 tokens and 1.15 times as long with 512.
+    On one layer of LLaDA-8B's shape, torchao's compiled layers, which have a scale per token, took the same time with
+    2,048 tokens and 1.15 times as long with 512.
     """
 
     def __init__(self, folder: Path, shape: LayerShape, config: ModelConfig) -> None:
         super().__init__(folder, shape, config)
-        torch = self._torch
-        torch.backends.quantized.engine = "onednn"
-        self._packed: dict[str, Any] = {}
-        for name in [name for name, weight in self.weights.items() if weight.dim() == 2]:
-            if name == f"{self.names.embedding}.weight":
-                continue
-            weight = self.weights.pop(name).float()
-            scales = weight.abs().amax(dim=1) / 127
-            zeros = torch.zeros(len(scales), dtype=torch.int64)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # torch is going to remove this
-                quantised = torch.quantize_per_channel(weight, scales.clamp(min=1e-12), zeros, 0, torch.qint8)
-            self._packed[name] = torch.ops.quantized.linear_prepack(quantised, None)
+        matrices = [name for name, weight in self.weights.items() if weight.dim() == 2]
+        matrices.remove(f"{self.names.embedding}.weight")
+        self._packed = {name: pack_int8(to_numpy(self.weights.pop(name))) for name in matrices}
 
     @property
     def nbytes(self) -> int:

@@ -48,8 +48,8 @@ def test_passes(tmp_path: Path) -> None:
     assert len(dense["runs_s"]) == 2
     skipped = {row["contender"]: row["reason"] for row in content["skipped"]}
     assert skipped["llama.cpp"] == "no folder with llama_cpp was given (--llama-cpp)"
-    assert ("sparsed int8" in skipped) != (("sparsed", "int8", "dense") in rows)
-    assert ("torch bfloat16" in skipped) == (dense["versus_torch"] is None)
+    assert rows["sparsed", "int8", "dense"]["weights_nbytes"] < dense["weights_nbytes"]
+    assert ("torch bfloat16" in skipped) == ("torch int8" in skipped) == (dense["versus_torch"] is None)
     assert dense["versus_llama"] is None
     assert "| tiny | 2 | 512 | sparsed | bfloat16 | dense | 1.00 |" in tables.markdown(content)
 
