@@ -1,8 +1,13 @@
-"""Tables as text and as Markdown."""
+"""Tables as text and as Markdown, and sizes as text."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+
+
+def format_bytes(count: float) -> str:
+    """Returns a number of bytes in GiB, or in MiB below 0.1 GiB."""
+    return f"{count / 2**30:.2f} GiB" if count >= 0.1 * 2**30 else f"{count / 2**20:.1f} MiB"
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from ..generation.sampling import SAMPLERS
 from ..models import ModelConfig, tensor_shapes
-from ..models.checkpoint import check_tensors
-from ..models.loader import open_checkpoint, read_config
+from ..models.checkpoint import Checkpoint, check_tensors
+from ..models.loader import loaded_nbytes, open_checkpoint, read_config
 from ..models.precision import automatic_dtype
 from ..models.rope_scaling import Rope
+from ..tables import format_bytes
 
 
 def model_info(path: Path) -> dict[str, Any]:
@@ -23,10 +25,9 @@ def model_info(path: Path) -> dict[str, Any]:
     Raises:
         FileNotFoundError, ValueError: As `load_model`.
     """
-    config, architecture, quantised = read_config(path)
+    config, architecture, scheme = read_config(path)
     checkpoint = open_checkpoint(path, config)
-    check_tensors(checkpoint, config, architecture.names, quantised)
-    stored = sorted({info.dtype.name for info in checkpoint.tensors.values() if len(info.shape) > 1})
+    ends = check_tensors(checkpoint, config, architecture.names, scheme)
     shapes = tensor_shapes(config, architecture.names)
     parameters = sum(math.prod(shape) for shape in shapes.values())
     if config.tie_weights:
@@ -34,7 +35,8 @@ def model_info(path: Path) -> dict[str, Any]:
     return {
         "model": f"{architecture.title} ({architecture.class_name})",
         "parameters": parameters,
-        "weights": f"{'int8' if quantised else ' and '.join(stored)}, {checkpoint.nbytes / 2**30:.2f} GiB",
+        "weights": _stored(checkpoint),
+        "memory": f"{format_bytes(loaded_nbytes(checkpoint, ends))} of weights after loading",
         "dtype": automatic_dtype(checkpoint.tensors),
         "layers": config.num_layers,
         "hidden size": f"{config.hidden_size}, MLP {config.intermediate_size}",
@@ -48,6 +50,16 @@ def model_info(path: Path) -> dict[str, Any]:
         "end tokens": list(config.end_token_ids),
         "sampler": SAMPLERS[config.family].__name__,
     }
+
+
+def _stored(checkpoint: Checkpoint) -> str:
+    """Returns the types of the tensors, the one with the most bytes first, and the size of the files."""
+    nbytes: Counter[str] = Counter()
+    for info in checkpoint.tensors.values():
+        nbytes[info.stored] += info.end - info.begin
+    files = {info.file for info in checkpoint.tensors.values()}
+    types = " and ".join(name for name, _ in nbytes.most_common())
+    return f"{types}, {format_bytes(sum(file.stat().st_size for file in files))}"
 
 
 def _heads(config: ModelConfig) -> str:

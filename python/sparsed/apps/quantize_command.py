@@ -6,8 +6,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from ..models.files import read_text
-from ..models.quantize import PARTS, quantize
+from ..models.checkpoint import SafetensorsCheckpoint
+from ..models.files import find_folder, read_text
+from ..models.quantize import MIN_TOKENS, PARTS, quantize
+from ..tables import format_bytes
 
 
 def add_quantize_options(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +20,8 @@ def add_quantize_options(parser: argparse.ArgumentParser) -> None:
         "--calibrate",
         type=Path,
         metavar="FILE",
-        help="a UTF-8 text like those that the model will see: smooths the inputs of the layers for it (SmoothQuant)",
+        help="a UTF-8 text like those that the model will see, "
+        f"of {MIN_TOKENS} tokens or more: smooths the inputs of the layers for it (SmoothQuant)",
     )
     parser.add_argument(
         "--keep",
@@ -34,7 +37,7 @@ def run_quantize(args: argparse.Namespace) -> int:
     text = None if args.calibrate is None else read_text(args.calibrate)
     quantize(args.model, args.out, calibration=text, keep=args.keep, progress=sys.stderr.isatty())
     before, after = (
-        sum(file.stat().st_size for file in Path(folder).glob("*.safetensors")) for folder in (args.model, args.out)
+        format_bytes(SafetensorsCheckpoint(find_folder(folder, "quantize")).nbytes) for folder in (args.model, args.out)
     )
-    print(f"{args.out}: {after / 2**20:.1f} MiB of weights, {before / 2**20:.1f} MiB before")
+    print(f"{args.out}: {after} of weights, {before} before")
     return 0

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from . import ModelConfig, TensorNames, recognise, tensor_shapes
 from .files import read_json
-from .quantization import scale_shapes
+from .quantization import Scheme, scale_shapes
 from .safetensors import SafetensorsFile, TensorInfo
 
 Array = NDArray[Any]
@@ -140,11 +140,11 @@ def _refuse(problem: str, names: Iterable[str], where: Path) -> None:
 
 
 def check_tensors(
-    checkpoint: Checkpoint, config: ModelConfig, names: TensorNames, quantised: bool = False
+    checkpoint: Checkpoint, config: ModelConfig, names: TensorNames, scheme: Scheme | None = None
 ) -> tuple[str, str]:
     """Checks that the tensors are those of the config. Returns the names of the embedding and of the head.
 
-    `quantised` says whether linear layers may be int8, with scales.
+    `scheme` says which linear layers are int8, with scales.
 
     Raises:
         ValueError: A tensor is missing, extra, of another dtype or shape, or tied tensors differ.
@@ -160,7 +160,7 @@ def check_tensors(
                 embedding = head = present
                 break
     linear = [name for name, shape in expected.items() if len(shape) > 1 and name != embedding]
-    expected |= scale_shapes(tensors, linear, quantised)
+    expected |= scale_shapes(tensors, linear, scheme)
     _refuse("missing in", set(expected) - set(tensors), checkpoint.path)
     for name in sorted(set(tensors) - set(expected)):
         if not name.endswith("rotary_emb.inv_freq"):  # a buffer of older checkpoints, computed from rope_theta here

@@ -72,6 +72,11 @@ class GgufTensor(TensorInfo):
 
     kind: Kind
 
+    @property
+    def stored(self) -> str:
+        """The name of the type that the file stores."""
+        return self.kind.name
+
 
 class _Items(NamedTuple):
     """The place of an array of the metadata."""

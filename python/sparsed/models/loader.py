@@ -34,7 +34,7 @@ from .gguf_config import read_gguf_config
 from .gguf_file import GgufFile
 from .precision import AUTO, automatic_dtype
 from .quantization import KEY as QUANTIZATION_KEY
-from .quantization import is_int8, is_quantised, scale_name
+from .quantization import Scheme, is_int8, read_scheme, scale_name
 from .safetensors import TensorInfo
 from .token_declarations import declared_mask_token, declared_turn_ends, read_optional
 
@@ -109,7 +109,7 @@ def load_model(
         weights: "auto" keeps the weights as the folder stores them. "int8" quantises the linear layers except the head
             to int8 while loading: one scale per output row, and inputs with one scale per token (W8A8). It needs the
             native engine. Layers that a folder of `sparsed quantize` or of llmcompressor stores as int8 stay int8, and
-            the layers that it left out stay as they are, with either value.
+            the layers that its config.json ignores stay as they are, with either value.
         engine: "native" runs sparsed's kernels for every operation. "torch" runs matrix products in torch and
             attention in sparsed.
         device: The device of the model, with engine "torch". None is the CPU.
@@ -150,11 +150,11 @@ def load_model(
     if len(given) > 1 and "device_map" in given:
         raise ValueError(f"load_model: device_map and {given[0]} are given, expected only device_map")
     path = find_folder(folder, "load_model")
-    config, architecture, quantised = read_config(path, rope_scaling)
-    if quantised and engine == "torch":
+    config, architecture, scheme = read_config(path, rope_scaling)
+    if scheme and engine == "torch":
         raise ValueError(f"load_model: {path} holds int8 weights and engine is 'torch', expected engine 'native'")
     checkpoint = open_checkpoint(path, config)
-    ends = check_tensors(checkpoint, config, architecture.names, quantised)
+    ends = check_tensors(checkpoint, config, architecture.names, scheme)
     bytes_read = {"total": checkpoint.nbytes, "unit": "B", "unit_scale": True, "unit_divisor": 1024}
     with progress_bar(progress, desc="loading", leave=False, **bytes_read) as bar:
         checkpoint.on_read = bar.update
@@ -166,13 +166,13 @@ def load_model(
             return load_transformer(checkpoint, config, architecture.names, ends, name, device, device_map, group)
         if name == AUTO:
             name = automatic_dtype(checkpoint.tensors)
-        return _Packer(checkpoint, name, weights == "int8" and not quantised).transformer(
-            config, architecture.names, ends
-        )
+        return _Packer(checkpoint, name, weights == "int8" and not scheme).transformer(config, architecture.names, ends)
 
 
-def read_config(path: Path, rope_scaling: Mapping[str, Any] | None = None) -> tuple[ModelConfig, Architecture, bool]:
-    """Returns what the files say about their model, without the weights, and whether some of these are int8.
+def read_config(
+    path: Path, rope_scaling: Mapping[str, Any] | None = None
+) -> tuple[ModelConfig, Architecture, Scheme | None]:
+    """Returns what the files say about their model, without the weights, and which of these they declare as int8.
 
     Args:
         path: A folder or a GGUF file.
@@ -182,7 +182,7 @@ def read_config(path: Path, rope_scaling: Mapping[str, Any] | None = None) -> tu
         FileNotFoundError, ValueError, TypeError: As `load_model`.
     """
     if gguf := find_gguf(path, "load_model"):
-        return *read_gguf_config(GgufFile(gguf), rope_scaling), False
+        return *read_gguf_config(GgufFile(gguf), rope_scaling), None
     config_path = path / "config.json"
     if adapter := recognise.adapter(path):
         raise ValueError(f"load_model: {path} is {adapter}")
@@ -193,11 +193,11 @@ def read_config(path: Path, rope_scaling: Mapping[str, Any] | None = None) -> tu
         declared = declared_mask_token(path)
         values |= {} if declared is None else {"mask_token_id": declared}
     architecture = find_architecture(values, str(config_path))
-    quantised = is_quantised(values, str(config_path))
-    if quantised:
+    scheme = read_scheme(values, str(config_path))
+    if scheme:
         del values[QUANTIZATION_KEY]
     config = architecture.read_config(ConfigReader(values, str(config_path)), rope_scaling)
-    return _read_generation(config, path), architecture, quantised
+    return _read_generation(config, path), architecture, scheme
 
 
 def open_checkpoint(path: Path, config: ModelConfig) -> Checkpoint:
@@ -221,6 +221,11 @@ def _read_generation(config: ModelConfig, path: Path) -> ModelConfig:
     return dataclasses.replace(config, end_token_ids=tuple(dict.fromkeys(ends)))
 
 
+def loaded_nbytes(checkpoint: Checkpoint, ends: tuple[str, str]) -> int:
+    """Returns about how many bytes the weights take after `load_model(path)`; `ends` are those of `check_tensors`."""
+    return _Packer(checkpoint, automatic_dtype(checkpoint.tensors), False).needed(*ends)
+
+
 class _Packer:
     """Packs the weights one by one from the mapped files, so that memory holds only one copy of them."""
 
@@ -232,7 +237,7 @@ class _Packer:
     def transformer(self, config: ModelConfig, names: TensorNames, ends: tuple[str, str]) -> Transformer:
         embedding, head = ends
         module = head.removesuffix(".weight")
-        needed = self._needed(embedding, head) + self._checkpoint.scratch_nbytes
+        needed = self.needed(embedding, head) + self._checkpoint.scratch_nbytes
         ops.require_memory(needed, "load_model: the weights")
         layers = tuple(
             self._layer(names, names.layer.format(number), config.qkv_bias) for number in range(config.num_layers)
@@ -246,7 +251,7 @@ class _Packer:
             dtype=self._dtype,
         )
 
-    def _needed(self, embedding: str, head: str) -> int:
+    def needed(self, embedding: str, head: str) -> int:
         """Returns the bytes of the packed weights and of the embedding, which lies in memory beside a tied head."""
         sizes = {
             name: self._packed_bytes(info, quantise=len(info.shape) > 1 and name not in (embedding, head))
@@ -301,9 +306,19 @@ class _Packer:
         weights = [self._checkpoint.array(name) for name in names]
         biases = [self._checkpoint.array(f"{module}.bias") for module in modules] if bias else None
         scales = [self._scales(name) for name in names] if weights[0].dtype == np.int8 else None
-        packed = ops.pack_weights(weights, biases, dtype=dtype or self._packed(*modules), scales=scales)
+        try:
+            packed = ops.pack_weights(weights, biases, dtype=dtype or self._packed(*modules), scales=scales)
+        except ValueError as error:
+            raise self._named(error, names) from error
         self._checkpoint.release()
         return packed
+
+    def _named(self, error: ValueError, names: Sequence[str]) -> ValueError:
+        """Returns an error of `pack_weights` with the tensor and its file in place of its place in the arguments."""
+        text = str(error).removeprefix("pack_weights: ")
+        number = next((i for i in range(len(names)) if f"weights[{i}]" in text), 0)
+        text = text.replace(f"weights[{number}]", names[number])
+        return ValueError(f"load_model: {text} (in {self._checkpoint.tensors[names[number]].file})")
 
     def _scales(self, weight: str) -> NDArray[np.float32]:
         """Returns the scales of an int8 weight (N, K), one for each row, (N,)."""

@@ -2,16 +2,19 @@
 
 A linear layer X keeps `X.weight`, (N, K) int8, and `X.weight_scale`, (N, 1), one scale per output row. Its inputs are
 quantised while the model runs, with one scale per token. Both are symmetric around 0. `quantization_config` in
-config.json declares the scheme. The tensors say which layers have it: those whose weight is int8.
+config.json declares the scheme, and which layers have it: those that a group targets and the list `ignore` does not
+hold. Their weights must be int8.
 
 Source: quant_config.py, quant_args.py, quant_scheme.py and compressors/naive_quantized of
-vllm-project/compressed-tensors; llmcompressor writes this scheme under the name W8A8.
+vllm-project/compressed-tensors, and utils/match.py there; llmcompressor writes this scheme under the name W8A8.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import numpy as np
@@ -22,6 +25,7 @@ KEY = "quantization_config"
 METHOD = "compressed-tensors"
 FORMAT = "int-quantized"
 _SCALE = "_scale"
+_PATTERN, _CLASS = "re:", "Linear"  # of the entries that name modules
 
 # What the fields of the scheme must be, and what compressed-tensors assumes for an absent one. Every field that it
 # declares is here, so that a field of a newer version, which may change the arithmetic, is refused.
@@ -64,15 +68,37 @@ def scheme_values(ignore: Iterable[str]) -> dict[str, Any]:
     }
 
 
-def is_quantised(values: Mapping[str, Any], source: str) -> bool:
-    """Returns whether a config.json declares the scheme above. It declares none if it has no `quantization_config`.
+@dataclass(frozen=True)
+class Scheme:
+    """The linear layers that a config.json declares as int8.
+
+    An entry is the name of a module, the class "Linear", or "re:" and a regular expression with which a name begins.
+    """
+
+    targets: tuple[str, ...]
+    ignore: tuple[str, ...]
+
+    def covers(self, module: str) -> bool:
+        """Returns whether the scheme declares a linear layer as int8."""
+        return _matches(self.targets, module) and not _matches(self.ignore, module)
+
+
+def _matches(entries: Iterable[str], module: str) -> bool:
+    return any(
+        re.match(entry.removeprefix(_PATTERN), module) if entry.startswith(_PATTERN) else entry in (module, _CLASS)
+        for entry in entries
+    )
+
+
+def read_scheme(values: Mapping[str, Any], source: str) -> Scheme | None:
+    """Returns what a config.json declares; None if it has no `quantization_config`.
 
     Raises:
-        ValueError: It declares another scheme, which the message names.
+        ValueError: It declares another scheme than the one above. The message names it.
     """
     config = values.get(KEY)
     if not isinstance(config, dict) or config.get("quant_method") != METHOD:
-        return False  # absent, or of another method, which the reader of the config refuses by its name
+        return None  # absent, or of another method, which the reader of the config refuses by its name
     reader = _SchemeReader(source)
     reader.require(config, KEY, "format", FORMAT)
     reader.require(config, KEY, "quantization_status", "compressed")
@@ -83,9 +109,11 @@ def is_quantised(values: Mapping[str, Any], source: str) -> bool:
     groups = config.get("config_groups")
     if not isinstance(groups, dict) or not groups:
         reader.fail(f"{KEY}.config_groups", groups, "one group or more")
+    targets: list[str] = []
     for name, group in groups.items():
         reader.group(group, f"{KEY}.config_groups.{name}")
-    return True
+        targets += reader.modules(group.get("targets"), f"{KEY}.config_groups.{name}.targets")
+    return Scheme(tuple(targets), tuple(reader.modules(config.get("ignore") or [], f"{KEY}.ignore")))
 
 
 class _SchemeReader:
@@ -122,6 +150,17 @@ class _SchemeReader:
             self.require(group, path, "format", FORMAT)
         self.only(group, path, _GROUP)
 
+    def modules(self, entries: Any, path: str) -> list[str]:
+        """Checks a list of entries of `Scheme`."""
+        if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
+            self.fail(path, entries, "a list of names")
+        for entry in entries:
+            try:
+                re.compile(entry.removeprefix(_PATTERN) if entry.startswith(_PATTERN) else "")
+            except (re.error, OverflowError, RecursionError) as error:
+                self.fail(path, entry, f"a regular expression after {_PATTERN!r} ({error})")
+        return entries
+
     def arguments(self, values: Any, path: str, fields: Mapping[str, tuple[Any, Any]], free: frozenset[str]) -> None:
         if not isinstance(values, dict):
             self.fail(path, values, "8 bits")
@@ -146,22 +185,31 @@ def is_int8(info: TensorInfo) -> bool:
 
 
 def scale_shapes(
-    tensors: Mapping[str, TensorInfo], linear: Iterable[str], quantised: bool
+    tensors: Mapping[str, TensorInfo], linear: Iterable[str], scheme: Scheme | None
 ) -> dict[str, tuple[int, ...]]:
     """Returns the shapes of the scales that the int8 weights among `tensors` need, by name.
 
     Args:
         tensors: All tensors of a checkpoint.
         linear: The weights of the linear layers, which are the only ones that may be int8.
-        quantised: Whether its config.json declares the scheme.
+        scheme: What its config.json declares.
 
     Raises:
-        ValueError: Another tensor is int8, or the config does not declare int8 weights.
+        ValueError: Another tensor is int8, the config does not declare int8 weights, or it declares some that are not.
     """
-    allowed = set(linear) if quantised else set()
+    allowed = set(linear) if scheme else set()
     found = {name: info for name, info in tensors.items() if is_int8(info)}
     for name, info in found.items():
         if name not in allowed:
-            why = "only linear layers are quantised" if quantised else f"config.json has no {KEY}"
+            why = "only linear layers are quantised" if scheme else f"config.json has no {KEY}"
             raise ValueError(f"load_model: tensor {name} is int8, expected floating point: {why} (in {info.file})")
+    for name in linear:
+        weight = tensors.get(name)
+        if scheme and weight and not is_int8(weight) and scheme.covers(name.removesuffix(".weight")):
+            raise ValueError(
+                f"load_model: tensor {name} is {weight.dtype}, expected int8: {KEY} in config.json declares it, and "
+                f"its list ignore does not hold it (in {weight.file})"
+            )
+    if scheme and not found:
+        raise ValueError(f"load_model: {KEY} in config.json declares no layer of this model as int8, expected some")
     return {scale_name(name): (info.shape[0], 1) for name, info in found.items()}

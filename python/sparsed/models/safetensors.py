@@ -42,6 +42,11 @@ class TensorInfo:
     begin: int
     end: int
 
+    @property
+    def stored(self) -> str:
+        """The name of the type that the file stores."""
+        return self.dtype.name
+
 
 class SafetensorsFile:
     """One mapped file. `tensors` lists its content; `array` returns a read-only view that keeps the mapping alive."""

@@ -25,7 +25,7 @@ FloatArray = NDArray[np.float32]
 _ALPHA = 0.5
 _SMALLEST = 1e-5
 _CHUNK = 512  # tokens of a calibration pass
-_MAX_TOKENS = 32_768
+MAX_TOKENS = 32_768
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def calibrate(model: Transformer, ids: Sequence[int], seed: int = 0) -> list[dic
 
     model.observe = note
     try:
-        for chunk in _masked_chunks(np.array(ids[:_MAX_TOKENS], np.int64), model.config.mask_token_id, seed):
+        for chunk in _masked_chunks(np.array(ids[:MAX_TOKENS], np.int64), model.config.mask_token_id, seed):
             model.forward(chunk[None], positions=[0])
     finally:
         model.observe = None

@@ -57,6 +57,21 @@ def test_int8_folders_go_by_what_is_not_int8(tmp_path, monkeypatch, stored, expe
     assert sparsed.load_model(tmp_path / "int8").dtype == expected
 
 
+def test_int8_folders_of_several_dtypes_need_the_dtype(tmp_path, monkeypatch) -> None:
+    """ "auto" cannot see what the int8 weights were; with one dtype the folder is the model that loads as int8."""
+    values = tiny_config("llada_8b")
+    tensors = random_tensors(values, BFLOAT16)
+    mixed = {name: tensor.astype(np.float32) if ".blocks." in name else tensor for name, tensor in tensors.items()}
+    folder = write_checkpoint(tmp_path / "model", values, mixed)
+    sparsed.quantize(folder, tmp_path / "int8")
+    expected = sparsed.load_model(folder, "float32", weights="int8").forward([[1, 2, 3]])
+    found = sparsed.load_model(tmp_path / "int8", "float32").forward([[1, 2, 3]])
+    np.testing.assert_array_equal(found, expected)
+    monkeypatch.setattr("sparsed.models.precision.active_backend", lambda: "amx")
+    assert sparsed.load_model(folder, weights="int8").dtype == "float32"
+    assert sparsed.load_model(tmp_path / "int8").dtype == "bfloat16"
+
+
 def test_a_gpu_multiplies_bfloat16_whatever_the_processor_does(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("sparsed.models.precision.active_backend", lambda: "scalar")
     assert multiplies_bfloat16("cuda") and not multiplies_bfloat16()

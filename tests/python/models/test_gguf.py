@@ -12,6 +12,7 @@ import pytest
 from gguf import GGMLQuantizationType as Kind
 
 import sparsed
+from sparsed.apps.cli import main
 from sparsed.models.gguf import GgufCheckpoint
 from sparsed.models.gguf_config import read_gguf_config
 from sparsed.models.gguf_file import GgufFile
@@ -287,6 +288,17 @@ def test_files_of_plain_types_need_no_package(tmp_path, monkeypatch) -> None:
     assert sparsed.load_model(plain).forward(IDS).shape == (1, 12, 96)
     with pytest.raises(ImportError, match=r"quantised\.gguf has tensors of the type Q8_0.*pip install"):
         sparsed.load_model(quantised)
+
+
+def test_info_tells_the_file_from_the_memory(tmp_path, capsys) -> None:
+    values = tiny_config("llada_8b", **BLOCKS)
+    path = write_gguf(tmp_path / "model.gguf", values, random_tensors(values), "Q8_0")
+    assert main(["info", str(path), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["weights"] == f"Q8_0 and F32, {path.stat().st_size / 2**20:.1f} MiB"
+    model = sparsed.load_model(path)
+    loaded = float(facts["memory"].removesuffix(" MiB of weights after loading"))
+    assert abs(loaded - model.nbytes / 2**20) < 0.1
 
 
 # Folders ------------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 import sparsed
+from sparsed.apps.cli import main
 from sparsed.models.safetensors import SafetensorsFile
 from tiny_checkpoint import BFLOAT16, PUBLISHED, random_tensors, reference_logits, tiny_config, write_checkpoint
 from tolerances import TINY_LOGITS
@@ -63,8 +65,11 @@ def llmcompressor_scheme(**changes: Any) -> dict[str, Any]:
         "format": "int-quantized",
         "quantization_status": "compressed",
         "global_compression_ratio": None,
-        "ignore": ["lm_head"],
+        "ignore": HEADS,
     } | changes
+
+
+HEADS = ["lm_head", "model.transformer.ff_out"]
 
 
 def llmcompressor_tensors(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -182,6 +187,7 @@ def changed(part: str, **fields: Any) -> dict[str, Any]:
     return scheme | {"config_groups": {"group_0": group | {part: group[part] | fields}}}
 
 
+NO_TARGETS = {"group_0": llmcompressor_scheme()["config_groups"]["group_0"] | {"targets": None}}
 SCHEMES = {
     "fp8": (changed("weights", type="float"), 'weights.type is "float"'),
     "int4": (changed("weights", num_bits=4), "weights.num_bits is 4"),
@@ -203,6 +209,10 @@ SCHEMES = {
     "rotated": (llmcompressor_scheme(transform_config={"config_groups": {"u": {}}}), "transform_config is"),
     "no groups": (llmcompressor_scheme(config_groups={}), "config_groups is {}"),
     "a preset": (llmcompressor_scheme(config_groups={"W8A8": ["Linear"]}), r'config_groups.W8A8 is ["Linear"]'),
+    "targets": (llmcompressor_scheme(config_groups=NO_TARGETS), "group_0.targets is null"),
+    "ignore": (llmcompressor_scheme(ignore="lm_head"), 'ignore is "lm_head", expected a list of names'),
+    "a wrong pattern": (llmcompressor_scheme(ignore=["re:("]), 'ignore is "re:(", expected a regular expression'),
+    "a pattern without end": (llmcompressor_scheme(ignore=["re:a{99999999999}"]), "expected a regular expression"),
     "an unknown key": (llmcompressor_scheme(extra={"a": 1}), "extra is"),
 }
 
@@ -289,19 +299,58 @@ def test_projections_of_one_input_are_int8_together(tmp_path) -> None:
         tensors[QUERY] = tensors[QUERY].astype(np.float32)
         del tensors[f"{QUERY}_scale"]
 
-    folder = folder_with(tmp_path, change)
+    scheme = llmcompressor_scheme(ignore=[*HEADS, QUERY.removesuffix(".weight")])
+    folder = folder_with(tmp_path, change, scheme=scheme)
     with pytest.raises(ValueError, match=f"^load_model: {QUERY} is float32, expected int8 like the other projections"):
         sparsed.load_model(folder)
 
 
-def test_a_layer_may_stay_float(tmp_path) -> None:
+def targets(*names: str) -> dict[str, Any]:
+    """Changes of a scheme that give its group other targets."""
+    group = llmcompressor_scheme()["config_groups"]["group_0"]
+    return {"config_groups": {"group_0": group | {"targets": list(names)}}}
+
+
+LEFT_OUT = {
+    "by name": {"ignore": [*HEADS, DOWN.removesuffix(".weight")]},
+    "by a pattern": {"ignore": [*HEADS, "re:.*blocks[.]1[.]ff_out$"]},
+    "by the targets": targets("re:.*_proj$", "re:.*attn_out", "model.transformer.blocks.0.ff_out"),
+}
+
+
+@pytest.mark.parametrize("kind", LEFT_OUT)
+def test_a_layer_that_is_left_out_stays_float(tmp_path, kind) -> None:
     values = tiny_config("llada_8b")
     source = random_tensors(values, BFLOAT16)
     tensors = llmcompressor_tensors(source)
     tensors[DOWN] = source[DOWN]
     del tensors[f"{DOWN}_scale"]
-    folder = write_checkpoint(tmp_path, values | {"quantization_config": llmcompressor_scheme()}, tensors)
+    scheme = llmcompressor_scheme(**LEFT_OUT[kind])
+    folder = write_checkpoint(tmp_path, values | {"quantization_config": scheme}, tensors)
     check(sparsed.load_model(folder, "float32"), values, tensors)
+
+
+@pytest.mark.parametrize("weights", ["auto", "int8"])
+@pytest.mark.parametrize("floats", ["one", "all"])
+def test_layers_that_are_declared_are_int8(tmp_path, capsys, weights, floats) -> None:
+    values = tiny_config("llada_8b", quantization_config=llmcompressor_scheme())
+    source = random_tensors(values, BFLOAT16)
+    tensors = source if floats == "all" else llmcompressor_tensors(source) | {DOWN: source[DOWN]}
+    tensors.pop(f"{DOWN}_scale", None)
+    folder = write_checkpoint(tmp_path, values, tensors)
+    named = DOWN if floats == "one" else r"\S*"
+    message = f"load_model: tensor {named} is bfloat16, expected int8: quantization_config in config.json declares it"
+    with pytest.raises(ValueError, match=f"^{message}"):
+        sparsed.load_model(folder, weights=weights)
+    assert main(["info", str(folder)]) == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("changes", [{"ignore": ["Linear"]}, targets("re:encoder[.]"), targets()])
+def test_a_scheme_declares_some_layers(tmp_path, changes) -> None:
+    values = tiny_config("llada_8b", quantization_config=llmcompressor_scheme(**changes))
+    with pytest.raises(ValueError, match="^load_model: quantization_config in config.json declares no layer of this"):
+        sparsed.load_model(write_checkpoint(tmp_path, values))
 
 
 def test_the_head_may_be_int8(tmp_path) -> None:
@@ -319,6 +368,7 @@ def test_config_of_quantize_is_the_published_scheme(tmp_path) -> None:
     found = json.loads((tmp_path / "int8" / "config.json").read_text())["quantization_config"]
     expected = llmcompressor_scheme()
     assert found["ignore"] == ["lm_head"]
+    assert found["config_groups"]["group_0"]["targets"] == expected["config_groups"]["group_0"]["targets"]
     for part in ("weights", "input_activations"):
         own = found["config_groups"]["group_0"][part]
         published = expected["config_groups"]["group_0"][part]

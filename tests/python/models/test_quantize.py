@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 
 import sparsed
 from sparsed.apps.cli import main
+from sparsed.checks import SparsedWarning
 from sparsed.models.files import demo_model_folder
 from sparsed.models.safetensors import SafetensorsFile
 from sparsed.models.safetensors_writer import write_safetensors
@@ -206,6 +209,45 @@ def test_calibration_sees_every_input(tmp_path) -> None:
     assert np.isclose(found[0]["qkv"], np.abs(normed).max(axis=0), rtol=1e-5).mean() > 0.5
 
 
+# Texts --------------------------------------------------------------------------------------------------------------
+
+
+def known_words(count: int) -> str:
+    """A text of `count` tokens of the demo model."""
+    text = " ".join(TEXT.split()[:count])
+    assert len(sparsed.load_tokenizer("demo").encode(text, add_special_tokens=False)) == count
+    return text
+
+
+def test_a_short_text_is_warned_of(tmp_path, recwarn) -> None:
+    folder, _source = outlier_model(tmp_path / "model")
+    sparsed.quantize(folder, tmp_path / "enough", calibration=known_words(256))
+    assert not recwarn.list
+    with pytest.warns(SparsedWarning, match="^the calibration text has 255 tokens, fewer than 256, so the") as found:
+        sparsed.quantize(folder, tmp_path / "short", calibration=known_words(255))
+    assert len(found) == 1 and found[0].filename == __file__
+
+
+def test_a_text_in_another_language_is_warned_of(tmp_path, recwarn) -> None:
+    folder, _source = outlier_model(tmp_path / "model")
+    half = known_words(150)
+    sparsed.quantize(folder, tmp_path / "half", calibration=half + " xyzzy" * 150)
+    assert not recwarn.list
+    message = "^the calibration text has 151 tokens of 301 that stand for text that the tokenizer does not know"
+    with pytest.warns(SparsedWarning, match=message) as found:
+        sparsed.quantize(folder, tmp_path / "more", calibration=half + " xyzzy" * 151)
+    assert len(found) == 1
+
+
+def test_the_command_says_the_warning_in_one_line(tmp_path, capsys) -> None:
+    (tmp_path / "text.txt").write_text(known_words(9))
+    assert main(["quantize", "demo", str(tmp_path / "int8"), "--calibrate", str(tmp_path / "text.txt")]) == 0
+    assert capsys.readouterr().err == (
+        "sparsed: warning: the calibration text has 9 tokens, fewer than 256, "
+        "so the model can become worse than without calibration\n"
+    )
+
+
 # Refusals -----------------------------------------------------------------------------------------------------------
 
 
@@ -232,12 +274,16 @@ def test_int8_is_not_quantised_again(tmp_path) -> None:
     [
         ({"keep": ["mlp"]}, ValueError, "^quantize: keep is 'mlp', expected one of 'qkv', 'attention_out'"),
         ({"keep": "head"}, TypeError, "^quantize: keep is 'head', expected a list of names"),
+        ({"keep": None}, TypeError, "^quantize: keep is None, expected a list of names"),
+        ({"keep": [["down"]]}, ValueError, r"^quantize: keep is \['down'\], expected one of 'qkv'"),
+        ({"keep": [None]}, ValueError, "^quantize: keep is None, expected one of 'qkv'"),
         (
             {"keep": ["qkv", "attention_out", "gate_up", "down"]},
             ValueError,
             r"^quantize: keep is \[.*\], expected at least one layer that is not kept",
         ),
         ({"calibration": " "}, ValueError, "^quantize: calibration holds nothing that the tokenizer knows"),
+        ({"calibration": "xyzzy " * 500}, ValueError, "^quantize: calibration holds nothing that the tokenizer knows"),
         ({"calibration": 3}, TypeError, "^quantize: calibration is 3, expected a text"),
     ],
 )
@@ -248,8 +294,13 @@ def test_bad_arguments_are_named(tmp_path, options, error, message) -> None:
     assert not (tmp_path / "int8").exists()
 
 
-def test_a_failed_run_leaves_no_checkpoint(tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize("empty", [False, True])
+def test_a_failed_run_leaves_no_checkpoint(tmp_path, monkeypatch, empty) -> None:
     folder = write_checkpoint(tmp_path / "model", tiny_config("llada_8b"))
+    (folder / "tokenizer.json").write_text("{}")
+    (folder / "extra").mkdir()
+    if empty:
+        (tmp_path / "int8").mkdir()
 
     def fail(*_arguments: Any) -> None:
         raise KeyboardInterrupt
@@ -257,8 +308,40 @@ def test_a_failed_run_leaves_no_checkpoint(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(sparsed.kernels.ops, "quantize_rows", fail)
     with pytest.raises(KeyboardInterrupt):
         sparsed.quantize(folder, tmp_path / "int8")
-    with pytest.raises(FileNotFoundError):
-        sparsed.load_model(tmp_path / "int8")
+    assert (tmp_path / "int8").exists() == empty
+    monkeypatch.undo()
+    sparsed.quantize(folder, tmp_path / "int8")
+    assert sparsed.load_model(tmp_path / "int8").weights == "int8"
+
+
+@pytest.mark.parametrize("calibration", [None, TEXT])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_weight_that_is_not_finite_is_named(tmp_path, value, calibration) -> None:
+    values = tiny_config("llada_8b", vocab_size=1579, embedding_size=1579, mask_token_id=3, eos_token_id=2)
+    tensors = random_tensors(values)
+    name = "model.transformer.blocks.1.k_proj.weight"
+    tensors[name][3, 5] = value
+    folder = with_tokenizer(tmp_path / "model", values, tensors)
+    message = rf"{name} has a value that is not finite in row 3, .* \(in .*model\.safetensors\)$"
+    with pytest.raises(ValueError, match=f"^quantize: {message}"):
+        sparsed.quantize(folder, tmp_path / "int8", calibration=calibration)
+    assert not (tmp_path / "int8").exists()
+    with pytest.raises(ValueError, match=f"^load_model: {message}"):
+        sparsed.load_model(folder, weights="int8")
+
+
+def test_a_file_that_cannot_be_copied_is_named(tmp_path) -> None:
+    folder = write_checkpoint(tmp_path / "model", tiny_config("llada_8b"))
+    (folder / "README.md").symlink_to(tmp_path / "absent")
+    with pytest.raises(OSError, match=r"^quantize: .*model/README\.md cannot be copied: .*No such file"):
+        sparsed.quantize(folder, tmp_path / "int8")
+    assert not (tmp_path / "int8").exists()
+
+
+def test_a_folder_inside_of_the_model_is_not_copied_into_itself(tmp_path) -> None:
+    folder = write_checkpoint(tmp_path / "model", tiny_config("llada_8b"))
+    sparsed.quantize(folder, folder / "int8")
+    assert {path.name for path in (folder / "int8").iterdir()} == {"config.json", "model.safetensors"}
 
 
 def test_the_writer_checks_what_it_writes(tmp_path) -> None:
@@ -278,19 +361,33 @@ def test_the_writer_checks_what_it_writes(tmp_path) -> None:
 QUESTION = "the magic number for zileba is 107 . question : what are the magic numbers for zileba ?"
 
 
+def test_the_command_takes_paths_below_the_home_folder(tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_checkpoint(tmp_path / "model", tiny_config("llada_8b"))
+    assert main(["quantize", "~/model", "~/int8"]) == 0
+    sizes = re.fullmatch(r"~/int8: ([\d.]+) MiB of weights, ([\d.]+) MiB before\n", capsys.readouterr().out)
+    assert sizes and 0 < float(sizes[1]) < float(sizes[2])
+
+
 def test_commands_end_to_end(tmp_path, capsys) -> None:
     (tmp_path / "text.txt").write_text(TEXT)
     out = str(tmp_path / "int8")
     assert main(["quantize", "demo", out, "--calibrate", str(tmp_path / "text.txt")]) == 0
-    assert "MiB of weights" in capsys.readouterr().out
+    sizes = [sum(tensor.nbytes for tensor in stored(Path(folder)).values()) for folder in (out, demo_model_folder())]
+    after, before = (f"{size / 2**20:.1f} MiB" for size in sizes)
+    assert capsys.readouterr().out == f"{out}: {after} of weights, {before} before\n"
     options = ["--gen-length", "8", "--steps", "8", "--dense", "--stats"]
     for model in ([out], ["demo", "--weights", "int8"]):
         assert main(["generate", *model[:1], QUESTION, *model[1:], *options]) == 0
         captured = capsys.readouterr()
         assert captured.out == "zileba is 107 ;\n"
         assert "int8 weights" in captured.err
-    assert main(["info", out]) == 0
-    assert "int8" in capsys.readouterr().out
+    assert main(["info", out, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    size = (Path(out) / "model.safetensors").stat().st_size / 2**20
+    assert re.fullmatch(rf"int8 and .*, {size:.1f} MiB", facts["weights"])
+    nbytes = sparsed.load_model(out).nbytes / 2**20
+    assert math.isclose(float(facts["memory"].removesuffix(" MiB of weights after loading")), nbytes, rel_tol=0.1)
     assert main(["quantize", out, str(tmp_path / "again")]) == 2
     assert "int8 already" in capsys.readouterr().err
     assert main(["quantize", "demo", out]) == 2
