@@ -10,7 +10,7 @@ from typing import Any
 from ..generation.sampling import SAMPLERS
 from ..models import ModelConfig, tensor_shapes
 from ..models.checkpoint import check_tensors
-from ..models.loader import open_checkpoint, read_config
+from ..models.loader import open_checkpoint, read_config, warn_of_mask_token
 from ..models.precision import automatic_dtype
 from ..models.rope_scaling import Rope
 
@@ -24,6 +24,7 @@ def model_info(path: Path) -> dict[str, Any]:
         FileNotFoundError, ValueError: As `load_model`.
     """
     config, architecture, quantised = read_config(path)
+    warn_of_mask_token(path, config)
     checkpoint = open_checkpoint(path, config)
     check_tensors(checkpoint, config, architecture.names, quantised)
     stored = sorted({info.dtype.name for info in checkpoint.tensors.values() if len(info.shape) > 1})
