@@ -11,7 +11,7 @@ from typing import Any
 from ..generation.sampling import SAMPLERS
 from ..models import ModelConfig, tensor_shapes
 from ..models.checkpoint import Checkpoint, check_tensors
-from ..models.loader import loaded_nbytes, open_checkpoint, read_config
+from ..models.loader import loaded_nbytes, open_checkpoint, read_config, warn_of_mask_token
 from ..models.precision import automatic_dtype
 from ..models.rope_scaling import Rope
 from ..tables import format_bytes
@@ -26,6 +26,7 @@ def model_info(path: Path) -> dict[str, Any]:
         FileNotFoundError, ValueError: As `load_model`.
     """
     config, architecture, scheme = read_config(path)
+    warn_of_mask_token(path, config)
     checkpoint = open_checkpoint(path, config)
     ends = check_tensors(checkpoint, config, architecture.names, scheme)
     shapes = tensor_shapes(config, architecture.names)

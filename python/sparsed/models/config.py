@@ -30,7 +30,7 @@ _HARMLESS = frozenset(
 _ABOUT_ROPE = re.compile("rope|rotary", re.IGNORECASE)
 
 # Sizes and token ids are at most this large, so that a product of two is exact in 64 bits.
-_MAX_INTEGER = 2**31 - 1
+MAX_INTEGER = 2**31 - 1
 _HEAD_DIMS = "a multiple of 8 from 16 to 256"
 # The names of all layers' tensors are made before any weight is read, so their number needs a limit as well.
 _MAX_LAYERS = 10_000
@@ -127,7 +127,7 @@ class ConfigReader:
         value = self._values.get(key)
         return default if value is None else value
 
-    def integer(self, key: str, default: int | None = None, *, maximum: int = _MAX_INTEGER) -> int:
+    def integer(self, key: str, default: int | None = None, *, maximum: int = MAX_INTEGER) -> int:
         """Returns an integer from 1 to `maximum`. The key is required if there is no default."""
         value = self.take(key, default)
         if type(value) is not int or not 1 <= value <= maximum:
@@ -178,7 +178,7 @@ class ConfigReader:
         """Returns the token ids under a key that holds one, a list of them or none."""
         value = self.take(key)
         ids = [] if value is None else value if isinstance(value, list) else [value]
-        if not all(type(token) is int and -1 <= token <= _MAX_INTEGER for token in ids):
+        if not all(type(token) is int and -1 <= token <= MAX_INTEGER for token in ids):
             self.fail(key, "a token id or a list of them")
         return tuple(token for token in ids if token >= 0)
 

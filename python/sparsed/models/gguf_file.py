@@ -89,17 +89,22 @@ class _Items(NamedTuple):
 class GgufFile:
     """One mapped file.
 
+    Args:
+        path: The path of the file.
+        function: The function that reads it. Errors begin with this name.
+
     Attributes:
         path: The path of the file.
         tensors: The places of the tensors, by name.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, function: str) -> None:
         self.path = path
+        self._named = f"{function}: {path}"  # as errors begin
         with open(path, "rb") as file:
             begin = file.read(FIRST_BYTES)
             if not begin.startswith(GGUF_MAGIC):
-                raise ValueError(f"{path} is {first_bytes(begin) or 'not a GGUF file'}")
+                raise ValueError(f"{self._named} is {first_bytes(begin) or 'not a GGUF file'}")
             self._size = os.fstat(file.fileno()).st_size
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._at = len(GGUF_MAGIC)
@@ -107,7 +112,7 @@ class GgufFile:
         version = self._take("I", "the version")
         if version not in _VERSIONS:
             big = " (a file for big-endian machines)" if version and version % 2**16 == 0 else ""
-            raise ValueError(f"{path} is a GGUF file of version {version}{big}, expected version 2 or 3")
+            raise ValueError(f"{self._named} is a GGUF file of version {version}{big}, expected version 2 or 3")
         num_tensors, num_keys = self._take("Q", "the number of tensors"), self._take("Q", "the number of keys")
         for number in range(num_keys):
             self._read_key(number)
@@ -126,7 +131,7 @@ class GgufFile:
         value = self._values.get(key)
         if not isinstance(value, _Items) or value.type != _TEXT:
             found = "missing" if value is None else "something else"
-            raise ValueError(f"{self.path}: {key} is {found}, expected an array of texts")
+            raise ValueError(f"{self._named}: {key} is {found}, expected an array of texts")
         texts: list[str] = self.get(key)
         return texts
 
@@ -160,7 +165,7 @@ class GgufFile:
         self._map.madvise(mmap.MADV_DONTNEED)
 
     def _fail(self, what: str) -> NoReturn:
-        raise ValueError(f"{self.path} is truncated or damaged: {what}")
+        raise ValueError(f"{self._named} is truncated or damaged: {what}")
 
     def _take(self, format: str, what: str) -> Any:
         """Reads one number at the current place."""
@@ -169,9 +174,10 @@ class GgufFile:
         return struct.unpack_from(f"<{format}", self._map, begin)[0]
 
     def _check_end(self, end: int, what: str) -> None:
-        limit = min(self._size, MAX_HEADER_BYTES)
-        if end > limit:
-            self._fail(f"{what} reaches to byte {end}, expected a header of at most {limit} bytes")
+        if end > self._size:
+            self._fail(f"{what} reaches to byte {end}, but the file ends at byte {self._size}")
+        if end > MAX_HEADER_BYTES:
+            self._fail(f"{what} reaches to byte {end}, expected a header of at most {MAX_HEADER_BYTES} bytes")
 
     def _take_bytes(self, what: str) -> bytes:
         """Reads the bytes of a text at the current place."""
@@ -185,7 +191,7 @@ class GgufFile:
         try:
             return text.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise ValueError(f"{self.path}: {key} is not UTF-8: {error}") from None
+            raise ValueError(f"{self._named}: {key} is not UTF-8: {error}") from None
 
     def _read_texts(self, items: _Items, key: str) -> list[str]:
         """Decodes an array of texts whose lengths were checked."""
@@ -269,7 +275,7 @@ class GgufFile:
         if kind is None:
             named = _OTHER_KINDS.get(type_, f"number {type_}")
             known = ", ".join(kind.name for kind in KINDS.values())
-            raise ValueError(f"{self.path}: {what} has the type {named}, expected one of {known}")
+            raise ValueError(f"{self._named}: {what} has the type {named}, expected one of {known}")
         if shape[-1] % kind.values:
             self._fail(f"{what} has shape {list(shape)}, expected rows of a multiple of {kind.values} for {kind.name}")
         return name, kind, shape, offset

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -13,7 +14,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from ..checks import Checker, dtype_name
+from ..checks import Checker, SparsedWarning, dtype_name
 from ..kernels import ops
 from ..progress import progress_bar
 from . import (
@@ -36,7 +37,7 @@ from .precision import AUTO, automatic_dtype
 from .quantization import KEY as QUANTIZATION_KEY
 from .quantization import Scheme, is_int8, read_scheme, scale_name
 from .safetensors import TensorInfo
-from .token_declarations import declared_mask_token, declared_turn_ends, read_optional
+from .token_declarations import declared_mask_token, declared_turn_ends, find_mask_token, read_optional
 
 if TYPE_CHECKING:
     import torch
@@ -122,8 +123,10 @@ def load_model(
             "factor", which multiplies the base as LongLLaDA does (LLaDA: 4 for 8k tokens, 14 for 16k, 31 for 24k), or
             with "target_length", from which LongLLaDA's rule computes the factor; "ultrallada" with "target_length",
             which is UltraLLaDA's rule; or "default", which removes the scaling of config.json. All but "default" take
-            "original_max_position_embeddings", the length of the training; it is the maximum of config.json if it is
-            not given. `config.max_length` is then the length that the scaling is made for.
+            "original_max_position_embeddings", the length of the training. If it is not given, it is the one that
+            config.json has under this name, or else the maximum of config.json. A "factor" is at least 1.
+            `config.max_length` is then the length that the scaling makes of the length of the training, and the length
+            of the training itself with "default".
         progress: Whether to show a progress bar on stderr.
 
     Raises:
@@ -151,6 +154,7 @@ def load_model(
         raise ValueError(f"load_model: device_map and {given[0]} are given, expected only device_map")
     path = find_folder(folder, "load_model")
     config, architecture, scheme = read_config(path, rope_scaling)
+    warn_of_mask_token(path, config)
     if scheme and engine == "torch":
         raise ValueError(f"load_model: {path} holds int8 weights and engine is 'torch', expected engine 'native'")
     checkpoint = open_checkpoint(path, config)
@@ -182,22 +186,40 @@ def read_config(
         FileNotFoundError, ValueError, TypeError: As `load_model`.
     """
     if gguf := find_gguf(path, "load_model"):
-        return *read_gguf_config(GgufFile(gguf), rope_scaling), None
+        return *read_gguf_config(GgufFile(gguf, "load_model"), rope_scaling), None
     config_path = path / "config.json"
     if adapter := recognise.adapter(path):
         raise ValueError(f"load_model: {path} is {adapter}")
     if not config_path.is_file():
         raise FileNotFoundError(f"load_model: {config_path} does not exist{recognise.contents(path)}")
     values = read_json(config_path)
-    if values.get("mask_token_id") is None:
-        declared = declared_mask_token(path)
-        values |= {} if declared is None else {"mask_token_id": declared}
+    mask_file = config_path.name
+    if values.get("mask_token_id") is None and (found := find_mask_token(path)):
+        values["mask_token_id"], mask_file = found
     architecture = find_architecture(values, str(config_path))
     scheme = read_scheme(values, str(config_path))
     if scheme:
         del values[QUANTIZATION_KEY]
     config = architecture.read_config(ConfigReader(values, str(config_path)), rope_scaling)
-    return _read_generation(config, path), architecture, scheme
+    return _read_generation(config, path, mask_file), architecture, scheme
+
+
+def warn_of_mask_token(path: Path, config: ModelConfig) -> None:
+    """Warns if the files of the tokenizer in the folder `path` name another mask token than the model's config.
+
+    Raises:
+        ValueError: A file is damaged or a token is malformed.
+    """
+    declared = None if path.is_file() else declared_mask_token(path)
+    if declared is not None and declared.id != config.mask_token_id:
+        source = find_gguf(path, "load_model") or path / "config.json"
+        warnings.warn(
+            f"load_model: the mask token is {config.mask_token_id} in {source}, but {declared.id} in "
+            f"{path / declared.file}: the model has {config.mask_token_id}, that of {source.name}, and the tokenizer "
+            f"has {declared.id}",
+            SparsedWarning,
+            stacklevel=3,
+        )
 
 
 def open_checkpoint(path: Path, config: ModelConfig) -> Checkpoint:
@@ -207,15 +229,18 @@ def open_checkpoint(path: Path, config: ModelConfig) -> Checkpoint:
         FileNotFoundError, ValueError, ImportError: as `load_model`.
     """
     gguf = find_gguf(path, "load_model")
-    return GgufCheckpoint(GgufFile(gguf), config) if gguf else SafetensorsCheckpoint(path)
+    return GgufCheckpoint(GgufFile(gguf, "load_model"), config) if gguf else SafetensorsCheckpoint(path)
 
 
-def _read_generation(config: ModelConfig, path: Path) -> ModelConfig:
-    """Adds the end tokens of generation_config.json and of turns, and checks that both files name one mask token."""
+def _read_generation(config: ModelConfig, path: Path, mask_file: str) -> ModelConfig:
+    """Adds the end tokens of generation_config.json and of turns, and checks that it names the same mask token.
+
+    `mask_file` is the name of the file that the config's mask token comes from.
+    """
     generation = path / "generation_config.json"
     reader = ConfigReader(read_optional(generation), str(generation))
     if reader.token("mask_token_id", config.mask_token_id) != config.mask_token_id:
-        reader.fail("mask_token_id", f"{config.mask_token_id} (that of config.json)")
+        reader.fail("mask_token_id", f"{config.mask_token_id} (that of {mask_file})")
     turn_ends = (token for token in declared_turn_ends(path) if token < config.vocab_size)
     ends = (*config.end_token_ids, *reader.tokens("eos_token_id"), *turn_ends)
     return dataclasses.replace(config, end_token_ids=tuple(dict.fromkeys(ends)))

@@ -159,5 +159,9 @@ def is_gguf(path: Path) -> bool:
 def file(path: Path) -> str:
     """Describes a file that was given in place of a folder."""
     with open(path, "rb") as opened:
-        known = first_bytes(opened.read(FIRST_BYTES))
-    return f"it is {known}" if known else f"it is a file, and the model is its folder {str(path.absolute().parent)!r}"
+        begin = opened.read(FIRST_BYTES)
+    if known := first_bytes(begin):
+        return f"it is {known}"
+    if path.suffix.lower() == ".gguf":
+        return "it is no GGUF file: it does not begin with GGUF" if begin else "it is an empty file"
+    return f"it is a file, and the model is its folder {str(path.absolute().parent)!r}"

@@ -13,7 +13,9 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from .config import ConfigReader, is_positive
+import numpy as np
+
+from .config import MAX_INTEGER, ConfigReader, is_positive
 from .rope_scaling import (
     BaseScaling,
     LinearScaling,
@@ -34,6 +36,7 @@ _SHARE = "partial_rotary_factor"
 _OF_ALL_TYPES = frozenset({"rope_type", "type", "rope_theta", _SHARE})
 _TRAINED = "original_max_position_embeddings"
 _ARGUMENT = "rope_scaling"
+_MAX_BASE = float(np.finfo(np.float32).max)  # the angles are computed in float32
 
 
 class _Context(NamedTuple):
@@ -59,6 +62,13 @@ class _Context(NamedTuple):
         """Returns a setting that is a number above 0, or None where it is absent or null."""
         return None if self.settings.get(name) is None else self.number(name)
 
+    def factor(self, default: float | None = None) -> float:
+        """Returns the "factor", which is at least 1."""
+        factor = self.number("factor", default)
+        if factor < 1:
+            self.reader.fail(self.key, f'a "factor" of at least 1, not {factor:g}')
+        return factor
+
     @property
     def trained(self) -> float:
         """The length that the model was trained on before it was scaled."""
@@ -73,11 +83,11 @@ class _Scaled(NamedTuple):
 def _plain(context: _Context) -> _Scaled:
     if context.number("factor", 1.0) != 1:
         context.reader.fail(context.key, 'no "factor" beside the "rope_type" default')
-    return _Scaled(None, context.max_length)
+    return _Scaled(None, context.trained)
 
 
 def _linear(context: _Context) -> _Scaled:
-    factor = context.number("factor")
+    factor = context.factor()
     return _Scaled(LinearScaling(factor), factor * context.trained)
 
 
@@ -86,7 +96,7 @@ def _ntk(context: _Context) -> _Scaled:
         context.reader.fail(context.key, 'either "factor", which multiplies the base, or "target_length"')
     if "target_length" in context.settings:
         return _longer_base(context, 1)
-    factor, trained = context.number("factor"), _longer_than_a_turn(context)
+    factor, trained = context.factor(), _longer_than_a_turn(context)
     return _Scaled(_base_scaling(context, factor), base_length(context.theta, context.dim, trained, factor))
 
 
@@ -97,13 +107,13 @@ def _ultrallada(context: _Context) -> _Scaled:
 def _longer_base(context: _Context, sides: int) -> _Scaled:
     target, trained = context.number("target_length"), _longer_than_a_turn(context)
     if target <= trained:
-        context.reader.fail(context.key, f'a "target_length" above the {trained:g} tokens that the model is made for')
+        context.reader.fail(context.key, f'a "target_length" above the {trained:g} tokens of the training')
     factor = base_factor(context.theta, context.dim, sides * trained, sides * target)
     return _Scaled(_base_scaling(context, factor), target)
 
 
 def _base_scaling(context: _Context, factor: float) -> BaseScaling:
-    if not is_positive(factor * context.theta):
+    if factor * context.theta > _MAX_BASE:
         context.reader.fail(context.key, 'a smaller "factor" or "target_length": the base of RoPE overflows')
     return BaseScaling(factor)
 
@@ -124,7 +134,7 @@ def _require_base_above_1(context: _Context) -> None:
 def _yarn(context: _Context) -> _Scaled:
     _require_base_above_1(context)
     trained = context.trained
-    factor = context.number("factor", context.max_length / trained if _TRAINED in context.settings else None)
+    factor = context.factor(context.max_length / trained if _TRAINED in context.settings else None)
     truncate = context.settings.get("truncate", True)
     if not isinstance(truncate, bool):
         context.reader.fail(context.key, 'a "truncate" that is true or false')
@@ -144,7 +154,7 @@ def _llama3(context: _Context) -> _Scaled:
     low, high = context.number("low_freq_factor"), context.number("high_freq_factor")
     if high <= low:
         context.reader.fail(context.key, 'a "high_freq_factor" above "low_freq_factor"')
-    factor = context.number("factor")
+    factor = context.factor()
     return _Scaled(Llama3Scaling(factor, context.trained, low, high), factor * context.trained)
 
 
@@ -186,6 +196,11 @@ def read_rope(
 ) -> tuple[Rope, int]:
     """Returns the RoPE of a config, and the longest sequence that it is made for after its scaling.
 
+    The length is what the scaling makes of the trained one. But if the scaling is that of the config, and its maximum
+    differs from its ``original_max_position_embeddings``, then the maximum is the scaled length. Source: Llama 3.2,
+    where the factor 32 of 8192 tokens belongs to a maximum of 131072, and transformers 5, where the quotient of the two
+    lengths is YaRN's factor if none is given.
+
     Where several places have settings, the order is that of transformers 5: ``rope_scaling`` in place of
     ``rope_parameters``, and either of them before the top level.
 
@@ -220,8 +235,12 @@ def read_rope(
         theta = float(settings.get("rope_theta", theta))
         dim = _rotated(reader, head_dim, read, settings) if _SHARE in settings else dim
     kind = _TYPES[_type_of(reader, read, settings)]
-    scaled = kind.read(_Context(reader, read, settings, theta, dim, max_length))
-    return Rope(theta, dim, scaled.scaling), max(max_length, int(min(scaled.length, 2**31 - 1)))
+    context = _Context(reader, read, settings, theta, dim, max_length)
+    scaled = kind.read(context)
+    if scaled.length > MAX_INTEGER:
+        reader.fail(read, f"a scaled length of at most {MAX_INTEGER} tokens, not {scaled.length:g}")
+    is_scaled_already = rope_scaling is None and context.trained != max_length
+    return Rope(theta, dim, scaled.scaling), max_length if is_scaled_already else round(scaled.length)
 
 
 def _argument(rope_scaling: Mapping[str, Any]) -> tuple[ConfigReader, str, dict[str, Any]]:
@@ -232,13 +251,20 @@ def _argument(rope_scaling: Mapping[str, Any]) -> tuple[ConfigReader, str, dict[
             '{"rope_type": "yarn", "factor": 4}'
         )
     try:
-        values = json.loads(json.dumps(dict(rope_scaling)))
+        values = json.loads(json.dumps(dict(rope_scaling), default=_plain_value))
     except (TypeError, ValueError) as error:
         raise TypeError(f"load_model: rope_scaling is {rope_scaling!r:.200}, expected plain values: {error}") from error
     reader = ConfigReader({_ARGUMENT: values}, "the arguments")
     if not values.keys() & {"rope_type", "type"}:
         reader.fail(_ARGUMENT, f'a "rope_type", one of {list(_TYPES)}')
     return reader, _ARGUMENT, _settings(reader, _ARGUMENT)
+
+
+def _plain_value(value: object) -> Any:
+    """Returns a scalar of numpy as a value of JSON; `json.dumps` calls this."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{value!r:.100} is not a value of JSON")
 
 
 def _read_theta(

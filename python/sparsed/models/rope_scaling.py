@@ -101,14 +101,22 @@ def base_factor(theta: float, dim: int, trained: float, target: float) -> float:
     Source: LongLLaDA, arXiv 2506.14429, section 4. UltraLLaDA (arXiv 2510.10481) has the same rule with 2 T and 2 T',
         because a token sees others on both sides.
     """
-    longer_base = (target / (2 * math.pi)) ** (dim / _critical_dim(theta, dim, trained))
-    return max(1.0, float(longer_base) / theta)
+    longer_base = _power(target / (2 * math.pi), dim / _critical_dim(theta, dim, trained))
+    return max(1.0, longer_base / theta)
 
 
 def base_length(theta: float, dim: int, trained: float, factor: float) -> float:
-    """Returns the length T' for which `base_factor` returns `factor`."""
-    turns = (theta * factor) ** (_critical_dim(theta, dim, trained) / dim)
-    return 2 * math.pi * float(turns)
+    """Returns the length T' for which `base_factor` returns `factor`; it is at least T."""
+    turns = _power(theta * factor, _critical_dim(theta, dim, trained) / dim)
+    return max(trained, 2 * math.pi * turns)
+
+
+def _power(base: float, exponent: float) -> float:
+    """Returns base^exponent, infinity where it overflows."""
+    try:
+        return float(base**exponent)
+    except OverflowError:
+        return math.inf
 
 
 def _critical_dim(theta: float, dim: int, trained: float) -> int:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tokenizers import AddedToken
 
@@ -42,6 +42,13 @@ class Declarations:
     added: dict[str, tuple[AddedToken, int]]
     qwen2: bool
     complete: bool
+
+
+class MaskToken(NamedTuple):
+    """The id of a mask token, and the name of the file that has this id."""
+
+    id: int
+    file: str
 
 
 def read_optional(path: Path) -> dict[str, Any]:
@@ -99,24 +106,38 @@ def declared_turn_ends(folder: Path) -> list[int]:
     return [added[token][1] for token in TURN_ENDS if token in added]
 
 
-def declared_mask_token(folder: Path) -> int | None:
-    """Returns the id of the mask token that the files of the tokenizer or generation_config.json name, or None.
+def find_mask_token(folder: Path) -> MaskToken | None:
+    """Returns the mask token that the files of the tokenizer, or else generation_config.json, name.
+
+    Raises:
+        ValueError: A file is damaged or a token is malformed.
+    """
+    if declared := declared_mask_token(folder):
+        return declared
+    file = "generation_config.json"
+    token_id: Any = read_optional(folder / file).get("mask_token_id")
+    return MaskToken(token_id, file) if is_id(token_id) else None
+
+
+def declared_mask_token(folder: Path) -> MaskToken | None:
+    """Returns the mask token that the files of the tokenizer name, if they have its id.
 
     Raises:
         ValueError: A file is damaged or a token is malformed.
     """
     declared = read_declarations(folder)
     mask = declared.named.get("mask_token")
-    if mask is not None:
-        if str(mask) in declared.added:
-            return declared.added[str(mask)][1]
-        path = folder / "tokenizer.json"  # transformers 5 has the ids of added tokens only there
-        tokens = read_json(path, MAX_BYTES).get("added_tokens") if path.is_file() else None
-        for token in _list(tokens, "added_tokens"):
-            if _is_written_token(token) and token["content"] == str(mask) and is_id(token.get("id")):
-                return int(token["id"])
-    token_id = read_optional(folder / "generation_config.json").get("mask_token_id")
-    return token_id if is_id(token_id) else None
+    if mask is None:
+        return None
+    if str(mask) in declared.added:
+        file = "tokenizer_config.json" if declared.complete else "added_tokens.json"
+        return MaskToken(declared.added[str(mask)][1], file)
+    path = folder / "tokenizer.json"  # transformers 5 has the ids of added tokens only there
+    tokens = read_json(path, MAX_BYTES).get("added_tokens") if path.is_file() else None
+    for token in _list(tokens, "added_tokens"):
+        if _is_written_token(token) and token["content"] == str(mask) and is_id(token.get("id")):
+            return MaskToken(int(token["id"]), path.name)
+    return None
 
 
 def _read_special_map(path: Path) -> dict[str, Any]:

@@ -222,7 +222,7 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
     """
     path = find_folder(folder, "load_tokenizer")
     if not has_tokenizer_files(path) and (gguf := find_gguf(path, "load_tokenizer")):
-        file = GgufFile(gguf)
+        file = GgufFile(gguf, "load_tokenizer")
         found = read_gguf_tokenizer(file)
         return Tokenizer(found.backend, found.named, found.chat_template, found.end_token_ids, family=family_of(file))
     declared = read_declarations(path)

@@ -192,7 +192,7 @@ def test_rope_scaling(folder, given) -> None:
     assert SparsedLM(folder).max_length == 64
     assert SparsedLM(folder, rope_scaling=given).max_length == 128
     assert SparsedLM(folder, rope_scaling=given, max_length=70).max_length == 70
-    with pytest.raises(ValueError, match="rope_scaling is 'linear', expected TYPE:NUMBER"):
+    with pytest.raises(ValueError, match="^SparsedLM: rope_scaling is 'linear', expected TYPE:NUMBER"):
         SparsedLM(folder, rope_scaling="linear")
 
 

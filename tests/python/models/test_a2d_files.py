@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 import sparsed
+from sparsed.apps.model_info import model_info
 from sparsed.models.a2d import A2D_QWEN2, A2D_QWEN3
-from tiny_checkpoint import tiny_config, write_checkpoint
+from tiny_checkpoint import random_tensors, tiny_config, write_checkpoint
+from tiny_gguf import write_gguf
 from tiny_tokenizers import write_folder
 
 NAMED: list[dict[str, dict[str, Any]]] = [
@@ -27,6 +29,7 @@ NAMED: list[dict[str, dict[str, Any]]] = [
     },
     {"generation_config.json": {"mask_token_id": 77}},
 ]
+DECLARING = ["tokenizer_config.json", "added_tokens.json", "tokenizer.json"]  # the files of the tokenizer with the id
 
 
 def write_files(folder: Path, files: dict[str, Any]) -> None:
@@ -42,10 +45,48 @@ def test_a_mask_token_that_the_tokenizer_names(tmp_path, name, files) -> None:
     assert sparsed.load_model(tmp_path).config.mask_token_id == 77
 
 
-def test_the_config_s_mask_token_counts_first(tmp_path) -> None:
-    write_checkpoint(tmp_path, tiny_config("a2d_qwen3", mask_token_id=78))
+@pytest.mark.parametrize(("files", "declaring"), list(zip(NAMED, DECLARING, strict=False)))
+@pytest.mark.parametrize("name", ["a2d_qwen3", "llada_8b", "dream_7b"])
+def test_the_config_s_mask_token_counts_before_the_tokenizer_s(tmp_path, name, files, declaring) -> None:
+    write_checkpoint(tmp_path, tiny_config(name, mask_token_id=78))
+    write_files(tmp_path, files)
+    message = rf"mask token is 78 in .*config\.json, but 77 in .*/{declaring}: the model has 78, that of config\.json"
+    for load in (sparsed.load_model, model_info):
+        with pytest.warns(sparsed.SparsedWarning, match=f"^load_model: the {message}") as warned:
+            load(tmp_path)
+        assert len(warned) == 1
+    with pytest.warns(sparsed.SparsedWarning):
+        assert sparsed.load_model(tmp_path).config.mask_token_id == 78
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("files", NAMED, ids=lambda files: " ".join(files))
+def test_files_that_agree_about_the_mask_token_bring_no_warning(tmp_path, files) -> None:
+    write_checkpoint(tmp_path, tiny_config("a2d_qwen3", mask_token_id=77))
+    write_files(tmp_path, files)
+    assert sparsed.load_model(tmp_path).config.mask_token_id == 77
+
+
+def test_a_mask_token_beside_a_gguf_file(tmp_path) -> None:
+    """Its metadata counts in the place of config.json."""
+    values = tiny_config("llada_8b", mask_token_id=78)
+    path = write_gguf(tmp_path / "model.gguf", values, random_tensors(values))
     write_files(tmp_path, NAMED[0])
-    assert sparsed.load_model(tmp_path).config.mask_token_id == 78
+    with pytest.warns(sparsed.SparsedWarning, match=r"78 in .*model\.gguf, but 77 in .*tokenizer_config\.json"):
+        assert sparsed.load_model(tmp_path).config.mask_token_id == 78
+    assert sparsed.load_model(path).config.mask_token_id == 78  # the file alone
+
+
+@pytest.mark.parametrize(
+    ("files", "source"),
+    list(zip([*NAMED[:3], {}], [*DECLARING, "config.json"], strict=True)),
+)
+def test_another_mask_token_in_generation_config(tmp_path, files, source) -> None:
+    write_checkpoint(tmp_path, tiny_config("a2d_qwen3", mask_token_id=... if files else 77))
+    write_files(tmp_path, files | {"generation_config.json": {"mask_token_id": 76}})
+    expected = rf"mask_token_id is 76, expected 77 \(that of {source}\) \(in .*generation_config\.json\)"
+    with pytest.raises(ValueError, match=f"^load_model: {expected}"):
+        sparsed.load_model(tmp_path)
 
 
 def test_without_a_name_it_is_the_one_behind_the_tokens(tmp_path) -> None:

@@ -33,7 +33,7 @@ WIDE = {
 
 
 def open_file(path):
-    file = GgufFile(path)
+    file = GgufFile(path, "load_model")
     config, architecture = read_gguf_config(file)
     return GgufCheckpoint(file, config), config, architecture
 

@@ -125,7 +125,7 @@ def test_damaged_tokenizers_are_named(tmp_path, metadata, message) -> None:
 
 def test_tokens_that_occur_twice(tmp_path) -> None:
     _, path = write_both(tmp_path)
-    tokens = sparsed.models.gguf_file.GgufFile(path).texts("tokenizer.ggml.tokens")
+    tokens = sparsed.models.gguf_file.GgufFile(path, "load_model").texts("tokenizer.ggml.tokens")
     tokens[20] = tokens[21]
     _, path = write_both(tmp_path, **{"tokenizer.ggml.tokens": tokens})
     with pytest.raises(ValueError, match=r"model\.gguf is damaged: the token .* has the ids 20 and 21, expected one"):

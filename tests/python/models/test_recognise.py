@@ -184,6 +184,28 @@ class TestPaths:
         with pytest.raises(FileNotFoundError, match=rf"^{load.__name__}: folder is .*model\.bin.*{expected}"):
             load(path)
 
+    @pytest.mark.parametrize(
+        ("content", "expected"),
+        [
+            (b"", "it is an empty file"),
+            (b"GGU", "it is no GGUF file: it does not begin with GGUF"),
+            (bytes(100), "it is no GGUF file: it does not begin with GGUF"),
+            (POINTER, "it is a Git LFS pointer"),
+        ],
+    )
+    def test_files_with_the_name_of_a_gguf_file(self, tmp_path, load, content, expected) -> None:
+        path = tmp_path / "model.gguf"
+        path.write_bytes(content)
+        with pytest.raises(FileNotFoundError, match=rf"^{load.__name__}: folder is .*model\.gguf.*{expected}"):
+            load(path)
+
+    def test_a_truncated_gguf_file(self, tmp_path, load) -> None:
+        path = tmp_path / "model.gguf"
+        path.write_bytes(b"GGUF\x03\0\0\0")
+        expected = r"model\.gguf is truncated or damaged: .* reaches to byte 16, but the file ends at byte 8$"
+        with pytest.raises(ValueError, match=f"^{load.__name__}: .*{expected}"):
+            load(path)
+
     def test_a_file_of_the_folder_leads_to_the_folder(self, tmp_path, load) -> None:
         write_checkpoint(tmp_path, tiny_config("llada_8b"))
         for name in ("config.json", "model.safetensors"):

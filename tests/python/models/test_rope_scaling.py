@@ -120,13 +120,58 @@ def test_a_target_that_is_barely_longer_does_not_shrink_the_base() -> None:
         (None, 40960),
         ({"rope_type": "default"}, 40960),
         ({"rope_type": "linear", "factor": 2}, 81920),
-        (YARN, 40960),  # 4 * 8192 is less than the config allows
+        (YARN, 4 * 8192),
         ({"rope_type": "yarn", "factor": 4}, 4 * 40960),
         ({"rope_type": "ultrallada", "target_length": 10**6}, 10**6),
     ],
 )
 def test_the_length_is_the_scaled_one(settings, length) -> None:
     assert rope_of("a2d_qwen3", settings).max_length == length
+
+
+LLAMA32 = LLAMA3 | {"factor": 32.0, "original_max_position_embeddings": 8192}  # of Llama-3.2-1B and 3B
+
+
+@pytest.mark.parametrize(
+    ("scaling", "length", "trained"),
+    [
+        (LLAMA32, 131072, 8192),
+        (YARN | {"original_max_position_embeddings": 32768}, 131072, 32768),
+        (YARN | {"factor": None}, 131072, 8192),
+        # Where nothing says that the maximum is scaled already, the factor multiplies it.
+        (YARN | {"original_max_position_embeddings": 131072}, 4 * 131072, 131072),
+        ({"rope_type": "linear", "factor": 2.0}, 2 * 131072, 131072),
+        ({"rope_type": "default"}, 131072, 131072),
+        (None, 131072, 131072),
+    ],
+)
+@pytest.mark.parametrize("place", ["rope_scaling", "rope_parameters"])
+def test_the_length_of_a_config_with_a_scaling_of_its_own(place, scaling, length, trained) -> None:
+    def length_with(argument: Any) -> int:
+        config = rope_of("a2d_qwen3", argument, max_position_embeddings=131072, **{place: scaling})
+        assert type(config.max_length) is int
+        return config.max_length
+
+    assert length_with(None) == length
+    assert length_with({"rope_type": "default"}) == trained
+    assert length_with({"rope_type": "yarn", "factor": 4}) == 4 * trained
+    assert length_with({"rope_type": "linear", "factor": 1}) == trained
+    assert length_with({"rope_type": "ntk", "target_length": 2 * trained}) == 2 * trained
+    assert length_with(YARN | {"original_max_position_embeddings": 1024}) == 4096  # the argument's own length counts
+
+
+def test_a_trained_length_at_the_top_level() -> None:
+    changes = {"max_position_embeddings": 131072, "original_max_position_embeddings": 4096}
+    assert rope_of("a2d_qwen3", **changes).max_length == 131072
+    assert rope_of("a2d_qwen3", {"rope_type": "default"}, **changes).max_length == 4096
+    assert rope_of("a2d_qwen3", {"rope_type": "yarn", "factor": 4}, **changes).max_length == 4 * 4096
+
+
+@pytest.mark.parametrize("factor", [1, 1.5, 4, 1000])
+@pytest.mark.parametrize("trained", [7, 4096, 10**6])
+def test_a_larger_base_never_shortens_the_length(factor, trained) -> None:
+    settings = {"rope_type": "ntk", "factor": factor, "original_max_position_embeddings": trained}
+    assert rope_of("llada_8b", settings).max_length >= trained
 
 
 def test_the_warning_counts_the_scaled_length(tmp_path) -> None:
@@ -188,9 +233,56 @@ def test_the_config_s_own_scaling_can_be_removed(tmp_path) -> None:
         ({"rope_type": "su"}, ValueError, 'rope_scaling is .*, expected a "rope_type" that is one of'),
         ({"rope_type": "yarn", "factor": 4, "beta": 1}, ValueError, 'rope_scaling is .*, expected no "beta"'),
         ({"rope_type": "ntk", "target_length": 10}, ValueError, "rope_scaling .* above the 64 tokens"),
+        ({"rope_type": "linear", "factor": 1e-30}, ValueError, 'rope_scaling .* "factor" of at least 1, not 1e-30'),
+        ({"rope_type": "ntk", "factor": 0.5}, ValueError, 'rope_scaling .* "factor" of at least 1, not 0.5'),
+        ({"rope_type": "yarn", "factor": 0.99}, ValueError, 'rope_scaling .* "factor" of at least 1, not 0.99'),
+        (LLAMA3 | {"factor": 0.5}, ValueError, 'rope_scaling .* "factor" of at least 1, not 0.5'),
+        (YARN | {"factor": None}, ValueError, 'rope_scaling .* "factor" of at least 1, not 0.0078125'),  # 64 / 8192
+        ({"rope_type": "ntk", "factor": 1e300}, ValueError, "rope_scaling .* the base of RoPE overflows"),
+        ({"rope_type": "ntk", "factor": 1e34}, ValueError, "rope_scaling .* the base of RoPE overflows"),
+        ({"rope_type": "ntk", "target_length": 1e300}, ValueError, "rope_scaling .* the base of RoPE overflows"),
+        ({"rope_type": "ultrallada", "target_length": 1e300}, ValueError, "rope_scaling .* the base of RoPE overflows"),
+        ({"rope_type": "ntk", "target_length": 3e9}, ValueError, "rope_scaling .* at most 2147483647 tokens, not 3e"),
+        ({"rope_type": "linear", "factor": 1e300}, ValueError, "rope_scaling .* at most 2147483647 tokens, not 6.4e"),
+        (YARN | {"factor": 1e308}, ValueError, "rope_scaling .* at most 2147483647 tokens, not inf"),
+        (LLAMA3 | {"factor": 1e9}, ValueError, "rope_scaling .* at most 2147483647 tokens, not 6.4e"),
     ],
 )
 def test_a_wrong_argument_is_named(tmp_path, settings, error, message) -> None:
     write_checkpoint(tmp_path, tiny_config("dream_7b"))
     with pytest.raises(error, match=f"^load_model: {message}"):
         sparsed.load_model(tmp_path, rope_scaling=settings)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("number", [np.float32, np.float64, np.float16, np.int64, np.int32, np.uint8])
+def test_numbers_of_numpy_are_numbers(number) -> None:
+    """They mean the same as those of Python, at every place."""
+    given = {"rope_type": "yarn", "factor": number(4), "truncate": np.False_, "beta_fast": number(16)}
+    plain = {"rope_type": "yarn", "factor": 4, "truncate": False, "beta_fast": 16}
+    assert rope_of("llada_8b", given) == rope_of("llada_8b", plain)
+    assert rope_of("llada_8b", given).max_length == 16384
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"rope_type": "ntk", "factor": 1e30},
+        {"rope_type": "ntk", "target_length": 2**31 - 1, "original_max_position_embeddings": 10**6},
+        {"rope_type": "ntk", "target_length": 2**31 - 1, "original_max_position_embeddings": 7},
+        {"rope_type": "ntk", "factor": 4, "original_max_position_embeddings": 1e300},
+        {"rope_type": "ntk", "factor": 4, "rope_theta": 1.0000001},
+        {"rope_type": "yarn", "factor": 1e5},
+        {"rope_type": "linear", "factor": 1e5},
+    ],
+    ids=json.dumps,
+)
+def test_extreme_numbers_are_computed_or_refused(settings) -> None:
+    """No number overflows on the way."""
+    try:
+        rope = rope_of("llada_8b", settings).rope
+    except ValueError as error:
+        assert "overflows" in str(error) or "at most 2147483647 tokens" in str(error)
+    else:
+        assert np.isfinite(rope.frequencies()).all() and (rope.frequencies() > 0).all()

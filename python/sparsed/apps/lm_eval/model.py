@@ -29,7 +29,6 @@ from ...generation.prompts import pad_left
 from ...kernels.config import Sparse
 from ...models.loader import load_model
 from ...models.tokenizer import load_tokenizer
-from ..cli_options import rope_scaling_of
 from . import chat
 from . import options as arguments
 from .batches import BatchSize, largest_divisor
@@ -149,7 +148,7 @@ class SparsedLM(TemplateLM):
             dtype,
             weights=weights,
             engine=engine,
-            rope_scaling=rope_scaling_of(rope_scaling) if isinstance(rope_scaling, str) else rope_scaling,
+            rope_scaling=arguments.rope_scaling_of(rope_scaling),
             **arguments.placement(engine, device, device_map),
         )
         self._tokenizer_folder = Path(tokenizer or folder)

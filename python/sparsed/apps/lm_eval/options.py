@@ -14,6 +14,7 @@ from ...generation.sampling import SAMPLERS, Sampler
 from ...kernels.config import Sparse
 from ...models import Model
 from ...models.tokenizer import Tokenizer
+from .. import cli_options
 from ..methods import CACHE_KINDS, SPARSE_KINDS, changed_sampler, made_cache
 
 _log = logging.getLogger(__name__)
@@ -96,6 +97,18 @@ def placement(engine: str, device: str | None, device_map: str | Mapping[str, An
         _log.warning("device is %s, but torch finds no CUDA device: the model runs on the CPU", device)
         device = "cpu"
     return {"device": device}
+
+
+def rope_scaling_of(given: str | Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """Returns the argument of `load_model`.
+
+    Raises:
+        ValueError: A text has no meaning.
+    """
+    try:
+        return cli_options.rope_scaling_of(given) if isinstance(given, str) else given
+    except ValueError as error:
+        raise ValueError(f"SparsedLM: {error}") from error
 
 
 def sparse_of(sparse: bool | str | Sparse, options: dict[str, Any]) -> Sparse | None:
