@@ -29,6 +29,15 @@ def main(rank: int, size: int, folder: Path, name: str) -> None:
             arrays["pattern"] = np.stack(
                 [patterns.pattern(layer).to_mask()[0] for layer in range(model.config.num_layers)]
             )
+        # Given patterns are those of this process' heads.
+        prompt = {"prompt_ids": np.arange(5, 45), "gen_length": 8, "steps": 4}
+        sizes = {"window": 20, "block_size": 16, "q_len": 48, "kv_len": 48}
+        window = sparsed.BlockPattern.sliding_window(1, model.num_heads, **sizes)
+        arrays["given"] = sparsed.generate(model, sparse=window, **prompt).tokens
+        try:
+            sparsed.generate(model, sparse=window[:, [0] * model.config.num_heads], **prompt)
+        except ValueError as error:
+            arrays["heads_error"] = str(error)
         # Cached steps in this process' heads.
         cached = sparsed.generate(model, kv_cache=sparsed.DelayedCache(refresh=3), **golden.options())
         arrays |= {"dense": dense.tokens, "cached": cached.tokens}

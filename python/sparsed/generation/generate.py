@@ -70,9 +70,12 @@ def generate(
         steps: How many, T. With a threshold, factor or entropy_bound in the sampler it is not used.
         sparse: None: dense attention. A PatternCache (of an earlier result, or from `PatternCache.load`): each layer
             uses the pattern that the cache holds for it, in every step. Nothing is selected, the settings and the step
-            of the cache do not count, and it does not change. A BlockPattern: all layers use it. Such patterns are for
-            rows with the same number of tokens (padding not counted) and the same prompt_length, or 0. Their batch is
-            all rows, then their guiding twins if there is guidance; patterns with batch 1 serve every row.
+            of the cache do not count, and it does not change. A BlockPattern: all layers use it. In a PatternCache
+            made with a BlockPattern, the layers that hold no other pattern use that one. Such patterns are for rows
+            with the same number of tokens (padding not counted) and the same prompt_length, or 0, and every query block
+            keeps at least one key block. Their heads are the query heads of the model, in a group those of this
+            process. Their batch is all rows, then their guiding twins if there is guidance; patterns with batch 1 serve
+            every row.
         kv_cache: PrefixCache, DualCache or DelayedCache: steps compute a part of the tokens and reuse the keys and
             values of the others. The model has to keep them: those of `load_model` do.
         sampler: None: LLaDASampler(), DreamSampler() or MDLMSampler(), by the model's family.

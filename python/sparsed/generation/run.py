@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .given_patterns import SparseOrGiven, new_cache
+from .given_patterns import Places, SparseOrGiven, new_cache
 from .interrupt import SigintLatch
 from .kv_cache import KVCachePolicy, KVCacheSchedule
 from .predict import predict
@@ -101,15 +101,7 @@ class BatchRun:
         if decoding.sparse is not None:
             # With a cache it is unknown which steps compute all tokens; only those are steps of the patterns.
             steps = None if decoding.kv_cache is not None else self.sampler.num_steps(self.request)
-            self.patterns = new_cache(
-                decoding.sparse,
-                steps=steps,
-                length=self.length,
-                prompt_length=self.prompt_length,
-                rows=batch_indices,
-                num_rows=len(tokens),
-                guided=self.sampler.cfg_scale > 0,
-            )
+            self.patterns = new_cache(decoding.sparse, steps, self._places())
         self.was_sparse = False  # whether some pass computed less than dense attention
         self.ended = False  # whether some row came to its end before all its positions were unmasked
         self._kv_schedule: KVCacheSchedule | None = None
@@ -124,6 +116,16 @@ class BatchRun:
     def finished(self) -> bool:
         """Whether no position is masked any more."""
         return not self.masked.any()
+
+    def _places(self) -> Places:
+        return Places(
+            model=self.decoding.model,
+            length=self.length,
+            prompt_length=self.prompt_length,
+            rows=self.batch_indices,
+            num_rows=len(self.tokens),
+            guided=self.sampler.cfg_scale > 0,
+        )
 
     @property
     def key_values_nbytes(self) -> int:

@@ -59,12 +59,14 @@ class SparseConfig:
         rho: The fraction of the key blocks, 0 ... 1, that a query block keeps.
         block_size: The number of tokens per block: 16, 32, 64, 128 or 256.
         selection: The selection rule: ``"paper"``, or ``"reference"`` for that of the authors' code. A function is an
-            own rule: ``selection(scores, geometry)`` gets the block scores of the dense pass, a new numpy float32 array
-            (B, H, query blocks, key blocks) as ``attention_and_select(..., return_scores=True)`` returns it, and a
-            ``BlockGeometry``. It returns bool of the same shape, True where a key block is kept, at least one in each
-            row. It is called once for each layer in each step that selects, also where arrays lie on a CUDA device:
-            the scores are then copied to the host, which waits for the pass. Own rules select in the steps of
-            ``"paper"``, and do not see ``rho`` and ``isolate``.
+            own rule: ``selection(scores, geometry)`` gets the block scores of the dense pass for one row of the batch,
+            a new numpy float32 array (1, H, query blocks, key blocks) with the values that
+            ``attention_and_select(..., return_scores=True)`` returns, and a ``BlockGeometry``. It returns bool of the
+            same shape, True where a key block is kept, at least one for each query block. It is called once for each
+            layer and each row of the batch in each step that selects, so that rows do not depend on each other; with
+            guidance the twin of a row is a row as well. Where arrays lie on a CUDA device the scores are copied to
+            the host, which waits for the pass. Own rules select in the steps of ``"paper"``, and do not see ``rho``
+            and ``isolate``.
         selection_scale: The scale of the scores in the selection. None uses the scale of the attention.
         isolate: Whether prompt blocks and generation blocks are selected separately. False selects the top k of all
             blocks together.

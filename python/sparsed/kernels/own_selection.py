@@ -42,7 +42,7 @@ class BlockGeometry:
         return self.prompt_length // self.block_size if self.prompt_length < self.length else self.blocks
 
 
-# scores (B, H, query blocks, key blocks) float32 and the geometry -> bool of the same shape.
+# Of one batch row: scores (1, H, query blocks, key blocks) float32 and the geometry -> bool of the same shape.
 OwnSelection: TypeAlias = Callable[[NDArray[np.float32], BlockGeometry], ArrayLike]
 
 
@@ -55,12 +55,14 @@ def name_of(selection: Any) -> str:
 def chosen_pattern(
     function: str, selection: OwnSelection, scores: Any, geometry: BlockGeometry, generation: str | None
 ) -> BlockPattern:
-    """Calls an own rule and makes a pattern of what it returns.
+    """Calls an own rule for each batch row and makes a pattern of what it returns.
+
+    The rule sees one row at a time, so that a row gets the same blocks whichever rows run beside it.
 
     Args:
         function: The name of the function that error messages begin with.
         selection: The rule.
-        scores: The block scores of any library, on any device; the rule gets numpy's.
+        scores: The block scores (B, H, query blocks, key blocks) of any library, on any device; the rule gets numpy's.
         geometry: What the rule gets beside them.
         generation: With "dense", the query blocks with generation tokens keep every key block, whatever the rule says.
 
@@ -70,25 +72,34 @@ def chosen_pattern(
     """
     name = f"{function}: selection {name_of(selection)}"
     on_host = to_host(scores)
-    shape = on_host.shape
-    returned = selection(on_host, geometry)
+    mask = np.empty(on_host.shape, np.bool_)
+    for row in range(len(mask)):
+        mask[row] = _mask_of_row(name, row, selection(on_host[row : row + 1], geometry), mask[:1].shape)
+        if generation == "dense":
+            mask[row, :, geometry.first_generation_block :] = True
+        empty = np.argwhere(~mask[row].any(axis=-1))
+        if empty.size:
+            head, block = empty[0]
+            raise ValueError(
+                f"{name} returned no key block for query block {block} of head {head} in batch row {row}, "
+                "expected at least one"
+            )
+    lengths = {"q_len": geometry.length, "kv_len": geometry.length, "prompt_length": geometry.prompt_length}
+    return BlockPattern.from_mask(mask, block_size=geometry.block_size, **lengths)
+
+
+def _mask_of_row(name: str, row: int, returned: Any, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """What a rule has returned for one batch row, if it is bool of `shape`."""
     try:
         mask = to_host(returned)
     except (TypeError, ValueError):  # rows of unequal length, or nothing that numpy knows
-        raise TypeError(f"{name} returned a {type(returned).__name__}, expected bool {list(shape)}") from None
+        kind = type(returned).__name__
+        raise TypeError(f"{name} returned a {kind} for batch row {row}, expected bool {list(shape)}") from None
+    found = list(mask.shape)
     if mask.dtype != np.bool_:
-        raise TypeError(f"{name} returned {mask.dtype} {list(mask.shape)}, expected bool {list(shape)}")
+        raise TypeError(f"{name} returned {mask.dtype} {found} for batch row {row}, expected bool {list(shape)}")
     if mask.shape != shape:
-        raise ValueError(f"{name} returned shape {list(mask.shape)}, expected {list(shape)} (that of the scores)")
-    if generation == "dense":
-        mask = mask.copy()
-        mask[:, :, geometry.first_generation_block :] = True
-    empty = np.argwhere(~mask.any(axis=-1))
-    if empty.size:
-        row, head, block = empty[0]
         raise ValueError(
-            f"{name} returned no key block for query block {block} of head {head} in batch row {row}, "
-            "expected at least one"
+            f"{name} returned shape {found} for batch row {row}, expected {list(shape)} (that of the scores)"
         )
-    lengths = {"q_len": geometry.length, "kv_len": geometry.length, "prompt_length": geometry.prompt_length}
-    return BlockPattern.from_mask(mask, block_size=geometry.block_size, **lengths)
+    return mask

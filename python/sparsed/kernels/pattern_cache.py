@@ -178,10 +178,18 @@ class PatternCache:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the patterns of all layers, and nothing else of the cache, to one file of a versioned format.
 
+        A cache made with a BlockPattern does not know how many layers use it until they have attended. Before its first
+        step ``cache.config.save`` writes that pattern, and ``BlockPattern.load`` reads it.
+
         Raises:
             OSError: The file cannot be written.
-            ValueError: No layer holds a pattern.
+            ValueError: No layer holds a pattern, or the cache was made with a BlockPattern and no step has begun.
         """
+        if isinstance(self.config, BlockPattern) and (self.step < 0 or not self.layers):
+            raise ValueError(
+                "PatternCache.save: no layer has attended with the pattern that the cache was made with, expected a "
+                "step before, or cache.config.save(path) to write that pattern"
+            )
         self._state.save(path)
 
     @staticmethod
@@ -216,7 +224,10 @@ class PatternCache:
 
     @property
     def layers(self) -> list[int]:
-        """The layers that hold a pattern, ascending."""
+        """The layers that hold a pattern, ascending.
+
+        In a cache made with a BlockPattern, a layer holds it as soon as it has attended.
+        """
         return self._state.layers
 
     @property

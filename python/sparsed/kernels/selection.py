@@ -85,7 +85,8 @@ def attention_and_select(
         block_size: 16, 32, 64, 128 or 256.
         rho: Share of the candidate blocks, 0 ... 1, that each row keeps. Own rules do not see it.
         selection: ``"paper"``: one softmax over all keys, the top-k of prompt and generation blocks apart;
-            ``"reference"``: what the authors' code does. A function: an own rule, as in ``SparseConfig``.
+            ``"reference"``: what the authors' code does. A function: an own rule, as in ``SparseConfig``, which is
+            called once for each row of the batch.
         scale: Of the attention; None: 1 / sqrt(D).
         selection_scale: Of the scores in the selection; None: ``scale``.
         isolate: Select among prompt and generation blocks apart; False: one top-k over all blocks. Own rules do not
@@ -214,7 +215,7 @@ def recall(
         has nothing to lose: 1.
 
     Raises:
-        TypeError, ValueError, MemoryError: As in ``attention``; also a pattern that is None.
+        TypeError, ValueError, MemoryError: As in ``attention``; also a pattern that is not a BlockPattern.
 
     Example:
         >>> q = k = np.ones((1, 2, 256, 16), np.float32)
@@ -224,10 +225,15 @@ def recall(
     """
     if not isinstance(pattern, BlockPattern):
         raise TypeError(f"recall: pattern is a {type(pattern).__name__}, expected a BlockPattern")
-    held, whole = (
-        to_host(attention(q, k, k, blocks, scale=scale, key_mask=key_mask, return_lse=True)[1]).astype(np.float64)
-        for blocks in (pattern, None)
-    )
+    try:
+        held, whole = (
+            to_host(attention(q, k, k, blocks, scale=scale, key_mask=key_mask, return_lse=True)[1]).astype(np.float64)
+            for blocks in (pattern, None)
+        )
+    except (TypeError, ValueError, MemoryError) as error:
+        if not str(error).startswith("attention: "):
+            raise
+        raise type(error)(f"recall: {str(error).removeprefix('attention: ')}") from None
     empty = np.isneginf(whole)
     shares: NDArray[np.float64] = np.exp(held - np.where(empty, 0, whole))
     return np.where(empty, 1.0, np.minimum(shares, 1.0))

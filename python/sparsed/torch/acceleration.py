@@ -69,6 +69,10 @@ def accelerate(
         raise TypeError(f"accelerate: model is a {type(model).__name__}, expected a torch.nn.Module")
     if steps is None:
         raise TypeError("accelerate: steps is None, expected the number of forward passes of one generation")
+    if not isinstance(sparse, Sparse):
+        raise TypeError(
+            f"accelerate: sparse is a {type(sparse).__name__}, expected a SparseConfig, SlidingWindow or StreamingLLM"
+        )
     acceleration = Acceleration(model, sparse, steps, prompt_length)
     _logger.info("%s", acceleration)
     return acceleration

@@ -67,6 +67,11 @@ class TorchTransformer:
         """The memory of the weights in bytes."""
         return sum(parameter.nbytes for parameter in self.network.parameters())
 
+    @property
+    def num_heads(self) -> int:
+        """The query heads that this process computes: all of the model's, or in a group its share of them."""
+        return len(self._share.heads)
+
     def new_key_values(self) -> KeyValues:
         """Returns an empty store of keys and values for `forward`."""
         return KeyValues()

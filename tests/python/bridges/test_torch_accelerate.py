@@ -297,6 +297,17 @@ def test_models_that_rename_things(names: dict[str, str], llada: nn.Module) -> N
         check_steps(golden, "sparse", model)
 
 
+def test_patterns_are_no_settings() -> None:
+    model = torch_models.load(DATA / "llada_b32")
+    pattern = sparsed.BlockPattern.full(1, 4, block_size=16, q_len=48, kv_len=48)
+    for wrong in (None, pattern, sparsed.PatternCache(pattern, steps=3, prompt_length=20), "window"):
+        message = (
+            f"^accelerate: sparse is a {type(wrong).__name__}, expected a SparseConfig, SlidingWindow or Streaming"
+        )
+        with pytest.raises(TypeError, match=message):
+            accelerate(model, wrong, steps=3, prompt_length=20)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("name", ["llada_b32", "dream_b32"])
 def test_autocast_and_inference_mode(name: str) -> None:
     model, ids = torch_models.load(DATA / name), random_ids(1, 200)

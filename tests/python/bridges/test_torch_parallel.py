@@ -48,11 +48,18 @@ def test_two_processes_give_the_tokens_of_one(tmp_path, name) -> None:
     goldens = golden_case(name).arrays
     native = sparsed.load_model(DATA / name, "float32")
     cached = sparsed.generate(native, kv_cache=sparsed.DelayedCache(refresh=3), **golden_case(name).options())
+    window = sparsed.BlockPattern.sliding_window(
+        1, native.config.num_heads, window=20, block_size=16, q_len=48, kv_len=48
+    )
+    given = sparsed.generate(native, np.arange(5, 45), gen_length=8, steps=4, sparse=window)
     heads = native.config.num_kv_heads
     store_bytes = 2 * 3 * native.config.num_layers * heads * native.config.head_dim * 4
     for part in parts:
         np.testing.assert_array_equal(part["dense"], goldens["dense_tokens"])
         np.testing.assert_array_equal(part["cached"], cached.tokens)
+        np.testing.assert_array_equal(part["given"], given.tokens)
+        expected = f"generate: sparse has heads {window.heads}, expected {window.heads // 2} (the query heads of the"
+        assert str(part["heads_error"]).startswith(expected)
         assert "ids differ between the processes" in str(part["error"])
         assert "computed differ between the processes" in str(part["computed_error"])
         # Each process keeps its own key/value heads; there is at least one.

@@ -118,19 +118,115 @@ def test_patterns_that_do_not_fit_are_refused(model: Any) -> None:
 
     fails(window_of(model, LENGTH + 1), r"generate: sparse is for 107 queries and 107 keys, expected 106 \(prompt")
     fails(window_of(model, prompt=80), r"generate: sparse has prompt_length 80, expected 90 or 0")
-    fails(window_of(model, batch=2), r"generate: sparse has batch 2, expected 1")
-    fails(window_of(model, batch=2), r"generate: sparse has batch 2, expected 3", np.stack([prompt] * 3))
+    fails(window_of(model, batch=2), r"^generate: sparse has batch 2, expected 1 \(there is one row\)$")
+    three = r"^generate: sparse has batch 2, expected 3 \(the rows\) or 1 \(for all of them\)$"
+    fails(window_of(model, batch=2), three, np.stack([prompt] * 3))
+    guided = {**OPTIONS, "sampler": LLaDASampler(cfg_scale=1.0)}
+    with pytest.raises(ValueError, match=r"has batch 3, expected 2 \(the rows and their guiding twins\) or 1"):
+        generate(model, prompt, sparse=window_of(model, batch=3), **guided)
+    heads = model.config.num_heads
+    fails(window_of(model)[0, [0]], rf"^generate: sparse has heads 1, expected {heads} \(the query heads of the model")
     fails(PatternCache(None, steps=1, prompt_length=PROMPT), "holds no pattern, expected one of each layer")
     cache = PatternCache(None, steps=1, prompt_length=PROMPT)
-    cache.set_pattern(0, window_of(model))
-    fails(cache, "layer 1 has no pattern")
-    cache.set_pattern(1, window_of(model)[0, [0]])
-    fails(cache, "q has heads")
+    layers = model.config.num_layers
+    for layer in range(layers):
+        if layer:
+            fails(cache, rf"^generate: sparse holds no pattern of layer {layer}, expected one of each layer 0 ... ")
+        cache.set_pattern(layer, window_of(model))
+    generate(model, prompt, sparse=cache, **OPTIONS)
+    cache.set_pattern(layers, window_of(model))
+    fails(cache, rf"^generate: sparse holds a pattern of layer {layers}, expected layers 0 ... {layers - 1} \(those of")
+    fewer = PatternCache(None, steps=1, prompt_length=PROMPT)
+    for layer in range(layers):
+        fewer.set_pattern(layer, window_of(model)[0, [0]] if layer else window_of(model))
+    fails(fewer, rf"^generate: sparse.pattern\(1\) has heads 1, expected {heads}")
     longer = PatternCache(None, steps=1, prompt_length=PROMPT)
-    longer.set_pattern(0, window_of(model, LENGTH + 1))
+    for layer in range(layers):
+        longer.set_pattern(layer, window_of(model, LENGTH + 1))
     fails(longer, r"generate: sparse.pattern\(0\) is for 107 queries")
     with pytest.raises(TypeError, match=r"generate: sparse is str, expected SparseConfig, .*, BlockPattern or None"):
         generate(model, prompt, sparse="window", **OPTIONS)  # type: ignore[arg-type]
+
+
+def without_keys(pattern: BlockPattern, row: int, head: int, block: int) -> BlockPattern:
+    """The pattern, where one query block keeps nothing."""
+    mask = pattern.to_mask()
+    mask[row, head, block] = False
+    sizes: Any = {name: getattr(pattern, name) for name in ("block_size", "q_len", "kv_len", "prompt_length")}
+    return BlockPattern.from_mask(mask, **sizes)
+
+
+def test_query_blocks_without_keys_are_refused(model: Any) -> None:
+    window, full = window_of(model), BlockPattern.full(1, model.config.num_heads, block_size=16, q_len=106, kv_len=106)
+    prompts = np.stack([prompt_of(model, PROMPT, seed) for seed in range(3)])
+    none = "keeps no key block for query block"
+
+    def fails(sparse: Any, message: str, **options: Any) -> None:
+        with pytest.raises(ValueError, match=rf"^generate: {message}, expected at least one$"):
+            generate(model, prompts, sparse=sparse, **{**OPTIONS, **options})
+
+    fails(full - full, rf"sparse {none} 0 of head 0 in batch row 0")
+    fails(without_keys(window, 0, 1, 3), rf"sparse {none} 3 of head 1 in batch row 0")
+    rows = without_keys(window_of(model, batch=3), 2, 1, 6)
+    fails(rows, rf"sparse {none} 6 of head 1 in batch row 2")
+    fails(rows, rf"sparse {none} 6 of head 1 in batch row 2", stop=(1,))  # where rows run one by one
+    twins = without_keys(window_of(model, batch=6), 4, 0, 1)
+    fails(twins, rf"sparse {none} 1 of head 0 in batch row 4", stop=(1,), sampler=LLaDASampler(cfg_scale=1.0))
+    cache = PatternCache(window, steps=None, prompt_length=PROMPT)
+    cache.set_pattern(1, without_keys(window, 0, 1, 3))
+    fails(cache, rf"sparse.pattern\(1\) {none} 3 of head 1 in batch row 0")
+    of_all = PatternCache(without_keys(window, 0, 1, 3), steps=None, prompt_length=PROMPT)
+    fails(of_all, rf"sparse.config {none} 3 of head 1 in batch row 0")
+
+
+def test_a_cache_made_with_one_pattern(model: Any, tmp_path: Path) -> None:
+    """All layers use it, also those that have not attended yet, except those that hold another one."""
+    prompts = np.stack([prompt_of(model, PROMPT, seed) for seed in range(2)])
+    window = window_of(model)
+    expected = generate(model, prompts, sparse=window, **OPTIONS)
+    cache = PatternCache(window, steps=1, prompt_length=PROMPT)
+    assert generate(model, prompts, sparse=cache, **OPTIONS) == expected
+    cache.begin_step(0)
+    q = np.ones((1, model.config.num_heads, LENGTH, 16), np.float32)
+    cache.attend(0, q, q, q)
+    assert cache.layers == [0]
+    assert generate(model, prompts, sparse=cache, **OPTIONS) == expected
+    patterns(expected).save(tmp_path / "patterns")
+    loaded = PatternCache.load(tmp_path / "patterns")
+    np.testing.assert_array_equal(generate(model, prompts, sparse=loaded, **OPTIONS).history, expected.history)
+    other = BlockPattern.full(1, model.config.num_heads, block_size=16, q_len=LENGTH, kv_len=LENGTH)
+    cache.set_pattern(1, other)
+    mixed = patterns(generate(model, prompts, sparse=cache, **OPTIONS))
+    assert mixed.pattern(0) == window[[0, 0]]
+    assert mixed.pattern(1) == other[[0, 0]]
+
+
+def over_all_scores(scores: Any, geometry: sparsed.BlockGeometry) -> Any:
+    """One threshold for everything that the rule sees, as in docs/research.md."""
+    return (scores >= np.quantile(scores, 0.9)) | (scores >= scores.max(axis=-1, keepdims=True))
+
+
+@pytest.mark.parametrize("cfg_scale", [0.0, 1.0])
+def test_an_own_rule_keeps_rows_independent(model: Any, cfg_scale: float) -> None:
+    sparse = SparseConfig(skip=0, block_size=16, min_length=0, selection=over_all_scores)
+    options = {**OPTIONS, "sparse": sparse, "sampler": LLaDASampler(cfg_scale=cfg_scale)}
+    prompts = [prompt_of(model, PROMPT - 20 * (row % 2), row) for row in range(4)]
+    ids, mask = sparsed.pad_left(prompts)
+    whole = generate(model, ids, prompt_mask=mask, **options)
+    apart = generate(model, ids, prompt_mask=mask, **{**options, "stop": (1,)})
+    assert [list(group.batch_indices) for group in whole.groups] == [[0, 2], [1, 3]]
+    for group in whole.groups:
+        for i, row in enumerate(group.batch_indices):
+            alone = generate(model, prompts[row], **options)
+            if not type(model).__module__.startswith("sparsed.models"):  # torch rounds by the batch
+                continue
+            np.testing.assert_array_equal(whole.generated[row], alone.generated[0])
+            np.testing.assert_array_equal(whole.confidence[row], alone.confidence[0])
+            np.testing.assert_array_equal(whole.generated[row], apart.generated[row])
+            assert group.patterns is not None
+            of_row = [i, i + 2] if cfg_scale else [i]
+            for layer in range(model.config.num_layers):
+                assert group.patterns.pattern(layer)[of_row] == patterns(alone).pattern(layer)
 
 
 def test_own_rules(model: Any) -> None:

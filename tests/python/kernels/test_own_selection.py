@@ -95,6 +95,7 @@ def test_a_rule_chooses_the_pattern(place: str, generation: Any) -> None:
         seen.append(geometry)
         assert type(scores) is np.ndarray
         assert scores.dtype == np.float32
+        assert scores.shape == (1, 4, BLOCKS, BLOCKS)
         return largest_two(scores, geometry)
 
     options: Any = {"prompt_length": PROMPT, "block_size": BLOCK, "selection": rule, "generation": generation}
@@ -106,7 +107,7 @@ def test_a_rule_chooses_the_pattern(place: str, generation: Any) -> None:
     assert pattern.prompt_length == PROMPT
     np.testing.assert_array_equal(out, sparsed.attention_and_select(q, k, v, prompt_length=PROMPT, block_size=16)[0])
     assert sparsed.select(q, k, **options) == pattern
-    assert seen == 2 * [BlockGeometry(BLOCK, LENGTH, PROMPT)]
+    assert seen == 4 * [BlockGeometry(BLOCK, LENGTH, PROMPT)]  # two calls, two rows
     assert (seen[0].blocks, seen[0].first_generation_block) == (BLOCKS, FIRST)
     assert BlockGeometry(16, 32, 32).first_generation_block == 2
 
@@ -162,8 +163,19 @@ def test_the_steps_of_a_cache(place: str) -> None:
             if cache.phase == "select":
                 assert cache.pattern(layer) == sparsed.select(q, k, **select)
                 assert cache.density(layer) == 1
-    assert layers == [0, 1, 0, 1]  # in steps 2 and 6
+    assert layers == 2 * [0, 0, 1, 1]  # in steps 2 and 6, two rows each
     assert pickle.loads(pickle.dumps(PatternCache(config(), steps=3, prompt_length=PROMPT))).config == config()
+
+
+def test_a_cache_with_an_own_rule_is_pickled_and_compared_as_the_rule_is() -> None:
+    def closures() -> PatternCache:
+        return PatternCache(config(selection=lambda scores, geometry: scores > 0), steps=3, prompt_length=PROMPT)
+
+    cache = closures()
+    assert cache == PatternCache(cache.config, steps=3, prompt_length=PROMPT)
+    assert cache != closures()
+    with pytest.raises((AttributeError, pickle.PicklingError)):
+        pickle.dumps(cache)
 
 
 def test_every_step_may_select() -> None:
@@ -189,27 +201,41 @@ def test_short_sequences_stay_dense() -> None:
 
 
 class Rule:
-    """A rule that returns what it is told."""
+    """A rule that returns all blocks of the first row of two, and what it is told for the second."""
 
     def __init__(self, change: Any) -> None:
-        self.change = change
+        self.change, self.calls = change, 0
 
     def __call__(self, scores: Any, geometry: BlockGeometry) -> Any:
-        return self.change(np.ones(scores.shape, bool))
+        self.calls += 1
+        mask = np.ones(scores.shape, bool)
+        return mask if self.calls % 2 else self.change(mask)
 
 
 def emptied(mask: Any) -> Any:
-    mask[1, 2, 3] = False
+    mask[0, 2, 3] = False
     return mask
 
 
 WRONG = [
-    (lambda mask: mask[:, :, 1:], ValueError, "returned shape [2, 4, 12, 13], expected [2, 4, 13, 13]"),
-    (lambda mask: mask[0], ValueError, "returned shape [4, 13, 13], expected [2, 4, 13, 13]"),
-    (lambda mask: mask.astype(np.float32), TypeError, "returned float32 [2, 4, 13, 13], expected bool [2, 4, 13, 13]"),
-    (lambda mask: None, TypeError, "returned object [], expected bool"),
+    (
+        lambda mask: mask[:, :, 1:],
+        ValueError,
+        "returned shape [1, 4, 12, 13] for batch row 1, expected [1, 4, 13, 13] (that of the scores)",
+    ),
+    (lambda mask: mask[0], ValueError, "returned shape [4, 13, 13] for batch row 1, expected [1, 4, 13, 13]"),
+    (
+        lambda mask: mask.astype(np.float32),
+        TypeError,
+        "returned float32 [1, 4, 13, 13] for batch row 1, expected bool [1, 4, 13, 13]",
+    ),
+    (lambda mask: None, TypeError, "returned object [] for batch row 1, expected bool"),
     (lambda mask: np.argwhere(mask), TypeError, "returned int64"),
-    (lambda mask: [[True], [True, False]], TypeError, "returned a list, expected bool [2, 4, 13, 13]"),
+    (
+        lambda mask: [[True], [True, False]],
+        TypeError,
+        "returned a list for batch row 1, expected bool [1, 4, 13, 13]",
+    ),
     (
         emptied,
         ValueError,
@@ -234,6 +260,28 @@ def test_what_a_rule_may_not_return(change: Any, kind: Any, message: str) -> Non
         sparsed.attention_and_select(*inputs(), prompt_length=PROMPT, block_size=BLOCK, selection=Rule(change))
     with pytest.raises(kind, match=r"select: " + name + re.escape(message)):
         sparsed.select(*inputs()[:2], prompt_length=PROMPT, block_size=BLOCK, selection=Rule(change))
+
+
+def over_all_scores(scores: Any, geometry: BlockGeometry) -> Any:
+    """One threshold for everything that the rule sees."""
+    return (scores >= np.quantile(scores, 0.8)) | (scores >= scores.max(axis=-1, keepdims=True))
+
+
+def test_the_rows_of_a_batch_do_not_depend_on_each_other(place: str) -> None:
+    q, k, v = inputs(batch=3)
+    q = q * np.array([0.2, 1, 5], q.dtype)[:, None, None, None]  # so that the scores of the rows differ
+    options: Any = {"prompt_length": PROMPT, "block_size": BLOCK, "selection": over_all_scores, "generation": "sparse"}
+    whole = sparsed.attention_and_select(q, k, v, **options)[1]
+    assert sparsed.select(q, k, **options) == whole
+    cache = PatternCache(config(selection=over_all_scores, generation="sparse"), steps=3, prompt_length=PROMPT)
+    cache.begin_step(0)
+    cache.attend(0, q, k, v)
+    assert cache.pattern(0) == whole
+    for row in range(3):
+        part = slice(row, row + 1)
+        _, alone, scores = sparsed.attention_and_select(q[part], k[part], v[part], **options, return_scores=True)
+        np.testing.assert_array_equal(alone.to_mask(), over_all_scores(scores, BlockGeometry(BLOCK, LENGTH, PROMPT)))
+        assert whole[row] == alone
 
 
 def test_an_empty_row_of_the_generation_is_one_only_where_the_rule_decides_about_it() -> None:

@@ -95,6 +95,22 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
         PatternCache(SPARSE, steps=3, prompt_length=PROMPT).save(path)
 
 
+def test_one_pattern_for_all_layers_is_saved_of_the_layers_that_use_it(tmp_path: Path) -> None:
+    window = BlockPattern.sliding_window(1, 4, window=40, **SIZES)
+    full = BlockPattern.full(1, 4, **SIZES)
+    cache = PatternCache(window, steps=2, prompt_length=PROMPT)
+    cache.set_pattern(1, full)
+    with pytest.raises(ValueError, match=r"PatternCache.save: no layer has attended .*, or cache.config.save\(path\)"):
+        cache.save(tmp_path / "patterns")  # whoever loads it would miss the other layers
+    cache.begin_step(0)
+    for layer in range(3):
+        cache.attend(layer, *inputs())
+    assert cache.layers == [0, 1, 2]
+    cache.save(tmp_path / "patterns")
+    loaded = PatternCache.load(tmp_path / "patterns")
+    assert [loaded.pattern(layer) for layer in range(3)] == [window, full, window]
+
+
 def test_one_pattern_for_all_layers() -> None:
     window = BlockPattern.sliding_window(1, 4, window=40, **SIZES)
     full = BlockPattern.full(1, 4, **SIZES)

@@ -66,5 +66,14 @@ def test_errors_have_names() -> None:
         with pytest.raises(TypeError, match=r"recall: pattern is a \w+, expected a BlockPattern"):
             sparsed.recall(q, k, wrong)  # type: ignore[arg-type]
     pattern = BlockPattern.full(1, 3, block_size=16, q_len=40, kv_len=40)
-    with pytest.raises(ValueError, match="pattern has heads 3, expected 2"):
+    with pytest.raises(ValueError, match="^recall: pattern has heads 3, expected 2"):
         sparsed.recall(q, k, pattern)
+    fits = pattern[:, :2]
+    with pytest.raises(TypeError, match="^recall: q is a NoneType"):
+        sparsed.recall(None, k, fits)
+    with pytest.raises(TypeError, match="^recall: k has dtype float64"):
+        sparsed.recall(q, k.astype(np.float64), fits)
+    with pytest.raises(ValueError, match="^recall: scale is 0"):
+        sparsed.recall(q, k, fits, scale=0)
+    with pytest.raises(ValueError, match="^recall: key_mask has"):
+        sparsed.recall(q, k, fits, key_mask=np.ones((1, 41), bool))
