@@ -138,7 +138,7 @@ def test_unknown_models_are_refused(model: Any, message: str) -> None:
 def test_wrong_arguments(llada: nn.Module) -> None:
     for changes, error, message in (
         ({"model": "LLaDA"}, TypeError, "accelerate: model is a str, expected a torch.nn.Module"),
-        ({"sparse": 0.3}, TypeError, "config is a float, expected a SparseConfig"),
+        ({"sparse": 0.3}, TypeError, "accelerate: sparse is a float, expected a SparseConfig"),
         ({"steps": None}, TypeError, "accelerate: steps is None, expected the number of forward passes"),
         ({"steps": 0}, ValueError, "steps is 0"),
         ({"prompt_length": -1}, ValueError, "prompt_length is -1"),
