@@ -3,8 +3,9 @@
 The answers of the model to prompts of `bench.quality` are masked again, one share of their tokens after the other. At
 the masked positions two distributions are compared: that of the stored weights in bfloat16, and that of a variant. The
 top-1 agreement says how often both prefer the same token, and KL is the divergence of the second one from the first in
-nats per token. "float32" is the stored weights with float32 activations: what rounding activations to bfloat16 alone
-does. The forwards are those of decoding with a threshold, which more uncertain predictions increase.
+nats per token. The variant "float32" has the stored weights and float32 activations, which shows what rounding the
+activations to bfloat16 does. The forwards are those of decoding with a
+threshold, which more uncertain predictions increase.
 
 Source: the measure by shares of masks is that of DLLMQuaRot (FelixMessi/QDLM has the accuracy only).
 """

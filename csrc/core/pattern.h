@@ -142,7 +142,7 @@ class BlockPattern {
   int64_t num_selected() const;  // pairs
   // |A and B| / |A or B| per (batch, head); 1 where both are empty. Other blocks, lengths or heads: an error.
   std::vector<double> jaccard(const BlockPattern& other) const;
-  // What is selected in both, in either, or in this one alone. Another geometry: an error.
+  // The blocks that both select, that either selects, or that only this one selects. An error if the geometries differ.
   BlockPattern combined(const BlockPattern& other, SetOperation operation, const Checker& check) const;
   // The rows of the batch and the heads at these places, in this order; a place may come more than once.
   BlockPattern taken(const std::vector<int64_t>& batch, const std::vector<int64_t>& heads) const;

@@ -8,7 +8,7 @@
 
 namespace sparsed {
 
-// kInt8: weights of linear layers alone.
+// Only the weights of linear layers are kInt8.
 enum class DType : uint8_t { kFloat32, kFloat16, kBFloat16, kInt8 };
 
 inline size_t dtype_size(DType dtype) { return dtype == DType::kFloat32 ? 4 : dtype == DType::kInt8 ? 1 : 2; }

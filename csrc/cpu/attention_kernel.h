@@ -360,7 +360,7 @@ void Attention<Arch>::for_dtype(DType dtype, const F& f) {
       case DType::kFloat32: f(float{}); break;
       case DType::kFloat16: f(F16{}); break;
       case DType::kBFloat16: f(Bf16{}); break;
-      case DType::kInt8: break;  // of weights alone
+      case DType::kInt8: break;  // only weights have it
     }
   }
 }

@@ -57,7 +57,7 @@ struct LinearKernels {
 };
 
 struct OpsKernels {
-  LinearKernels linear;  // of float32 and bfloat16 weights, or of bfloat16 x and weights alone
+  LinearKernels linear;  // of float32 and bfloat16 weights; on AMX, of bfloat16 x and weights
 
   // One row each; dtypes float32 or bfloat16.
   void (*rms_norm)(const void* x, DType dtype, const float* weight, float eps, int64_t cols, void* out,

@@ -118,6 +118,7 @@ def attention_and_select(
     """
     function = "attention_and_select"
     Checker(function).flag("return_scores", return_scores)
+    rows = default_generation(selection) if generation is None else generation
     call = Call(function, key_mask, q=q, k=k, v=v, out=out)
     with call.current():
         result = call.output()
@@ -134,12 +135,12 @@ def attention_and_select(
             scale,
             selection_scale,
             isolate,
-            default_generation(selection) if generation is None else generation,
+            rows,
             call.key_mask,
             None if scores is None else scores.target,
             call.stream(),
         )
-        pattern = _pattern(function, compiled, selection, scores, generation)
+        pattern = _pattern(function, compiled, selection, scores, rows)
     array: Array = call.finish(result)
     return (array, pattern, scores.array()) if return_scores and scores is not None else (array, pattern)
 
@@ -162,6 +163,7 @@ def select(
 
     Arguments and errors as there.
     """
+    rows = default_generation(selection) if generation is None else generation
     call = Call("select", key_mask, q=q, k=k)
     with call.current():
         scores = call.scores(block_size) if callable(selection) else None
@@ -175,21 +177,20 @@ def select(
             scale,
             selection_scale,
             isolate,
-            default_generation(selection) if generation is None else generation,
+            rows,
             call.key_mask,
             None if scores is None else scores.target,
             call.stream(),
         )
-        return _pattern("select", compiled, selection, scores, generation)
+        return _pattern("select", compiled, selection, scores, rows)
 
 
-def _pattern(function: str, compiled: _core.BlockPattern, selection: Any, scores: Any, generation: Any) -> BlockPattern:
+def _pattern(function: str, compiled: _core.BlockPattern, selection: Any, scores: Any, rows: Any) -> BlockPattern:
     """What the kernels have selected, or what an own rule makes of their scores."""
     pattern = BlockPattern._of(compiled)
     if not callable(selection):
         return pattern
     geometry = BlockGeometry(pattern.block_size, pattern.kv_len, pattern.prompt_length)
-    rows = default_generation(selection) if generation is None else generation
     # A copy, because the rule may write into it.
     return chosen_pattern(function, selection, to_host(scores.target).copy(), geometry, rows)
 

@@ -11,17 +11,10 @@ from __future__ import annotations
 
 from functools import partial
 
-from .architecture import QWEN3_NAMES, Architecture, Key, read_free_shape
+from .architecture import QWEN3_NAMES, QWEN_FIXED, QWEN_IGNORED, Architecture, Key, read_free_shape
 
 # Where the tokenizer names no mask token, dllm adds one behind the tokens of Qwen3 or of Qwen2.5.
 _QWEN3_MASK, _QWEN2_MASK = 151669, 151665
-
-_QWEN_FIXED = {
-    "hidden_act": ("silu", "silu"),
-    "mlp_bias": (False, False),
-    "use_sliding_window": (False, False),
-}
-_QWEN_IGNORED = frozenset({"max_window_layers", "sliding_window"})
 
 A2D_QWEN3 = Architecture(
     title="A2D-Qwen3",
@@ -30,8 +23,8 @@ A2D_QWEN3 = Architecture(
     family="a2d",
     names=QWEN3_NAMES,
     shape=partial(read_free_shape, head_dim=128),
-    fixed=_QWEN_FIXED | {"attention_bias": (False, False)},
-    ignored=_QWEN_IGNORED,
+    fixed=QWEN_FIXED | {"attention_bias": (False, False)},
+    ignored=QWEN_IGNORED,
     mask_token=_QWEN3_MASK,
 )
 
@@ -41,8 +34,8 @@ A2D_QWEN2 = Architecture(
     class_name="A2DQwen2LMHeadModel",
     family="a2d",
     shape=read_free_shape,
-    fixed=_QWEN_FIXED | {"attention_bias": (True, True)},
-    ignored=_QWEN_IGNORED,
+    fixed=QWEN_FIXED | {"attention_bias": (True, True)},
+    ignored=QWEN_IGNORED,
     qkv_bias=True,
     mask_token=_QWEN2_MASK,
 )

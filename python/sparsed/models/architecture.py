@@ -54,6 +54,10 @@ LLAMA_NAMES = TensorNames(
 )
 QWEN3_NAMES = dataclasses.replace(LLAMA_NAMES, query_norm="self_attn.q_norm", key_norm="self_attn.k_norm")
 
+# Keys of Qwen2 and Qwen3 with one supported value each (`Architecture.fixed`), and those that they switch off.
+QWEN_FIXED = {"hidden_act": ("silu", "silu"), "mlp_bias": (False, False), "use_sliding_window": (False, False)}
+QWEN_IGNORED = frozenset({"max_window_layers", "sliding_window"})
+
 
 class Shape(TypedDict):
     """The sizes that a ModelConfig has, as keyword arguments for it."""

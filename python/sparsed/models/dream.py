@@ -8,21 +8,15 @@ Source: configuration_dream.py and modeling_dream.py of Dream-org/Dream-v0-Instr
 
 from __future__ import annotations
 
-from .architecture import Architecture
+from .architecture import QWEN_FIXED, QWEN_IGNORED, Architecture
 
 DREAM = Architecture(
     title="Dream-7B, Dream-Coder and DiffuCoder",
     model_type="dream",
     class_name="DreamModel",
     family="dream",
-    fixed={
-        "attention_bias": (True, True),
-        "hidden_act": ("silu", "silu"),
-        "mlp_bias": (False, False),
-        "use_mrope": (False, False),
-        "use_sliding_window": (False, False),
-    },
-    ignored=frozenset({"max_window_layers", "sliding_window"}),
+    fixed=QWEN_FIXED | {"attention_bias": (True, True), "use_mrope": (False, False)},
+    ignored=QWEN_IGNORED,
     qkv_bias=True,
     mask_token=151666,
     pad_token=151643,

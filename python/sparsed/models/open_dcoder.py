@@ -8,7 +8,7 @@ Source: veomni/models/transformers/qwen2 of pengzhangzhi/Open-dLLM (modeling_qwe
 
 from __future__ import annotations
 
-from .architecture import Architecture, read_free_shape
+from .architecture import QWEN_FIXED, QWEN_IGNORED, Architecture, read_free_shape
 
 OPEN_DCODER = Architecture(
     title="Open-dCoder",
@@ -16,13 +16,8 @@ OPEN_DCODER = Architecture(
     class_name="Qwen2ForCausalLM",
     family="dream",
     shape=read_free_shape,
-    fixed={
-        "attention_bias": (True, True),
-        "hidden_act": ("silu", "silu"),
-        "mlp_bias": (False, False),
-        "use_sliding_window": (False, False),
-    },
-    ignored=frozenset({"max_window_layers", "sliding_window"}),
+    fixed=QWEN_FIXED | {"attention_bias": (True, True)},
+    ignored=QWEN_IGNORED,
     qkv_bias=True,
     shift_logits=True,
     needs_mask_token=True,
